@@ -1,0 +1,1 @@
+"""synthscale: tells whether synthetic images are any good, with the evidence behind each number."""
