@@ -1,0 +1,216 @@
+"""The typed configuration of a run: what may be set, the defaults, and how files and ``--set`` are read.
+
+A configuration comes from keyword arguments, a mapping or a YAML file (local or ``s3://``); unknown keys are
+refused by name. ``Config.result_settings`` is the part that changes results and so enters fingerprints.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+import fsspec
+import yaml
+from botocore.exceptions import BotoCoreError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from synthscale.errors import ConfigError
+
+GENERATOR_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+
+
+class EncoderConfig(_Section):
+    """How images become vectors."""
+
+    name: str = "descriptor"
+    """``descriptor`` (built in, no weights) or ``torchvision:<model>[@weights name]``."""
+    weights: str | None = None
+    """A state dict (``.pt``, ``.pth``, ``.safetensors``), local or ``s3://``, for a torchvision model."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto`` takes a GPU where Ray sees one."""
+    batch_size: int = Field(default=64, ge=1)
+    """Images per forward pass."""
+    image_size: int | None = Field(default=None, ge=8, le=2048)
+    """Side in pixels of the square that images are resized to; the encoder's own default when not given."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of the pixels (0..1) that torchvision weights were trained with; ImageNet's when not given."""
+    std: tuple[float, float, float] | None = None
+    """Standard deviation that goes with ``mean``; the two are given together."""
+
+    @model_validator(mode="after")
+    def _mean_and_std_together(self) -> Self:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std are given together")
+        return self
+
+
+class NeighborsConfig(_Section):
+    """What counts as a near-duplicate."""
+
+    mode: Literal["exact", "datalab"] = "exact"
+    """``datalab`` reproduces cleanlab Datalab's near_duplicate flags, for comparison only."""
+    calibrate_on: Literal["real", "all"] = "real"
+    """Whose median nearest-neighbour distance sets the radius: the distinct real rows, or all rows."""
+    threshold: float = Field(default=0.13, gt=0)
+    """radius = threshold x median nearest-neighbour cosine distance."""
+    radius: float | None = Field(default=None, gt=0, le=2)
+    """An absolute cosine distance instead of the relative rule."""
+
+
+class ClassifierConfig(_Section):
+    """The k-fold real-vs-synthetic classifier."""
+
+    head: Literal["kernel", "linear"] = "kernel"
+    """``kernel`` (embedding and random Fourier features) sees spread as well as mean; ``linear`` only mean."""
+    folds: int = Field(default=5, ge=2, le=100)
+    """k; near-duplicate groups are never split between folds."""
+    class_weight: Literal["balanced", "none"] = "balanced"
+    """``balanced`` weighs the classes in the loss; ``none`` takes the prior out of the odds afterwards."""
+    seed: int = Field(default=0, ge=0)
+    """Deals the folds and draws the random features."""
+    strengths: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, math.inf)
+    """L2 penalties to choose from by out-of-fold log-loss; ``inf`` is the intercept-only model."""
+    workers: int | None = Field(default=None, ge=0)
+    """Ray Train workers; 0 fits inside the driver; chosen by size when not given. Never changes results."""
+
+    @field_validator("strengths")
+    @classmethod
+    def _strengths_are_positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or any(not v > 0 for v in value) or len(set(value)) != len(value):
+            raise ValueError("strengths must be distinct positive numbers (.inf for the intercept-only model)")
+        return tuple(sorted(value))
+
+
+class StorageConfig(_Section):
+    """How storage is reached; credentials come from the environment or a profile, never from here."""
+
+    endpoint_url: str | None = None
+    """An S3-compatible server instead of AWS."""
+    region: str | None = None
+    """The bucket's region."""
+    profile: str | None = None
+    """A profile of the AWS configuration files."""
+    anon: bool = False
+    """Read public buckets without credentials."""
+    shard_rows: int | None = Field(default=None, ge=1)
+    """Rows per file of every table; chosen by size when not given. Never changes results."""
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _no_credentials(cls, value: str | None) -> str | None:
+        if value is not None and "@" in value:
+            raise ValueError("endpoint_url must not hold credentials; use the AWS_* variables or a profile")
+        return value
+
+
+class Config(_Section):
+    """One run: what to score, where to write, and how."""
+
+    real: str | None = None
+    """Folder, or ``s3://`` prefix, of real images."""
+    synthetic: dict[str, str] = Field(default_factory=dict)
+    """Name of each generator and the folder or prefix of its images."""
+    manifest: str | None = None
+    """``metadata.csv``/Parquet, a Studio-style zip or folder, or a Parquet of precomputed vectors."""
+    output: str | None = None
+    """The run directory, local or ``s3://``."""
+    encoder: EncoderConfig = EncoderConfig()
+    neighbors: NeighborsConfig = NeighborsConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    storage: StorageConfig = StorageConfig()
+    max_failure_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Largest share of unusable rows, in each set on its own, that a run may go on with."""
+
+    @model_validator(mode="after")
+    def _names_are_plain(self) -> Self:
+        for name in self.synthetic:
+            check_generator_name(name)
+        return self
+
+    def check_runnable(self) -> None:
+        """Raise ConfigError unless there is exactly one kind of input and an output."""
+        folders = self.real is not None or bool(self.synthetic)
+        if folders and self.manifest is not None:
+            raise ConfigError("give either real and synthetic folders or a manifest, not both")
+        if not folders and self.manifest is None:
+            raise ConfigError("no input: give --real and --synthetic folders, or --manifest")
+        if folders and self.real is None:
+            raise ConfigError("no real images: give --real FOLDER")
+        if folders and not self.synthetic:
+            raise ConfigError("no synthetic images: give --synthetic NAME=FOLDER at least once")
+        if self.output is None:
+            raise ConfigError("no output: give --output FOLDER for the run directory")
+
+    def result_settings(self, section: Literal["input", "encoder", "neighbors", "classifier"]) -> dict[str, Any]:
+        """Return the settings of one section that change results, ready for JSON."""
+        if section == "input":
+            return {"real": self.real, "synthetic": dict(self.synthetic), "manifest": self.manifest}
+        outside = {"encoder": {"device", "batch_size"}, "neighbors": set(), "classifier": {"workers"}}[section]
+        settings: dict[str, Any] = getattr(self, section).model_dump(mode="json", exclude=outside)
+        return settings
+
+
+def check_generator_name(name: str) -> None:
+    """Raise ValueError unless ``name`` can stand in a path and in ``generator=NAME``."""
+    if not GENERATOR_NAME.fullmatch(name) or name in {".", ".."}:
+        raise ValueError(f"generator name {name!r} must match {GENERATOR_NAME.pattern}")
+
+
+def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Config:
+    """Build a Config from nested values; raise ConfigError naming ``source`` and each bad key."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"])
+            hint = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
+            problems.append(f"{key}: {hint}" if key else hint)
+        raise ConfigError(f"{source}: " + "; ".join(problems)) from error
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """Read a YAML mapping; raise ConfigError naming ``source`` when it is not one."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: expected a mapping of keys to values")
+    return values
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Return ``values`` with each ``section.key=value`` laid over it; the value is read as YAML."""
+    merged = {key: dict(v) if isinstance(v, Mapping) else v for key, v in values.items()}
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        keys = path.split(".")
+        if not separator or not all(keys):
+            raise ConfigError(f"--set {override}: expected section.key=value")
+        target = merged
+        for key in keys[:-1]:
+            target = target.setdefault(key, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"--set {override}: {key} is not a section")
+        try:
+            target[keys[-1]] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override}: the value is not valid YAML") from error
+    return merged
+
+
+def load_config(uri: str) -> dict[str, Any]:
+    """Read the values of a YAML configuration, local or ``s3://`` (AWS_* variables apply)."""
+    try:
+        with fsspec.open(uri, "rb") as file:
+            text = file.read().decode("utf-8")
+    except (OSError, UnicodeDecodeError, BotoCoreError) as error:
+        raise ConfigError(f"{uri}: cannot read the configuration: {error}") from error
+    return parse_yaml(text, uri)

@@ -1,0 +1,159 @@
+"""Pretrained torchvision classifiers as encoders: the features before the last layer.
+
+Weights come by torchvision's name (``torchvision:resnet50@IMAGENET1K_V2``) or from a file, local or S3 (a state
+dict, loaded with ``weights_only=True``, or safetensors). Nothing is ever replaced silently: no weights, no run.
+"""
+
+import hashlib
+import io
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from synthscale.errors import ConfigError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_HEADS = ("fc", "classifier", "heads", "head")
+
+
+class TorchvisionEncoder:
+    """One torchvision model without its last layer, as an Encoder; ``search`` and ``classify`` are everything."""
+
+    def __init__(self, model: nn.Module, name: str, image_size: int, weights_id: str, device: str) -> None:
+        """Take a model whose output is (B, D) features; ``weights_id`` identifies what it was trained on."""
+        self.name = name
+        self.image_size = image_size
+        self._device = device
+        self._model = model.eval().to(device)
+        self._mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)
+        self.fingerprint = f"{name}/{image_size}/{weights_id}"
+        blank = np.zeros((1, image_size, image_size, 3), np.uint8)
+        try:
+            self.dimensions = self.encode(blank).shape[1]
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(f"encoder {name}: does not take images of {image_size} px: {error}") from error
+        self.search = self.classify = (0, self.dimensions)
+
+    def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Self:
+        """Set the mean and deviation of the pixels (0..1) that the weights were trained with."""
+        self._mean = torch.tensor(mean, device=self._device).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, device=self._device).view(1, 3, 1, 1)
+        self.fingerprint += f"/{list(mean)}/{list(std)}"
+        return self
+
+    def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See Encoder."""
+        # uint8 travels to the device; scaling happens there.
+        batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device).permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            features = self._model((batch.float() / 255.0 - self._mean) / self._std)
+        result: NDArray[np.float32] = features.flatten(1).float().cpu().numpy()
+        return result
+
+
+def build(
+    name: str, image_size: int | None, weights_file: tuple[str, bytes] | None, device: str
+) -> TorchvisionEncoder:
+    """Build ``torchvision:<model>[@weights]``; raise ConfigError when the model or its weights cannot be had.
+
+    Args:
+        name: as in the configuration.
+        image_size: side in pixels, or None for the weights' own (224 for a file).
+        weights_file: URI and bytes of a state dict, or None to take torchvision's named weights.
+        device: a torch device.
+    """
+    torchvision = import_torchvision()
+    model_name, _, weights_name = name.removeprefix("torchvision:").partition("@")
+    if model_name not in torchvision.models.list_models():
+        raise ConfigError(f"encoder {name}: torchvision has no model {model_name!r}")
+    if weights_file is not None:
+        uri, data = weights_file
+        model = torchvision.models.get_model(model_name, weights=None, **_quiet_options(model_name))
+        _drop_last_layer(model, name)
+        _load_state(model, _read_state(uri, data), uri)
+        weights_id = hashlib.blake2b(data, digest_size=12).hexdigest()
+        return TorchvisionEncoder(model, name, image_size or 224, weights_id, device)
+    try:
+        options = torchvision.models.get_model_weights(model_name)
+        weights = options[weights_name] if weights_name else options.DEFAULT
+    except KeyError as error:
+        raise ConfigError(f"encoder {name}: no weights {weights_name!r}; there are {[w.name for w in options]}") from error
+    try:
+        model = torchvision.models.get_model(model_name, weights=weights)
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(
+            f"encoder {name}: the weights {weights.name} could not be downloaded ({error}); give them as a file "
+            "with encoder.weights=FILE_OR_S3_URI, or use encoder.name=descriptor, which needs none"
+        ) from error
+    _drop_last_layer(model, name)
+    preset = weights.transforms()
+    encoder = TorchvisionEncoder(model, name, image_size or preset.crop_size[0], str(weights), device)
+    return encoder.normalised(tuple(preset.mean), tuple(preset.std))
+
+
+def import_torchvision() -> Any:
+    """Import torchvision, also beside a CPU build of torch that its CUDA wheel does not match."""
+    try:
+        import torchvision
+    except RuntimeError:
+        # The wheel's compiled operators are missing; declaring the two that its modules look up is enough for
+        # models, which use none of them.
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        globals()["_library"] = library  # the declarations live as long as this object
+        import torchvision
+    return torchvision
+
+
+def _quiet_options(model_name: str) -> dict[str, Any]:
+    # These two train with auxiliary outputs and warn about their initialisation unless told.
+    return {"init_weights": False} if model_name in {"googlenet", "inception_v3"} else {}
+
+
+def _drop_last_layer(model: nn.Module, name: str) -> None:
+    for attribute in _HEADS:
+        head = getattr(model, attribute, None)
+        if isinstance(head, nn.Linear):
+            setattr(model, attribute, nn.Identity())
+            return
+        if isinstance(head, nn.Sequential):
+            linear = [i for i, layer in enumerate(head) if isinstance(layer, nn.Linear)]
+            if linear:
+                head[linear[-1]] = nn.Identity()
+            else:  # SqueezeNet classifies by a convolution
+                setattr(model, attribute, nn.AdaptiveAvgPool2d(1))
+            return
+    raise ConfigError(f"encoder {name}: is no image classifier whose last layer is known")
+
+
+def _read_state(uri: str, data: bytes) -> Mapping[str, torch.Tensor]:
+    try:
+        if uri.endswith(".safetensors"):
+            from safetensors.torch import load
+
+            return load(data)
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 (unpicklers raise anything on a foreign file; it is the file's fault)
+        raise ConfigError(f"{uri}: not a state dict that can be loaded safely: {error}") from error
+    state = state.get("state_dict", state) if isinstance(state, Mapping) else state
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ConfigError(f"{uri}: holds no state dict of tensors")
+    return state
+
+
+def _load_state(model: nn.Module, state: Mapping[str, torch.Tensor], uri: str) -> None:
+    try:
+        outcome = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ConfigError(f"{uri}: does not fit the model: {' '.join(str(error).split())[:300]}") from error
+    # The dropped last layer's weights may be there; nothing else may be missing or left over.
+    foreign = [key for key in outcome.unexpected_keys if key.split(".")[0] not in {*_HEADS, "AuxLogits", "aux1", "aux2"}]
+    if outcome.missing_keys or foreign:
+        raise ConfigError(f"{uri}: does not fit the model: missing {outcome.missing_keys[:3]}, unknown {foreign[:3]}")

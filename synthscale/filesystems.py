@@ -1,0 +1,160 @@
+"""One door to local disks and S3: opening, listing, whole-or-nothing writes; foreign errors become StorageError.
+
+Paths are plain local paths, ``file://`` or ``s3://`` URIs. S3 goes through s3fs with the user's endpoint, region
+and profile; credentials come from where s3fs finds them and are never held here.
+"""
+
+import os
+import posixpath
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from botocore.exceptions import BotoCoreError, ClientError
+from fsspec.implementations.local import LocalFileSystem
+
+from synthscale.config import StorageConfig
+from synthscale.errors import StorageError
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One listed object; ``path`` is as the file system names it, without a scheme."""
+
+    path: str
+    size_bytes: int
+    etag: str | None
+
+
+def is_s3(uri: str) -> bool:
+    """Tell whether ``uri`` lies in object storage."""
+    return uri.startswith("s3://")
+
+
+def absolute(uri: str) -> str:
+    """Return ``uri`` with a local path made absolute, and without ``file://`` and trailing slashes."""
+    if is_s3(uri):
+        return uri.rstrip("/")
+    if "://" in uri and not uri.startswith("file://"):
+        raise StorageError(f"{uri}: unknown scheme; use a local path or s3://")
+    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append path components to a local path or URI."""
+    return posixpath.join(uri, *parts)
+
+
+@lru_cache(maxsize=8)
+def _s3(storage: StorageConfig, pid: int) -> Any:
+    # The process id is part of the key: a client must never be shared across a fork.
+    client = {"region_name": storage.region} if storage.region else {}
+    return fsspec.filesystem(
+        "s3",
+        anon=storage.anon,
+        profile=storage.profile,
+        endpoint_url=storage.endpoint_url,
+        client_kwargs=client,
+        skip_instance_cache=True,
+        use_listings_cache=False,
+    )
+
+
+def filesystem(uri: str, storage: StorageConfig) -> Any:
+    """Return the fsspec file system that holds ``uri``."""
+    return _s3(storage, os.getpid()) if is_s3(uri) else LocalFileSystem()
+
+
+@contextmanager
+def storage_errors(uri: str, doing: str) -> Iterator[None]:
+    """Turn the errors of file systems into a StorageError that names ``uri`` and what was tried."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StorageError(f"{uri}: cannot {doing}: not found") from error
+    except PermissionError as error:
+        raise StorageError(f"{uri}: cannot {doing}: access denied") from error
+    except (OSError, BotoCoreError, ClientError) as error:
+        raise StorageError(f"{uri}: cannot {doing}: {' '.join(str(error).split())}") from error
+
+
+def exists(uri: str, storage: StorageConfig) -> bool:
+    """Tell whether a file or folder stands at ``uri``."""
+    with storage_errors(uri, "look"):
+        return bool(filesystem(uri, storage).exists(uri))
+
+
+def is_folder(uri: str, storage: StorageConfig) -> bool:
+    """Tell whether ``uri`` is a folder, or a prefix that holds objects."""
+    with storage_errors(uri, "look"):
+        return bool(filesystem(uri, storage).isdir(uri))
+
+
+def read_bytes(uri: str, storage: StorageConfig) -> bytes:
+    """Read a whole file."""
+    with storage_errors(uri, "read"):
+        data: bytes = filesystem(uri, storage).cat_file(uri)
+        return data
+
+
+def write_bytes(uri: str, data: bytes, storage: StorageConfig) -> None:
+    """Write a whole file so that a reader sees all of it or nothing."""
+    with storage_errors(uri, "write"):
+        fs = filesystem(uri, storage)
+        if is_s3(uri):
+            fs.pipe_file(uri, data)
+            return
+        os.makedirs(os.path.dirname(uri), exist_ok=True)
+        temporary = f"{uri}.{secrets.token_hex(4)}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+            os.replace(temporary, uri)
+        except BaseException:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+            raise
+
+
+def remove(uri: str, storage: StorageConfig) -> None:
+    """Remove a file, or a folder with all it holds; nothing there is fine."""
+    with storage_errors(uri, "remove"):
+        fs = filesystem(uri, storage)
+        if fs.exists(uri):
+            fs.rm(uri, recursive=True)
+
+
+def list_files(uri: str, storage: StorageConfig) -> list[FileInfo]:
+    """List every file below a folder or prefix, sorted by path."""
+    with storage_errors(uri, "list"):
+        fs = filesystem(uri, storage)
+        found = fs.find(uri, detail=True)
+        return [
+            FileInfo(path, int(info["size"]), str(info["ETag"]).strip('"') if "ETag" in info else None)
+            for path, info in sorted(found.items())
+        ]
+
+
+def write_table(uri: str, table: pa.Table, storage: StorageConfig) -> None:
+    """Write one Parquet file, whole or not at all."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_bytes(uri, sink.getvalue(), storage)
+
+
+def read_table(uri: str, storage: StorageConfig, columns: list[str] | None = None) -> pa.Table:
+    """Read one Parquet file; raise StorageError when it is missing or no Parquet."""
+    with storage_errors(uri, "read"):
+        try:
+            if not is_s3(uri):
+                return pq.ParquetFile(uri, memory_map=True).read(columns=columns)
+            with filesystem(uri, storage).open(uri, "rb") as file:
+                return pq.ParquetFile(file).read(columns=columns)
+        except pa.ArrowInvalid as error:
+            raise StorageError(f"{uri}: damaged or not a Parquet file: {error}") from error

@@ -1,0 +1,178 @@
+"""The tables that cross stages: Arrow schemas, the words used in them, and the cast that each write goes through.
+
+Every table is cut by the same row ranges (shards), so that shard i of one aligns with shard i of every other.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import pyarrow as pa
+
+from synthscale.errors import SchemaError
+
+REAL, SYNTHETIC = "real", "synthetic"
+
+_NAME = pa.dictionary(pa.int32(), pa.string())
+
+MANIFEST_COLUMNS = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("uri", pa.string()),  # null for precomputed vectors
+        pa.field("real_or_synthetic", _NAME, nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("generator", _NAME),  # null for real rows
+        pa.field("image_filename", pa.string()),
+        pa.field("size_bytes", pa.int64()),
+        pa.field("etag", pa.string()),
+    ]
+)
+"""The columns that every manifest has; the user's own columns follow them."""
+
+FAILURES = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("id", pa.string()),
+        ("uri", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+NEIGHBORS = pa.schema(
+    [("left", pa.int64()), ("right", pa.int64()), ("cosine_distance", pa.float32()), ("kind", _NAME)]
+)
+
+NEAREST = pa.schema(
+    [
+        ("generator", _NAME),
+        ("row", pa.int64()),
+        ("nn_row", pa.int64()),
+        ("nn_distance", pa.float32()),
+        ("nearest_real_row", pa.int64()),
+        ("nearest_real_distance", pa.float32()),
+        ("knn_radius", pa.float32()),
+        ("in_real_manifold", pa.bool_()),
+        ("covered", pa.bool_()),
+        ("exact", pa.bool_()),
+    ]
+)
+"""Per generator and row: nearest neighbours in that generator's view, and the k-NN indicators.
+
+``in_real_manifold``: inside the k-NN radius of some (other) real row; ``covered``: a real row whose radius holds
+a synthetic row, null for synthetic rows.
+"""
+
+GROUPS = pa.schema(
+    [
+        ("generator", _NAME),
+        ("row", pa.int64()),
+        ("near_duplicate_id", pa.int64()),
+        ("size", pa.int64()),
+        ("has_real", pa.bool_()),
+        ("has_synthetic", pa.bool_()),
+    ]
+)
+
+PREDICTIONS = pa.schema(
+    [("generator", _NAME), ("row", pa.int64()), ("fold", pa.int8()), ("logit_synthetic", pa.float32())]
+)
+
+SCORES = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image_filename", pa.string()),
+        ("uri", pa.string()),
+        ("label", pa.string()),
+        ("real_or_synthetic", pa.string()),
+        ("label_quality_score", pa.float64()),
+        ("label_issue_score", pa.float64()),
+        ("predicted", pa.string()),
+        ("is_label_issue", pa.bool_()),
+        ("is_near_duplicate", pa.bool_()),
+        ("near_duplicate_id", pa.int64()),
+        ("near_duplicate_score", pa.float64()),
+        ("distance_to_nearest_neighbor", pa.float64()),
+        ("nearest_real_id", pa.string()),
+        ("distance_to_nearest_real", pa.float64()),
+        ("in_real_manifold", pa.bool_()),
+        ("covered", pa.bool_()),
+    ]
+)
+"""The columns of ``scores/``; the user's own columns follow them."""
+
+
+class Reason(StrEnum):
+    """Why a row could not be used."""
+
+    NOT_FOUND = "not_found"
+    ACCESS_DENIED = "access_denied"
+    READ_ERROR = "read_error"
+    EMPTY = "empty"
+    UNSUPPORTED = "unsupported"
+    CORRUPT = "corrupt"
+    TRUNCATED = "truncated"
+    TOO_LARGE = "too_large"
+    OUTSIDE = "outside"
+    NON_FINITE = "non_finite"
+    ZERO_VECTOR = "zero_vector"
+    WRONG_LENGTH = "wrong_length"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A range of rows, ``start <= row < stop``, that is one file of each table."""
+
+    index: int
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """The file's name in every table's folder."""
+        return f"part-{self.index:06d}.parquet"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the dimensions of a run's vectors are for."""
+
+    dimensions: int
+    search: tuple[int, int]
+    classify: tuple[int, int]
+
+
+def embeddings_schema(dimensions: int) -> pa.Schema:
+    """Return the schema of ``embeddings/`` for vectors of ``dimensions`` numbers."""
+    return pa.schema(
+        [
+            ("row", pa.int64()),
+            ("vector", pa.list_(pa.float32(), dimensions)),
+            ("width_px", pa.int32()),
+            ("height_px", pa.int32()),
+            ("format", pa.string()),
+            ("mode", pa.string()),
+            ("bytes", pa.int64()),
+            ("jpeg_quality", pa.int16()),
+            ("content_hash", pa.string()),
+        ]
+    )
+
+
+def conform(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
+    """Cast ``table`` to ``schema`` (further columns stay, behind); raise SchemaError naming what does not fit."""
+    missing = [field.name for field in schema if field.name not in table.column_names]
+    if missing:
+        raise SchemaError(f"{name}: lacks the columns {', '.join(missing)}")
+    columns, fields = [], []
+    for field in schema:
+        try:
+            columns.append(table.column(field.name).cast(field.type))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise SchemaError(f"{name}: column {field.name} does not fit {field.type}: {error}") from error
+        fields.append(field)
+    for field in table.schema:
+        if field.name not in schema.names:
+            columns.append(table.column(field.name))
+            fields.append(field)
+    return pa.Table.from_arrays(columns, schema=pa.schema(fields))

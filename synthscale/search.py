@@ -1,0 +1,154 @@
+"""Exact cosine search over one set of vectors: FAISS proposes in float32, one float64 formula decides.
+
+The distance of x and y is d = |x/|x| - y/|y||^2 / 2, computed in float64 (1 - x.y in float32 is off by up to
+6e-7). FAISS's inner products only shortlist: every distance that leaves this module comes from the formula.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+_SLACK = 4e-6
+"""More than a float32 inner product of unit vectors is ever off by (6e-7 measured)."""
+_MARGIN = 8
+"""Further candidates taken by a k-nearest search, so that float32 ties at its edge are settled in float64."""
+_BLOCK = 2048
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of rows and their cosine distances: three arrays of equal length."""
+
+    left: Rows
+    right: Rows
+    distance: Floats
+
+
+class Searcher(Protocol):
+    """Searches between named sets of distinct rows; every query row is left out of its own results.
+
+    The flat search here and the sharded one on Ray actors are both of this shape, and so will be the cell join.
+    """
+
+    def nearest(self, query: str, database: str, k: int) -> tuple[Floats, Rows]:
+        """Return distances and rows, (m, k) each, ascending; inf and -1 where there are fewer than k."""
+        ...
+
+    def within(self, query: str, database: str, radius: float) -> Pairs:
+        """Return all pairs (query row, database row) with distance < radius."""
+        ...
+
+    def inside(self, query: str, database: str, radii: Floats) -> NDArray[np.bool_]:
+        """Tell, for each query row, whether it is within (<=) the radius of some database row; radii: (n,)."""
+        ...
+
+
+def unit(vectors: NDArray[np.floating]) -> Floats:
+    """Return rows scaled to length 1 in float64; rows of zeros must have been refused before."""
+    wide = vectors.astype(np.float64)
+    return wide / np.linalg.norm(wide, axis=1, keepdims=True)
+
+
+def cosine_distance(x: Floats, y: Floats) -> Floats:
+    """Return the one distance formula for unit rows x and y, shapes (n, d) each or broadcastable."""
+    difference = x - y
+    return np.einsum("...i,...i->...", difference, difference) / 2.0
+
+
+class FlatIndex:
+    """Brute-force search over the distinct rows of one set (or of one shard of it)."""
+
+    def __init__(self, vectors: NDArray[np.floating], rows: Rows) -> None:
+        """Take vectors of shape (n, d), none zero, and their n row numbers."""
+        self.rows = rows
+        self._unit = unit(vectors)
+        self._index = faiss.IndexFlatIP(vectors.shape[1])
+        self._index.add(np.ascontiguousarray(self._unit, dtype=np.float32))
+
+    def nearest(self, queries: Floats, query_rows: Rows, k: int) -> tuple[Floats, Rows]:
+        """Return the k nearest rows of each unit query, itself left out; inf and -1 fill what is missing."""
+        take = min(k + 1 + _MARGIN, len(self.rows))
+        distances = np.full((len(queries), k), np.inf)
+        rows = np.full((len(queries), k), -1, np.int64)
+        for start in range(0, len(queries) if take else 0, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            _, found = self._index.search(np.ascontiguousarray(queries[block], dtype=np.float32), take)
+            exact = cosine_distance(queries[block, None, :], self._unit[found])
+            found_rows = self.rows[found]
+            exact[found_rows == query_rows[block, None]] = np.inf
+            # Ties go to the smaller row, so that the answer does not depend on FAISS's order.
+            order = np.lexsort((found_rows, exact), axis=1)[:, :k]
+            width = order.shape[1]
+            distances[block, :width] = np.take_along_axis(exact, order, axis=1)
+            rows[block, :width] = np.take_along_axis(found_rows, order, axis=1)
+        rows[np.isinf(distances)] = -1
+        return distances, rows
+
+    def within(self, queries: Floats, query_rows: Rows, radius: float) -> Pairs:
+        """Return all pairs (query, row) with distance < radius, a query with itself left out."""
+        left, right, distance = [], [], []
+        for start in range(0, len(queries) if len(self.rows) else 0, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            narrow = np.ascontiguousarray(queries[block], dtype=np.float32)
+            limits, _, found = self._index.range_search(narrow, 1.0 - radius - _SLACK)
+            who = np.repeat(np.arange(len(narrow)), np.diff(limits.astype(np.int64)))
+            exact = _paired_distance(queries[block], who, self._unit, found)
+            keep = (exact < radius) & (query_rows[block][who] != self.rows[found])
+            left.append(query_rows[block][who[keep]])
+            right.append(self.rows[found[keep]])
+            distance.append(exact[keep])
+        if not left:
+            return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+        return Pairs(np.concatenate(left), np.concatenate(right), np.concatenate(distance))
+
+    def inside(self, queries: Floats, query_rows: Rows, radii: Floats) -> NDArray[np.bool_]:
+        """Tell which queries lie within (<=) the radius of some row other than themselves; radii: (n,)."""
+        result = np.zeros(len(queries), np.bool_)
+        database = self._unit.astype(np.float32)
+        for start in range(0, len(queries) if len(self.rows) else 0, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            excess = 1.0 - queries[block].astype(np.float32) @ database.T - radii.astype(np.float32)
+            excess[query_rows[block, None] == self.rows[None, :]] = np.inf
+            result[block] = (excess <= -_SLACK).any(axis=1)
+            # What float32 cannot settle, the formula does.
+            who, which = np.nonzero((np.abs(excess) < _SLACK) & ~result[block, None])
+            close = _paired_distance(queries[block], who, self._unit, which) <= radii[which]
+            result[start + who[close]] = True
+        return result
+
+
+def _paired_distance(x: Floats, who: NDArray[np.integer], y: Floats, which: NDArray[np.integer]) -> Floats:
+    """Distance of x[who[i]] and y[which[i]], in blocks so that a hub does not fill the memory."""
+    out = np.empty(len(who))
+    for start in range(0, len(who), 65536):
+        part = slice(start, start + 65536)
+        out[part] = cosine_distance(x[who[part]], y[which[part]])
+    return out
+
+
+class MemorySearcher:
+    """A Searcher over sets that fit in memory, for one process without Ray."""
+
+    def __init__(self, sets: Mapping[str, tuple[NDArray[np.floating], Rows]]) -> None:
+        """Take, for each set, the vectors (n, d) of its distinct rows and their row numbers."""
+        self._indexes = {name: FlatIndex(vectors, rows) for name, (vectors, rows) in sets.items()}
+        self._queries = {name: (unit(vectors), rows) for name, (vectors, rows) in sets.items()}
+
+    def nearest(self, query: str, database: str, k: int) -> tuple[Floats, Rows]:
+        """See Searcher."""
+        return self._indexes[database].nearest(*self._queries[query], k)
+
+    def within(self, query: str, database: str, radius: float) -> Pairs:
+        """See Searcher."""
+        return self._indexes[database].within(*self._queries[query], radius)
+
+    def inside(self, query: str, database: str, radii: Floats) -> NDArray[np.bool_]:
+        """See Searcher."""
+        return self._indexes[database].inside(*self._queries[query], radii)

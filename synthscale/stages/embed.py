@@ -1,0 +1,277 @@
+"""Embed: ``manifest/`` -> ``embeddings/`` and ``failures/``, streamed by Ray Data, one block per shard.
+
+A task fetches, decodes and resizes a shard's images to uint8 at the encoder's size; an actor that holds the
+encoder turns them into vectors and writes the shard. Written shards are not repeated by a rerun. Precomputed
+vectors take the same way without decoding. Only counts come back to the driver.
+"""
+
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import PIL
+import pyarrow as pa
+import ray
+import ray.data
+from numpy.typing import NDArray
+
+import synthscale
+from synthscale import filesystems as fsys
+from synthscale.config import Config, EncoderConfig
+from synthscale.encoders import Encoder, build_encoder
+from synthscale.errors import InputError, StageError, TooManyFailures
+from synthscale.fetch import fetch
+from synthscale.images import FileFacts, ImageFault, decode
+from synthscale.schemas import FAILURES, REAL, Layout, Shard, embeddings_schema
+from synthscale.stages.context import Outcome, StageContext
+from synthscale.storage import RunDirectory
+from synthscale.vectors import check_vectors, read_rows
+
+_FETCH_THREADS = 32
+_FACTS = ("width_px", "height_px", "format", "mode", "bytes", "jpeg_quality", "content_hash")
+
+
+def encoder_for(config: Config, device: str = "cpu") -> Encoder:
+    """Build the run's encoder, reading its weights file if there is one."""
+    weights = config.encoder.weights
+    data = None if weights is None else fsys.read_bytes(fsys.absolute(weights), config.storage)
+    return build_encoder(config.encoder, data, device)
+
+
+def layout_for(config: Config, vectors: dict[str, Any] | None) -> tuple[Layout, str]:
+    """Return what the vectors' dimensions are for, and the text that identifies how they are made."""
+    if vectors is not None:
+        d = vectors["dimensions"]
+        return Layout(d, (0, d), (0, d)), f"vectors/{d}"
+    encoder = encoder_for(config)
+    return Layout(encoder.dimensions, encoder.search, encoder.classify), encoder.fingerprint
+
+
+def fingerprint(context: StageContext, encoder_fingerprint: str) -> dict[str, Any]:
+    """Return what the embeddings depend on."""
+    import torch
+
+    return {
+        "input": context.run.completed("ingest").digest,
+        "settings": context.config.result_settings("encoder"),
+        "encoder": encoder_fingerprint,
+        "versions": {
+            "synthscale": synthscale.__version__,
+            "torch": ".".join(torch.__version__.split(".")[:2]),
+            "pillow": ".".join(PIL.__version__.split(".")[:2]),
+        },
+    }
+
+
+def run(context: StageContext, layout: Layout) -> Outcome:
+    """Embed the shards that are not there yet; verify that every row ended in exactly one of the two tables."""
+    written = context.run.written_shards("embeddings")
+    todo = [shard for shard in context.shards if shard.name not in written]
+    tallies = [_tally(context.run, shard) for shard in context.shards if shard.name in written]
+    if todo:
+        tallies += _stream(context, todo, layout)
+    by_set, reasons = Counter[str](), Counter[str]()
+    for tally in tallies:
+        by_set.update(tally["by_set"])
+        reasons.update(tally["reasons"])
+    rows = context.shards[-1].stop
+    ok = sum(n for key, n in by_set.items() if key.startswith("ok:"))
+    failed = sum(n for key, n in by_set.items() if key.startswith("failed:"))
+    if ok + failed != rows:
+        raise StageError(f"embed: {rows} rows went in, {ok} came out and {failed} failed; rerun with --redo-from embed")
+    sets = [REAL, *context.generators]
+    counts = {
+        "rows": rows,
+        "ok": ok,
+        "failed": failed,
+        "reasons": dict(sorted(reasons.items())),
+        "sets": {name: {"ok": by_set[f"ok:{name}"], "failed": by_set[f"failed:{name}"]} for name in sets},
+    }
+    _check_failures(context, counts)
+    info = {"dimensions": layout.dimensions, "search": layout.search, "classify": layout.classify}
+    return Outcome(counts, info)
+
+
+def _check_failures(context: StageContext, counts: dict[str, Any]) -> None:
+    limit = context.config.max_failure_fraction
+    for name, tally in counts["sets"].items():
+        total = tally["ok"] + tally["failed"]
+        if tally["failed"] > limit * total:
+            reasons = ", ".join(f"{reason} {n}" for reason, n in counts["reasons"].items())
+            raise TooManyFailures(
+                f"{name}: {tally['failed']} of {total} rows could not be used, more than max_failure_fraction "
+                f"{limit:g} allows ({reasons}); see {context.run.path('failures')}"
+            )
+        if tally["ok"] == 0:
+            raise InputError(f"{name}: no row could be used; see {context.run.path('failures')}")
+
+
+def _stream(context: StageContext, todo: list[Shard], layout: Layout) -> list[dict[str, Any]]:
+    vectors = context.run.completed("ingest").info["vectors"]
+    items = ray.data.from_items([{"shard": shard.index} for shard in todo], override_num_blocks=len(todo))
+    shards = {shard.index: shard for shard in todo}
+    if vectors is not None:
+        task = _VectorTask(context.config, context.run, shards, vectors)
+        done = items.map_batches(task, batch_size=1, batch_format="pyarrow")
+    else:
+        size = encoder_for(context.config).image_size
+        done = _embed_images(context, items, shards, layout, size)
+    return [json.loads(row["tally"]) for row in done.iter_rows()]
+
+
+def _embed_images(
+    context: StageContext, items: ray.data.Dataset, shards: dict[int, Shard], layout: Layout, image_size: int
+) -> ray.data.Dataset:
+    # A shard's pixels must stay one block: its actor writes them as one file.
+    largest = max(shard.stop - shard.start for shard in shards.values())
+    settings = ray.data.DataContext.get_current()
+    settings.target_max_block_size = max(128 * 2**20, 2 * largest * image_size**2 * 3)
+    device = device_for(context.config.encoder, context.gpus)
+    # On CPUs decoding and encoding share the cores; one is always left to decode.
+    actors = max(1, context.gpus if device == "cuda" else context.cpus // 2)
+    decoded = items.map_batches(
+        _DecodeTask(context.config, context.run, shards, image_size), batch_size=1, batch_format="pyarrow"
+    )
+    return decoded.map_batches(
+        _EmbedActor,
+        fn_constructor_args=(context.config, context.run, shards, layout, device),
+        batch_size=None,
+        batch_format="numpy",
+        compute=ray.data.ActorPoolStrategy(size=min(actors, len(shards))),
+        num_gpus=1 if device == "cuda" else None,
+        num_cpus=None if device == "cuda" else 1,
+    )
+
+
+def device_for(config: EncoderConfig, gpus: int) -> str:
+    """Return the device that actors encode on: a GPU where Ray sees one, unless the configuration says."""
+    if config.device == "cuda" and gpus == 0:
+        raise StageError("encoder.device is cuda, but Ray sees no GPU; use auto or cpu, or add GPU nodes")
+    return ("cuda" if gpus else "cpu") if config.device == "auto" else config.device
+
+
+class _DecodeTask:
+    """Shard number -> its rows as uint8 pixels with file facts, or with the reason why there are none."""
+
+    def __init__(self, config: Config, run: RunDirectory, shards: dict[int, Shard], image_size: int) -> None:
+        self._config, self._run, self._shards, self._size = config, run, shards, image_size
+
+    def __call__(self, batch: pa.Table) -> dict[str, NDArray[Any]]:
+        shard = self._shards[batch.column("shard")[0].as_py()]
+        manifest = self._run.read_shard("manifest", shard, ["row", "uri"])
+        pixels, facts = decode_all(manifest.column("uri").to_pylist(), self._size, self._config)
+        return {
+            "shard": np.full(manifest.num_rows, shard.index),
+            "pixels": pixels,
+            "facts": np.array([json.dumps(fact) for fact in facts], dtype=object),
+        }
+
+
+def decode_all(uris: list[str], image_size: int, config: Config) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
+    """Fetch and decode images; return pixels (n, S, S, 3), zeros where one failed, and facts or reasons."""
+    pixels = np.zeros((len(uris), image_size, image_size, 3), np.uint8)
+    facts: list[dict[str, Any]] = []
+    for i, data in enumerate(_fetch_all(uris, config)):
+        try:
+            if isinstance(data, ImageFault):
+                raise data
+            pixels[i], fact = decode(data, image_size)
+            facts.append(vars(fact))
+        except ImageFault as fault:
+            facts.append({"reason": fault.reason.value, "detail": fault.detail})
+    return pixels, facts
+
+
+def _fetch_all(uris: list[str], config: Config) -> Any:
+    def one(uri: str) -> bytes | ImageFault:
+        try:
+            return fetch(uri, config.storage)
+        except ImageFault as fault:
+            return fault
+
+    # Threads hide the latency of object storage; a local file is read faster than a thread is asked to.
+    if not any(fsys.is_s3(uri) for uri in uris):
+        yield from map(one, uris)
+        return
+    with ThreadPoolExecutor(_FETCH_THREADS) as pool:
+        yield from pool.map(one, uris)
+
+
+class _EmbedActor:
+    """Pixels of a shard -> its embeddings and failures, written; gives the counts."""
+
+    def __init__(
+        self, config: Config, run: RunDirectory, shards: dict[int, Shard], layout: Layout, device: str
+    ) -> None:
+        import torch
+
+        if device == "cpu":
+            torch.set_num_threads(1)
+        self._encoder = encoder_for(config, device)
+        self._batch_size = config.encoder.batch_size
+        self._run, self._shards, self._layout = run, shards, layout
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
+        shard = self._shards[int(batch["shard"][0])]
+        facts = [json.loads(text) for text in batch["facts"]]
+        vectors = np.zeros((len(facts), self._layout.dimensions), np.float32)
+        good = np.array([i for i, fact in enumerate(facts) if "reason" not in fact], dtype=np.int64)
+        for start in range(0, len(good), self._batch_size):
+            part = good[start : start + self._batch_size]
+            vectors[part] = self._encoder.encode(batch["pixels"][part])
+        check_vectors(vectors, facts, self._layout.search)
+        write_embedded(self._run, shard, vectors, facts)
+        return {"tally": [json.dumps(_tally(self._run, shard))]}
+
+
+class _VectorTask:
+    """Shard number -> its precomputed vectors, checked and written; gives the counts."""
+
+    def __init__(
+        self, config: Config, run: RunDirectory, shards: dict[int, Shard], source: dict[str, Any]
+    ) -> None:
+        self._config, self._run, self._shards, self._source = config, run, shards, source
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        shard = self._shards[batch.column("shard")[0].as_py()]
+        vectors, facts = read_rows(self._source, shard.start, shard.stop, self._config.storage)
+        check_vectors(vectors, facts, (0, vectors.shape[1]))
+        write_embedded(self._run, shard, vectors, facts)
+        return pa.table({"tally": [json.dumps(_tally(self._run, shard))]})
+
+
+def write_embedded(
+    run: RunDirectory, shard: Shard, vectors: NDArray[np.float32], facts: list[dict[str, Any]]
+) -> None:
+    """Write a shard's failures and then, as the sign that it is done, its embeddings."""
+    manifest = run.read_shard("manifest", shard, ["row", "id", "uri"])
+    bad = [i for i, fact in enumerate(facts) if "reason" in fact]
+    failures = manifest.take(bad)
+    for name in ("reason", "detail"):
+        failures = failures.append_column(name, pa.array([facts[i][name] for i in bad], pa.string()))
+    run.write_shard("failures", shard, failures, FAILURES)
+    good = [i for i, fact in enumerate(facts) if "reason" not in fact]
+    flat = pa.array(vectors[good].reshape(-1))
+    columns = {
+        "row": manifest.column("row").take(pa.array(good, pa.int64())),
+        "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+        **{name: [facts[i].get(name) for i in good] for name in _FACTS},
+    }
+    schema = embeddings_schema(vectors.shape[1])
+    run.write_shard("embeddings", shard, pa.table(columns, schema=schema), schema)
+
+
+def _tally(run: RunDirectory, shard: Shard) -> dict[str, dict[str, int]]:
+    """Count, from what was written, a shard's rows by set and its failures by reason."""
+    manifest = run.read_shard("manifest", shard, ["row", "generator"])
+    sets = dict(zip(manifest.column("row").to_pylist(), manifest.column("generator").to_pylist(), strict=True))
+    failures = run.read_shard("failures", shard, ["row", "reason"]).to_pydict()
+    ok = run.read_shard("embeddings", shard, ["row"]).column("row").to_pylist()
+    by_set = Counter(f"ok:{sets[row] or REAL}" for row in ok)
+    by_set.update(f"failed:{sets[row] or REAL}" for row in failures["row"])
+    return {"by_set": dict(by_set), "reasons": dict(Counter(failures["reason"]))}
+
+
+__all__ = ["FileFacts", "decode_all", "encoder_for", "fingerprint", "layout_for", "run"]

@@ -1,0 +1,79 @@
+"""Ingest: the rows that the input names -> ``manifest/``, numbered and cut into shards.
+
+Checks what only the whole set can tell: unique ids, both classes, generator names. The listing is small at the
+sizes that pass through the driver here, so no Ray is needed and a rerun can afford to look again.
+"""
+
+import math
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from synthscale.config import check_generator_name
+from synthscale.errors import InputError
+from synthscale.schemas import MANIFEST_COLUMNS, REAL, SCORES, SYNTHETIC, Shard
+from synthscale.sources import Dataset
+from synthscale.stages.context import Outcome, StageContext
+
+
+def fingerprint(context: StageContext, dataset: Dataset) -> dict[str, Any]:
+    """Return what the manifest depends on: the input's settings and the state of what was found there."""
+    return {"settings": context.config.result_settings("input"), "found": dataset.digest}
+
+
+def run(context: StageContext, dataset: Dataset) -> Outcome:
+    """Write the manifest."""
+    rows = rename_clashing_columns(dataset.rows)
+    check_rows(rows)
+    n = rows.num_rows
+    table = rows.append_column("row", pa.array(range(n), pa.int64()))
+    size = context.config.storage.shard_rows or default_shard_rows(n)
+    shards = [Shard(i, start, min(start + size, n)) for i, start in enumerate(range(0, n, size))]
+    for shard in shards:
+        piece = table.slice(shard.start, shard.stop - shard.start)
+        context.run.write_shard("manifest", shard, piece, MANIFEST_COLUMNS)
+    kinds = Counter(table.column("real_or_synthetic").to_pylist())
+    generators = [g for g in dict.fromkeys(table.column("generator").to_pylist()) if g is not None]
+    info = {
+        "shard_stops": [shard.stop for shard in shards],
+        "generators": generators,
+        "notes": dataset.notes,
+        "vectors": None if dataset.vectors is None else vars(dataset.vectors),
+    }
+    return Outcome({"rows": n, "real": kinds[REAL], "synthetic": kinds[SYNTHETIC]}, info)
+
+
+def default_shard_rows(n: int) -> int:
+    """Return rows per shard: enough shards to share out a small set, few files for a large one."""
+    return min(1024, max(64, math.ceil(n / 16)))
+
+
+def rename_clashing_columns(rows: pa.Table) -> pa.Table:
+    """Give a user's column that bears the name of one of ours in ``scores/`` the prefix ``user_``."""
+    ours = (set(SCORES.names) | {"row"}) - set(MANIFEST_COLUMNS.names)
+    return rows.rename_columns([f"user_{name}" if name in ours else name for name in rows.column_names])
+
+
+def check_rows(rows: pa.Table) -> None:
+    """Raise InputError when the set as a whole cannot be scored, naming what is wrong."""
+    if rows.num_rows == 0:
+        raise InputError("the input has no rows")
+    ids = rows.column("id")
+    if ids.null_count:
+        raise InputError(f"{ids.null_count} rows have no id")
+    if len(pc.unique(ids)) < len(ids):
+        twice = [name for name, count in Counter(ids.to_pylist()).items() if count > 1]
+        more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
+        raise InputError(f"duplicate ids: {', '.join(twice[:5])}{more}; every row needs an id of its own")
+    kinds = set(pc.unique(rows.column("real_or_synthetic")).to_pylist())
+    for kind in (REAL, SYNTHETIC):
+        if kind not in kinds:
+            raise InputError(f"the input has no {kind} rows; both real and synthetic rows are needed")
+    for name in pc.unique(rows.column("generator")).to_pylist():
+        if name is not None:
+            try:
+                check_generator_name(name)
+            except ValueError as error:
+                raise InputError(str(error)) from error

@@ -1,0 +1,90 @@
+"""Starts and ends Ray for a run: a private local one, or a connection to a cluster; quiet unless asked.
+
+Starting Ray costs seconds, so it begins in a thread while the driver lists inputs and imports torch.
+"""
+
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from types import TracebackType
+
+import ray
+
+from synthscale.errors import StageError
+
+LOCAL = "local"
+
+# Read by Ray when it starts; what the user has set stays.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+class RaySession:
+    """One run's Ray. ``ready`` waits until it is up; leaving the context ends what was started here."""
+
+    def __init__(self, address: str = LOCAL, *, verbose: bool = False) -> None:
+        """Begin to start Ray; ``address`` is ``local``, ``auto`` or that of a cluster."""
+        self._address = address
+        self._verbose = verbose
+        self._folder: str | None = None
+        self._error: Exception | None = None
+        # A Ray that the caller has started is used as it is, and left running.
+        self._owned = not ray.is_initialized()
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        if address == LOCAL:
+            # A private Ray on loopback needs no token, and a HOME that cannot be written must not stop it.
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        self._thread = threading.Thread(target=self._start, daemon=True)
+        if self._owned:
+            self._thread.start()
+
+    def _start(self) -> None:
+        options: dict[str, object] = {
+            "log_to_driver": self._verbose,
+            "logging_level": logging.INFO if self._verbose else logging.ERROR,
+        }
+        if self._address == LOCAL:
+            # Short, because Unix socket paths must fit in 107 characters.
+            self._folder = tempfile.mkdtemp(prefix="synthscale-")
+            options |= {"include_dashboard": False, "_temp_dir": self._folder}
+        try:
+            ray.init(address=self._address, **options)
+        except Exception as error:  # noqa: BLE001 (handed to the waiting thread, which raises it)
+            self._error = error
+
+    def ready(self) -> None:
+        """Wait until Ray is up; raise StageError when it could not be started or reached."""
+        if self._owned:
+            self._thread.join()
+        if self._error is not None:
+            raise StageError(f"Ray at {self._address}: could not be started or reached: {self._error}") from self._error
+        _quiet_data(self._verbose)
+
+    def __enter__(self) -> "RaySession":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._owned:
+            self._thread.join()
+            if ray.is_initialized():
+                ray.shutdown()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _quiet_data(verbose: bool) -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = verbose
+    # Waiting for GPUs or spot nodes is ordinary, not an error.
+    context.execution_options.verbose_progress = verbose
+    if not verbose:
+        for name in ("ray.data", "ray.train", "ray"):
+            logging.getLogger(name).setLevel(logging.ERROR)
