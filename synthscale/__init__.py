@@ -1,3 +1,67 @@
-"""synthscale: tells whether synthetic images are any good, with the evidence behind each number."""
+"""synthscale: tells whether synthetic images are any good, with the evidence behind each number.
+
+``score`` runs the main job; ``score_features`` does the same to vectors in memory, without Ray.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from synthscale.config import Config, load_config, parse_config
+from synthscale.errors import (
+    ConfigError,
+    InputError,
+    ResumeConflict,
+    SchemaError,
+    StageError,
+    StorageError,
+    SynthscaleError,
+    TooManyFailures,
+)
+
+if TYPE_CHECKING:
+    from synthscale.cli import main
+    from synthscale.memory import FeatureScores, score_features
+    from synthscale.pipeline import Options, score
+    from synthscale.quality import score_synthetic_data_quality
+    from synthscale.result import RunResult
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "FeatureScores",
+    "InputError",
+    "Options",
+    "ResumeConflict",
+    "RunResult",
+    "SchemaError",
+    "StageError",
+    "StorageError",
+    "SynthscaleError",
+    "TooManyFailures",
+    "load_config",
+    "main",
+    "parse_config",
+    "score",
+    "score_features",
+    "score_synthetic_data_quality",
+]
+
+# Loaded when first used: `import synthscale` costs no Ray and no torch.
+_LAZY = {
+    "FeatureScores": "memory",
+    "Options": "pipeline",
+    "RunResult": "result",
+    "main": "cli",
+    "score": "pipeline",
+    "score_features": "memory",
+    "score_synthetic_data_quality": "quality",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"synthscale.{_LAZY[name]}"), name)

@@ -72,7 +72,7 @@ class ClassifierConfig(_Section):
     """``balanced`` weighs the classes in the loss; ``none`` takes the prior out of the odds afterwards."""
     seed: int = Field(default=0, ge=0)
     """Deals the folds and draws the random features."""
-    strengths: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, math.inf)
+    strengths: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, math.inf)
     """L2 penalties to choose from by out-of-fold log-loss; ``inf`` is the intercept-only model."""
     workers: int | None = Field(default=None, ge=0)
     """Ray Train workers; 0 fits inside the driver; chosen by size when not given. Never changes results."""

@@ -39,8 +39,8 @@ PROTOTYPES_PER_DIGIT = 4
 NUDGED_PIXELS = 3
 JPEG_QUALITY = 90
 BANDWIDTH = 0.75
-"""In standard deviations of a digit's components. At 0.75 samples lie within the 5-neighbour radius of a real image
-about as often as real images do; at 0.35 a tenth of them are near-duplicates of real images."""
+"""In standard deviations of a digit's components. At 0.75 samples lie within the 5-neighbour radius of a real
+image about as often as real images do; at 0.35 a tenth of them are near-duplicates of real images."""
 
 Levels = NDArray[np.int64]
 Labels = NDArray[np.int64]

@@ -60,13 +60,6 @@ class FeatureMap:
         return FeatureMap(*(part.to(device) for part in parts))
 
 
-def moments(count: float, total: torch.Tensor, squares: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and floored scale, (d,) each, from sums that were shifted near the mean; all float64."""
-    mean = total / count
-    deviation = (squares / count - mean**2).clamp_min(0).sqrt()
-    return mean, deviation
-
-
 def fit_feature_map(
     mean: torch.Tensor,
     deviation: torch.Tensor,
@@ -98,7 +91,7 @@ class Heads:
     intercepts: torch.Tensor
 
     def out_of_fold_logits(self, features: torch.Tensor, fold: NDArray[np.int8]) -> NDArray[np.float64]:
-        """Return each row's logit of being synthetic by the head that did not see it; shapes (n, D), (n,) -> (n,)."""
+        """Return each row's logit of being synthetic, by the head that did not see it: (n, D), (n,) -> (n,)."""
         index = torch.from_numpy(fold.astype(np.int64))
         logits = features @ self.weights.T + self.intercepts
         result: NDArray[np.float64] = logits.gather(1, index[:, None])[:, 0].numpy()

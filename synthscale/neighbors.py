@@ -19,7 +19,6 @@ K = 5
 """Neighbours that make a k-NN radius for precision and coverage."""
 
 _DATALAB_FLOOR = 1e-6
-_EMPTY = Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,18 @@ class View:
     generator: str
     median_distance: float | None
     radius: float
+    real_rows: int
     nearest: Nearest
     groups: Groups
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Return the radius and the number of groups, as metrics.json has them."""
+        return {
+            "radius": self.radius,
+            "median_distance": self.median_distance,
+            "groups": len(np.unique(self.groups.near_duplicate_id)),
+            "rows_in_groups": len(self.groups.row),
+        }
 
 
 @dataclass(frozen=True)
@@ -96,10 +105,10 @@ def analyse(searcher: Searcher, sets: dict[str, Members], config: NeighborsConfi
     generators = [name for name in sets if name != REAL]
     real_distance, real_row = searcher.nearest(REAL, REAL, K)
     plans = [_plan(searcher, sets, name, (real_distance, real_row), config) for name in generators]
-    edges = {REAL: searcher.within(REAL, REAL, max((plan.radius for plan in plans), default=0.0))}
-    edges = {"real-real": _join(_ordered(edges[REAL]), sets[REAL].copy_edges())}
+    shared = _ordered(searcher.within(REAL, REAL, max(plan.radius for plan in plans)))
+    edges = {"real-real": _join(shared, sets[REAL].copy_edges())}
+    manifold_real = searcher.inside(REAL, REAL, _kth(real_distance))
     views = []
-    manifold_real = searcher.inside(REAL, REAL, plans[0].real_radius) if plans else np.empty(0, np.bool_)
     for plan in plans:
         name = plan.generator
         across = _both_ways(searcher.within(name, REAL, plan.radius))
@@ -113,6 +122,7 @@ def analyse(searcher: Searcher, sets: dict[str, Members], config: NeighborsConfi
                 name,
                 plan.median,
                 plan.radius,
+                len(sets[REAL].rows),
                 _nearest(sets[REAL], sets[name], plan, manifold_real, manifold),
                 _groups(sets[REAL], sets[name], own, plan.radius),
             )
@@ -147,6 +157,8 @@ def _plan(
     real_own = searcher.nearest(REAL, name, 1)
     median = _median(sets, name, real_real[0], own_own[0], (own_real[0], real_own[0]), config)
     radius = config.radius if config.radius is not None else config.threshold * (median or 0.0)
+    # Without distances to calibrate on, exact copies (distance 0) are all that can be said.
+    radius = max(radius, float(np.nextafter(0.0, 1.0)))
     return _Plan(
         name,
         median,
@@ -218,8 +230,8 @@ def _groups(real: Members, own: Members, edges: list[Pairs], radius: float) -> G
     is_real = np.concatenate([np.ones(len(real.rows), np.bool_), np.zeros(len(own.rows), np.bool_)])
     order = np.argsort(nodes)
     all_edges = _join(*edges)
-    # Real-real edges are searched at the largest radius of any generator; copies (distance 0) always count.
-    keep = (all_edges.distance < radius) | (all_edges.distance == 0.0)
+    # Real-real edges are searched at the largest radius of any generator.
+    keep = all_edges.distance < radius
     return near_duplicate_groups(nodes[order], is_real[order], all_edges.left[keep], all_edges.right[keep])
 
 

@@ -54,13 +54,14 @@ NEAREST = pa.schema(
         ("knn_radius", pa.float32()),
         ("in_real_manifold", pa.bool_()),
         ("covered", pa.bool_()),
+        ("is_copy", pa.bool_()),
         ("exact", pa.bool_()),
     ]
 )
 """Per generator and row: nearest neighbours in that generator's view, and the k-NN indicators.
 
 ``in_real_manifold``: inside the k-NN radius of some (other) real row; ``covered``: a real row whose radius holds
-a synthetic row, null for synthetic rows.
+a synthetic row, null for synthetic rows; ``is_copy``: an exact copy of a smaller row of its own set.
 """
 
 GROUPS = pa.schema(
@@ -73,6 +74,17 @@ GROUPS = pa.schema(
         ("has_synthetic", pa.bool_()),
     ]
 )
+
+FOLDS = pa.schema(
+    [
+        ("generator", _NAME),
+        ("row", pa.int64()),
+        ("fold", pa.int8()),
+        ("is_real", pa.bool_()),
+        ("is_copy", pa.bool_()),
+    ]
+)
+"""``classifier/``: each row's fold per generator; null where no classifier can be fitted."""
 
 PREDICTIONS = pa.schema(
     [("generator", _NAME), ("row", pa.int64()), ("fold", pa.int8()), ("logit_synthetic", pa.float32())]

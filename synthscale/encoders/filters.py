@@ -82,7 +82,7 @@ class OrientedGradients:
         self._window = (window / window.sum(1, keepdim=True)).to(device)
 
     def __call__(self, luma: Tensor) -> Tensor:
-        """Map (B, S, S) to (B, directions * cells * cells), in units of half the grey range per pixel of the reduced plane."""
+        """Map (B, S, S) to (B, directions * cells * cells); 1.0 is half the grey range per reduced pixel."""
         small = functional.adaptive_avg_pool2d(luma[:, None] / HALF_RANGE, self._grid_px)
         padded = functional.pad(small, (1, 1, 1, 1), mode="replicate")
         across = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2

@@ -21,7 +21,7 @@ from synthscale.encoders.filters import HALF_RANGE, cosine_matrix, frequency_gri
 NOISE_FLOOR = 0.1
 TONE_LEVELS = (-96.0, -64.0, -32.0, 0.0, 32.0, 64.0, 96.0)
 COLOUR_LEVELS = (-48.0, -16.0, -4.0, 4.0, 16.0, 48.0)
-SATURATION_LEVELS = (4.0, 16.0, 32.0, 64.0, 128.0)
+CHROMA_LEVELS = (4.0, 12.0, 24.0, 48.0, 96.0)
 CLIPPED_BELOW, CLIPPED_ABOVE = 1.0 - HALF_RANGE, 254.0 - HALF_RANGE
 
 
@@ -83,7 +83,7 @@ def tone_statistics(planes: Tensor) -> Tensor:
         _shares_below(luma, (*TONE_LEVELS, CLIPPED_BELOW, CLIPPED_ABOVE)),
         _shares_below(orange, COLOUR_LEVELS),
         _shares_below(green, COLOUR_LEVELS),
-        _shares_below(chroma, SATURATION_LEVELS),
+        _shares_below(chroma, CHROMA_LEVELS),
     ]
     return torch.cat(parts, 1)
 

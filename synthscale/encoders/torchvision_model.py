@@ -83,7 +83,9 @@ def build(
         options = torchvision.models.get_model_weights(model_name)
         weights = options[weights_name] if weights_name else options.DEFAULT
     except KeyError as error:
-        raise ConfigError(f"encoder {name}: no weights {weights_name!r}; there are {[w.name for w in options]}") from error
+        raise ConfigError(
+            f"encoder {name}: no weights {weights_name!r}; there are {[w.name for w in options]}"
+        ) from error
     try:
         model = torchvision.models.get_model(model_name, weights=weights)
     except (OSError, RuntimeError) as error:
@@ -140,7 +142,8 @@ def _read_state(uri: str, data: bytes) -> Mapping[str, torch.Tensor]:
 
             return load(data)
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 (unpicklers raise anything on a foreign file; it is the file's fault)
+    except Exception as error:
+        # Unpicklers raise anything on a foreign file, and it is the file's fault.
         raise ConfigError(f"{uri}: not a state dict that can be loaded safely: {error}") from error
     state = state.get("state_dict", state) if isinstance(state, Mapping) else state
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
@@ -154,6 +157,10 @@ def _load_state(model: nn.Module, state: Mapping[str, torch.Tensor], uri: str) -
     except RuntimeError as error:
         raise ConfigError(f"{uri}: does not fit the model: {' '.join(str(error).split())[:300]}") from error
     # The dropped last layer's weights may be there; nothing else may be missing or left over.
-    foreign = [key for key in outcome.unexpected_keys if key.split(".")[0] not in {*_HEADS, "AuxLogits", "aux1", "aux2"}]
+    foreign = [
+        key for key in outcome.unexpected_keys if key.split(".")[0] not in {*_HEADS, "AuxLogits", "aux1", "aux2"}
+    ]
     if outcome.missing_keys or foreign:
-        raise ConfigError(f"{uri}: does not fit the model: missing {outcome.missing_keys[:3]}, unknown {foreign[:3]}")
+        raise ConfigError(
+            f"{uri}: does not fit the model: missing {outcome.missing_keys[:3]}, unknown {foreign[:3]}"
+        )

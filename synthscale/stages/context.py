@@ -24,7 +24,7 @@ class StageContext:
     run: RunDirectory
     gpus: int = 0
     cpus: int = 1
-    show_progress: bool = False
+    is_local: bool = True
 
     @property
     def shards(self) -> list[Shard]:

@@ -19,17 +19,18 @@ from numpy.typing import NDArray
 
 import synthscale
 from synthscale import filesystems as fsys
-from synthscale.config import Config, EncoderConfig
+from synthscale.config import Config
 from synthscale.encoders import Encoder, build_encoder
 from synthscale.errors import InputError, StageError, TooManyFailures
 from synthscale.fetch import fetch
-from synthscale.images import FileFacts, ImageFault, decode
+from synthscale.images import ImageFault, decode
 from synthscale.schemas import FAILURES, REAL, Layout, Shard, embeddings_schema
 from synthscale.stages.context import Outcome, StageContext
 from synthscale.storage import RunDirectory
 from synthscale.vectors import check_vectors, read_rows
 
 _FETCH_THREADS = 32
+_MOST_GPU_ACTORS = 64
 _FACTS = ("width_px", "height_px", "format", "mode", "bytes", "jpeg_quality", "content_hash")
 
 
@@ -80,7 +81,9 @@ def run(context: StageContext, layout: Layout) -> Outcome:
     ok = sum(n for key, n in by_set.items() if key.startswith("ok:"))
     failed = sum(n for key, n in by_set.items() if key.startswith("failed:"))
     if ok + failed != rows:
-        raise StageError(f"embed: {rows} rows went in, {ok} came out and {failed} failed; rerun with --redo-from embed")
+        raise StageError(
+            f"embed: {rows} rows went in, {ok} came out and {failed} failed; rerun with --redo-from embed"
+        )
     sets = [REAL, *context.generators]
     counts = {
         "rows": rows,
@@ -128,9 +131,7 @@ def _embed_images(
     largest = max(shard.stop - shard.start for shard in shards.values())
     settings = ray.data.DataContext.get_current()
     settings.target_max_block_size = max(128 * 2**20, 2 * largest * image_size**2 * 3)
-    device = device_for(context.config.encoder, context.gpus)
-    # On CPUs decoding and encoding share the cores; one is always left to decode.
-    actors = max(1, context.gpus if device == "cuda" else context.cpus // 2)
+    device = device_for(context)
     decoded = items.map_batches(
         _DecodeTask(context.config, context.run, shards, image_size), batch_size=1, batch_format="pyarrow"
     )
@@ -139,17 +140,27 @@ def _embed_images(
         fn_constructor_args=(context.config, context.run, shards, layout, device),
         batch_size=None,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=min(actors, len(shards))),
+        compute=_actor_pool(context, device, len(shards)),
         num_gpus=1 if device == "cuda" else None,
         num_cpus=None if device == "cuda" else 1,
     )
 
 
-def device_for(config: EncoderConfig, gpus: int) -> str:
+def device_for(context: StageContext) -> str:
     """Return the device that actors encode on: a GPU where Ray sees one, unless the configuration says."""
-    if config.device == "cuda" and gpus == 0:
-        raise StageError("encoder.device is cuda, but Ray sees no GPU; use auto or cpu, or add GPU nodes")
-    return ("cuda" if gpus else "cpu") if config.device == "auto" else config.device
+    device = context.config.encoder.device
+    if device == "cuda" and context.gpus == 0 and context.is_local:
+        raise StageError("encoder.device is cuda, but Ray sees no GPU here; use auto or cpu")
+    return ("cuda" if context.gpus else "cpu") if device == "auto" else device
+
+
+def _actor_pool(context: StageContext, device: str, shards: int) -> ray.data.ActorPoolStrategy:
+    if device == "cuda":
+        # A cluster may start with no GPU node and grow: asking for more actors is what makes it grow.
+        most = max(context.gpus, 1 if context.is_local else min(shards, _MOST_GPU_ACTORS))
+        return ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(most, shards)))
+    # Decoding and encoding share the cores; at least half of them are left to decode.
+    return ray.data.ActorPoolStrategy(size=max(1, min(context.cpus // 2, shards)))
 
 
 class _DecodeTask:
@@ -272,6 +283,3 @@ def _tally(run: RunDirectory, shard: Shard) -> dict[str, dict[str, int]]:
     by_set = Counter(f"ok:{sets[row] or REAL}" for row in ok)
     by_set.update(f"failed:{sets[row] or REAL}" for row in failures["row"])
     return {"by_set": dict(by_set), "reasons": dict(Counter(failures["reason"]))}
-
-
-__all__ = ["FileFacts", "decode_all", "encoder_for", "fingerprint", "layout_for", "run"]

@@ -28,21 +28,24 @@ class RaySession:
     """One run's Ray. ``ready`` waits until it is up; leaving the context ends what was started here."""
 
     def __init__(self, address: str = LOCAL, *, verbose: bool = False) -> None:
-        """Begin to start Ray; ``address`` is ``local``, ``auto`` or that of a cluster."""
+        """Take ``local`` for a private Ray, ``auto`` or an address for a cluster; nothing is started yet."""
         self._address = address
         self._verbose = verbose
         self._folder: str | None = None
         self._error: Exception | None = None
-        # A Ray that the caller has started is used as it is, and left running.
-        self._owned = not ray.is_initialized()
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Start Ray in the background, unless it is up already: a Ray of the caller's is used and left running."""
+        if self._thread is not None or ray.is_initialized():
+            return
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        if address == LOCAL:
+        if self._address == LOCAL:
             # A private Ray on loopback needs no token, and a HOME that cannot be written must not stop it.
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         self._thread = threading.Thread(target=self._start, daemon=True)
-        if self._owned:
-            self._thread.start()
+        self._thread.start()
 
     def _start(self) -> None:
         options: dict[str, object] = {
@@ -60,10 +63,13 @@ class RaySession:
 
     def ready(self) -> None:
         """Wait until Ray is up; raise StageError when it could not be started or reached."""
-        if self._owned:
+        self.begin()
+        if self._thread is not None:
             self._thread.join()
         if self._error is not None:
-            raise StageError(f"Ray at {self._address}: could not be started or reached: {self._error}") from self._error
+            raise StageError(
+                f"Ray at {self._address}: could not be started or reached: {self._error}"
+            ) from self._error
         _quiet_data(self._verbose)
 
     def __enter__(self) -> "RaySession":
@@ -72,7 +78,7 @@ class RaySession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._owned:
+        if self._thread is not None:
             self._thread.join()
             if ray.is_initialized():
                 ray.shutdown()

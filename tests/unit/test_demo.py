@@ -1,4 +1,3 @@
-import re
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +20,14 @@ def sets() -> Sets:
     return make_sets(0)
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo") / "data"
-    write_demo(folder)
-    return folder
+@pytest.fixture
+def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `write_demo` write 20 images a set: thousands of small files can take seconds."""
+
+    def few(seed: int) -> Sets:
+        return {name: (pixels[:20], labels[:20]) for name, (pixels, labels) in make_sets(seed).items()}
+
+    monkeypatch.setattr("synthscale.demo.make_sets", few)
 
 
 def levels(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -112,32 +114,27 @@ def test_blurry_has_eight_components_and_no_copies(sets: Sets) -> None:
     assert cdist(blurry, real).min() > 6
 
 
-def test_files_lie_in_label_folders_and_give_the_pixels_back(sets: Sets, written: Path) -> None:
-    files = [path.relative_to(written).as_posix() for path in written.rglob("*") if path.is_file()]
-    files.remove(MARKER)
-    assert len(files) == 6 * 1797
-    assert all(re.fullmatch(r"[a-z]+/\d/\d{5}\.png", file) for file in files)
-    for name, (pixels, labels) in sets.items():
-        for row in range(0, 1797, 50):
-            path = written / name / str(labels[row]) / f"{row:05d}.png"
-            with Image.open(path) as image:
-                assert (image.format, image.mode, image.size) == ("PNG", "L", (8, 8))
-                np.testing.assert_array_equal(np.asarray(image), pixels[row])
-            assert path.read_bytes()[24] == 8  # bit depth, in the PNG header
+@pytest.mark.usefixtures("few_rows")
+def test_files_lie_in_label_folders_and_give_the_pixels_back(sets: Sets, tmp_path: Path) -> None:
+    write_demo(tmp_path / "new" / "data")
+    folder = tmp_path / "new" / "data"
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    expected = {f"{name}/{sets[name][1][row]}/{row:05d}.png" for name in sets for row in range(20)}
+    assert files == expected | {MARKER}
+    for file in expected:
+        name, _, row = file.removesuffix(".png").split("/")
+        with Image.open(folder / file) as image:
+            assert (image.format, image.mode, image.size) == ("PNG", "L", (8, 8))
+            np.testing.assert_array_equal(np.asarray(image), sets[name][0][int(row)])
+        assert (folder / file).read_bytes()[24] == 8  # bit depth, in the PNG header
 
 
-def test_a_complete_copy_is_left_alone(written: Path) -> None:
-    before = times(written)
-    write_demo(written)
-    assert times(written) == before
-
-
-@pytest.fixture
-def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    def few(seed: int) -> Sets:
-        return {name: (pixels[:20], labels[:20]) for name, (pixels, labels) in make_sets(seed).items()}
-
-    monkeypatch.setattr("synthscale.demo.make_sets", few)
+@pytest.mark.usefixtures("few_rows")
+def test_a_complete_copy_is_left_alone(tmp_path: Path) -> None:
+    write_demo(tmp_path)
+    before = times(tmp_path)
+    write_demo(tmp_path)
+    assert times(tmp_path) == before
 
 
 @pytest.mark.usefixtures("few_rows")

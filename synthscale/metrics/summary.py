@@ -1,0 +1,129 @@
+"""Puts a generator's sums and facts together to its block of metrics.json."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from synthscale.metrics.classifier import ClassifierSums, classifier_figures, sum_logits
+from synthscale.metrics.core import Indicators, Sums, core_metrics, coverage_reference, metric, sum_up
+from synthscale.neighbors import K
+from synthscale.schemas import REAL
+from synthscale.scores import ViewRows, quality
+
+SMALL_CLASS = 200
+"""Below this many rows of a class the classifier's metrics deserve a warning."""
+
+
+@dataclass
+class ViewSums:
+    """All sums of a generator's view, or of some of its rows; two of them add up."""
+
+    overall: Sums = field(default_factory=Sums)
+    by_label: dict[str, Sums] = field(default_factory=dict)
+    classifier: ClassifierSums = field(default_factory=ClassifierSums)
+    distinct_real: int = 0
+
+    def __add__(self, other: "ViewSums") -> "ViewSums":
+        """Return the sums over both sets of rows."""
+        labels = dict.fromkeys([*self.by_label, *other.by_label])
+        return ViewSums(
+            self.overall + other.overall,
+            {name: self.by_label.get(name, Sums()) + other.by_label.get(name, Sums()) for name in labels},
+            self.classifier + other.classifier,
+            self.distinct_real + other.distinct_real,
+        )
+
+
+def sum_view(view: ViewRows, scores: pa.Table, prior: NDArray[np.float64]) -> ViewSums:
+    """Sum up some rows of a view.
+
+    Args:
+        view: the rows and what is known of them.
+        scores: their scores.
+        prior: log of synthetic over real rows that each row's head was trained on, (n,).
+    """
+    is_real = np.asarray(pc.equal(scores.column("real_or_synthetic"), REAL))
+    groups = view.groups
+    mixed = np.asarray(groups.column("has_real").fill_null(False)) if len(groups) else np.empty(0, np.bool_)
+    at = np.searchsorted(view.manifest.column("row").to_numpy(), groups.column("row").to_numpy())
+    in_mixed, in_synthetic = np.zeros(len(is_real), np.bool_), np.zeros(len(is_real), np.bool_)
+    in_mixed[at[mixed]], in_synthetic[at[~mixed]] = True, True
+    rows = Indicators(
+        is_real=is_real,
+        q=quality(view.logit, is_real),
+        q_unadjusted=quality(view.logit + prior, is_real),
+        in_synthetic_group=in_synthetic,
+        in_mixed_group=in_mixed,
+        inside=np.asarray(scores.column("in_real_manifold")),
+        covered=np.asarray(scores.column("covered").fill_null(False)),
+    )
+    labels = scores.column("label").to_numpy(zero_copy_only=False)
+    is_copy = np.asarray(view.nearest.column("is_copy"))
+    return ViewSums(
+        sum_up(rows),
+        {
+            str(label): sum_up(rows, labels == label)
+            for label in pc.unique(scores.column("label")).to_pylist()
+            if label is not None
+        },
+        sum_logits(view.logit, is_real),
+        int((is_real & ~is_copy).sum()),
+    )
+
+
+def generator_block(sums: ViewSums, head: str, fit: dict[str, Any], neighbors: dict[str, Any]) -> dict[str, Any]:
+    """Return a generator's block of metrics.json.
+
+    Args:
+        sums: over the whole view.
+        head: the classifier's head.
+        fit: what the fit recorded.
+        neighbors: radius, median_distance, groups and rows_in_groups.
+    """
+    overall = sums.overall
+    references = {
+        "precision": overall.real_inside / overall.real if overall.real else None,
+        "coverage": coverage_reference(sums.distinct_real, int(overall.synthetic), K),
+    }
+    missing = "not measured in this version"
+    return {
+        "counts": {"real": int(overall.real), "synthetic": int(overall.synthetic)},
+        "metrics": core_metrics(overall, references),
+        "by_label": {
+            label: {"counts": {"real": int(s.real), "synthetic": int(s.synthetic)}, **core_metrics(s, references)}
+            for label, s in sorted(sums.by_label.items())
+        },
+        "classifier": classifier_figures(sums.classifier, head, fit),
+        "neighbors": {
+            **neighbors,
+            "repeats": {"rows": int(overall.repeats)},
+            "copies": {"rows": int(overall.copies)},
+            "recall": 1.0,
+            "self_test": metric(None, missing),
+        },
+        "confounders": {"auc": metric(None, missing)},
+        "warnings": warnings(overall, fit, neighbors),
+    }
+
+
+def warnings(sums: Sums, fit: dict[str, Any], neighbors: dict[str, Any]) -> list[str]:
+    """Return what a reader of the numbers should know first."""
+    found = []
+    for name, count in (("real", sums.real), ("synthetic", sums.synthetic)):
+        if count < SMALL_CLASS:
+            found.append(
+                f"only {int(count)} {name} rows: fidelity and representativeness are uncertain below {SMALL_CLASS}"
+            )
+    if not fit.get("folds"):
+        found.append("no classifier could be cross-validated: fidelity and representativeness are null")
+    elif not fit["converged"]:
+        found.append("the classifier did not fully converge: scores may move by more than 1e-5 between machines")
+    if neighbors["median_distance"] is None:
+        found.append("too few distinct real rows to calibrate the radius: only exact copies are near-duplicates")
+    elif neighbors["median_distance"] <= 0:
+        found.append("half of the distinct real rows have another at distance 0: only exact copies are found")
+    return found

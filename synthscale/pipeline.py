@@ -1,0 +1,163 @@
+"""The main job: the stages in order, each skipped when its marker says that it is done.
+
+ingest -> embed -> neighbors -> classify -> reduce -> report
+"""
+
+import platform
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import ray
+
+import synthscale
+from synthscale.config import Config
+from synthscale.errors import ConfigError
+from synthscale.result import RunResult
+from synthscale.sources import discover
+from synthscale.stages import classify, embed, ingest, neighbors, reduce, report
+from synthscale.stages.context import Outcome, StageContext
+from synthscale.stages.session import LOCAL, RaySession
+from synthscale.storage import STAGES, Marker, RunDirectory
+
+_PACKAGES = ("numpy", "pandas", "pillow", "pyarrow", "ray", "scipy", "torch")
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What a person is told when a stage ends: one line."""
+
+    stage: str
+    rows: int
+    failed: int
+    seconds: float
+    skipped: bool
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is carried out; nothing here changes its results.
+
+    Attributes:
+        ray_address: ``local`` starts a private Ray; ``auto`` or an address joins a cluster.
+        redo_from: repeat this stage and all after it.
+        verbose: let Ray's own logs and progress through.
+        on_stage: called when a stage ends.
+    """
+
+    ray_address: str = LOCAL
+    redo_from: str | None = None
+    verbose: bool = False
+    on_stage: Callable[[StageReport], None] = lambda report: None
+
+
+def score(config: Config, options: Options | None = None) -> RunResult:
+    """Run the main job, or what is left of it, and return its result.
+
+    Raises:
+        ConfigError, InputError, StorageError: the input or configuration cannot be used.
+        TooManyFailures: too many rows could not be used.
+        ResumeConflict: the output directory holds another run.
+        StageError: a stage could not finish; the same call goes on from there.
+    """
+    options = options or Options()
+    config.check_runnable()
+    assert config.output is not None
+    run = RunDirectory.open(config.output, config.storage)
+    if options.redo_from is not None:
+        if options.redo_from not in STAGES:
+            raise ConfigError(f"--redo-from {options.redo_from}: no such stage; there are {', '.join(STAGES)}")
+        run.forget_from(options.redo_from)
+    with RaySession(options.ray_address, verbose=options.verbose) as session:
+        _Job(config, run, options, session).work()
+    return RunResult(run)
+
+
+class _Job:
+    """One call of ``score``: carries the context from stage to stage."""
+
+    def __init__(self, config: Config, run: RunDirectory, options: Options, session: RaySession) -> None:
+        self.config, self.run, self.options, self.session = config, run, options, session
+
+    def work(self) -> None:
+        dataset = discover(self.config)
+        self._begin()
+        context = StageContext(self.config, self.run)
+        self._stage("ingest", ingest.fingerprint(context, dataset), lambda: ingest.run(context, dataset))
+        if not self._is_reduced():
+            # Starting Ray takes seconds: it goes on while the encoder is loaded.
+            self.session.begin()
+        layout, encoder = embed.layout_for(self.config, context.run.completed("ingest").info["vectors"])
+        self._stage("embed", embed.fingerprint(context, encoder), lambda: embed.run(self._on_ray(), layout))
+        self._stage("neighbors", neighbors.fingerprint(context), lambda: neighbors.run(self._on_ray()))
+        self._stage("classify", classify.fingerprint(context), lambda: classify.run(self._on_ray()))
+        self._stage("reduce", reduce.fingerprint(context), lambda: reduce.run(self._on_ray()))
+        self._stage("report", report.fingerprint(context), lambda: report.run(context))
+        self._record(finished=True)
+
+    def _stage(self, name: str, fingerprint: dict[str, Any], work: Callable[[], Outcome]) -> None:
+        """Do one stage unless its marker says that it is done; write the marker around it."""
+        marker = self.run.resume(name, fingerprint)
+        skipped = marker is not None and marker.complete
+        if marker is None or not marker.complete:
+            self.run.write_marker(Marker(name, False, fingerprint))
+            start = time.perf_counter()
+            outcome = work()
+            seconds = time.perf_counter() - start
+            marker = Marker(name, True, fingerprint, outcome.counts, outcome.info, seconds)
+            self.run.write_marker(marker)
+        rows, failed = marker.counts.get("rows", 0), marker.counts.get("failed", 0)
+        self.options.on_stage(StageReport(name, rows, failed, marker.seconds, skipped))
+
+    def _on_ray(self) -> StageContext:
+        """Return the context with the cluster's resources, waiting until Ray is up."""
+        self.session.ready()
+        resources = ray.cluster_resources()
+        return StageContext(
+            self.config,
+            self.run,
+            gpus=int(resources.get("GPU", 0)),
+            cpus=max(1, int(resources.get("CPU", 1))),
+            is_local=self.options.ray_address == LOCAL,
+        )
+
+    def _is_reduced(self) -> bool:
+        marker = self.run.marker("reduce")
+        return marker is not None and marker.complete
+
+    def _begin(self) -> None:
+        if not self.run.begun():
+            self.run.write_json("run.json", {"run_id": uuid.uuid4().hex[:12], "config": self._settings()})
+
+    def _record(self, *, finished: bool) -> None:
+        stages = {}
+        for name in STAGES:
+            marker = self.run.completed(name)
+            rows = marker.counts.get("rows")
+            rate = rows / marker.seconds if rows and marker.seconds else None
+            stages[name] = {"seconds": marker.seconds, "rows": rows, "rows_per_s": rate}
+        packages = {name: version(name) for name in _PACKAGES}
+        self.run.write_json(
+            "run.json",
+            {
+                "run_id": self.run.read_json("run.json")["run_id"],
+                "finished": finished,
+                "config": self._settings(),
+                "versions": {
+                    "synthscale": synthscale.__version__,
+                    "python": platform.python_version(),
+                    **packages,
+                },
+                "stages": stages,
+                "notes": self.run.completed("ingest").info["notes"],
+            },
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        settings = self.config.model_dump(mode="json", exclude_none=True)
+        # JSON has no infinity.
+        settings["classifier"]["strengths"] = [str(s) for s in self.config.classifier.strengths]
+        return settings
