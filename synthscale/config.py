@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 import fsspec
 import yaml
 from botocore.exceptions import BotoCoreError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
 from synthscale.errors import ConfigError
 
@@ -83,6 +83,10 @@ class ClassifierConfig(_Section):
         if not value or any(not v > 0 for v in value) or len(set(value)) != len(value):
             raise ValueError("strengths must be distinct positive numbers (.inf for the intercept-only model)")
         return tuple(sorted(value))
+
+    @field_serializer("strengths", when_used="json")
+    def _strengths_without_infinity(self, value: tuple[float, ...]) -> list[float | str]:
+        return [strength if math.isfinite(strength) else "inf" for strength in value]
 
 
 class StorageConfig(_Section):

@@ -31,6 +31,7 @@ from synthscale.errors import InputError
 GENERATOR_VERSION = 1
 """Raise it when `make_sets` gives other pixels for the same seed, so that earlier copies are rewritten."""
 
+SETS = ("real", "kde", "collapsed", "memorised", "blurry", "missing")
 MARKER = ".synthscale-demo"
 MAX_LEVEL = 16
 SIDE_PX = 8

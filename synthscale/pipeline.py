@@ -20,7 +20,7 @@ from synthscale.result import RunResult
 from synthscale.sources import discover
 from synthscale.stages import classify, embed, ingest, neighbors, reduce, report
 from synthscale.stages.context import Outcome, StageContext
-from synthscale.stages.session import LOCAL, RaySession
+from synthscale.stages.session import LOCAL, RaySession, ray_errors
 from synthscale.storage import STAGES, Marker, RunDirectory
 
 _PACKAGES = ("numpy", "pandas", "pillow", "pyarrow", "ray", "scipy", "torch")
@@ -105,7 +105,8 @@ class _Job:
         if marker is None or not marker.complete:
             self.run.write_marker(Marker(name, False, fingerprint))
             start = time.perf_counter()
-            outcome = work()
+            with ray_errors(name):
+                outcome = work()
             seconds = time.perf_counter() - start
             marker = Marker(name, True, fingerprint, outcome.counts, outcome.info, seconds)
             self.run.write_marker(marker)
@@ -157,7 +158,4 @@ class _Job:
         )
 
     def _settings(self) -> dict[str, Any]:
-        settings = self.config.model_dump(mode="json", exclude_none=True)
-        # JSON has no infinity.
-        settings["classifier"]["strengths"] = [str(s) for s in self.config.classifier.strengths]
-        return settings
+        return self.config.model_dump(mode="json", exclude_none=True)

@@ -159,8 +159,9 @@ def _actor_pool(context: StageContext, device: str, shards: int) -> ray.data.Act
         # A cluster may start with no GPU node and grow: asking for more actors is what makes it grow.
         most = max(context.gpus, 1 if context.is_local else min(shards, _MOST_GPU_ACTORS))
         return ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(most, shards)))
-    # Decoding and encoding share the cores; at least half of them are left to decode.
-    return ray.data.ActorPoolStrategy(size=max(1, min(context.cpus // 2, shards)))
+    # On CPUs Ray fuses the task into the actor (their resources are equal): every core decodes and encodes, and no
+    # pixel passes through the object store.
+    return ray.data.ActorPoolStrategy(size=max(1, min(context.cpus, shards)))
 
 
 class _DecodeTask:
@@ -259,7 +260,7 @@ def write_embedded(
     """Write a shard's failures and then, as the sign that it is done, its embeddings."""
     manifest = run.read_shard("manifest", shard, ["row", "id", "uri"])
     bad = [i for i, fact in enumerate(facts) if "reason" in fact]
-    failures = manifest.take(bad)
+    failures = manifest.take(pa.array(bad, pa.int64()))
     for name in ("reason", "detail"):
         failures = failures.append_column(name, pa.array([facts[i][name] for i in bad], pa.string()))
     run.write_shard("failures", shard, failures, FAILURES)

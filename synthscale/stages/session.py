@@ -8,11 +8,13 @@ import os
 import shutil
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import ray
 
-from synthscale.errors import StageError
+from synthscale.errors import StageError, SynthscaleError
 
 LOCAL = "local"
 
@@ -34,6 +36,7 @@ class RaySession:
         self._folder: str | None = None
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
+        self._up, self._over = threading.Event(), threading.Event()
 
     def begin(self) -> None:
         """Start Ray in the background, unless it is up already: a Ray of the caller's is used and left running."""
@@ -60,12 +63,15 @@ class RaySession:
             ray.init(address=self._address, **options)
         except Exception as error:  # noqa: BLE001 (handed to the waiting thread, which raises it)
             self._error = error
+        self._up.set()
+        # Linux ends Ray's processes together with the thread that started them, so it stays.
+        self._over.wait()
 
     def ready(self) -> None:
         """Wait until Ray is up; raise StageError when it could not be started or reached."""
         self.begin()
         if self._thread is not None:
-            self._thread.join()
+            self._up.wait()
         if self._error is not None:
             raise StageError(
                 f"Ray at {self._address}: could not be started or reached: {self._error}"
@@ -79,11 +85,31 @@ class RaySession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._thread is not None:
-            self._thread.join()
+            self._up.wait()
             if ray.is_initialized():
                 ray.shutdown()
+            self._over.set()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def ray_errors(stage: str) -> Iterator[None]:
+    """Turn what Ray raises into our errors: the one that a worker raised, or a StageError with its last words."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, SynthscaleError):
+                raise type(cause)(*cause.args) from error
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        logging.getLogger(__name__).info("stage %s", stage, exc_info=True)
+        lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(" ")]
+        told = [line.strip() for line in lines if "Error" in line and "ray::" not in line] or ["no reason given"]
+        raise StageError(
+            f"{stage}: a Ray worker failed: {told[0]}; the same command goes on from there, --verbose shows more"
+        ) from error
 
 
 def _quiet_data(verbose: bool) -> None:

@@ -1,0 +1,244 @@
+"""The command line: ``synthscale score|demo|validate|status|report``. The only module that prints."""
+
+import argparse
+import logging
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from synthscale.config import Config, apply_overrides, load_config, parse_config
+from synthscale.errors import ConfigError, SynthscaleError
+
+if TYPE_CHECKING:
+    from synthscale.pipeline import StageReport
+    from synthscale.result import RunResult
+
+EXIT_FAILED = 1
+DEMO_DATA, DEMO_OUTPUT = "runs/demo-data", "runs/demo"
+METRICS = ("fidelity", "representativeness", "diversity", "freshness", "precision", "coverage")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 failed but resumable, 2 unusable input."""
+    parsed = _parser().parse_args(arguments)
+    _configure_logging(verbose=parsed.verbose)
+    signal.signal(signal.SIGTERM, _end_on_signal)
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        code: int = parsed.command(parsed, console)
+        return code
+    except SynthscaleError as error:
+        _complain(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("interrupted; finished work is kept, and the same command goes on from there")
+        return 130
+
+
+def _complain(text: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(f"synthscale: {text}")
+
+
+def _end_on_signal(number: int, frame: FrameType | None) -> None:
+    # Finished shards are on disk already; leaving normally ends the workers.
+    raise SystemExit(128 + number)
+
+
+def _configure_logging(*, verbose: bool) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.ERROR, format="%(levelname)s %(name)s: %(message)s"
+    )
+
+
+# Commands.
+
+
+def _score(parsed: argparse.Namespace, console: Console) -> int:
+    _run(config_from(parsed), parsed, console)
+    return 0
+
+
+def _demo(parsed: argparse.Namespace, console: Console) -> int:
+    from synthscale.demo import SETS, write_demo
+
+    console.print("Writing the demo's images: scikit-learn's digits and five small generators")
+    write_demo(Path(parsed.data))
+    folders = {name: str(Path(parsed.data) / name) for name in SETS}
+    values = {"real": folders.pop("real"), "synthetic": folders, "output": parsed.output or DEMO_OUTPUT}
+    _run(parse_config(apply_overrides(values, parsed.set)), parsed, console)
+    return 0
+
+
+def _run(config: Config, parsed: argparse.Namespace, console: Console) -> None:
+    from synthscale.pipeline import Options, score
+
+    options = Options(
+        ray_address=parsed.ray_address,
+        redo_from=parsed.redo_from,
+        verbose=parsed.verbose,
+        on_stage=lambda report: console.print(stage_line(report)),
+    )
+    result = score(config, options)
+    console.print()
+    console.print(metrics_table(result.metrics))
+    print_warnings(result.metrics, console)
+    _print_places(result, console)
+
+
+def _validate(parsed: argparse.Namespace, console: Console) -> int:
+    from synthscale.plan import validate
+
+    config = config_from(parsed)
+    plan = validate(config)
+    for name, rows in plan.sets.items():
+        console.print(f"{name:16} {rows:>12,} rows", markup=False)
+    console.print(f"encoder          {plan.encoder}, {plan.dimensions} dimensions", markup=False)
+    console.print(f"output           {config.output} can be written", markup=False)
+    console.print(f"tried            {plan.tried} rows, {len(plan.faults)} could not be used")
+    for line in [*plan.faults, *plan.notes]:
+        console.print(f"  {line}", markup=False)
+    if plan.seconds is not None:
+        console.print(f"embedding        about {plan.seconds:,.0f} s on one core of this machine")
+    console.print(f"disk             about {plan.disk_bytes / 2**20:,.0f} MiB at the output")
+    return 0
+
+
+def _status(parsed: argparse.Namespace, console: Console) -> int:
+    from synthscale.plan import status
+
+    for line in status(parsed.run, config_from(parsed)):
+        console.print(f"{line.stage:10} {line.state:8} {line.detail}", markup=False)
+    return 0
+
+
+def _report(parsed: argparse.Namespace, console: Console) -> int:
+    from synthscale.result import RunResult
+    from synthscale.stages.context import StageContext
+    from synthscale.stages.report import run
+
+    config = config_from(parsed)
+    result = RunResult.open(parsed.run, config.storage)
+    run(StageContext(config, result.run))
+    _print_places(result, console)
+    return 0
+
+
+# What a person sees.
+
+
+def stage_line(report: "StageReport") -> str:
+    """Return one line on a finished stage."""
+    if report.skipped:
+        return f"{report.stage:10} done before"
+    rate = f"{report.rows / report.seconds:>9,.0f} rows/s" if report.seconds > 0 else ""
+    return f"{report.stage:10} {report.rows:>9,} rows {report.failed:>6,} failed {report.seconds:>7.1f} s {rate}"
+
+
+def metrics_table(metrics: dict[str, Any]) -> Table:
+    """Return the metrics of every generator as a table for the terminal."""
+    table = Table(title_justify="left", caption_justify="left")
+    table.add_column("generator", overflow="fold")
+    for name in (*METRICS, "AUC"):
+        table.add_column(name, justify="right")
+    for name, block in metrics["generators"].items():
+        values = [block["metrics"][metric]["value"] for metric in METRICS] + [block["classifier"]["auc"]["value"]]
+        # Names come from the user's data: no markup is read in them.
+        table.add_row(name.replace("[", r"\["), *("n/a" if value is None else f"{value:.3f}" for value in values))
+    return table
+
+
+def print_warnings(metrics: dict[str, Any], console: Console) -> None:
+    """Print each warning once, with the generators that it concerns."""
+    concerned: dict[str, list[str]] = {}
+    for name, block in metrics["generators"].items():
+        for warning in block["warnings"]:
+            concerned.setdefault(warning, []).append(name)
+    for warning, names in concerned.items():
+        console.print(f"warning ({', '.join(names)}): {warning}", markup=False)
+
+
+def _print_places(result: "RunResult", console: Console) -> None:
+    console.print(f"report  {result.report_path}", markup=False)
+    console.print(f"scores  {result.scores_path}", markup=False)
+    console.print(f"metrics {result.run.path('metrics.json')}", markup=False)
+
+
+# Arguments.
+
+
+def config_from(parsed: argparse.Namespace) -> Config:
+    """Build the configuration from ``--config``, the input options and ``--set``, in this order."""
+    values: dict[str, Any] = load_config(parsed.config) if parsed.config else {}
+    for name in ("real", "manifest", "output"):
+        if getattr(parsed, name, None) is not None:
+            values[name] = getattr(parsed, name)
+    for text in getattr(parsed, "synthetic", None) or []:
+        name, uri = split_synthetic(text)
+        synthetic = values.setdefault("synthetic", {})
+        if name in synthetic and synthetic[name] != uri:
+            raise ConfigError(f"--synthetic {text}: there are two sets called {name}; name them NAME=FOLDER")
+        synthetic[name] = uri
+    return parse_config(apply_overrides(values, parsed.set), parsed.config or "arguments")
+
+
+def split_synthetic(text: str) -> tuple[str, str]:
+    """Split NAME=URI; what stands before the first ``=`` is a name only if it can be one."""
+    from synthscale.config import GENERATOR_NAME
+
+    name, separator, uri = text.partition("=")
+    if separator and GENERATOR_NAME.fullmatch(name):
+        return name, uri
+    return "synthetic", text
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="synthscale", description="Tells whether synthetic images are any good, with the evidence behind it."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--config", metavar="FILE", help="YAML configuration, local or s3://")
+    shared.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="section.key=value")
+    shared.add_argument("--verbose", action="store_true", help="show Ray's logs and progress")
+    data = argparse.ArgumentParser(add_help=False)
+    data.add_argument("--real", metavar="URI", help="folder of real images; the sub-folder is the label")
+    data.add_argument("--synthetic", action="append", metavar="[NAME=]URI", help="folder of a generator's images")
+    data.add_argument("--manifest", metavar="URI", help="metadata.csv, Parquet, a Studio-style zip or folder")
+    work = argparse.ArgumentParser(add_help=False)
+    work.add_argument("--output", metavar="URI", help="the run directory")
+    work.add_argument(
+        "--ray-address", default="local", metavar="ADDRESS", help="local (default), auto or a cluster's"
+    )
+    work.add_argument("--redo-from", metavar="STAGE", help="repeat this stage and all after it")
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument("--output", metavar="URI", help="the run directory")
+
+    _command(commands, "score", _score, "score synthetic sets against a real one", [shared, data, work])
+    demo = _command(commands, "demo", _demo, "score five small generators of digits; no download", [shared, work])
+    demo.add_argument("--data", default=DEMO_DATA, metavar="DIR", help="where the demo's images are written")
+    _command(
+        commands, "validate", _validate, "check input, output and settings; no cluster", [shared, data, output]
+    )
+    for name, command, words in (
+        ("status", _status, "show how far a run has come"),
+        ("report", _report, "write the report of a finished run again"),
+    ):
+        _command(commands, name, command, words, [shared]).add_argument("run", metavar="RUN")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, function: Any, words: str, parents: list[argparse.ArgumentParser]
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=words, description=words, parents=parents)
+    parser.set_defaults(command=function)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

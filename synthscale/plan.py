@@ -1,0 +1,145 @@
+"""``validate`` and ``status``: what a run would do, and how far one has come. No cluster is started."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from synthscale import filesystems as fsys
+from synthscale.config import Config
+from synthscale.errors import InputError
+from synthscale.schemas import REAL, Shard
+from synthscale.sources import Dataset, discover
+from synthscale.storage import STAGES, RunDirectory
+
+SAMPLE = 8
+"""Images of each set that ``validate`` embeds."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``validate`` found out."""
+
+    sets: dict[str, int]
+    encoder: str
+    dimensions: int
+    tried: int
+    faults: list[str]
+    seconds: float | None
+    disk_bytes: int
+    notes: list[str]
+
+
+def validate(config: Config) -> Plan:
+    """Resolve a configuration, try its input and output, and estimate time and disk on this machine.
+
+    Raises:
+        ConfigError, InputError, StorageError: the run could not be carried out.
+    """
+    from synthscale.stages.embed import layout_for
+    from synthscale.stages.ingest import check_rows
+
+    config.check_runnable()
+    assert config.output is not None
+    dataset = discover(config)
+    check_rows(dataset.rows)
+    check_writable(config)
+    names = [name or REAL for name in dataset.rows.column("generator").to_pylist()]
+    vectors = None if dataset.vectors is None else vars(dataset.vectors)
+    layout, encoder = layout_for(config, vectors)
+    chosen = [i for name in dict.fromkeys(names) for i in _spread(np.flatnonzero(np.array(names) == name))]
+    seconds_a_row, faults = _try_rows(config, dataset, chosen)
+    if len(faults) == len(chosen):
+        raise InputError(f"none of {len(chosen)} rows tried could be used; the first: {faults[0]}")
+    n = dataset.rows.num_rows
+    return Plan(
+        dict(Counter(names)),
+        encoder,
+        layout.dimensions,
+        len(chosen),
+        faults,
+        None if seconds_a_row is None else seconds_a_row * n,
+        n * (4 * layout.dimensions + 400),
+        dataset.notes,
+    )
+
+
+def _spread(rows: Any) -> list[int]:
+    """A handful of rows, spread evenly over a set."""
+    picked: list[int] = rows[np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(int)].tolist()
+    return picked
+
+
+def _try_rows(config: Config, dataset: Dataset, rows: list[int]) -> tuple[float | None, list[str]]:
+    """Read and embed some rows; return seconds a row (None for vectors) and what went wrong."""
+    from synthscale.stages.embed import decode_all, encoder_for
+    from synthscale.vectors import check_vectors, read_rows
+
+    ids = dataset.rows.column("id").to_pylist()
+    if dataset.vectors is not None:
+        facts: list[dict[str, Any]] = []
+        for row in rows:
+            vector, fact = read_rows(vars(dataset.vectors), row, row + 1, config.storage)
+            check_vectors(vector, fact, (0, vector.shape[1]))
+            facts += fact
+        return None, [f"{ids[r]}: {f['detail']}" for r, f in zip(rows, facts, strict=True) if "reason" in f]
+    encoder = encoder_for(config)
+    uris = dataset.rows.column("uri").to_pylist()
+    start = time.perf_counter()
+    pixels, facts = decode_all([uris[row] for row in rows], encoder.image_size, config)
+    encoder.encode(pixels)
+    seconds = (time.perf_counter() - start) / len(rows)
+    return seconds, [f"{ids[r]}: {f['detail']}" for r, f in zip(rows, facts, strict=True) if "reason" in f]
+
+
+def check_writable(config: Config) -> None:
+    """Raise StorageError unless something can be written to, and removed from, the output's place."""
+    assert config.output is not None
+    run = RunDirectory.open(config.output, config.storage)
+    is_new = not fsys.exists(run.uri, config.storage)
+    probe = run.path(".synthscale-probe")
+    fsys.write_bytes(probe, b"", config.storage)
+    fsys.remove(probe, config.storage)
+    if is_new and not fsys.is_s3(run.uri):
+        fsys.remove(run.uri, config.storage)
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """How far a stage has come."""
+
+    stage: str
+    state: str
+    detail: str
+
+
+def status(uri: str, config: Config) -> list[StageStatus]:
+    """Return the state of every stage of a run; raise StorageError when there is no run."""
+    run = RunDirectory.existing(uri, config.storage)
+    found = []
+    for stage in STAGES:
+        marker = run.marker(stage)
+        if marker is None:
+            found.append(StageStatus(stage, "waiting", ""))
+        elif marker.complete:
+            counts = ", ".join(f"{v:,} {k}" for k, v in marker.counts.items() if isinstance(v, int))
+            found.append(StageStatus(stage, "done", f"{counts} in {marker.seconds:.1f} s"))
+        else:
+            found.append(StageStatus(stage, "begun", _partial(run, stage)))
+    return found
+
+
+def _partial(run: RunDirectory, stage: str) -> str:
+    if stage != "embed":
+        return "will start again"
+    stops = run.completed("ingest").info["shard_stops"]
+    written = run.written_shards("embeddings")
+    starts = [0, *stops[:-1]]
+    done = sum(
+        stop - start
+        for i, (start, stop) in enumerate(zip(starts, stops, strict=True))
+        if Shard(i, start, stop).name in written
+    )
+    return f"{done:,} of {stops[-1]:,} rows embedded; the rest will be resumed"
