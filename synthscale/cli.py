@@ -2,8 +2,11 @@
 
 import argparse
 import logging
+import os
+import re
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -27,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed but resumable, 2 unusable input."""
     parsed = _parser().parse_args(arguments)
     _configure_logging(verbose=parsed.verbose)
+    if not parsed.verbose:
+        hide_native_noise()
     signal.signal(signal.SIGTERM, _end_on_signal)
     console = Console(highlight=False, soft_wrap=True)
     try:
@@ -53,6 +58,30 @@ def _configure_logging(*, verbose: bool) -> None:
     logging.basicConfig(
         level=logging.INFO if verbose else logging.ERROR, format="%(levelname)s %(name)s: %(message)s"
     )
+
+
+_NATIVE_NOISE = re.compile(rb"^\[[-0-9:, ]+ [IWE] \d+ \d+\] (core_worker|logging)\S*\.cc:")
+
+
+def hide_native_noise() -> None:
+    """Drop the lines that Ray's C++ side writes to standard error by itself; all others pass through.
+
+    Ray has no switch for them that does not itself write a line.
+    """
+    original = os.dup(2)
+    reading, writing = os.pipe()
+    os.dup2(writing, 2)
+    os.close(writing)
+    # Python's own messages take the direct way, in order and also at exit.
+    sys.stderr = os.fdopen(original, "w", buffering=1, closefd=False)
+
+    def pump() -> None:
+        with os.fdopen(reading, "rb") as lines:
+            for line in lines:
+                if not _NATIVE_NOISE.match(line):
+                    os.write(original, line)
+
+    threading.Thread(target=pump, daemon=True).start()
 
 
 # Commands.
@@ -141,10 +170,11 @@ def stage_line(report: "StageReport") -> str:
 
 def metrics_table(metrics: dict[str, Any]) -> Table:
     """Return the metrics of every generator as a table for the terminal."""
-    table = Table(title_justify="left", caption_justify="left")
+    table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("generator", overflow="fold")
     for name in (*METRICS, "AUC"):
-        table.add_column(name, justify="right")
+        # The longest name on two lines, so that all fit in 80 columns.
+        table.add_column(name.replace("tative", "-\ntative") if len(name) > 12 else name, justify="right")
     for name, block in metrics["generators"].items():
         values = [block["metrics"][metric]["value"] for metric in METRICS] + [block["classifier"]["auc"]["value"]]
         # Names come from the user's data: no markup is read in them.

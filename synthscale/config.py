@@ -12,7 +12,15 @@ from typing import Any, Literal, Self
 import fsspec
 import yaml
 from botocore.exceptions import BotoCoreError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from synthscale.errors import ConfigError
 

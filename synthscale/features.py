@@ -6,6 +6,7 @@ Standardisation and bandwidth come from the distinct real rows alone, so that no
 """
 
 import io
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,11 +49,12 @@ class FeatureMap:
     def __call__(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return features of shape (n, D) in float64; either part has a norm of about 1."""
         z = self.standardise(vectors)
-        linear = z / len(self.mean) ** 0.5
+        linear = z / math.sqrt(len(self.mean))
         if len(self.phases) == 0:
             return linear
-        waves = torch.cos(z @ self.frequencies + self.phases) * (2.0 / len(self.phases)) ** 0.5
-        return torch.cat([linear, waves], dim=1)
+        waves = torch.cos(z @ self.frequencies + self.phases) * math.sqrt(2.0 / len(self.phases))
+        features: torch.Tensor = torch.cat([linear, waves], dim=1)
+        return features
 
     def to(self, device: str) -> "FeatureMap":
         """Return the same map on another device."""

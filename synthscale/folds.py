@@ -20,9 +20,10 @@ def deal_folds(keys: Sequence[str], is_real: NDArray[np.bool_], folds: int, seed
         folds: k; lowered, down to 2, until every complement of a fold holds both classes.
         seed: enters the order of the groups.
     """
-    unique, group = np.unique(np.asarray(keys, dtype=object), return_inverse=True)
-    real = np.bincount(group, weights=is_real, minlength=len(unique))
-    synthetic = np.bincount(group, weights=~is_real, minlength=len(unique))
+    index = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    unique, group = list(index), np.array([index[key] for key in keys], np.int64)
+    real = np.bincount(group, weights=is_real, minlength=len(unique)).astype(np.float64)
+    synthetic = np.bincount(group, weights=~is_real, minlength=len(unique)).astype(np.float64)
     salt = seed.to_bytes(8, "little")
     order = sorted(
         range(len(unique)), key=lambda i: hashlib.blake2b(unique[i].encode(), digest_size=16, key=salt).digest()

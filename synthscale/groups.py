@@ -28,7 +28,8 @@ def component_minimum(nodes: Rows, left: Rows, right: Rows) -> Rows:
     _, labels = connected_components(edges, directed=False)
     smallest = np.full(labels.max(initial=-1) + 1, np.iinfo(np.int64).max)
     np.minimum.at(smallest, labels, nodes)
-    return smallest[labels]
+    result: Rows = smallest[labels]
+    return result
 
 
 def collapse_copies(rows: Rows, *keys: NDArray[np.bytes_]) -> Rows:

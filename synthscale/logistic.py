@@ -27,6 +27,8 @@ ReduceSum = Callable[[torch.Tensor], torch.Tensor]
 
 _TOLERANCE = 1e-8
 """On the Newton decrement: probabilities are then off by less than half of this times the root of n."""
+_CLEARLY = 0.02
+"""Nats above the least log-loss at which weaker strengths are given up."""
 _ROUNDS = 30
 _STEPS_A_ROUND = 10
 """Steps after which the Hessian is taken anew."""
@@ -68,22 +70,29 @@ def fit_folds(
     """
     weights, prior = _row_weights(rows, folds, balanced, reduce_sum)
     solver = _Solver(rows, weights, reduce_sum)
-    heads, steps, converged = {}, 0, True
+    heads: dict[float, Heads] = {}
+    losses: dict[float, float] = {}
+    steps, converged = 0, True
     for strength in sorted(strengths, reverse=True):
         if math.isinf(strength):
-            heads[strength] = Heads(rows.features.new_zeros((folds, rows.features.shape[1])), prior.clone())
-            continue
-        taken, reached = solver.solve(strength)
-        heads[strength] = solver.heads()
-        steps, converged = steps + taken, converged and reached
-    losses = {}
-    for strength in sorted(strengths):
+            fitted = Heads(rows.features.new_zeros((folds, rows.features.shape[1])), prior)
+        else:
+            taken, reached = solver.solve(strength)
+            fitted = solver.heads()
+            steps, converged = steps + taken, converged and reached
         # Out of fold, every model answers balanced odds.
-        heads[strength] = Heads(heads[strength].weights, heads[strength].intercepts - prior)
+        heads[strength] = Heads(fitted.weights, fitted.intercepts - prior)
         losses[strength] = _out_of_fold_loss(rows, heads[strength], reduce_sum)
+        if _is_rising(list(losses.values())):
+            break
     # Ties go to the stronger regularisation.
     best = min(losses, key=lambda strength: (round(losses[strength], 10), -strength))
     return Fit(heads[best], best, losses, steps, converged)
+
+
+def _is_rising(losses: list[float]) -> bool:
+    """Tell whether the last two strengths each made it clearly worse: weaker ones then only overfit more."""
+    return len(losses) > 2 and losses[-1] > losses[-2] > losses[-3] and losses[-1] > min(losses) + _CLEARLY
 
 
 def _row_weights(
@@ -109,6 +118,8 @@ class _Solver:
         self.centre = reduce_sum((rows.features * mass).sum(0)) / reduce_sum(mass.sum())
         ones = rows.features.new_ones((len(rows.features), 1))
         self.features = torch.cat([rows.features - self.centre, ones], dim=1)
+        # The Hessian only preconditions: half the precision is twice the speed, and moves no solution.
+        self.narrow = self.features.float()
         self.sign = torch.where(rows.synthetic, 1.0, -1.0).double()[:, None]
         self.point = rows.features.new_zeros((self.features.shape[1], weights.shape[1]))
         self.penalty = rows.features.new_zeros(())
@@ -132,7 +143,7 @@ class _Solver:
 
     def _round(self) -> tuple[int, bool]:
         """Take some L-BFGS steps from the inverse of the Hessian at the current point."""
-        margin = self.features @ self.point
+        margin = self._margin(self.point)
         factor = self._hessian_factor(margin)
         loss, gradient = self._loss(margin, self.point), self._gradient(margin, self.point)
         history: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -142,7 +153,7 @@ class _Solver:
             if not moving.any():
                 return step, True
             direction = torch.where(moving, _two_loop(gradient, history, factor), 0.0)
-            along = self.features @ direction
+            along = self._margin(direction)
             length, loss = self._line_search(direction, margin, along, (gradient * direction).sum(0), loss)
             change = length * direction
             if not change.any():
@@ -159,11 +170,15 @@ class _Solver:
         """Cholesky factor of the folds' mean Hessian."""
         p = torch.sigmoid(margin)
         curvature = (self.weights * p * (1 - p)).mean(1, keepdim=True)
-        hessian = self.reduce_sum((self.features * curvature).T @ self.features)
-        # A sliver on the diagonal keeps the intercept's row positive where all rows are settled.
-        sliver = 1e-12 + 1e-10 * hessian.diagonal().mean()
+        hessian = self.reduce_sum(((self.narrow * curvature.float()).T @ self.narrow).double())
+        # A sliver on the diagonal keeps it positive where all rows are settled, and above float32's rounding.
+        sliver = 1e-12 + 1e-6 * hessian.diagonal().mean()
         factor: torch.Tensor = torch.linalg.cholesky(hessian + torch.diag(self.penalty[:, 0] + sliver))
         return factor
+
+    def _margin(self, point: torch.Tensor) -> torch.Tensor:
+        # This order of the product is about twice as fast for a few columns.
+        return (point.T @ self.features.T).T
 
     def _loss(self, margin: torch.Tensor, point: torch.Tensor) -> torch.Tensor:
         data = self.reduce_sum((self.weights * softplus(-self.sign * margin)).sum(0))
@@ -171,7 +186,7 @@ class _Solver:
 
     def _gradient(self, margin: torch.Tensor, point: torch.Tensor) -> torch.Tensor:
         residual = -self.weights * self.sign * torch.sigmoid(-self.sign * margin)
-        return self.reduce_sum(self.features.T @ residual) + self.penalty * point
+        return self.reduce_sum((residual.T @ self.features).T.contiguous()) + self.penalty * point
 
     def _line_search(
         self,

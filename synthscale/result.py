@@ -69,10 +69,14 @@ class RunResult:
         if generator is None:
             raise InputError(f"name a generator: {', '.join(self.generators)}")
         table = self.scores_dataset(generator).to_table()
-        return table.select([name for name in table.column_names if name != "generator"]).to_pandas()
+        frame: pd.DataFrame = table.select(
+            [name for name in table.column_names if name != "generator"]
+        ).to_pandas()
+        return frame
 
     def failures(self) -> pd.DataFrame:
         """Return the rows that could not be used, with the reason of each."""
         shards = sorted(self.run.written_shards("failures"))
         tables = [fsys.read_table(self.run.path("failures", name), self.run.storage) for name in shards]
-        return pa.concat_tables(tables).to_pandas()
+        frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
+        return frame

@@ -53,13 +53,15 @@ class Searcher(Protocol):
 def unit(vectors: NDArray[np.floating]) -> Floats:
     """Return rows scaled to length 1 in float64; rows of zeros must have been refused before."""
     wide = vectors.astype(np.float64)
-    return wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    scaled: Floats = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    return scaled
 
 
 def cosine_distance(x: Floats, y: Floats) -> Floats:
     """Return the one distance formula for unit rows x and y, shapes (n, d) each or broadcastable."""
     difference = x - y
-    return np.einsum("...i,...i->...", difference, difference) / 2.0
+    distance: Floats = np.einsum("...i,...i->...", difference, difference) / 2.0
+    return distance
 
 
 class FlatIndex:
@@ -98,7 +100,8 @@ class FlatIndex:
             block = slice(start, start + _BLOCK)
             narrow = np.ascontiguousarray(queries[block], dtype=np.float32)
             limits, _, found = self._index.range_search(narrow, 1.0 - radius - _SLACK)
-            who = np.repeat(np.arange(len(narrow)), np.diff(limits.astype(np.int64)))
+            ends = limits.astype(np.int64)
+            who = np.repeat(np.arange(len(narrow)), ends[1:] - ends[:-1])
             exact = _paired_distance(queries[block], who, self._unit, found)
             keep = (exact < radius) & (query_rows[block][who] != self.rows[found])
             left.append(query_rows[block][who[keep]])

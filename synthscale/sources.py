@@ -158,15 +158,15 @@ def _from_table_file(uri: str, storage: StorageConfig) -> Dataset:
 def _read_csv(data: bytes, source: str) -> pd.DataFrame:
     try:
         text = {"id": "string", "label": "string", "generator": "string"}
-        return pd.read_csv(io.BytesIO(data), dtype=text, keep_default_na=True)  # type: ignore[arg-type]
+        return pd.read_csv(io.BytesIO(data), dtype=text, keep_default_na=True)
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{source}: not a readable CSV table: {error}") from error
 
 
 def _top_that_holds(frame: pd.DataFrame, candidates: list[str], exists: Any) -> str:
     """Return the folder that the file names are relative to: the table's own, else the one above it."""
-    names = frame["image_filename"].dropna() if "image_filename" in frame else []
-    for name in list(names)[:3]:
+    names: list[Any] = frame["image_filename"].dropna().tolist() if "image_filename" in frame else []
+    for name in names[:3]:
         for top in candidates:
             if exists(posixpath.join(top, str(name))):
                 return top
@@ -276,7 +276,7 @@ def _vector_columns(schema: pa.Schema, uri: str) -> list[str]:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _from_vectors(uris: list[str], storage: StorageConfig) -> Dataset:

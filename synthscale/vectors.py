@@ -14,8 +14,8 @@ from synthscale.schemas import Reason
 
 def check_vectors(vectors: NDArray[np.float32], facts: list[dict[str, Any]], search: tuple[int, int]) -> None:
     """Put a reason into ``facts`` (n of them) where a vector, (n, D), is not finite or has no direction."""
-    finite = np.isfinite(vectors).all(axis=1)
-    nonzero = np.any(vectors[:, search[0] : search[1]] != 0, axis=1)
+    finite = np.isfinite(vectors).sum(axis=1) == vectors.shape[1]
+    nonzero: NDArray[np.bool_] = (vectors[:, search[0] : search[1]] != 0).any(axis=1)
     for i, fact in enumerate(facts):
         if "reason" in fact:
             continue

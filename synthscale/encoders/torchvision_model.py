@@ -106,7 +106,7 @@ def import_torchvision() -> Any:
     except RuntimeError:
         # The wheel's compiled operators are missing; declaring the two that its modules look up is enough for
         # models, which use none of them.
-        library = torch.library.Library("torchvision", "DEF")
+        library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         globals()["_library"] = library  # the declarations live as long as this object
@@ -140,7 +140,8 @@ def _read_state(uri: str, data: bytes) -> Mapping[str, torch.Tensor]:
         if uri.endswith(".safetensors"):
             from safetensors.torch import load
 
-            return load(data)
+            tensors: dict[str, torch.Tensor] = load(data)
+            return tensors
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
         # Unpicklers raise anything on a foreign file, and it is the file's fault.

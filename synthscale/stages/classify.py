@@ -146,9 +146,9 @@ def _scratch(context: StageContext) -> str | None:
 
 def _workers(context: StageContext) -> int:
     if context.config.classifier.workers is not None:
-        return context.config.classifier.workers
+        return int(context.config.classifier.workers)
     width = context.layout.classify[1] - context.layout.classify[0] + FOURIER_FEATURES
-    size_bytes = 8 * width * context.run.completed("embed").counts["ok"]
+    size_bytes = 8 * width * int(context.run.completed("embed").counts["ok"])
     if size_bytes <= _IN_PROCESS_BYTES:
         return 0
     return max(1, min(math.ceil(size_bytes / _IN_PROCESS_BYTES), context.cpus // 2))
@@ -186,7 +186,8 @@ def _reducer(size: int) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _training_rows(run: RunDirectory, shards: list[Shard], layout: Layout, names: list[str]) -> TrainingRows:
-    rows, vectors, folds, is_real, is_copy = [], [], {name: [] for name in names}, [], []
+    rows, vectors, is_real, is_copy = [], [], [], []
+    folds: dict[str, list[NDArray[np.int8]]] = {name: [] for name in names}
     for shard in shards:
         row, vector, fold, real, copy = _read_training(run, shard, layout, names)
         rows.append(row)

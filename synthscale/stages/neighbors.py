@@ -94,9 +94,10 @@ class RaySearcher:
         distinct = {name: members.distinct for name, members in sets.items()}
         shared = ray.put(distinct)
         count = max(1, min(cpus // 4, len(shards)))
+        actor = ray.remote(_SearchActor)
         # Every other actor's shards, so that no actor holds one set alone.
         self._actors = [
-            _SearchActor.options(num_cpus=1).remote(run, shards[i::count], layout, shared, max(1, cpus // count))
+            actor.options(num_cpus=1).remote(run, shards[i::count], layout, shared, max(1, cpus // count))
             for i in range(count)
         ]
         self._chunks = self._chunked()
@@ -146,7 +147,6 @@ class RaySearcher:
             ray.kill(actor)
 
 
-@ray.remote
 class _SearchActor:
     """Flat indexes of the distinct rows of every set, over some row ranges."""
 

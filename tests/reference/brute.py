@@ -1,0 +1,97 @@
+"""Brute-force answers in float64: every pair is looked at, and nothing here is shared with the package."""
+
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+Edge = tuple[int, int]
+
+
+def cosine_distances(x: NDArray[np.floating], y: NDArray[np.floating]) -> Matrix:
+    """All distances |x/|x| - y/|y||^2 / 2, shape (n, m)."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    x = x / np.sqrt((x * x).sum(axis=1, keepdims=True))
+    y = y / np.sqrt((y * y).sum(axis=1, keepdims=True))
+    out = np.empty((len(x), len(y)))
+    for i in range(len(x)):
+        out[i] = ((x[i] - y) ** 2).sum(axis=1) / 2
+    return out
+
+
+def among(x: NDArray[np.floating]) -> Matrix:
+    """Distances of the rows of one set to one another; a row is infinitely far from itself."""
+    distances = cosine_distances(x, x)
+    np.fill_diagonal(distances, np.inf)
+    return distances
+
+
+def k_smallest(distances: Matrix, k: int) -> Matrix:
+    """The k smallest of each row, ascending; inf where there are fewer."""
+    ordered = np.sort(distances, axis=1)[:, :k]
+    return np.pad(ordered, ((0, 0), (0, k - ordered.shape[1])), constant_values=np.inf)
+
+
+def edges(x: NDArray[np.floating], radius: float) -> set[Edge]:
+    """Pairs i < j with distance < radius; exact copies are always edges."""
+    distances = cosine_distances(x, x)
+    return {
+        (i, j)
+        for i in range(len(x))
+        for j in range(i + 1, len(x))
+        if distances[i, j] < radius or np.array_equal(x[i], x[j])
+    }
+
+
+def components(n: int, pairs: set[Edge]) -> list[list[int]]:
+    """Connected components of nodes 0..n-1, each ascending, by breadth-first search."""
+    neighbours: list[list[int]] = [[] for _ in range(n)]
+    for i, j in pairs:
+        neighbours[i].append(j)
+        neighbours[j].append(i)
+    seen, found = [False] * n, []
+    for start in range(n):
+        if seen[start]:
+            continue
+        seen[start], waiting, members = True, deque([start]), []
+        while waiting:
+            node = waiting.popleft()
+            members.append(node)
+            for other in neighbours[node]:
+                if not seen[other]:
+                    seen[other] = True
+                    waiting.append(other)
+        found.append(sorted(members))
+    return found
+
+
+def distinct(x: NDArray[np.floating]) -> NDArray[np.floating]:
+    """The rows without their exact copies."""
+    return np.array(list(dict.fromkeys(map(tuple, x.tolist()))))
+
+
+def real_median(real: NDArray[np.floating]) -> float:
+    """Median nearest-neighbour distance among the distinct real rows."""
+    return float(np.median(among(distinct(real)).min(axis=1)))
+
+
+def groups(x: NDArray[np.floating], radius: float) -> set[frozenset[int]]:
+    """Near-duplicate groups of two or more rows."""
+    return {frozenset(members) for members in components(len(x), edges(x, radius)) if len(members) > 1}
+
+
+def precision_and_coverage(
+    real: NDArray[np.floating], synthetic: NDArray[np.floating], k: int = 5
+) -> tuple[float, float]:
+    """Shares of synthetic rows inside a real row's k-NN radius, and of real rows whose radius holds a synthetic one.
+
+    Radii are those of the distinct real rows, so that repeated real rows do not shrink them to nothing.
+    """
+    different = distinct(real)
+    radius_of = {
+        tuple(row): radius for row, radius in zip(different.tolist(), k_smallest(among(different), k)[:, -1], strict=True)
+    }
+    radii = np.array([radius_of[tuple(row)] for row in real.tolist()])
+    inside = cosine_distances(real, synthetic) <= radii[:, None]
+    return float(inside.any(axis=0).mean()), float(inside.any(axis=1).mean())
