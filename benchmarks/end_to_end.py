@@ -1,7 +1,7 @@
 """The whole command against a plain single-process script: same images, same encoder, scikit-learn and Datalab.
 
-    python -m benchmarks.end_to_end          402 images of 256 px, half of them real
-    python -m benchmarks.end_to_end --full   and 5,000 images
+python -m benchmarks.end_to_end          402 images of 256 px, half of them real
+python -m benchmarks.end_to_end --full   and 5,000 images
 """
 
 import json
@@ -27,7 +27,9 @@ def race(count: int, repeats: int) -> tuple[dict[str, float], dict[str, float]]:
             arguments = ("--real", str(real), "--synthetic", f"made={synthetic}", "--output", str(run))
             python("-m", "synthscale.cli", "score", *arguments)
 
-        times = interleaved({"synthscale": command, "plain": lambda: python(PLAIN, str(real), str(synthetic))}, repeats)
+        times = interleaved(
+            {"synthscale": command, "plain": lambda: python(PLAIN, str(real), str(synthetic))}, repeats
+        )
         stages = json.loads((run / "run.json").read_text())["stages"]
     return medians(times), {name: round(stage["seconds"], 2) for name, stage in stages.items()}
 

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-import ray
-
 import synthscale
 from synthscale.config import Config
 from synthscale.errors import ConfigError
 from synthscale.result import RunResult
 from synthscale.sources import discover
-from synthscale.stages import classify, embed, ingest, neighbors, reduce, report
+from synthscale.stages import ingest
 from synthscale.stages.context import Outcome, StageContext
 from synthscale.stages.session import LOCAL, RaySession, ray_errors
 from synthscale.storage import STAGES, Marker, RunDirectory
@@ -88,8 +86,10 @@ class _Job:
         context = StageContext(self.config, self.run)
         self._stage("ingest", ingest.fingerprint(context, dataset), lambda: ingest.run(context, dataset))
         if not self._is_reduced():
-            # Starting Ray takes seconds: it goes on while the encoder is loaded.
             self.session.begin()
+        # Ray takes seconds to start; meanwhile these load torch.
+        from synthscale.stages import classify, embed, neighbors, reduce, report
+
         layout, encoder = embed.layout_for(self.config, context.run.completed("ingest").info["vectors"])
         self._stage("embed", embed.fingerprint(context, encoder), lambda: embed.run(self._on_ray(), layout))
         self._stage("neighbors", neighbors.fingerprint(context), lambda: neighbors.run(self._on_ray()))
@@ -115,8 +115,7 @@ class _Job:
 
     def _on_ray(self) -> StageContext:
         """Return the context with the cluster's resources, waiting until Ray is up."""
-        self.session.ready()
-        resources = ray.cluster_resources()
+        resources = self.session.ready()
         return StageContext(
             self.config,
             self.run,

@@ -31,6 +31,7 @@ from synthscale.vectors import check_vectors, read_rows
 
 _FETCH_THREADS = 32
 _MOST_GPU_ACTORS = 64
+_ONE_ACTOR_ROWS = 1500
 _FACTS = ("width_px", "height_px", "format", "mode", "bytes", "jpeg_quality", "content_hash")
 
 
@@ -140,7 +141,7 @@ def _embed_images(
         fn_constructor_args=(context.config, context.run, shards, layout, device),
         batch_size=None,
         batch_format="numpy",
-        compute=_actor_pool(context, device, len(shards)),
+        compute=_actor_pool(context, device, len(shards), sum(s.stop - s.start for s in shards.values())),
         num_gpus=1 if device == "cuda" else None,
         num_cpus=None if device == "cuda" else 1,
     )
@@ -154,14 +155,16 @@ def device_for(context: StageContext) -> str:
     return ("cuda" if context.gpus else "cpu") if device == "auto" else device
 
 
-def _actor_pool(context: StageContext, device: str, shards: int) -> ray.data.ActorPoolStrategy:
+def _actor_pool(context: StageContext, device: str, shards: int, rows: int) -> ray.data.ActorPoolStrategy:
     if device == "cuda":
         # A cluster may start with no GPU node and grow: asking for more actors is what makes it grow.
         most = max(context.gpus, 1 if context.is_local else min(shards, _MOST_GPU_ACTORS))
         return ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(most, shards)))
     # On CPUs Ray fuses the task into the actor (their resources are equal): every core decodes and encodes, and no
     # pixel passes through the object store.
-    return ray.data.ActorPoolStrategy(size=max(1, min(context.cpus, shards)))
+    # A few hundred images are done before a second actor has loaded torch.
+    wanted = context.cpus if rows > _ONE_ACTOR_ROWS else 1
+    return ray.data.ActorPoolStrategy(size=max(1, min(wanted, shards)))
 
 
 class _DecodeTask:

@@ -38,8 +38,8 @@ def fingerprint(context: StageContext) -> dict[str, Any]:
 
 def run(context: StageContext) -> Outcome:
     """Find near-duplicates, nearest rows and manifold indicators for every generator's view."""
-    sets = _members(context)
-    searcher = RaySearcher(context.run, context.shards, context.layout, sets, context.cpus)
+    searcher = RaySearcher(context)
+    sets = searcher.collapse()
     analysis = analyse(searcher, sets, context.config.neighbors)
     searcher.close()
     _write(context, sets, analysis)
@@ -48,59 +48,38 @@ def run(context: StageContext) -> Outcome:
     return Outcome({"rows": sum(len(m.rows) for m in sets.values()), "edges": pairs}, info)
 
 
-# Exact copies.
-
-
-def _members(context: StageContext) -> dict[str, Members]:
-    """Collapse each set's exact copies: equal file contents or equal vectors."""
-    names = [REAL, *context.generators]
-    read = ray.remote(_read_keys)
-    pieces = ray.get([read.remote(context.run, shard, context.layout, names) for shard in context.shards])
-    rows, codes, contents, vectors = (np.concatenate(column) for column in zip(*pieces, strict=True))
-    sets = {}
-    for code, name in enumerate(names):
-        own = codes == code
-        sets[name] = Members(rows[own], collapse_copies(rows[own], contents[own], vectors[own]))
-    return sets
-
-
-def _read_keys(
-    run: RunDirectory, shard: Shard, layout: Layout, names: list[str]
-) -> tuple[Rows, NDArray[np.int64], NDArray[np.bytes_], NDArray[np.bytes_]]:
-    """Rows of a shard, the number of each row's set, and hashes of file contents and of search vectors."""
-    table = run.read_shard("embeddings", shard, ["row", "content_hash", "vector"])
-    rows = table.column("row").to_numpy()
-    vectors = tables.vectors(table, layout.search) + np.float32(0)  # -0 and 0 are one
-    hashes = [hashlib.blake2b(vector.tobytes(), digest_size=16).hexdigest().encode() for vector in vectors]
-    contents = [(text or "").encode() for text in table.column("content_hash").to_pylist()]
-    codes = {name: code for code, name in enumerate(names)}
-    manifest = run.read_shard("manifest", shard, ["generator"])
-    generators = manifest.column("generator").to_pylist()
-    own = [codes[generators[row - shard.start] or REAL] for row in rows.tolist()]
-    return rows, np.array(own, np.int64), np.array(contents, "S32"), np.array(hashes, "S32")
-
-
 # The search, sharded over actors.
 
 
 class RaySearcher:
     """A Searcher whose flat indexes lie in Ray actors, each over some of the row ranges."""
 
-    def __init__(
-        self, run: RunDirectory, shards: list[Shard], layout: Layout, sets: dict[str, Members], cpus: int
-    ) -> None:
+    def __init__(self, context: StageContext) -> None:
         """Start the actors; about four cores each, so that FAISS can use its threads."""
-        self._shards = shards
-        distinct = {name: members.distinct for name, members in sets.items()}
-        shared = ray.put(distinct)
-        count = max(1, min(cpus // 4, len(shards)))
-        actor = ray.remote(_SearchActor)
-        # Every other actor's shards, so that no actor holds one set alone.
+        self._shards = context.shards
+        self._names = [REAL, *context.generators]
+        count = max(1, min(context.cpus // 4, len(self._shards)))
+        actor = ray.remote(_SearchActor).options(num_cpus=1)
+        threads = max(1, context.cpus // count)
+        # Every other shard, so that no actor holds one set alone.
         self._actors = [
-            actor.options(num_cpus=1).remote(run, shards[i::count], layout, shared, max(1, cpus // count))
+            actor.remote(context.run, self._shards[i::count], context.layout, self._names, threads)
             for i in range(count)
         ]
         self._chunks = self._chunked()
+
+    def collapse(self) -> dict[str, Members]:
+        """Collapse each set's exact copies (equal file contents or equal vectors), and index what is left."""
+        keys = ray.get([actor.keys.remote() for actor in self._actors])
+        rows, codes, contents, vectors = (np.concatenate(column) for column in zip(*keys, strict=True))
+        order = np.argsort(rows)
+        sets = {}
+        for code, name in enumerate(self._names):
+            own = order[codes[order] == code]
+            sets[name] = Members(rows[own], collapse_copies(rows[own], contents[own], vectors[own]))
+        distinct = ray.put({name: members.distinct for name, members in sets.items()})
+        ray.get([actor.index.remote(distinct) for actor in self._actors])
+        return sets
 
     def _chunked(self) -> list[list[Shard]]:
         chunks: list[list[Shard]] = [[]]
@@ -151,14 +130,34 @@ class _SearchActor:
     """Flat indexes of the distinct rows of every set, over some row ranges."""
 
     def __init__(
-        self, run: RunDirectory, shards: list[Shard], layout: Layout, distinct: dict[str, Rows], threads: int
+        self, run: RunDirectory, shards: list[Shard], layout: Layout, names: list[str], threads: int
     ) -> None:
         faiss.omp_set_num_threads(threads)
-        self._run, self._layout, self._distinct = run, layout, distinct
+        self._run, self._own, self._layout, self._names = run, shards, layout, names
         self._cache: OrderedDict[int, tuple[Rows, NDArray[np.float32]]] = OrderedDict()
-        self._indexes = {}
+        self._distinct: dict[str, Rows] = {}
+        self._indexes: dict[str, FlatIndex] = {}
+
+    def keys(self) -> tuple[Rows, NDArray[np.int64], NDArray[np.bytes_], NDArray[np.bytes_]]:
+        """Return the actor's rows, the number of each one's set, and hashes of file contents and of search vectors."""
+        codes = {name: code for code, name in enumerate(self._names)}
+        rows, own, contents, hashes = [], [], [], []
+        for shard in self._own:
+            numbers, vectors = self._shard(shard)
+            # -0 and 0 are one.
+            hashes += [_hash(vector.tobytes()) for vector in vectors + np.float32(0)]
+            table = self._run.read_shard("embeddings", shard, ["content_hash"])
+            contents += [(text or "").encode() for text in table.column("content_hash").to_pylist()]
+            generators = self._run.read_shard("manifest", shard, ["generator"]).column("generator").to_pylist()
+            own += [codes[generators[row - shard.start] or REAL] for row in numbers.tolist()]
+            rows.append(numbers)
+        return np.concatenate(rows), np.array(own, np.int64), np.array(contents, "S32"), np.array(hashes, "S32")
+
+    def index(self, distinct: dict[str, Rows]) -> None:
+        """Index this actor's part of the distinct rows of every set."""
+        self._distinct = distinct
         for name in distinct:
-            rows, vectors = self._read(shards, name)
+            rows, vectors = self._read(self._own, name)
             self._indexes[name] = FlatIndex(vectors, rows)
 
     def _read(self, shards: list[Shard], name: str) -> tuple[Rows, NDArray[np.float32]]:
@@ -189,6 +188,10 @@ class _SearchActor:
         index = self._indexes[database]
         own = np.searchsorted(self._distinct[database], index.rows)
         return index.inside(unit(vectors), rows, radii[own])
+
+
+def _hash(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).hexdigest().encode()
 
 
 # The tables.

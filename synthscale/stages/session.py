@@ -36,6 +36,7 @@ class RaySession:
         self._folder: str | None = None
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
+        self._warm: object | None = None
         self._up, self._over = threading.Event(), threading.Event()
 
     def begin(self) -> None:
@@ -67,8 +68,8 @@ class RaySession:
         # Linux ends Ray's processes together with the thread that started them, so it stays.
         self._over.wait()
 
-    def ready(self) -> None:
-        """Wait until Ray is up; raise StageError when it could not be started or reached."""
+    def ready(self) -> dict[str, float]:
+        """Wait until Ray is up and return its resources; raise StageError when it cannot be started or reached."""
         self.begin()
         if self._thread is not None:
             self._up.wait()
@@ -76,7 +77,12 @@ class RaySession:
             raise StageError(
                 f"Ray at {self._address}: could not be started or reached: {self._error}"
             ) from self._error
-        _quiet_data(self._verbose)
+        if self._warm is None:
+            quiet_data(self._verbose)
+            # One worker loads what later stages run while the first actors start.
+            self._warm = ray.remote(_load_stages).options(num_cpus=0).remote()
+        resources: dict[str, float] = ray.cluster_resources()
+        return resources
 
     def __enter__(self) -> "RaySession":
         return self
@@ -112,11 +118,16 @@ def ray_errors(stage: str) -> Iterator[None]:
         ) from error
 
 
-def _quiet_data(verbose: bool) -> None:
+def _load_stages() -> None:
+    from synthscale.stages import classify, neighbors, reduce  # noqa: F401 (for what it loads)
+
+
+def quiet_data(verbose: bool) -> None:
+    """Keep Ray Data and Ray Train from writing to a terminal of somebody who did not ask."""
+    import ray.data
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = verbose
-    # Waiting for GPUs or spot nodes is ordinary, not an error.
-    context.execution_options.verbose_progress = verbose
     if not verbose:
         for name in ("ray.data", "ray.train", "ray"):
             logging.getLogger(name).setLevel(logging.ERROR)

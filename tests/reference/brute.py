@@ -89,9 +89,9 @@ def precision_and_coverage(
     Radii are those of the distinct real rows, so that repeated real rows do not shrink them to nothing.
     """
     different = distinct(real)
-    radius_of = {
-        tuple(row): radius for row, radius in zip(different.tolist(), k_smallest(among(different), k)[:, -1], strict=True)
-    }
+    assert len(different) > k, "a k-th neighbour needs more than k distinct rows"
+    kth = k_smallest(among(different), k)[:, -1]
+    radius_of = {tuple(row): radius for row, radius in zip(different.tolist(), kth, strict=True)}
     radii = np.array([radius_of[tuple(row)] for row in real.tolist()])
     inside = cosine_distances(real, synthetic) <= radii[:, None]
     return float(inside.any(axis=0).mean()), float(inside.any(axis=1).mean())

@@ -62,12 +62,12 @@ def test_pairs_within_a_radius_are_exactly_those_of_brute_force(kind: str, seed:
     np.testing.assert_allclose(found.distance, expected[(found.left - 7) // 3, (found.right - 7) // 3], atol=1e-15)
 
 
-@data
-@settings(max_examples=150, deadline=None)
-def test_nearest_distances_are_those_of_brute_force(kind: str, seed: int, n: int, share: float) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(2, 60), k=st.integers(1, 6))
+@settings(max_examples=50, deadline=None)
+def test_nearest_distances_are_those_of_brute_force(kind: str, seed: int, n: int, k: int) -> None:
     x = make(kind, seed, n)
     rows = np.arange(n, dtype=np.int64)
-    k = 1 + int(5 * share)
     expected = brute.among(x)
     distances, found = FlatIndex(x, rows).nearest(unit(x), rows, k)
     np.testing.assert_allclose(distances, brute.k_smallest(expected, k), rtol=1e-9, atol=1e-15)

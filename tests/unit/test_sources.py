@@ -266,7 +266,6 @@ LEAVING = [
     "..\\outside.png",
     "images\\..\\..\\outside.png",
     "C:\\..\\outside.png",
-    "C:\\Windows\\outside.png",
     "\\\\server\\share\\outside.png",
 ]
 
