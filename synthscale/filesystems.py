@@ -145,7 +145,7 @@ def write_table(uri: str, table: pa.Table, storage: StorageConfig) -> None:
     """Write one Parquet file, whole or not at all."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    write_bytes(uri, sink.getvalue(), storage)
+    write_bytes(uri, sink.getvalue().to_pybytes(), storage)
 
 
 def read_table(uri: str, storage: StorageConfig, columns: list[str] | None = None) -> pa.Table:

@@ -66,7 +66,7 @@ def score_features(
         InputError: the input cannot be scored; the message names the rows.
     """
     config = config or Config()
-    vectors, kinds, names, unique_ids = _checked(features, real_or_synthetic, generator, ids)
+    vectors, kinds, names, unique_ids = _checked(features, real_or_synthetic, generator, labels, ids)
     n = len(vectors)
     sets = {name: _collapse(vectors, np.flatnonzero(names == name)) for name in dict.fromkeys([REAL, *names])}
     searcher = MemorySearcher({name: (vectors[m.distinct], m.distinct) for name, m in sets.items()})
@@ -81,7 +81,7 @@ def score_features(
             "id": unique_ids,
             "uri": pa.nulls(n, pa.string()),
             "image_filename": pa.nulls(n, pa.string()),
-            "label": pa.array([None if x is None else str(x) for x in labels or [None] * n], pa.string()),
+            "label": pa.array(_texts(labels, n), pa.string()),
             "real_or_synthetic": pa.array(kinds.tolist(), pa.string()),
         }
     )
@@ -99,10 +99,15 @@ def score_features(
     return FeatureScores(metrics, scores)
 
 
+def _texts(labels: Sequence[Any] | None, n: int) -> list[str | None]:
+    return [None] * n if labels is None else [None if pd.isna(label) else str(label) for label in labels]
+
+
 def _checked(
     features: ArrayLike,
     real_or_synthetic: Sequence[str],
     generator: Sequence[str | None] | None,
+    labels: Sequence[Any] | None,
     ids: Sequence[str] | None,
 ) -> tuple[NDArray[np.float32], NDArray[np.str_], NDArray[np.object_], list[str]]:
     vectors = np.asarray(features, dtype=np.float32)
@@ -110,7 +115,7 @@ def _checked(
         raise InputError(f"features must be an (n, D) array with rows and columns, got shape {vectors.shape}")
     kinds = np.asarray([str(kind) for kind in real_or_synthetic])
     n = len(vectors)
-    for name, values in (("real_or_synthetic", kinds), ("generator", generator), ("ids", ids)):
+    for name, values in (("real_or_synthetic", kinds), ("generator", generator), ("labels", labels), ("ids", ids)):
         if values is not None and len(values) != n:
             raise InputError(f"{name} has {len(values)} entries for {n} rows of features")
     unknown = sorted(set(kinds.tolist()) - {REAL, SYNTHETIC})

@@ -1,4 +1,4 @@
-"""Fixtures that all tests share: measurement data, an S3 server on loopback, small drawn images. No Ray here."""
+"""Fixtures that all tests share: measurement data, an S3 server, small drawn images, and one local Ray."""
 
 import os
 import uuid
@@ -118,3 +118,13 @@ def draw(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
         top, left, radius = rng.uniform(0, height), rng.uniform(0, width), rng.uniform(0.1, 0.35) * height
         pixels[np.hypot(down - top, across - left) < radius] = rng.uniform(0, 255, 3)
     return np.clip(pixels + rng.normal(0, 3, pixels.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def local_ray(s3: S3) -> Iterator[None]:
+    """One Ray for all tests that need it; started after the S3 server, whose settings its workers inherit."""
+    from synthscale.stages.session import RaySession
+
+    with RaySession() as session:
+        session.ready()
+        yield

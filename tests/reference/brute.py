@@ -84,7 +84,7 @@ def groups(x: NDArray[np.floating], radius: float) -> set[frozenset[int]]:
 def precision_and_coverage(
     real: NDArray[np.floating], synthetic: NDArray[np.floating], k: int = 5
 ) -> tuple[float, float]:
-    """Shares of synthetic rows inside a real row's k-NN radius, and of real rows whose radius holds a synthetic one.
+    """Share of synthetic rows inside a real row's k-NN radius; share of real rows whose radius holds one.
 
     Radii are those of the distinct real rows, so that repeated real rows do not shrink them to nothing.
     """

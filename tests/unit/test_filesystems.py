@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,7 +42,7 @@ def test_s3_uris_stay_but_for_trailing_slashes():
 
 @pytest.mark.parametrize("uri", ["gs://bucket/x", "https://host/x", "hdfs://x"])
 def test_unknown_schemes_are_refused_by_name(uri):
-    with pytest.raises(StorageError, match=uri.replace("/", "/")):
+    with pytest.raises(StorageError, match=uri):
         fsys.absolute(uri)
 
 
@@ -138,7 +139,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path, monkeypatch):
     replace = os.replace
 
     def look(source, target):
-        seen["new"], seen["old"] = open(source, "rb").read(), os.path.exists(target)
+        seen["new"], seen["old"] = Path(source).read_bytes(), os.path.exists(target)
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", look)

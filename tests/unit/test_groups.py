@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import brute
 
 from synthscale.groups import collapse_copies, component_minimum, near_duplicate_groups
+from tests.reference import brute
 
 
 @st.composite

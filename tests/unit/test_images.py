@@ -207,7 +207,8 @@ def test_no_bytes_are_empty():
 
 
 @pytest.mark.parametrize(
-    "data", [b"hello, this is no picture\n" * 20, b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"]
+    "data",
+    [b"hello, this is no picture\n" * 20, b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"],
 )
 def test_text_and_svg_are_unsupported(data):
     assert fault_of(data) is Reason.UNSUPPORTED

@@ -28,7 +28,9 @@ def test_a_sound_set_passes():
 
 
 def test_duplicate_ids_are_refused_by_name():
-    message = refusal(rows(("a", "b", "a", "c", "b"), ("real", "synthetic") * 2 + ("real",), (None, "g") * 2 + (None,)))
+    message = refusal(
+        rows(("a", "b", "a", "c", "b"), ("real", "synthetic") * 2 + ("real",), (None, "g") * 2 + (None,))
+    )
     assert "a, b" in message
     assert "c" not in message.partition("duplicate ids: ")[2].partition(";")[0].split(", ")
 

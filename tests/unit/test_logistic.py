@@ -142,7 +142,7 @@ def test_a_row_does_not_enter_the_head_of_its_own_fold() -> None:
 
 @pytest.mark.parametrize("scale", [3, 10])
 def test_a_fold_unlike_the_others_still_converges(scale: float) -> None:
-    # Groups are never split, so one large group of odd rows lies in one fold, and that fold's head never sees them.
+    # Groups are never split, so a large group of odd rows lies in one fold, and that fold's head never sees it.
     x, synthetic, fold = problem(7, 60, 60)
     x[fold == 2] = scale * np.random.default_rng(0).normal(size=x[fold == 2].shape)
     fit = fit_folds(rows_of(x, synthetic, fold), FOLDS, (1e-3,), True)
@@ -150,8 +150,11 @@ def test_a_fold_unlike_the_others_still_converges(scale: float) -> None:
     assert np.abs(probabilities(fit, x, fold) - by_scikit_learn(x, synthetic, fold, 1e-3, True)).max() <= 1e-3
 
 
-def on_workers(parts: list[Rows], work: Callable[[Rows, Callable[[torch.Tensor], torch.Tensor]], Fit]) -> list[Fit]:
-    """Run ``work`` on every part in a thread of its own, with sums over all parts as torch.distributed has them."""
+ReduceSum = Callable[[torch.Tensor], torch.Tensor]
+
+
+def on_workers(parts: list[Rows], work: Callable[[Rows, ReduceSum], Fit]) -> list[Fit]:
+    """Run ``work`` on every part in a thread of its own, with sums over all parts as torch.distributed has."""
     barrier = threading.Barrier(len(parts), timeout=30)
     shelf: list[torch.Tensor] = [torch.empty(0)] * len(parts)
     results: list[Fit | None] = [None] * len(parts)

@@ -4,12 +4,12 @@ from cleanlab import Datalab
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from reference import brute
 
 from synthscale.config import NeighborsConfig
 from synthscale.groups import collapse_copies
 from synthscale.neighbors import Analysis, Members, View, analyse
 from synthscale.search import MemorySearcher
+from tests.reference import brute
 
 Vectors = NDArray[np.float32]
 EXACT = NeighborsConfig()
@@ -225,7 +225,7 @@ def test_a_row_at_exactly_the_knn_radius_counts_for_precision_and_coverage() -> 
     assert precision_and_coverage(only_view(axes[:7], axes[7:])) == (1, 1)
 
 
-@pytest.mark.parametrize("config", [EXACT, DATALAB, NeighborsConfig(calibrate_on="all")], ids=["real", "datalab", "all"])
+@pytest.mark.parametrize("config", [EXACT, DATALAB, NeighborsConfig(calibrate_on="all")])
 def test_adding_a_generator_changes_nothing_of_another(config: NeighborsConfig) -> None:
     real, first = sets_of("duplicated", 10, 60, 50)
     # The second would widen or collapse the radius if anything were pooled.
@@ -273,7 +273,7 @@ def datalab_edges(x: Vectors) -> tuple[NDArray[np.bool_], set[tuple[int, int]], 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("d", [4, 64])
 @pytest.mark.parametrize("copies", [0, 12])
-def test_datalab_mode_equals_cleanlab(seed: int, d: int, copies: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_datalab_mode_equals_cleanlab(seed: int, d: int, copies: int) -> None:
     rng = np.random.default_rng(seed)
     real = rng.normal(size=(150, d))
     chosen = rng.integers(0, 150, 40)

@@ -3,9 +3,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from reference import brute
 
 from synthscale.search import FlatIndex, MemorySearcher, cosine_distance, unit
+from tests.reference import brute
 
 KINDS = ("uniform", "clustered", "tight", "duplicated", "plane", "offset")
 
@@ -49,7 +49,9 @@ data = given(
 
 @data
 @settings(max_examples=150, deadline=None)
-def test_pairs_within_a_radius_are_exactly_those_of_brute_force(kind: str, seed: int, n: int, share: float) -> None:
+def test_pairs_within_a_radius_are_exactly_those_of_brute_force(
+    kind: str, seed: int, n: int, share: float
+) -> None:
     x = make(kind, seed, n)
     rows = np.arange(n, dtype=np.int64) * 3 + 7
     expected = brute.among(x)

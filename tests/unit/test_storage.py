@@ -15,7 +15,11 @@ from synthscale.storage import STAGES, TABLES, Marker, RunDirectory, digest
 
 LOCAL = StorageConfig()
 SCHEMA = pa.schema([("row", pa.int64()), ("x", pa.float32())])
-FINGERPRINT = {"settings": {"name": "descriptor", "strengths": [1.0, 2.0]}, "input": "abc", "versions": {"ray": "2"}}
+FINGERPRINT = {
+    "settings": {"name": "descriptor", "strengths": [1.0, 2.0]},
+    "input": "abc",
+    "versions": {"ray": "2"},
+}
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -1,0 +1,287 @@
+"""The design's layout rules, read off the imports: verbs orchestrate, nouns compute."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import synthscale
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "synthscale"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+STAGES = {"ingest", "embed", "neighbors", "classify", "reduce", "report"}
+STAGE_HELPERS = {"__init__", "context", "session"}
+
+# Arrays and bytes in, arrays out. demo.py may write local files.
+PURE = [
+    "search",
+    "groups",
+    "neighbors",
+    "folds",
+    "features",
+    "logistic",
+    "classifier",
+    "scores",
+    "images",
+    "tables",
+    "demo",
+    *(f"metrics/{path.stem}" for path in sorted((PACKAGE / "metrics").glob("*.py"))),
+    *(f"encoders/{path.stem}" for path in sorted((PACKAGE / "encoders").glob("*.py"))),
+]
+IMPURE_IMPORTS = {
+    "ray",
+    "fsspec",
+    "s3fs",
+    "boto3",
+    "botocore",
+    "synthscale.filesystems",
+    "synthscale.storage",
+    "synthscale.fetch",
+    "synthscale.stages",
+    "synthscale.pipeline",
+}
+
+PUBLIC = [
+    "Config",
+    "ConfigError",
+    "FeatureScores",
+    "InputError",
+    "Options",
+    "ResumeConflict",
+    "RunResult",
+    "SchemaError",
+    "StageError",
+    "StorageError",
+    "SynthscaleError",
+    "TooManyFailures",
+    "load_config",
+    "main",
+    "parse_config",
+    "score",
+    "score_features",
+    "score_synthetic_data_quality",
+]
+
+
+def relative(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def tree_of(path):
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports_of(path):
+    """Return every dotted name that a file imports, anywhere in it: ``from a import b`` gives a and a.b."""
+    found = set()
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = path.parent.relative_to(ROOT).parts
+                kept = package[: len(package) - node.level + 1]
+                base = ".".join([*kept, *filter(None, [node.module])])
+            found.add(base)
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+def is_of(name, module):
+    return name == module or name.startswith(f"{module}.")
+
+
+def imports_any(path, modules):
+    return sorted(name for name in imports_of(path) if any(is_of(name, module) for module in modules))
+
+
+def test_the_import_reader_sees_every_form(tmp_path):
+    """The checks below stand on this function."""
+    file = ROOT / "synthscale" / "stages" / "imagined.py"
+    text = (
+        "import a.b as c\nfrom d import e\ndef f():\n    from g.h import i\nfrom . import x\nfrom ..y import z\n"
+    )
+
+    class Imagined(type(file)):
+        def read_text(self, **kwargs):
+            return text
+
+    found = imports_of(Imagined(file))
+    assert found == {
+        "a.b",
+        "d",
+        "d.e",
+        "g.h",
+        "g.h.i",
+        "synthscale.stages",
+        "synthscale.stages.x",
+        "synthscale.y",
+        "synthscale.y.z",
+    }
+
+
+def test_only_stages_and_the_pipeline_import_ray():
+    allowed = {path for path in MODULES if path.parent.name == "stages"} | {PACKAGE / "pipeline.py"}
+    breaches = {relative(path): imports_any(path, {"ray"}) for path in MODULES if path not in allowed}
+    assert {path: names for path, names in breaches.items() if names} == {}
+    assert imports_any(PACKAGE / "stages" / "embed.py", {"ray"})
+
+
+def test_the_stages_are_those_of_the_design():
+    assert {path.stem for path in (PACKAGE / "stages").glob("*.py")} == STAGES | STAGE_HELPERS
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES | {"context"}))
+def test_no_stage_imports_another(stage):
+    others = {f"synthscale.stages.{name}" for name in STAGES - {stage}} | {"synthscale.pipeline", "synthscale.cli"}
+    assert imports_any(PACKAGE / "stages" / f"{stage}.py", others) == []
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules_touch_neither_ray_nor_storage(module):
+    assert imports_any(PACKAGE / f"{module}.py", IMPURE_IMPORTS) == []
+
+
+def test_pure_modules_open_no_files():
+    """demo.py writes its images; nothing else that is pure opens a path."""
+    openers = {"open", "read_bytes", "read_text", "write_bytes", "write_text"}
+    found = []
+    for module in set(PURE) - {"demo"}:
+        for node in ast.walk(tree_of(PACKAGE / f"{module}.py")):
+            if not isinstance(node, ast.Call):
+                continue
+            is_builtin = isinstance(node.func, ast.Name) and node.func.id == "open"
+            is_method = isinstance(node.func, ast.Attribute) and node.func.attr in openers - {"open"}
+            if is_builtin or is_method:
+                found.append(f"{module}:{node.lineno}")
+    assert found == []
+
+
+def test_only_the_pipeline_and_the_doors_that_need_them_import_stages():
+    allowed = {"pipeline.py", "cli.py", "plan.py"}
+    breaches = [
+        relative(path)
+        for path in MODULES
+        if path.parent.name != "stages" and path.name not in allowed and imports_any(path, {"synthscale.stages"})
+    ]
+    assert breaches == []
+
+
+def test_jobs_import_only_public_names():
+    jobs = sorted((ROOT / "jobs").glob("*.py"))
+    assert jobs
+    for path in jobs:
+        ours = {name for name in imports_of(path) if is_of(name, "synthscale")}
+        assert ours <= {"synthscale", *(f"synthscale.{name}" for name in synthscale.__all__)}, relative(path)
+
+
+def test_only_the_command_line_prints():
+    found = []
+    for path in MODULES:
+        for node in ast.walk(tree_of(path)):
+            if (
+                path != PACKAGE / "cli.py"
+                and isinstance(node, ast.Call)
+                and ast.unparse(node.func)
+                in {
+                    "print",
+                    "sys.stdout.write",
+                    "sys.stderr.write",
+                }
+            ):
+                found.append(f"{relative(path)}:{node.lineno}")
+    assert found == []
+    assert "rich" not in {name.split(".")[0] for p in MODULES if p.name != "cli.py" for name in imports_of(p)}
+
+
+def test_the_public_names_are_sorted_and_these():
+    assert synthscale.__all__ == sorted(synthscale.__all__)
+    assert synthscale.__all__ == PUBLIC
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name not in {"Options", "score"}])
+def test_every_public_name_is_there_and_documented(name):
+    """Options and score live in the pipeline, whose import costs Ray; the stage tests load them."""
+    assert getattr(synthscale, name).__doc__
+
+
+def test_an_unknown_public_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = synthscale.nonsense
+
+
+def loaded_by(statement):
+    code = f"import sys\n{statement}\nprint('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_loads_neither_ray_nor_torch():
+    assert loaded_by("import synthscale") & {"ray", "torch", "torchvision", "faiss", "sklearn"} == set()
+
+
+def test_reading_arguments_loads_neither_ray_nor_torch():
+    loaded = loaded_by("import synthscale.cli; synthscale.cli._parser().parse_args(['score', '--real', 'x'])")
+    assert loaded & {"ray", "torch", "faiss"} == set()
+
+
+def test_the_in_memory_interface_loads_no_ray():
+    assert "ray" not in loaded_by("from synthscale import score_features, score_synthetic_data_quality")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_every_module_has_a_docstring(path):
+    assert ast.get_docstring(tree_of(path))
+
+
+def test_every_public_class_and_function_has_a_docstring():
+    bare = []
+    for path in MODULES:
+        for node in tree_of(path).body:
+            is_definition = isinstance(node, (ast.ClassDef, ast.FunctionDef))
+            if is_definition and not node.name.startswith("_") and not ast.get_docstring(node):
+                bare.append(f"{relative(path)}:{node.name}")
+    assert bare == []
+
+
+def test_there_is_no_utils():
+    names = {path.stem for path in MODULES} | {path.name for path in PACKAGE.rglob("*") if path.is_dir()}
+    assert not names & {"util", "utils", "helpers", "common", "misc"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_no_file_is_over_300_lines(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+
+
+def test_no_function_takes_more_than_six_arguments_or_sixty_lines():
+    found = []
+    for path in MODULES:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef):
+                arguments = [a for a in [*node.args.args, *node.args.kwonlyargs] if a.arg not in {"self", "cls"}]
+                lines = node.end_lineno - node.lineno + 1
+                # The names of the public in-memory call are the design's own.
+                if lines > 60 or (len(arguments) > 6 and node.name != "score_features"):
+                    found.append(f"{relative(path)}:{node.name} ({len(arguments)} arguments, {lines} lines)")
+    assert found == []
+
+
+def test_no_error_is_swallowed_unseen():
+    """``except Exception`` and bare ``except`` must raise, or hand on what they caught."""
+    found = []
+    for path in MODULES:
+        for node in ast.walk(tree_of(path)):
+            if not isinstance(node, ast.ExceptHandler):
+                continue
+            is_broad = node.type is None or ast.unparse(node.type) in {"Exception", "BaseException"}
+            uses = {item.id for item in ast.walk(node) if isinstance(item, ast.Name)}
+            raises = any(isinstance(item, ast.Raise) for item in ast.walk(node))
+            if is_broad and not raises and node.name not in uses:
+                found.append(f"{relative(path)}:{node.lineno}")
+    assert found == []

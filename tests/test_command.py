@@ -1,0 +1,123 @@
+"""The command as a person runs it: another process, its terminal output, its exit code, a kill in the middle."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from synthscale import RunResult
+
+COMMAND = [sys.executable, "-m", "synthscale.cli"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory, make_images):
+    top = tmp_path_factory.mktemp("command")
+    make_images(top / "real", 400, seed=1, size=48)
+    make_images(top / "made", 400, seed=2, size=48)
+    return top
+
+
+def arguments(images, output):
+    return ["score", "--real", f"{images}/real", "--synthetic", f"new={images}/made", "--output", str(output)]
+
+
+def test_a_run_prints_its_stages_its_metrics_and_where_they_lie_and_nothing_else(images, tmp_path):
+    done = subprocess.run([*COMMAND, *arguments(images, tmp_path / "run")], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    assert [line.split()[0] for line in lines[:6]] == [
+        "ingest",
+        "embed",
+        "neighbors",
+        "classify",
+        "reduce",
+        "report",
+    ]
+    assert all("800 rows" in line for line in lines[:6])
+    assert any(line.startswith("new ") for line in lines)
+    assert lines[-3:] == [
+        f"report  {tmp_path}/run/report.html",
+        f"scores  {tmp_path}/run/scores",
+        f"metrics {tmp_path}/run/metrics.json",
+    ]
+    assert max(len(line) for line in lines[6:9]) <= 80
+    again = subprocess.run([*COMMAND, *arguments(images, tmp_path / "run")], capture_output=True, text=True)
+    assert again.returncode == 0
+    assert again.stdout.count("done before") == 6
+
+
+def test_a_killed_run_goes_on_where_it_stopped_and_gives_the_same_scores(images, tmp_path):
+    whole = subprocess.run([*COMMAND, *arguments(images, tmp_path / "whole")], capture_output=True)
+    assert whole.returncode == 0
+    embeddings = tmp_path / "killed" / "embeddings"
+    process = subprocess.Popen(
+        [*COMMAND, *arguments(images, tmp_path / "killed"), "--set", "storage.shard_rows=20"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while len(list(embeddings.glob("*.parquet"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in embeddings.glob("*.parquet")}
+    assert kept
+    resumed = subprocess.run([*COMMAND, *arguments(images, tmp_path / "killed")], capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    one, two = (RunResult.open(str(tmp_path / name)).scores() for name in ("whole", "killed"))
+    pd.testing.assert_frame_equal(one, two, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["score", "--real", "nowhere", "--synthetic", "x=nowhere", "--output", "o"], "nowhere: no such folder"),
+        (["score", "--real", "nowhere", "--output", "o"], "no synthetic images"),
+        (["score", "--config", "nowhere.yaml"], "nowhere.yaml: cannot read"),
+        (["score", "--set", "encoder.nam=x"], "encoder.nam: unknown key"),
+        (["status", "nowhere"], "no synthscale run here"),
+        (["report", "nowhere"], "no synthscale run here"),
+    ],
+)
+def test_unusable_input_ends_with_code_2_and_one_line(words, told, tmp_path):
+    done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_demo_tells_the_five_flaws_apart(tmp_path):
+    done = subprocess.run([*COMMAND, "demo"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    generators = json.loads(Path(tmp_path, "runs/demo/metrics.json").read_text())["generators"]
+    value = {name: {m: v["value"] for m, v in block["metrics"].items()} for name, block in generators.items()}
+
+    def worst(metric):
+        return min(value, key=lambda name: value[name][metric])
+
+    def representativeness(name, digits):
+        return sum(generators[name]["by_label"][d]["representativeness"]["value"] for d in digits) / len(digits)
+
+    assert worst("freshness") == "memorised"
+    assert worst("diversity") == "collapsed"
+    assert worst("precision") == "blurry"
+    assert value["blurry"]["fidelity"] < 0.1
+    absent, present = representativeness("missing", "56789"), representativeness("missing", "01234")
+    assert absent <= 0.10
+    assert absent <= present / 3
+    assert value["missing"]["coverage"] < value["kde"]["coverage"]
+    assert abs(value["missing"]["precision"] - value["kde"]["precision"]) <= 0.1
+    assert min(value["kde"]["diversity"], value["kde"]["freshness"]) > 0.95

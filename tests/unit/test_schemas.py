@@ -1,0 +1,125 @@
+"""The cast that each written table goes through, and the words of the contract."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from synthscale import schemas
+from synthscale.errors import SchemaError
+from synthscale.schemas import MANIFEST_COLUMNS, SCORES, Reason, Shard, conform, embeddings_schema
+
+SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("name", pa.dictionary(pa.int32(), pa.string())),
+        ("x", pa.float32()),
+        ("ok", pa.bool_()),
+    ]
+)
+
+
+def loose(**change):
+    columns = {
+        "extra": [[1], [2]],
+        "ok": [True, None],
+        "x": pa.array([1, 2], pa.int32()),
+        "name": pa.array(["a", "a"], pa.large_string()),
+        "row": pa.array([0, 1], pa.int16()),
+    }
+    return pa.table(columns | change)
+
+
+def test_columns_are_cast_and_put_into_the_contracts_order():
+    table = conform(loose(), SCHEMA, "things")
+    assert table.schema.names == ["row", "name", "x", "ok", "extra"]
+    assert pa.schema(list(table.schema)[:4]) == SCHEMA
+    assert table.column("x").to_pylist() == [1.0, 2.0]
+    assert table.column("name").to_pylist() == ["a", "a"]
+
+
+def test_further_columns_stay_behind_with_their_own_types():
+    table = conform(loose(more=pa.array([1, 2], pa.uint8())), SCHEMA, "things")
+    assert table.schema.names[4:] == ["extra", "more"]
+    assert table.schema.field("more").type == pa.uint8()
+    assert table.column("extra").to_pylist() == [[1], [2]]
+
+
+def test_missing_columns_are_all_named():
+    with pytest.raises(SchemaError, match=r"things: .*name, ok"):
+        conform(loose().drop_columns(["name", "ok"]), SCHEMA, "things")
+
+
+@pytest.mark.parametrize(
+    ("column", "values"), [("row", ["1", "x"]), ("row", [0.5, 1.0]), ("x", [[1.0], [2.0]]), ("ok", ["yes", "no"])]
+)
+def test_a_column_that_does_not_fit_is_named(column, values):
+    with pytest.raises(SchemaError, match=f"things: column {column}"):
+        conform(loose(**{column: values}), SCHEMA, "things")
+
+
+def test_a_null_where_the_contract_has_none_is_refused():
+    schema = pa.schema([pa.field("id", pa.string(), nullable=False)])
+    with pytest.raises(SchemaError, match="id"):
+        conform(pa.table({"id": ["a", None]}), schema, "manifest")
+
+
+def test_an_empty_table_conforms():
+    empty = pa.table({name: pa.array([], pa.null()) for name in SCHEMA.names})
+    assert conform(empty, SCHEMA, "things").schema == SCHEMA
+
+
+def test_chunks_do_not_matter():
+    pieces = pa.concat_tables([loose(), loose()])
+    assert conform(pieces, SCHEMA, "things").num_rows == 4
+
+
+def test_vectors_are_cast_to_lists_of_their_length():
+    schema = embeddings_schema(3)
+    values = pa.array(np.ones((2, 3), np.float64).tolist(), pa.list_(pa.float64()))
+    blank = {name: pa.nulls(2) for name in schema.names}
+    table = conform(pa.table(blank | {"row": [0, 1], "vector": values}), schema, "embeddings")
+    assert table.schema.field("vector").type == pa.list_(pa.float32(), 3)
+    bad = pa.array([[1.0, 2.0], [1.0, 2.0, 3.0]])
+    with pytest.raises(SchemaError, match="vector"):
+        conform(pa.table(blank | {"row": [0, 1], "vector": bad}), schema, "embeddings")
+
+
+def test_scores_hold_the_columns_that_the_design_promises():
+    assert SCORES.names == [
+        "id",
+        "image_filename",
+        "uri",
+        "label",
+        "real_or_synthetic",
+        "label_quality_score",
+        "label_issue_score",
+        "predicted",
+        "is_label_issue",
+        "is_near_duplicate",
+        "near_duplicate_id",
+        "near_duplicate_score",
+        "distance_to_nearest_neighbor",
+        "nearest_real_id",
+        "distance_to_nearest_real",
+        "in_real_manifold",
+        "covered",
+    ]
+
+
+def test_the_manifest_and_failures_hold_the_columns_that_the_design_promises():
+    promised = {"row", "id", "uri", "real_or_synthetic", "label", "generator", "size_bytes", "etag"}
+    assert promised <= set(MANIFEST_COLUMNS.names)
+    assert schemas.FAILURES.names == ["row", "id", "uri", "reason", "detail"]
+    assert schemas.NEIGHBORS.names == ["left", "right", "cosine_distance", "kind"]
+    assert {"generator", "row", "fold", "logit_synthetic"} == set(schemas.PREDICTIONS.names)
+
+
+def test_file_names_of_shards_sort_as_their_rows_do():
+    names = [Shard(i, i, i + 1).name for i in (0, 9, 10, 99, 100, 99999)]
+    assert names == sorted(names)
+    assert len(set(names)) == 6
+
+
+def test_reasons_are_plain_words():
+    assert {str(reason) for reason in Reason} >= {"not_found", "truncated", "too_large", "zero_vector"}
+    assert all(str(reason).replace("_", "").isalpha() for reason in Reason)
