@@ -82,6 +82,7 @@ class _Job:
 
     def work(self) -> None:
         dataset = discover(self.config)
+        ingest.check_rows(dataset.rows)
         self._begin()
         context = StageContext(self.config, self.run)
         self._stage("ingest", ingest.fingerprint(context, dataset), lambda: ingest.run(context, dataset))

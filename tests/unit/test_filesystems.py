@@ -1,7 +1,6 @@
 """The door to disks and S3: whole-or-nothing writes, listings, and foreign errors as StorageError."""
 
 import os
-import pickle
 from pathlib import Path
 
 import pyarrow as pa
@@ -81,13 +80,14 @@ def test_listings_are_deep_sorted_and_give_sizes(place):
     assert all((info.etag is not None) == fsys.is_s3(top) for info in found)
 
 
-def test_listings_see_what_another_writer_added(place):
-    top, storage = place
-    fsys.write_bytes(f"{top}/a.bin", b"1", storage)
-    assert len(fsys.list_files(top, storage)) == 1
-    other = pickle.loads(pickle.dumps(storage))
-    fsys.write_bytes(f"{top}/b.bin", b"1", other)
-    assert len(fsys.list_files(top, storage)) == 2
+def test_listings_see_what_another_writer_added(s3):
+    bucket, storage = s3.bucket(), StorageConfig(endpoint_url=s3.endpoint_url)
+    fsys.write_bytes(f"s3://{bucket}/top/a.bin", b"1", storage)
+    assert len(fsys.list_files(f"s3://{bucket}/top", storage)) == 1
+    assert not fsys.exists(f"s3://{bucket}/top/b.bin", storage)
+    s3.client.put_object(Bucket=bucket, Key="top/b.bin", Body=b"1")
+    assert len(fsys.list_files(f"s3://{bucket}/top", storage)) == 2
+    assert fsys.exists(f"s3://{bucket}/top/b.bin", storage)
 
 
 def test_remove_takes_files_and_folders_and_does_not_mind_nothing(place):
