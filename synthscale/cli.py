@@ -110,6 +110,7 @@ def _run(config: Config, parsed: argparse.Namespace, console: Console) -> None:
         ray_address=parsed.ray_address,
         redo_from=parsed.redo_from,
         verbose=parsed.verbose,
+        show_progress=console.is_terminal,
         on_stage=lambda report: console.print(stage_line(report)),
     )
     result = score(config, options)

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 import synthscale
+from synthscale import filesystems as fsys
 from synthscale.config import Config
 from synthscale.errors import ConfigError
 from synthscale.result import RunResult
@@ -43,12 +44,14 @@ class Options:
         ray_address: ``local`` starts a private Ray; ``auto`` or an address joins a cluster.
         redo_from: repeat this stage and all after it.
         verbose: let Ray's own logs and progress through.
+        show_progress: let Ray Data's progress bar show during long stages.
         on_stage: called when a stage ends.
     """
 
     ray_address: str = LOCAL
     redo_from: str | None = None
     verbose: bool = False
+    show_progress: bool = False
     on_stage: Callable[[StageReport], None] = lambda report: None
 
 
@@ -63,6 +66,7 @@ def score(config: Config, options: Options | None = None) -> RunResult:
     """
     options = options or Options()
     config.check_runnable()
+    config = with_absolute_paths(config)
     assert config.output is not None
     run = RunDirectory.open(config.output, config.storage)
     if options.redo_from is not None:
@@ -72,6 +76,18 @@ def score(config: Config, options: Options | None = None) -> RunResult:
     with RaySession(options.ray_address, verbose=options.verbose) as session:
         _Job(config, run, options, session).work()
     return RunResult(run)
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Return the configuration with local paths made absolute: workers run in other folders."""
+
+    def absolute(uri: str | None) -> str | None:
+        return None if uri is None else fsys.absolute(uri)
+
+    encoder = config.encoder.model_copy(update={"weights": absolute(config.encoder.weights)})
+    paths = {name: absolute(getattr(config, name)) for name in ("real", "manifest", "output")}
+    synthetic = {name: absolute(uri) for name, uri in config.synthetic.items()}
+    return config.model_copy(update={**paths, "synthetic": synthetic, "encoder": encoder})
 
 
 class _Job:
@@ -123,6 +139,7 @@ class _Job:
             gpus=int(resources.get("GPU", 0)),
             cpus=max(1, int(resources.get("CPU", 1))),
             is_local=self.options.ray_address == LOCAL,
+            show_progress=self.options.show_progress,
         )
 
     def _is_reduced(self) -> bool:

@@ -151,7 +151,7 @@ def _from_table_file(uri: str, storage: StorageConfig) -> Dataset:
     top = _top_that_holds(frame, [folder, posixpath.dirname(folder)], lambda path: fsys.exists(path, storage))
     rows = _table_rows(frame, uri, lambda name: fsys.join(top, name))
     if not fsys.is_s3(uri):
-        _refuse_links_out(frame, top, uri)
+        _refuse_links_out(rows, top, uri)
     return Dataset(rows, digest([uri, digest(data.hex())]))
 
 
@@ -185,9 +185,12 @@ def _table_rows(frame: pd.DataFrame, source: str, locate: Any) -> pa.Table:
     for i, (name, uri) in enumerate(zip(names, uris, strict=True)):
         if uri is None and name is None:
             raise InputError(f"{source}: row {i} has neither image_filename nor uri")
-        if uri is None:
-            _refuse_path_out(str(name), source, i)
-        resolved.append(locate(name) if uri is None else fsys.absolute(uri))
+        if uri is not None and ("://" in uri or uri.startswith(("/", "~"))):
+            resolved.append(fsys.absolute(uri))
+            continue
+        path = str(name if uri is None else uri)
+        _refuse_path_out(path, source, i)
+        resolved.append(locate(path))
     known = {
         "id": _texts(frame, "id") or [name or uri for name, uri in zip(names, uris, strict=True)],
         "uri": resolved,
@@ -229,21 +232,19 @@ def _texts(frame: pd.DataFrame, column: str) -> list[str | None] | None:
 
 def _refuse_path_out(name: str, source: str, row: int) -> None:
     plain = name.replace("\\", "/")
-    if plain.startswith("/") or "://" in plain or ".." in plain.split("/"):
+    if plain.startswith("/") or "://" in plain or ".." in plain.split("/") or plain[1:2] == ":":
         raise InputError(
             f"{source}: row {row}: image_filename {name!r} leaves the data set's folder; "
-            "use a path below it, or a uri column for images elsewhere"
+            "use a path below it, or an absolute path or URI in a uri column"
         )
 
 
-def _refuse_links_out(frame: pd.DataFrame, top: str, source: str) -> None:
+def _refuse_links_out(rows: pa.Table, top: str, source: str) -> None:
+    """Refuse files named relative to the data set's top that are links to elsewhere."""
     real_top = os.path.realpath(top) + os.sep
-    has_uri = _texts(frame, "uri") or [None] * len(frame)
-    for row, (name, uri) in enumerate(zip(_texts(frame, "image_filename") or [], has_uri, strict=False)):
-        if name is None or uri is not None:
-            continue
-        if not os.path.realpath(os.path.join(top, name)).startswith(real_top):
-            raise InputError(f"{source}: row {row}: image_filename {name!r} is a link that leaves {top}")
+    for row, uri in enumerate(rows.column("uri").to_pylist()):
+        if uri.startswith(top + "/") and not os.path.realpath(uri).startswith(real_top):
+            raise InputError(f"{source}: row {row}: {uri.removeprefix(top + '/')!r} is a link that leaves {top}")
 
 
 # Precomputed vectors.

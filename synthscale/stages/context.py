@@ -25,6 +25,7 @@ class StageContext:
     gpus: int = 0
     cpus: int = 1
     is_local: bool = True
+    show_progress: bool = False
 
     @property
     def shards(self) -> list[Shard]:

@@ -32,6 +32,7 @@ from synthscale.vectors import check_vectors, read_rows
 _FETCH_THREADS = 32
 _MOST_GPU_ACTORS = 64
 _ONE_ACTOR_ROWS = 1500
+_LONG_SHARDS = 32
 _FACTS = ("width_px", "height_px", "format", "mode", "bytes", "jpeg_quality", "content_hash")
 
 
@@ -114,6 +115,19 @@ def _check_failures(context: StageContext, counts: dict[str, Any]) -> None:
 
 def _stream(context: StageContext, todo: list[Shard], layout: Layout) -> list[dict[str, Any]]:
     vectors = context.run.completed("ingest").info["vectors"]
+    settings = ray.data.DataContext.get_current()
+    quiet = settings.enable_progress_bars
+    # The one stage that can take hours; a person at a terminal sees how far it is.
+    settings.enable_progress_bars |= context.show_progress and len(todo) >= _LONG_SHARDS
+    try:
+        return _tallies(context, todo, layout, vectors)
+    finally:
+        settings.enable_progress_bars = quiet
+
+
+def _tallies(
+    context: StageContext, todo: list[Shard], layout: Layout, vectors: dict[str, Any] | None
+) -> list[dict[str, Any]]:
     items = ray.data.from_items([{"shard": shard.index} for shard in todo], override_num_blocks=len(todo))
     shards = {shard.index: shard for shard in todo}
     if vectors is not None:
