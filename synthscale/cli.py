@@ -2,8 +2,6 @@
 
 import argparse
 import logging
-import os
-import re
 import signal
 import sys
 import threading
@@ -30,9 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed but resumable, 2 unusable input."""
     parsed = _parser().parse_args(arguments)
     _configure_logging(verbose=parsed.verbose)
-    if not parsed.verbose:
-        hide_native_noise()
-    signal.signal(signal.SIGTERM, _end_on_signal)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end_on_signal)
     console = Console(highlight=False, soft_wrap=True)
     try:
         code: int = parsed.command(parsed, console)
@@ -58,30 +55,6 @@ def _configure_logging(*, verbose: bool) -> None:
     logging.basicConfig(
         level=logging.INFO if verbose else logging.ERROR, format="%(levelname)s %(name)s: %(message)s"
     )
-
-
-_NATIVE_NOISE = re.compile(rb"^\[[-0-9:, ]+ [IWE] \d+ \d+\] (core_worker|logging)\S*\.cc:")
-
-
-def hide_native_noise() -> None:
-    """Drop the lines that Ray's C++ side writes to standard error by itself; all others pass through.
-
-    Ray has no switch for them that does not itself write a line.
-    """
-    original = os.dup(2)
-    reading, writing = os.pipe()
-    os.dup2(writing, 2)
-    os.close(writing)
-    # Python's own messages take the direct way, in order and also at exit.
-    sys.stderr = os.fdopen(original, "w", buffering=1, closefd=False)
-
-    def pump() -> None:
-        with os.fdopen(reading, "rb") as lines:
-            for line in lines:
-                if not _NATIVE_NOISE.match(line):
-                    os.write(original, line)
-
-    threading.Thread(target=pump, daemon=True).start()
 
 
 # Commands.
@@ -210,7 +183,9 @@ def config_from(parsed: argparse.Namespace) -> Config:
             values[name] = getattr(parsed, name)
     for text in getattr(parsed, "synthetic", None) or []:
         name, uri = split_synthetic(text)
-        synthetic = values.setdefault("synthetic", {})
+        synthetic = values["synthetic"] = values.get("synthetic") or {}
+        if not isinstance(synthetic, dict):
+            raise ConfigError(f"{parsed.config}: synthetic must map names to folders")
         if name in synthetic and synthetic[name] != uri:
             raise ConfigError(f"--synthetic {text}: there are two sets called {name}; name them NAME=FOLDER")
         synthetic[name] = uri

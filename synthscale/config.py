@@ -63,7 +63,7 @@ class NeighborsConfig(_Section):
     """``datalab`` reproduces cleanlab Datalab's near_duplicate flags, for comparison only."""
     calibrate_on: Literal["real", "all"] = "real"
     """Whose median nearest-neighbour distance sets the radius: the distinct real rows, or all rows."""
-    threshold: float = Field(default=0.13, gt=0)
+    threshold: float = Field(default=0.13, gt=0, allow_inf_nan=False)
     """radius = threshold x median nearest-neighbour cosine distance."""
     radius: float | None = Field(default=None, gt=0, le=2)
     """An absolute cosine distance instead of the relative rule."""
@@ -208,7 +208,9 @@ def apply_overrides(values: Mapping[str, Any], overrides: list[str]) -> dict[str
             raise ConfigError(f"--set {override}: expected section.key=value")
         target = merged
         for key in keys[:-1]:
-            target = target.setdefault(key, {})
+            # A section that a file leaves empty is None.
+            target[key] = {} if target.get(key) is None else target[key]
+            target = target[key]
             if not isinstance(target, dict):
                 raise ConfigError(f"--set {override}: {key} is not a section")
         try:
@@ -223,6 +225,6 @@ def load_config(uri: str) -> dict[str, Any]:
     try:
         with fsspec.open(uri, "rb") as file:
             text = file.read().decode("utf-8")
-    except (OSError, UnicodeDecodeError, BotoCoreError) as error:
+    except (OSError, ValueError, ImportError, BotoCoreError) as error:
         raise ConfigError(f"{uri}: cannot read the configuration: {error}") from error
     return parse_yaml(text, uri)

@@ -26,14 +26,14 @@ def zip_uri(archive: str, member: str) -> str:
 
 
 @lru_cache(maxsize=4)
-def _archive(uri: str, storage: StorageConfig, pid: int) -> zipfile.ZipFile:
-    # Open handles must not be shared across a fork, so the process id is part of the key.
+def _archive(uri: str, storage: StorageConfig, pid: int, state: str) -> zipfile.ZipFile:
+    # Open handles must not be shared across a fork, so the process id is part of the key; a file that was replaced
+    # has another state, and is opened again.
     return zipfile.ZipFile(fsys.filesystem(uri, storage).open(uri, "rb"))
 
 
-def open_archive(uri: str, storage: StorageConfig) -> zipfile.ZipFile:
-    """Return a zip file, opened once per process; foreign errors pass through."""
-    return _archive(uri, storage, os.getpid())
+def _open_archive(uri: str, storage: StorageConfig) -> zipfile.ZipFile:
+    return _archive(uri, storage, os.getpid(), str(fsys.filesystem(uri, storage).ukey(uri)))
 
 
 def fetch(uri: str, storage: StorageConfig) -> bytes:
@@ -41,23 +41,36 @@ def fetch(uri: str, storage: StorageConfig) -> bytes:
     try:
         if uri.startswith("zip://"):
             member, _, archive = uri.removeprefix("zip://").rpartition("::")
-            info = open_archive(archive, storage).getinfo(member)
+            opened = _open_archive(archive, storage)
+            info = opened.getinfo(member)
             _check_size(info.file_size)
-            return open_archive(archive, storage).read(info)
+            return opened.read(info)
         if not fsys.is_s3(uri):
             _check_size(os.path.getsize(uri))
             with open(uri, "rb") as file:
                 return file.read()
-        data: bytes = fsys.filesystem(uri, storage).cat_file(uri)
-        return data
+        return _fetch_object(uri, storage)
     except (FileNotFoundError, KeyError) as error:
         raise ImageFault(Reason.NOT_FOUND, f"{uri}: not found") from error
     except PermissionError as error:
         raise ImageFault(Reason.ACCESS_DENIED, f"{uri}: access denied") from error
     except (zipfile.BadZipFile, zlib.error) as error:
         raise ImageFault(Reason.CORRUPT, f"{uri}: {error}") from error
-    except (OSError, BotoCoreError, ClientError, RuntimeError) as error:
+    except (OSError, BotoCoreError, ClientError, RuntimeError, ValueError) as error:
         raise ImageFault(Reason.READ_ERROR, f"{uri}: {' '.join(str(error).split())}") from error
+
+
+def _fetch_object(uri: str, storage: StorageConfig) -> bytes:
+    """Read an object with one request, and no more of it than is allowed."""
+    try:
+        data: bytes = fsys.filesystem(uri, storage).cat_file(uri, start=0, end=MAX_BYTES + 1)
+    except OSError as error:
+        # S3 has no byte range of an object without bytes.
+        if "InvalidRange" in repr(error) or "range" in str(error).lower():
+            return b""
+        raise
+    _check_size(len(data))
+    return data
 
 
 def _check_size(size_bytes: int) -> None:

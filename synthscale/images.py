@@ -85,7 +85,7 @@ def _square(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB as the module's docstring says."""
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16") or image.mode in {"I", "F"}:
         return _grey_to_rgb(image)
@@ -145,6 +145,8 @@ def thumbnail_jpeg(data: bytes, side_px: int) -> bytes:
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     # Tiny pictures (digits, CIFAR) are enlarged without smoothing, so that their pixels can be seen.
     picture = picture.resize(size, Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC)
+    # Pillow would write the original's comment into the new file.
+    picture.info.clear()
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=85)
     return out.getvalue()

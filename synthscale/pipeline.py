@@ -105,9 +105,10 @@ class _Job:
         if not self._is_reduced():
             self.session.begin()
         # Ray takes seconds to start; meanwhile these load torch.
+        from synthscale.embedding import layout_for
         from synthscale.stages import classify, embed, neighbors, reduce, report
 
-        layout, encoder = embed.layout_for(self.config, context.run.completed("ingest").info["vectors"])
+        layout, encoder = layout_for(self.config, context.run.completed("ingest").info["vectors"])
         self._stage("embed", embed.fingerprint(context, encoder), lambda: embed.run(self._on_ray(), layout))
         self._stage("neighbors", neighbors.fingerprint(context), lambda: neighbors.run(self._on_ray()))
         self._stage("classify", classify.fingerprint(context), lambda: classify.run(self._on_ray()))

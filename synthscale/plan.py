@@ -3,16 +3,20 @@
 import time
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from synthscale import filesystems as fsys
 from synthscale.config import Config
+from synthscale.embedding import decode_all, encoder_for, layout_for
 from synthscale.errors import InputError
 from synthscale.schemas import REAL, Shard
 from synthscale.sources import Dataset, discover
+from synthscale.stages.ingest import check_rows
 from synthscale.storage import STAGES, RunDirectory
+from synthscale.vectors import check_vectors, read_rows
 
 SAMPLE = 8
 """Images of each set that ``validate`` embeds."""
@@ -38,9 +42,6 @@ def validate(config: Config) -> Plan:
     Raises:
         ConfigError, InputError, StorageError: the run could not be carried out.
     """
-    from synthscale.stages.embed import layout_for
-    from synthscale.stages.ingest import check_rows
-
     config.check_runnable()
     assert config.output is not None
     dataset = discover(config)
@@ -74,9 +75,6 @@ def _spread(rows: Any) -> list[int]:
 
 def _try_rows(config: Config, dataset: Dataset, rows: list[int]) -> tuple[float | None, list[str]]:
     """Read and embed some rows; return seconds a row (None for vectors) and what went wrong."""
-    from synthscale.stages.embed import decode_all, encoder_for
-    from synthscale.vectors import check_vectors, read_rows
-
     ids = dataset.rows.column("id").to_pylist()
     if dataset.vectors is not None:
         facts: list[dict[str, Any]] = []
@@ -98,12 +96,13 @@ def check_writable(config: Config) -> None:
     """Raise StorageError unless something can be written to, and removed from, the output's place."""
     assert config.output is not None
     run = RunDirectory.open(config.output, config.storage)
-    is_new = not fsys.exists(run.uri, config.storage)
     probe = run.path(".synthscale-probe")
+    # The topmost of what the probe makes is removed with all below it.
+    made = Path(probe)
+    while not fsys.is_s3(probe) and not made.parent.exists():
+        made = made.parent
     fsys.write_bytes(probe, b"", config.storage)
-    fsys.remove(probe, config.storage)
-    if is_new and not fsys.is_s3(run.uri):
-        fsys.remove(run.uri, config.storage)
+    fsys.remove(probe if fsys.is_s3(probe) else str(made), config.storage)
 
 
 @dataclass(frozen=True)

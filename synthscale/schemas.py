@@ -178,6 +178,8 @@ def conform(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
         raise SchemaError(f"{name}: lacks the columns {', '.join(missing)}")
     columns, fields = [], []
     for field in schema:
+        if not field.nullable and table.column(field.name).null_count:
+            raise SchemaError(f"{name}: column {field.name} has {table.column(field.name).null_count} nulls")
         try:
             columns.append(table.column(field.name).cast(field.type))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:

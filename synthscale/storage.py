@@ -128,7 +128,10 @@ class RunDirectory:
         name = f"_stages/{stage}.json"
         if not fsys.exists(self.path(name), self.storage):
             return None
-        return Marker(**self.read_json(name))
+        try:
+            return Marker(**self.read_json(name))
+        except TypeError as error:
+            raise StorageError(f"{self.path(name)}: damaged, or of another version of synthscale") from error
 
     def completed(self, stage: str) -> Marker:
         """Return the marker of a stage that must be complete."""

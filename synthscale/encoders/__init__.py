@@ -21,6 +21,10 @@ def build_encoder(config: EncoderConfig, weights: bytes | None, device: str) -> 
     if config.name == "descriptor":
         if config.weights is not None:
             raise ConfigError("encoder.weights: the descriptor takes none; name a torchvision:<model> to use them")
+        if config.mean is not None:
+            raise ConfigError(
+                "encoder.mean, encoder.std: the descriptor takes none; they go with torchvision weights"
+            )
         from synthscale.encoders.descriptor import DescriptorEncoder
 
         size = {} if config.image_size is None else {"image_size": config.image_size}

@@ -70,7 +70,7 @@ def build(
     """
     torchvision = import_torchvision()
     model_name, _, weights_name = name.removeprefix("torchvision:").partition("@")
-    if model_name not in torchvision.models.list_models():
+    if model_name not in torchvision.models.list_models(module=torchvision.models):
         raise ConfigError(f"encoder {name}: torchvision has no model {model_name!r}")
     if weights_file is not None:
         uri, data = weights_file

@@ -7,7 +7,6 @@ vectors take the same way without decoding. Only counts come back to the driver.
 
 import json
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,38 +17,18 @@ import ray.data
 from numpy.typing import NDArray
 
 import synthscale
-from synthscale import filesystems as fsys
 from synthscale.config import Config
-from synthscale.encoders import Encoder, build_encoder
+from synthscale.embedding import decode_all, encoder_for
 from synthscale.errors import InputError, StageError, TooManyFailures
-from synthscale.fetch import fetch
-from synthscale.images import ImageFault, decode
 from synthscale.schemas import FAILURES, REAL, Layout, Shard, embeddings_schema
 from synthscale.stages.context import Outcome, StageContext
 from synthscale.storage import RunDirectory
 from synthscale.vectors import check_vectors, read_rows
 
-_FETCH_THREADS = 32
 _MOST_GPU_ACTORS = 64
 _ONE_ACTOR_ROWS = 1500
 _LONG_SHARDS = 32
 _FACTS = ("width_px", "height_px", "format", "mode", "bytes", "jpeg_quality", "content_hash")
-
-
-def encoder_for(config: Config, device: str = "cpu") -> Encoder:
-    """Build the run's encoder, reading its weights file if there is one."""
-    weights = config.encoder.weights
-    data = None if weights is None else fsys.read_bytes(fsys.absolute(weights), config.storage)
-    return build_encoder(config.encoder, data, device)
-
-
-def layout_for(config: Config, vectors: dict[str, Any] | None) -> tuple[Layout, str]:
-    """Return what the vectors' dimensions are for, and the text that identifies how they are made."""
-    if vectors is not None:
-        d = vectors["dimensions"]
-        return Layout(d, (0, d), (0, d)), f"vectors/{d}"
-    encoder = encoder_for(config)
-    return Layout(encoder.dimensions, encoder.search, encoder.classify), encoder.fingerprint
 
 
 def fingerprint(context: StageContext, encoder_fingerprint: str) -> dict[str, Any]:
@@ -196,36 +175,6 @@ class _DecodeTask:
             "pixels": pixels,
             "facts": np.array([json.dumps(fact) for fact in facts], dtype=object),
         }
-
-
-def decode_all(uris: list[str], image_size: int, config: Config) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
-    """Fetch and decode images; return pixels (n, S, S, 3), zeros where one failed, and facts or reasons."""
-    pixels = np.zeros((len(uris), image_size, image_size, 3), np.uint8)
-    facts: list[dict[str, Any]] = []
-    for i, data in enumerate(_fetch_all(uris, config)):
-        try:
-            if isinstance(data, ImageFault):
-                raise data
-            pixels[i], fact = decode(data, image_size)
-            facts.append(vars(fact))
-        except ImageFault as fault:
-            facts.append({"reason": fault.reason.value, "detail": fault.detail})
-    return pixels, facts
-
-
-def _fetch_all(uris: list[str], config: Config) -> Any:
-    def one(uri: str) -> bytes | ImageFault:
-        try:
-            return fetch(uri, config.storage)
-        except ImageFault as fault:
-            return fault
-
-    # Threads hide the latency of object storage; a local file is read faster than a thread is asked to.
-    if not any(fsys.is_s3(uri) for uri in uris):
-        yield from map(one, uris)
-        return
-    with ThreadPoolExecutor(_FETCH_THREADS) as pool:
-        yield from pool.map(one, uris)
 
 
 class _EmbedActor:

@@ -51,8 +51,14 @@ def default_shard_rows(n: int) -> int:
 
 def rename_clashing_columns(rows: pa.Table) -> pa.Table:
     """Give a user's column that bears the name of one of ours in ``scores/`` the prefix ``user_``."""
-    ours = (set(SCORES.names) | {"row"}) - set(MANIFEST_COLUMNS.names)
-    return rows.rename_columns([f"user_{name}" if name in ours else name for name in rows.column_names])
+    ours = (set(SCORES.names) - set(MANIFEST_COLUMNS.names)) | {"row"}
+    names = list(rows.column_names)
+    for i, name in enumerate(names):
+        if name in ours:
+            while name in ours or name in names:
+                name = f"user_{name}"
+            names[i] = name
+    return rows.rename_columns(names)
 
 
 def check_rows(rows: pa.Table) -> None:

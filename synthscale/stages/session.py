@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 
 import ray
@@ -61,7 +61,8 @@ class RaySession:
             self._folder = tempfile.mkdtemp(prefix="synthscale-")
             options |= {"include_dashboard": False, "_temp_dir": self._folder}
         try:
-            ray.init(address=self._address, **options)
+            with _native_stderr_closed() if not self._verbose else nullcontext():
+                ray.init(address=self._address, **options)
         except Exception as error:  # noqa: BLE001 (handed to the waiting thread, which raises it)
             self._error = error
         self._up.set()
@@ -97,6 +98,20 @@ class RaySession:
             self._over.set()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def _native_stderr_closed() -> Iterator[None]:
+    """Quiet Ray's C++ side, below its last words: setting its level writes a line of its own, dropped here."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    original, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(original, 2)
+        os.close(original)
+        os.close(nowhere)
 
 
 @contextmanager

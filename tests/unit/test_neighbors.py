@@ -238,6 +238,17 @@ def test_adding_a_generator_changes_nothing_of_another(config: NeighborsConfig) 
             np.testing.assert_array_equal(getattr(beside.nearest, name), getattr(alone.nearest, name))
 
 
+def test_real_pairs_beyond_a_generators_own_radius_are_not_in_its_groups() -> None:
+    base = normal(20, 30)
+    real = np.vstack([base, jittered(base[:5], 0.05)])
+    # Beside the copier the radius over all rows collapses; beside the sampler the five real pairs are within it.
+    sets = {"real": real, "copier": jittered(real, 1e-3), "sampler": normal(21, 60)}
+    copier, sampler = analysed(sets, NeighborsConfig(calibrate_on="all")).views
+    pairs = {frozenset({i, 30 + i}) for i in range(5)}
+    assert pairs <= groups_of(sampler)
+    assert not any(group <= set(range(35)) for group in groups_of(copier))
+
+
 def test_no_edge_joins_two_generators() -> None:
     real, fake = normal(12, 20), normal(13, 20)
     analysis = analysed({"real": real, "a": fake, "b": fake})

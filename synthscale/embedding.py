@@ -1,0 +1,63 @@
+"""What embedding needs beside Ray: the configured encoder, and images by their URIs as pixels or faults."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synthscale import filesystems as fsys
+from synthscale.config import Config
+from synthscale.encoders import Encoder, build_encoder
+from synthscale.fetch import fetch
+from synthscale.images import ImageFault, decode
+from synthscale.schemas import Layout
+
+_FETCH_THREADS = 32
+
+
+def encoder_for(config: Config, device: str = "cpu") -> Encoder:
+    """Build the run's encoder, reading its weights file if there is one."""
+    weights = config.encoder.weights
+    data = None if weights is None else fsys.read_bytes(fsys.absolute(weights), config.storage)
+    return build_encoder(config.encoder, data, device)
+
+
+def layout_for(config: Config, vectors: dict[str, Any] | None) -> tuple[Layout, str]:
+    """Return what the vectors' dimensions are for, and the text that identifies how they are made."""
+    if vectors is not None:
+        d = vectors["dimensions"]
+        return Layout(d, (0, d), (0, d)), f"vectors/{d}"
+    encoder = encoder_for(config)
+    return Layout(encoder.dimensions, encoder.search, encoder.classify), encoder.fingerprint
+
+
+def decode_all(uris: list[str], image_size: int, config: Config) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
+    """Fetch and decode images; return pixels (n, S, S, 3), zeros where one failed, and facts or reasons."""
+    pixels = np.zeros((len(uris), image_size, image_size, 3), np.uint8)
+    facts: list[dict[str, Any]] = []
+    for i, data in enumerate(_fetch_all(uris, config)):
+        try:
+            if isinstance(data, ImageFault):
+                raise data
+            pixels[i], fact = decode(data, image_size)
+            facts.append(vars(fact))
+        except ImageFault as fault:
+            facts.append({"reason": fault.reason.value, "detail": fault.detail})
+    return pixels, facts
+
+
+def _fetch_all(uris: list[str], config: Config) -> Iterator[bytes | ImageFault]:
+    def one(uri: str) -> bytes | ImageFault:
+        try:
+            return fetch(uri, config.storage)
+        except ImageFault as fault:
+            return fault
+
+    # Threads hide the latency of object storage; a local file is read faster than a thread is asked to.
+    if not any(fsys.is_s3(uri) for uri in uris):
+        yield from map(one, uris)
+        return
+    with ThreadPoolExecutor(_FETCH_THREADS) as pool:
+        yield from pool.map(one, uris)

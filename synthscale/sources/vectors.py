@@ -1,0 +1,73 @@
+"""Rows of precomputed vectors: Parquet files with an ``embedding`` column of lists, or numeric columns."""
+
+from collections import Counter
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from synthscale import filesystems as fsys
+from synthscale.config import StorageConfig
+from synthscale.errors import InputError
+from synthscale.sources.rows import Dataset, VectorSource, texts, with_user_columns
+from synthscale.storage import digest
+
+
+def parquet_schema(uri: str, storage: StorageConfig) -> pa.Schema:
+    """Return a Parquet file's schema; raise InputError when it is none."""
+    try:
+        with fsys.storage_errors(uri, "read"), fsys.filesystem(uri, storage).open(uri, "rb") as file:
+            return pq.ParquetFile(file).schema_arrow
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{uri}: not a readable Parquet file: {error}") from error
+
+
+_NOT_FEATURES = frozenset({"id", "row", "real_or_synthetic", "label", "generator", "uri", "image_filename"})
+
+
+def _vector_columns(schema: pa.Schema, uri: str) -> list[str]:
+    if "embedding" in schema.names:
+        if not _is_list(schema.field("embedding").type):
+            raise InputError(f"{uri}: column embedding must hold lists of numbers")
+        return ["embedding"]
+    columns = [
+        f.name
+        for f in schema
+        if f.name not in _NOT_FEATURES and (pa.types.is_integer(f.type) or pa.types.is_floating(f.type))
+    ]
+    if not columns:
+        raise InputError(f"{uri}: has neither image_filename or uri, nor an embedding column, nor numeric columns")
+    return columns
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def from_vectors(uris: list[str], storage: StorageConfig) -> Dataset:
+    """Return the rows of Parquet files of vectors, in order; the vectors themselves are read by embed."""
+    columns = _vector_columns(parquet_schema(uris[0], storage), uris[0])
+    tables, rows, lengths, states = [], [], Counter[int](), []
+    for uri in uris:
+        names = parquet_schema(uri, storage).names
+        absent = [name for name in ("id", "real_or_synthetic", *columns) if name not in names]
+        if absent:
+            raise InputError(f"{uri}: lacks the column {', '.join(absent[:3])}")
+        others = [name for name in names if name not in columns]
+        frame = fsys.read_table(uri, storage, others).to_pandas(types_mapper=pd.ArrowDtype)
+        known = {
+            "id": texts(frame, "id"),
+            "uri": pa.nulls(len(frame), pa.string()),
+            "image_filename": pa.array(texts(frame, "image_filename") or [None] * len(frame), pa.string()),
+        }
+        tables.append(with_user_columns(frame, known, uri))
+        rows.append(len(frame))
+        if columns == ["embedding"]:
+            values = fsys.read_table(uri, storage, columns).column("embedding")
+            lengths.update(n for n in pc.list_value_length(values).to_pylist() if n)
+        states.append([uri, str(fsys.filesystem(uri, storage).ukey(uri))])
+    # A row of another length than most is that row's fault, found when it is read.
+    dimensions = lengths.most_common(1)[0][0] if lengths else len(columns)
+    table = pa.concat_tables(tables, promote_options="permissive")
+    return Dataset(table, digest(states), VectorSource(uris, rows, columns, dimensions))
