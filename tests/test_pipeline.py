@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from reference.tutorial import scores as tutorial_scores
 from synthscale import Config, Options, RunResult, parse_config, score, score_features
 from synthscale.errors import InputError, ResumeConflict, StageError, TooManyFailures
 from synthscale.schemas import SCORES
+from tests.reference.tutorial import scores as tutorial_scores
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
