@@ -29,7 +29,7 @@ class FoldPlan:
     is_copy: NDArray[np.bool_]
 
     def with_copies(self, is_copy: NDArray[np.bool_]) -> "FoldPlan":
-        """Return the plan with each row marked that equals a smaller row of its own set."""
+        """Return the plan with each row marked that equals one of a smaller id in its own set."""
         return replace(self, is_copy=is_copy)
 
     @property

@@ -168,8 +168,8 @@ class Config(_Section):
 
 def check_generator_name(name: str) -> None:
     """Raise ValueError unless ``name`` can stand in a path and in ``generator=NAME``."""
-    if not GENERATOR_NAME.fullmatch(name) or name in {".", ".."}:
-        raise ValueError(f"generator name {name!r} must match {GENERATOR_NAME.pattern}")
+    if not GENERATOR_NAME.fullmatch(name) or name in {".", "..", "real"}:
+        raise ValueError(f"generator name {name!r} must match {GENERATOR_NAME.pattern} and not be 'real'")
 
 
 def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Config:

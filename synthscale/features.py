@@ -70,8 +70,9 @@ def fit_feature_map(
     seed: int,
 ) -> FeatureMap:
     """Build the map from the real rows' moments, (d,) each, and a sample of them, (s, d)."""
-    floor = 1e-3 * float(deviation.square().mean().sqrt())
-    scale = deviation.clamp_min(floor if floor > 0 else 1.0)
+    # A dimension that is constant but for rounding must not explode; one that is merely small keeps its voice.
+    floor = torch.maximum(1e-6 * mean.abs(), 1e-7 * deviation.square().mean().sqrt())
+    scale = torch.where(torch.maximum(deviation, floor) > 0, torch.maximum(deviation, floor), 1.0)
     d = len(mean)
     empty = FeatureMap(mean, scale, mean.new_zeros((d, 0)), mean.new_zeros(0))
     if head == "linear":

@@ -39,7 +39,7 @@ def deal_folds(keys: Sequence[str], is_real: NDArray[np.bool_], folds: int, seed
 def _deal(order: list[int], real: NDArray[np.float64], synthetic: NDArray[np.float64], k: int) -> NDArray[np.int8]:
     """Give each group to the fold where it adds least to the spread of the class counts."""
     # Sum over folds of (r_f / R)^2 + (s_f / S)^2 grows by this inner product (and a constant) with each choice.
-    share_real, share_synthetic = real / real.sum() ** 2, synthetic / synthetic.sum() ** 2
+    share_real, share_synthetic = real / max(real.sum(), 1) ** 2, synthetic / max(synthetic.sum(), 1) ** 2
     load_real, load_synthetic = [0.0] * k, [0.0] * k
     fold_of_group = np.zeros(len(real), np.int8)
     for i in order:

@@ -6,9 +6,9 @@ Each head (a fold at one strength) minimises, over the rows outside its fold,
 
 so a strength means the same at any number of rows. A row is masked out of its own fold's head by a weight of 0,
 and one matrix product serves all folds. Strengths are solved from the strongest to the weakest, each starting at
-the last one's solution; L-BFGS starts from the inverse of the folds' mean Hessian at that point, so few steps are
-needed even where the classes separate. Every head has its own step length, so heads never influence one another's
-optimum. (Liu and Nocedal 1989.)
+the last one's solution; L-BFGS (Liu and Nocedal 1989) starts from the inverse of the folds' mean Hessian at that
+point, or of each fold's own where that does not suffice, so few steps are needed even where the classes separate.
+Every head has its own step length, so heads never influence one another's optimum.
 
 Sums over rows go through ``reduce_sum``, which adds over workers: the same heads for any number of them. All in
 float64.
@@ -27,6 +27,8 @@ ReduceSum = Callable[[torch.Tensor], torch.Tensor]
 
 _TOLERANCE = 1e-8
 """On the Newton decrement: probabilities are then off by less than half of this times the root of n."""
+_BOUND = 1e-5
+"""On the gradient's norm over the root of the strength, which is never less than the Newton decrement."""
 _CLEARLY = 0.02
 """Nats above the least log-loss at which weaker strengths are given up."""
 _ROUNDS = 30
@@ -134,25 +136,24 @@ class _Solver:
         self.penalty = torch.full((len(self.point), 1), strength, dtype=torch.float64)
         self.penalty[-1] = 0  # the intercept bears none
         steps = 0
-        for _ in range(_ROUNDS):
-            taken, converged = self._round()
+        for attempt in range(_ROUNDS):
+            # The folds' mean Hessian serves them all, unless a fold is unlike the others.
+            taken, converged = self._round(self._factors(per_fold=attempt > 2))
             steps += taken
             if converged:
                 return steps, True
         return steps, False
 
-    def _round(self) -> tuple[int, bool]:
-        """Take some L-BFGS steps from the inverse of the Hessian at the current point."""
+    def _round(self, factors: torch.Tensor) -> tuple[int, bool]:
+        """Take some L-BFGS steps from the inverse of the Hessian that ``factors`` stand for."""
         margin = self._margin(self.point)
-        factor = self._hessian_factor(margin)
         loss, gradient = self._loss(margin, self.point), self._gradient(margin, self.point)
         history: list[tuple[torch.Tensor, torch.Tensor]] = []
         for step in range(_STEPS_A_ROUND):
-            decrement = (gradient * torch.cholesky_solve(gradient, factor)).sum(0).clamp_min(0).sqrt()
-            moving = decrement > _TOLERANCE
+            moving = self._is_moving(gradient, factors)
             if not moving.any():
                 return step, True
-            direction = torch.where(moving, _two_loop(gradient, history, factor), 0.0)
+            direction = torch.where(moving, _two_loop(gradient, history, factors), 0.0)
             along = self._margin(direction)
             length, loss = self._line_search(direction, margin, along, (gradient * direction).sum(0), loss)
             change = length * direction
@@ -166,15 +167,28 @@ class _Solver:
             gradient = new_gradient
         return _STEPS_A_ROUND, False
 
-    def _hessian_factor(self, margin: torch.Tensor) -> torch.Tensor:
-        """Cholesky factor of the folds' mean Hessian."""
-        p = torch.sigmoid(margin)
-        curvature = (self.weights * p * (1 - p)).mean(1, keepdim=True)
-        hessian = self.reduce_sum(((self.narrow * curvature.float()).T @ self.narrow).double())
+    def _is_moving(self, gradient: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        """Tell which folds have not converged, by the Newton decrement and by a bound that needs no Hessian."""
+        decrement = (gradient * _solve(gradient, factors)).sum(0).clamp_min(0).sqrt()
+        # Where a fold's own Hessian is far below the mean, the penalty still bounds its decrement.
+        bound = gradient[:-1].norm(dim=0) / self.penalty[0].sqrt()
+        moving: torch.Tensor = (decrement > _TOLERANCE) | (bound > _BOUND)
+        return moving
+
+    def _factors(self, *, per_fold: bool) -> torch.Tensor:
+        """Cholesky factors of every fold's Hessian at the current point, or of their mean: (k or 1, D, D)."""
+        p = torch.sigmoid(self._margin(self.point))
+        curvature = self.weights * p * (1 - p)
+        if not per_fold:
+            curvature = curvature.mean(1, keepdim=True)
+        hessians = self.reduce_sum(
+            torch.stack([((self.narrow * c[:, None].float()).T @ self.narrow).double() for c in curvature.T])
+        )
+        diagonals = hessians.diagonal(dim1=1, dim2=2)
         # A sliver on the diagonal keeps it positive where all rows are settled, and above float32's rounding.
-        sliver = 1e-12 + 1e-6 * hessian.diagonal().mean()
-        factor: torch.Tensor = torch.linalg.cholesky(hessian + torch.diag(self.penalty[:, 0] + sliver))
-        return factor
+        diagonals += self.penalty[:, 0] + 1e-12 + 1e-6 * diagonals.mean(1, keepdim=True)
+        factors: torch.Tensor = torch.linalg.cholesky(hessians)
+        return factors
 
     def _margin(self, point: torch.Tensor) -> torch.Tensor:
         # This order of the product is about twice as fast for a few columns.
@@ -212,10 +226,18 @@ class _Solver:
         return torch.where(accepted, length, 0.0), new_loss
 
 
+def _solve(gradient: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Inverse Hessian times gradient, (D, k), with one factor for all columns or one for each."""
+    if len(factors) == 1:
+        return torch.cholesky_solve(gradient, factors[0])
+    solved: torch.Tensor = torch.cholesky_solve(gradient.T[:, :, None], factors)
+    return solved[:, :, 0].T
+
+
 def _two_loop(
-    gradient: torch.Tensor, history: list[tuple[torch.Tensor, torch.Tensor]], factor: torch.Tensor
+    gradient: torch.Tensor, history: list[tuple[torch.Tensor, torch.Tensor]], factors: torch.Tensor
 ) -> torch.Tensor:
-    """The L-BFGS direction of every column, from the inverse Hessian that ``factor`` stands for."""
+    """The L-BFGS direction of every column, from the inverse Hessian that ``factors`` stand for."""
     direction = -gradient
     used = []
     for change, difference in reversed(history):
@@ -224,7 +246,7 @@ def _two_loop(
         share = inverse * (change * direction).sum(0)
         direction = direction - share * difference
         used.append((inverse, share, change, difference))
-    direction = torch.cholesky_solve(direction, factor)
+    direction = _solve(direction, factors)
     for inverse, share, change, difference in reversed(used):
         direction = direction + (share - inverse * (difference * direction).sum(0)) * change
     return direction

@@ -1,6 +1,7 @@
 """``score_features``: the main job on vectors in memory, in this process, without Ray. The same pure modules."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,7 @@ def score_features(
     sets = {name: _collapse(vectors, np.flatnonzero(names == name)) for name in dict.fromkeys([REAL, *names])}
     searcher = MemorySearcher({name: (vectors[m.distinct], m.distinct) for name, m in sets.items()})
     analysis = analyse(searcher, sets, config.neighbors)
-    copies = np.concatenate([m.rows[m.rows != m.representative] for m in sets.values()])
+    copies = np.concatenate([m.copies(unique_ids) for m in sets.values()])
     is_copy = np.isin(np.arange(n), copies)
     plans = {view.generator: _plan(view, unique_ids, kinds == REAL, is_copy, config) for view in analysis.views}
     logits, fits = _classify(vectors, plans, unique_ids, is_copy, kinds == REAL, config)
@@ -110,7 +111,10 @@ def _checked(
     labels: Sequence[Any] | None,
     ids: Sequence[str] | None,
 ) -> tuple[NDArray[np.float32], NDArray[np.str_], NDArray[np.object_], list[str]]:
-    vectors = np.asarray(features, dtype=np.float32)
+    try:
+        vectors = np.asarray(features, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"features must be numbers, in vectors of equal length: {error}") from error
     if vectors.ndim != 2 or vectors.shape[0] == 0 or vectors.shape[1] == 0:
         raise InputError(f"features must be an (n, D) array with rows and columns, got shape {vectors.shape}")
     kinds = np.asarray([str(kind) for kind in real_or_synthetic])
@@ -138,8 +142,9 @@ def _checked(
         except ValueError as error:
             raise InputError(str(error)) from error
     unique_ids = [str(i) for i in ids] if ids is not None else [f"{i:012d}" for i in range(n)]
-    if len(set(unique_ids)) < n:
-        raise InputError("ids must be unique")
+    twice = [name for name, count in Counter(unique_ids).items() if count > 1]
+    if twice:
+        raise InputError(f"ids must be unique; {', '.join(twice[:5])} occur more than once")
     return vectors, kinds, names, unique_ids
 
 

@@ -5,6 +5,7 @@ rows. The radius is ``threshold`` x the median nearest-neighbour distance among 
 copies of real images pull a median over all rows towards zero until nothing is flagged.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ from synthscale.search import Floats, Pairs, Rows, Searcher
 K = 5
 """Neighbours that make a k-NN radius for precision and coverage."""
 
+EXACT_COPIES_ONLY = float(np.nextafter(0.0, 1.0))
+"""The radius where there is nothing to calibrate on."""
 _DATALAB_FLOOR = 1e-6
 
 
@@ -42,6 +45,15 @@ class Members:
         """Return one edge of distance 0 from each copy to its representative."""
         copy = self.rows != self.representative
         return Pairs(self.representative[copy], self.rows[copy], np.zeros(int(copy.sum())))
+
+    def copies(self, ids: Sequence[str]) -> Rows:
+        """Return the rows that equal another of a smaller id (by row number): one of each kind is left out."""
+        kept: dict[int, int] = {}
+        for row, representative in zip(self.rows.tolist(), self.representative.tolist(), strict=True):
+            best = kept.setdefault(representative, row)
+            if ids[row] < ids[best]:
+                kept[representative] = row
+        return np.setdiff1d(self.rows, np.fromiter(kept.values(), np.int64, len(kept)))
 
     def another_copy(self) -> Rows:
         """Return for each row another exact copy of it, or -1."""
@@ -76,10 +88,15 @@ class View:
     nearest: Nearest
     groups: Groups
 
-    def summary(self) -> dict[str, float | int | None]:
+    def summary(self) -> dict[str, float | int | str | None]:
         """Return the radius and the number of groups, as metrics.json has them."""
+        calibrated = self.radius > EXACT_COPIES_ONLY
+        reason = (
+            {} if calibrated and self.median_distance is not None else {"reason": "too few distinct real rows"}
+        )
         return {
-            "radius": self.radius,
+            **reason,
+            "radius": self.radius if calibrated else None,
             "median_distance": self.median_distance,
             "groups": len(np.unique(self.groups.near_duplicate_id)),
             "rows_in_groups": len(self.groups.row),
@@ -158,7 +175,7 @@ def _plan(
     median = _median(sets, name, real_real[0], own_own[0], (own_real[0], real_own[0]), config)
     radius = config.radius if config.radius is not None else config.threshold * (median or 0.0)
     # Without distances to calibrate on, exact copies (distance 0) are all that can be said.
-    radius = max(radius, float(np.nextafter(0.0, 1.0)))
+    radius = max(radius, EXACT_COPIES_ONLY)
     return _Plan(
         name,
         median,

@@ -61,7 +61,8 @@ NEAREST = pa.schema(
 """Per generator and row: nearest neighbours in that generator's view, and the k-NN indicators.
 
 ``in_real_manifold``: inside the k-NN radius of some (other) real row; ``covered``: a real row whose radius holds
-a synthetic row, null for synthetic rows; ``is_copy``: an exact copy of a smaller row of its own set.
+a synthetic row, null for synthetic rows; ``is_copy``: an exact copy of a row of its own set
+that has a smaller id.
 """
 
 GROUPS = pa.schema(

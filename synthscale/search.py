@@ -81,7 +81,7 @@ class FlatIndex:
         rows = np.full((len(queries), k), -1, np.int64)
         for start in range(0, len(queries) if take else 0, _BLOCK):
             block = slice(start, start + _BLOCK)
-            _, found = self._index.search(np.ascontiguousarray(queries[block], dtype=np.float32), take)
+            similar, found = self._index.search(np.ascontiguousarray(queries[block], dtype=np.float32), take)
             exact = cosine_distance(queries[block, None, :], self._unit[found])
             found_rows = self.rows[found]
             exact[found_rows == query_rows[block, None]] = np.inf
@@ -90,8 +90,22 @@ class FlatIndex:
             width = order.shape[1]
             distances[block, :width] = np.take_along_axis(exact, order, axis=1)
             rows[block, :width] = np.take_along_axis(found_rows, order, axis=1)
+            # What was not shortlisted is at least this far; where that is too near, float32 may have misled.
+            if take < len(self.rows):
+                unsure = 1.0 - similar[:, -1] - _SLACK <= distances[block, -1]
+                for i in start + np.flatnonzero(unsure):
+                    distances[i], rows[i] = self._nearest_of_many(queries[i], query_rows[i], distances[i])
         rows[np.isinf(distances)] = -1
         return distances, rows
+
+    def _nearest_of_many(self, query: Floats, row: np.int64, upper: Floats) -> tuple[Floats, Rows]:
+        """Decide among all rows that float32 cannot tell from the k nearest; ``upper`` bounds their distances."""
+        narrow = np.ascontiguousarray(query[None], dtype=np.float32)
+        _, _, found = self._index.range_search(narrow, float(1.0 - upper[-1] - _SLACK))
+        found = found[self.rows[found] != row]
+        exact = cosine_distance(query, self._unit[found])
+        order = np.lexsort((self.rows[found], exact))[: len(upper)]
+        return exact[order], self.rows[found[order]]
 
     def within(self, queries: Floats, query_rows: Rows, radius: float) -> Pairs:
         """Return all pairs (query, row) with distance < radius, a query with itself left out."""

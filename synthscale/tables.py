@@ -35,7 +35,7 @@ def edges(parts: dict[str, Pairs]) -> pa.Table:
 
 
 def nearest(view: View, copies: Rows) -> pa.Table:
-    """Return a view's nearest rows; ``copies`` are the rows that equal a smaller row of their own set."""
+    """Return a view's nearest rows; ``copies`` are the rows that equal one of a smaller id in their own set."""
     found = view.nearest
     n = len(found.row)
     is_real = np.arange(n) < view.real_rows

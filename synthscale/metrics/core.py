@@ -83,8 +83,16 @@ def metric(value: float | None, reason: str | None = None, **more: float | None)
     return result | {"reason": NO_INTERVAL}
 
 
-def core_metrics(sums: Sums, references: dict[str, float | None]) -> dict[str, Metric]:
-    """Return the six core metrics of some rows; ``references`` are of the whole view."""
+def core_metrics(
+    sums: Sums, references: dict[str, float | None], no_manifold: str | None = None
+) -> dict[str, Metric]:
+    """Return the six core metrics of some rows.
+
+    Args:
+        sums: over those rows.
+        references: of precision and coverage, over the whole view.
+        no_manifold: why there are no k-NN radii, if there are none.
+    """
     scored = sums.scored > 0
     no_synthetic = "no synthetic rows" if sums.synthetic == 0 else None
     no_real = "no real rows" if sums.real == 0 else None
@@ -98,19 +106,17 @@ def core_metrics(sums: Sums, references: dict[str, float | None]) -> dict[str, M
             return metric(None, reason or no_scores)
         return metric(one_minus(total, count), unadjusted=one_minus(plain, count), reference=0.5)
 
+    def within(total: float, count: float, reason: str | None, reference: float | None) -> Metric:
+        reason = reason or no_manifold
+        return metric(None if reason else total / count, reason, reference=reference)
+
     return {
         "fidelity": judged(sums.quality_synthetic, sums.unadjusted_synthetic, sums.synthetic, no_synthetic),
         "representativeness": judged(sums.quality_real, sums.unadjusted_real, sums.real, no_real),
         "diversity": metric(one_minus(sums.repeats, sums.synthetic), no_synthetic, reference=1.0),
         "freshness": metric(one_minus(sums.copies, sums.synthetic), no_synthetic, reference=1.0),
-        "precision": metric(
-            sums.inside / sums.synthetic if sums.synthetic else None,
-            no_synthetic,
-            reference=references["precision"],
-        ),
-        "coverage": metric(
-            sums.covered / sums.real if sums.real else None, no_real, reference=references["coverage"]
-        ),
+        "precision": within(sums.inside, sums.synthetic, no_synthetic, references["precision"]),
+        "coverage": within(sums.covered, sums.real, no_real, references["coverage"]),
     }
 
 

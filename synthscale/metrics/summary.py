@@ -90,11 +90,15 @@ def generator_block(sums: ViewSums, head: str, fit: dict[str, Any], neighbors: d
         "coverage": coverage_reference(sums.distinct_real, int(overall.synthetic), K),
     }
     missing = "not measured in this version"
+    no_manifold = "fewer than two distinct real rows" if sums.distinct_real < 2 else None
     return {
         "counts": {"real": int(overall.real), "synthetic": int(overall.synthetic)},
-        "metrics": core_metrics(overall, references),
+        "metrics": core_metrics(overall, references, no_manifold),
         "by_label": {
-            label: {"counts": {"real": int(s.real), "synthetic": int(s.synthetic)}, **core_metrics(s, references)}
+            label: {
+                "counts": {"real": int(s.real), "synthetic": int(s.synthetic)},
+                **core_metrics(s, references, no_manifold),
+            }
             for label, s in sorted(sums.by_label.items())
         },
         "classifier": classifier_figures(sums.classifier, head, fit),
@@ -106,14 +110,14 @@ def generator_block(sums: ViewSums, head: str, fit: dict[str, Any], neighbors: d
             "self_test": metric(None, missing),
         },
         "confounders": {"auc": metric(None, missing)},
-        "warnings": warnings(overall, fit, neighbors),
+        "warnings": warnings(sums, fit, neighbors),
     }
 
 
-def warnings(sums: Sums, fit: dict[str, Any], neighbors: dict[str, Any]) -> list[str]:
+def warnings(sums: ViewSums, fit: dict[str, Any], neighbors: dict[str, Any]) -> list[str]:
     """Return what a reader of the numbers should know first."""
     found = []
-    for name, count in (("real", sums.real), ("synthetic", sums.synthetic)):
+    for name, count in (("real", sums.overall.real), ("synthetic", sums.overall.synthetic)):
         if count < SMALL_CLASS:
             found.append(
                 f"only {int(count)} {name} rows: fidelity and representativeness are uncertain below {SMALL_CLASS}"
@@ -122,6 +126,8 @@ def warnings(sums: Sums, fit: dict[str, Any], neighbors: dict[str, Any]) -> list
         found.append("no classifier could be cross-validated: fidelity and representativeness are null")
     elif not fit["converged"]:
         found.append("the classifier did not fully converge: scores may move by more than 1e-5 between machines")
+    if sums.distinct_real <= K:
+        found.append(f"only {sums.distinct_real} distinct real rows: precision and coverage mean little")
     if neighbors["median_distance"] is None:
         found.append("too few distinct real rows to calibrate the radius: only exact copies are near-duplicates")
     elif neighbors["median_distance"] <= 0:

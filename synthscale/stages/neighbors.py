@@ -208,7 +208,9 @@ class _Cut:
 
 
 def _write(context: StageContext, sets: dict[str, Members], analysis: Analysis) -> None:
-    copies = np.concatenate([m.rows[m.rows != m.representative] for m in sets.values()])
+    ids = pa.concat_tables(context.run.read_shard("manifest", shard, ["id"]) for shard in context.shards)
+    names = ids.column("id").to_pylist()
+    copies = np.concatenate([members.copies(names) for members in sets.values()])
     cuts = [
         _cut("neighbors", NEIGHBORS, "left", tables.edges(analysis.edges)),
         _cut("nearest", NEAREST, "row", pa.concat_tables([tables.nearest(v, copies) for v in analysis.views])),
