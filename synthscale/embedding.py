@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from synthscale.encoders import Encoder, build_encoder
 from synthscale.fetch import fetch
 from synthscale.images import ImageFault, decode
 from synthscale.schemas import Layout
+from synthscale.vectors import VectorSource
 
 _FETCH_THREADS = 32
 
@@ -24,13 +26,23 @@ def encoder_for(config: Config, device: str = "cpu") -> Encoder:
     return build_encoder(config.encoder, data, device)
 
 
-def layout_for(config: Config, vectors: dict[str, Any] | None) -> tuple[Layout, str]:
+@dataclass(frozen=True)
+class EncoderFacts:
+    """What is known of a run's vectors before any is made; ``image_size`` is None for precomputed ones."""
+
+    layout: Layout
+    fingerprint: str
+    image_size: int | None
+
+
+def encoder_facts(config: Config, vectors: VectorSource | None) -> EncoderFacts:
     """Return what the vectors' dimensions are for, and the text that identifies how they are made."""
     if vectors is not None:
-        d = vectors["dimensions"]
-        return Layout(d, (0, d), (0, d)), f"vectors/{d}"
+        d = vectors.dimensions
+        return EncoderFacts(Layout(d, (0, d), (0, d)), f"vectors/{d}", None)
     encoder = encoder_for(config)
-    return Layout(encoder.dimensions, encoder.search, encoder.classify), encoder.fingerprint
+    layout = Layout(encoder.dimensions, encoder.search, encoder.classify)
+    return EncoderFacts(layout, encoder.fingerprint, encoder.image_size)
 
 
 def decode_all(uris: list[str], image_size: int, config: Config) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:

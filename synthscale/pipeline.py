@@ -105,11 +105,11 @@ class _Job:
         if not self._is_reduced():
             self.session.begin()
         # Ray takes seconds to start; meanwhile these load torch.
-        from synthscale.embedding import layout_for
+        from synthscale.embedding import encoder_facts
         from synthscale.stages import classify, embed, neighbors, reduce, report
 
-        layout, encoder = layout_for(self.config, context.run.completed("ingest").info["vectors"])
-        self._stage("embed", embed.fingerprint(context, encoder), lambda: embed.run(self._on_ray(), layout))
+        encoder = encoder_facts(self.config, context.vectors)
+        self._stage("embed", embed.fingerprint(context, encoder), lambda: embed.run(self._on_ray(), encoder))
         self._stage("neighbors", neighbors.fingerprint(context), lambda: neighbors.run(self._on_ray()))
         self._stage("classify", classify.fingerprint(context), lambda: classify.run(self._on_ray()))
         self._stage("reduce", reduce.fingerprint(context), lambda: reduce.run(self._on_ray()))

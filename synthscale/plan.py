@@ -10,7 +10,7 @@ import numpy as np
 
 from synthscale import filesystems as fsys
 from synthscale.config import Config
-from synthscale.embedding import decode_all, encoder_for, layout_for
+from synthscale.embedding import decode_all, encoder_facts, encoder_for
 from synthscale.errors import InputError
 from synthscale.schemas import REAL, Shard
 from synthscale.sources import Dataset, discover
@@ -48,8 +48,7 @@ def validate(config: Config) -> Plan:
     check_rows(dataset.rows)
     check_writable(config)
     names = [name or REAL for name in dataset.rows.column("generator").to_pylist()]
-    vectors = None if dataset.vectors is None else vars(dataset.vectors)
-    layout, encoder = layout_for(config, vectors)
+    encoder = encoder_facts(config, dataset.vectors)
     chosen = [i for name in dict.fromkeys(names) for i in _spread(np.flatnonzero(np.array(names) == name))]
     seconds_a_row, faults = _try_rows(config, dataset, chosen)
     if len(faults) == len(chosen):
@@ -57,12 +56,12 @@ def validate(config: Config) -> Plan:
     n = dataset.rows.num_rows
     return Plan(
         dict(Counter(names)),
-        encoder,
-        layout.dimensions,
+        encoder.fingerprint,
+        encoder.layout.dimensions,
         len(chosen),
         faults,
         None if seconds_a_row is None else seconds_a_row * n,
-        n * (4 * layout.dimensions + 400),
+        n * (4 * encoder.layout.dimensions + 400),
         dataset.notes,
     )
 
@@ -79,7 +78,7 @@ def _try_rows(config: Config, dataset: Dataset, rows: list[int]) -> tuple[float 
     if dataset.vectors is not None:
         facts: list[dict[str, Any]] = []
         for row in rows:
-            vector, fact = read_rows(vars(dataset.vectors), row, row + 1, config.storage)
+            vector, fact = read_rows(dataset.vectors, row, row + 1, config.storage)
             check_vectors(vector, fact, (0, vector.shape[1]))
             facts += fact
         return None, [f"{ids[r]}: {f['detail']}" for r, f in zip(rows, facts, strict=True) if "reason" in f]

@@ -1,5 +1,6 @@
 """Precomputed vectors: reading a range of rows from Parquet, and the checks that every vector goes through."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,16 @@ from synthscale import filesystems as fsys
 from synthscale.config import StorageConfig
 from synthscale.errors import InputError
 from synthscale.schemas import Reason
+
+
+@dataclass(frozen=True)
+class VectorSource:
+    """Where precomputed vectors lie: Parquet files in row order, and the columns that hold the numbers."""
+
+    files: list[str]
+    file_rows: list[int]
+    columns: list[str]
+    dimensions: int
 
 
 def check_vectors(vectors: NDArray[np.float32], facts: list[dict[str, Any]], search: tuple[int, int]) -> None:
@@ -26,26 +37,25 @@ def check_vectors(vectors: NDArray[np.float32], facts: list[dict[str, Any]], sea
 
 
 def read_rows(
-    source: dict[str, Any], start: int, stop: int, storage: StorageConfig
+    source: VectorSource, start: int, stop: int, storage: StorageConfig
 ) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
     """Return the vectors of rows start..stop-1, (n, D) float32, and one facts mapping a row.
 
-    ``source`` holds ``files``, ``file_rows``, ``columns`` and ``dimensions``; rows count through the files. A
-    vector of another length than most is left zero and gets a reason.
+    Rows count through the source's files. A vector of another length than most is left zero and gets a reason.
     """
     pieces, offset = [], 0
-    for uri, rows in zip(source["files"], source["file_rows"], strict=True):
+    for uri, rows in zip(source.files, source.file_rows, strict=True):
         low, high = max(start - offset, 0), min(stop - offset, rows)
         if low < high:
-            table = fsys.read_table(uri, storage, source["columns"])
+            table = fsys.read_table(uri, storage, source.columns)
             if table.num_rows != rows:
                 raise InputError(f"{uri}: has {table.num_rows} rows, and had {rows} when the run began")
             pieces.append(table.slice(low, high - low))
         offset += rows
     table = pa.concat_tables(pieces)
-    if source["columns"] == ["embedding"]:
-        return _from_lists(table.column("embedding").to_pylist(), source["dimensions"])
-    columns = [table.column(name).to_numpy(zero_copy_only=False) for name in source["columns"]]
+    if source.columns == ["embedding"]:
+        return _from_lists(table.column("embedding").to_pylist(), source.dimensions)
+    columns = [table.column(name).to_numpy(zero_copy_only=False) for name in source.columns]
     # A null is no number: it becomes NaN, and so a failure of its row.
     vectors = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
     return _narrow(vectors), [{} for _ in range(len(vectors))]

@@ -8,9 +8,9 @@ from synthscale.config import Config
 from synthscale.errors import InputError
 from synthscale.sources.folders import from_folders
 from synthscale.sources.manifests import from_dataset_folder, from_table_file, from_zip
-from synthscale.sources.rows import Dataset, VectorSource
+from synthscale.sources.rows import Dataset
 
-__all__ = ["Dataset", "VectorSource", "discover"]
+__all__ = ["Dataset", "discover"]
 
 
 def discover(config: Config) -> Dataset:

@@ -11,16 +11,7 @@ import pyarrow as pa
 from synthscale import filesystems as fsys
 from synthscale.errors import InputError
 from synthscale.schemas import REAL, SYNTHETIC
-
-
-@dataclass(frozen=True)
-class VectorSource:
-    """Where precomputed vectors lie: Parquet files in row order, and the columns that hold the numbers."""
-
-    files: list[str]
-    file_rows: list[int]
-    columns: list[str]
-    dimensions: int
+from synthscale.vectors import VectorSource
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 from synthscale import filesystems as fsys
 from synthscale.config import StorageConfig
 from synthscale.errors import InputError
-from synthscale.sources.rows import Dataset, VectorSource, texts, with_user_columns
+from synthscale.sources.rows import Dataset, texts, with_user_columns
 from synthscale.storage import digest
+from synthscale.vectors import VectorSource
 
 
 def parquet_schema(uri: str, storage: StorageConfig) -> pa.Schema:

@@ -6,6 +6,7 @@ from typing import Any
 from synthscale.config import Config
 from synthscale.schemas import Layout, Shard
 from synthscale.storage import RunDirectory
+from synthscale.vectors import VectorSource
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,12 @@ class StageContext:
     def generators(self) -> list[str]:
         """The names of the synthetic sets, in the manifest's order."""
         return list(self.run.completed("ingest").info["generators"])
+
+    @property
+    def vectors(self) -> VectorSource | None:
+        """Where precomputed vectors lie, if they are the input."""
+        source = self.run.completed("ingest").info["vectors"]
+        return None if source is None else VectorSource(**source)
 
     @property
     def layout(self) -> Layout:

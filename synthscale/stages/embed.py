@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 import synthscale
 from synthscale.config import Config
-from synthscale.embedding import decode_all, encoder_for
+from synthscale.embedding import EncoderFacts, decode_all, encoder_for
 from synthscale.errors import InputError, StageError, TooManyFailures
 from synthscale.schemas import FAILURES, REAL, Layout, Shard, embeddings_schema
 from synthscale.stages.context import Outcome, StageContext
 from synthscale.storage import RunDirectory
-from synthscale.vectors import check_vectors, read_rows
+from synthscale.vectors import VectorSource, check_vectors, read_rows
 
 _MOST_GPU_ACTORS = 64
 _ONE_ACTOR_ROWS = 1500
@@ -31,14 +31,14 @@ _LONG_SHARDS = 32
 _FACTS = ("width_px", "height_px", "format", "mode", "bytes", "jpeg_quality", "content_hash")
 
 
-def fingerprint(context: StageContext, encoder_fingerprint: str) -> dict[str, Any]:
+def fingerprint(context: StageContext, encoder: EncoderFacts) -> dict[str, Any]:
     """Return what the embeddings depend on."""
     import torch
 
     return {
         "input": context.run.completed("ingest").digest,
         "settings": context.config.result_settings("encoder"),
-        "encoder": encoder_fingerprint,
+        "encoder": encoder.fingerprint,
         "versions": {
             "synthscale": synthscale.__version__,
             "torch": ".".join(torch.__version__.split(".")[:2]),
@@ -47,13 +47,13 @@ def fingerprint(context: StageContext, encoder_fingerprint: str) -> dict[str, An
     }
 
 
-def run(context: StageContext, layout: Layout) -> Outcome:
+def run(context: StageContext, encoder: EncoderFacts) -> Outcome:
     """Embed the shards that are not there yet; verify that every row ended in exactly one of the two tables."""
     written = context.run.written_shards("embeddings")
     todo = [shard for shard in context.shards if shard.name not in written]
     tallies = [_tally(context.run, shard) for shard in context.shards if shard.name in written]
     if todo:
-        tallies += _stream(context, todo, layout)
+        tallies += _stream(context, todo, encoder)
     by_set, reasons = Counter[str](), Counter[str]()
     for tally in tallies:
         by_set.update(tally["by_set"])
@@ -74,6 +74,7 @@ def run(context: StageContext, layout: Layout) -> Outcome:
         "sets": {name: {"ok": by_set[f"ok:{name}"], "failed": by_set[f"failed:{name}"]} for name in sets},
     }
     _check_failures(context, counts)
+    layout = encoder.layout
     info = {"dimensions": layout.dimensions, "search": layout.search, "classify": layout.classify}
     return Outcome(counts, info)
 
@@ -92,35 +93,32 @@ def _check_failures(context: StageContext, counts: dict[str, Any]) -> None:
             raise InputError(f"{name}: no row could be used; see {context.run.path('failures')}")
 
 
-def _stream(context: StageContext, todo: list[Shard], layout: Layout) -> list[dict[str, Any]]:
-    vectors = context.run.completed("ingest").info["vectors"]
+def _stream(context: StageContext, todo: list[Shard], encoder: EncoderFacts) -> list[dict[str, Any]]:
     settings = ray.data.DataContext.get_current()
     quiet = settings.enable_progress_bars
     # The one stage that can take hours; a person at a terminal sees how far it is.
     settings.enable_progress_bars |= context.show_progress and len(todo) >= _LONG_SHARDS
     try:
-        return _tallies(context, todo, layout, vectors)
+        return _tallies(context, todo, encoder)
     finally:
         settings.enable_progress_bars = quiet
 
 
-def _tallies(
-    context: StageContext, todo: list[Shard], layout: Layout, vectors: dict[str, Any] | None
-) -> list[dict[str, Any]]:
+def _tallies(context: StageContext, todo: list[Shard], encoder: EncoderFacts) -> list[dict[str, Any]]:
     items = ray.data.from_items([{"shard": shard.index} for shard in todo], override_num_blocks=len(todo))
     shards = {shard.index: shard for shard in todo}
-    if vectors is not None:
-        task = _VectorTask(context.config, context.run, shards, vectors)
+    if context.vectors is not None:
+        task = _VectorTask(context.config, context.run, shards, context.vectors)
         done = items.map_batches(task, batch_size=1, batch_format="pyarrow")
     else:
-        size = encoder_for(context.config).image_size
-        done = _embed_images(context, items, shards, layout, size)
+        done = _embed_images(context, items, shards, encoder)
     return [json.loads(row["tally"]) for row in done.iter_rows()]
 
 
 def _embed_images(
-    context: StageContext, items: ray.data.Dataset, shards: dict[int, Shard], layout: Layout, image_size: int
+    context: StageContext, items: ray.data.Dataset, shards: dict[int, Shard], encoder: EncoderFacts
 ) -> ray.data.Dataset:
+    image_size = encoder.image_size or 0
     # A shard's pixels must stay one block: its actor writes them as one file.
     largest = max(shard.stop - shard.start for shard in shards.values())
     settings = ray.data.DataContext.get_current()
@@ -131,10 +129,10 @@ def _embed_images(
     )
     return decoded.map_batches(
         _EmbedActor,
-        fn_constructor_args=(context.config, context.run, shards, layout, device),
+        fn_constructor_args=(context.config, context.run, shards, encoder.layout, device),
         batch_size=None,
         batch_format="numpy",
-        compute=_actor_pool(context, device, len(shards), sum(s.stop - s.start for s in shards.values())),
+        compute=actor_pool(context, device, len(shards), sum(s.stop - s.start for s in shards.values())),
         num_gpus=1 if device == "cuda" else None,
         num_cpus=None if device == "cuda" else 1,
     )
@@ -148,7 +146,8 @@ def device_for(context: StageContext) -> str:
     return ("cuda" if context.gpus else "cpu") if device == "auto" else device
 
 
-def _actor_pool(context: StageContext, device: str, shards: int, rows: int) -> ray.data.ActorPoolStrategy:
+def actor_pool(context: StageContext, device: str, shards: int, rows: int) -> ray.data.ActorPoolStrategy:
+    """Return how many actors encode ``rows`` images in ``shards`` shards."""
     if device == "cuda":
         # A cluster may start with no GPU node and grow: asking for more actors is what makes it grow.
         most = max(context.gpus, 1 if context.is_local else min(shards, _MOST_GPU_ACTORS))
@@ -194,6 +193,8 @@ class _EmbedActor:
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
         shard = self._shards[int(batch["shard"][0])]
         facts = [json.loads(text) for text in batch["facts"]]
+        if len(facts) != shard.stop - shard.start:
+            raise StageError(f"embed: Ray split {shard.name}; give a smaller storage.shard_rows")
         vectors = np.zeros((len(facts), self._layout.dimensions), np.float32)
         good = np.array([i for i, fact in enumerate(facts) if "reason" not in fact], dtype=np.int64)
         for start in range(0, len(good), self._batch_size):
@@ -207,9 +208,7 @@ class _EmbedActor:
 class _VectorTask:
     """Shard number -> its precomputed vectors, checked and written; gives the counts."""
 
-    def __init__(
-        self, config: Config, run: RunDirectory, shards: dict[int, Shard], source: dict[str, Any]
-    ) -> None:
+    def __init__(self, config: Config, run: RunDirectory, shards: dict[int, Shard], source: VectorSource) -> None:
         self._config, self._run, self._shards, self._source = config, run, shards, source
 
     def __call__(self, batch: pa.Table) -> pa.Table:

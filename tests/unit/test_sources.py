@@ -415,7 +415,7 @@ def test_an_embedding_column_of_lists_gives_vectors(tmp_path, kind):
     assert dataset.vectors.dimensions == 4
     assert [row["id"] for row in dataset.rows.to_pylist()] == [f"v{i}" for i in range(6)]
     assert dataset.rows.column("uri").null_count == 6
-    vectors, facts = read_rows(vars(dataset.vectors), 0, 6, StorageConfig())
+    vectors, facts = read_rows(dataset.vectors, 0, 6, StorageConfig())
     np.testing.assert_allclose(vectors, VECTORS, atol=2e-3 if "16" in kind else 1e-6)
     assert not any("reason" in fact for fact in facts)
 
@@ -426,7 +426,7 @@ def test_numeric_columns_give_vectors_and_the_others_are_carried(tmp_path):
     assert dataset.vectors.columns == ["f0", "f1", "f2", "f3", "count"]
     assert dataset.vectors.dimensions == 5
     assert dataset.rows.column("language").to_pylist() == ["en"] * 6
-    vectors, _ = read_rows(vars(dataset.vectors), 0, 6, StorageConfig())
+    vectors, _ = read_rows(dataset.vectors, 0, 6, StorageConfig())
     np.testing.assert_allclose(vectors[:, :4], VECTORS, atol=1e-6)
     np.testing.assert_array_equal(vectors[:, 4], np.arange(6))
 
@@ -436,7 +436,7 @@ def test_several_vector_files_in_a_folder_are_one_set_in_the_order_of_their_name
     pq.write_table(vector_table(0, 4), tmp_path / "a.parquet")
     dataset = discover(Config(manifest=str(tmp_path)))
     assert [row["id"] for row in dataset.rows.to_pylist()] == [f"v{i}" for i in range(6)]
-    vectors, _ = read_rows(vars(dataset.vectors), 3, 5, StorageConfig())
+    vectors, _ = read_rows(dataset.vectors, 3, 5, StorageConfig())
     np.testing.assert_allclose(vectors, VECTORS[3:5])
 
 
@@ -620,7 +620,7 @@ def test_vectors_on_s3_are_read(s3, storage, tmp_path):
     bucket = s3.bucket()
     s3.put_folder(tmp_path, f"s3://{bucket}/v")
     dataset = discover(Config(manifest=f"s3://{bucket}/v", storage=storage))
-    vectors, _ = read_rows(vars(dataset.vectors), 0, 6, storage)
+    vectors, _ = read_rows(dataset.vectors, 0, 6, storage)
     np.testing.assert_allclose(vectors, VECTORS)
 
 

@@ -1,5 +1,7 @@
 """Precomputed vectors: ranges that cross files, faults of rows, and the checks that every vector goes through."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,7 +10,7 @@ import pytest
 from synthscale.config import StorageConfig
 from synthscale.errors import InputError, StorageError
 from synthscale.schemas import Reason
-from synthscale.vectors import check_vectors, read_rows
+from synthscale.vectors import VectorSource, check_vectors, read_rows
 
 LOCAL = StorageConfig()
 VALUES = np.arange(30, dtype=np.float32).reshape(10, 3) + 0.25
@@ -24,20 +26,20 @@ def source(tmp_path):
         pq.write_table(pa.table({"embedding": pa.array(rows, pa.list_(pa.float32()))}), path)
         files.append(path)
         start += count
-    return {"files": files, "file_rows": counts, "columns": ["embedding"], "dimensions": 3}
+    return VectorSource(files, counts, ["embedding"], 3)
 
 
 def lists(tmp_path, values, dimensions=3):
     path = f"{tmp_path}/v.parquet"
     pq.write_table(pa.table({"embedding": pa.array(values, pa.list_(pa.float64()))}), path)
-    return {"files": [path], "file_rows": [len(values)], "columns": ["embedding"], "dimensions": dimensions}
+    return VectorSource([path], [len(values)], ["embedding"], dimensions)
 
 
 def columns(tmp_path, **values):
     path = f"{tmp_path}/v.parquet"
     pq.write_table(pa.table(values), path)
     n = len(next(iter(values.values())))
-    return {"files": [path], "file_rows": [n], "columns": list(values), "dimensions": len(values)}
+    return VectorSource([path], [n], list(values), len(values))
 
 
 # --- reading ---
@@ -67,7 +69,7 @@ def test_integers_and_narrow_and_wide_floats_become_float32(tmp_path):
 
 
 def test_columns_are_taken_in_the_order_of_the_source(tmp_path):
-    source = columns(tmp_path, a=[1.0], b=[2.0], c=[3.0]) | {"columns": ["c", "a", "b"]}
+    source = replace(columns(tmp_path, a=[1.0], b=[2.0], c=[3.0]), columns=["c", "a", "b"])
     np.testing.assert_array_equal(read_rows(source, 0, 1, LOCAL)[0], [[3, 1, 2]])
 
 
@@ -97,13 +99,13 @@ def test_a_number_beyond_float32_is_a_fault_and_not_a_huge_vector(tmp_path):
 
 
 def test_a_file_that_changed_its_length_since_the_run_began_is_refused_by_name(source):
-    source["file_rows"] = [5, 0, 5, 1]
+    source = replace(source, file_rows=[5, 0, 5, 1])
     with pytest.raises(InputError, match=r"0\.parquet.*4.*5"):
         read_rows(source, 0, 2, LOCAL)
 
 
 def test_a_file_that_is_gone_is_named(source):
-    source["files"][2] = source["files"][2] + ".none"
+    source.files[2] += ".none"
     with pytest.raises(StorageError, match=r"2\.parquet\.none"):
         read_rows(source, 3, 6, LOCAL)
 
