@@ -143,6 +143,7 @@ def quiet_data(verbose: bool) -> None:
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = verbose
+    context.enable_rich_progress_bars, context.use_ray_tqdm = True, False
     if not verbose:
         for name in ("ray.data", "ray.train", "ray"):
             logging.getLogger(name).setLevel(logging.ERROR)
