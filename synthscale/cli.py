@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from synthscale.pipeline import StageReport
     from synthscale.result import RunResult
 
-EXIT_FAILED = 1
 DEMO_DATA, DEMO_OUTPUT = "runs/demo-data", "runs/demo"
 METRICS = ("fidelity", "representativeness", "diversity", "freshness", "precision", "coverage")
 
@@ -124,9 +123,10 @@ def _report(parsed: argparse.Namespace, console: Console) -> int:
     from synthscale.stages.context import StageContext
     from synthscale.stages.report import run
 
-    config = config_from(parsed)
-    result = RunResult.open(parsed.run, config.storage)
-    run(StageContext(config, result.run))
+    storage = config_from(parsed).storage
+    result = RunResult.open(parsed.run, storage)
+    config = parse_config(result.run.read_json("run.json")["config"], f"{result.run.uri}/run.json")
+    run(StageContext(config.model_copy(update={"storage": storage}), result.run))
     _print_places(result, console)
     return 0
 
@@ -181,14 +181,17 @@ def config_from(parsed: argparse.Namespace) -> Config:
     for name in ("real", "manifest", "output"):
         if getattr(parsed, name, None) is not None:
             values[name] = getattr(parsed, name)
+    given: dict[str, str] = {}
     for text in getattr(parsed, "synthetic", None) or []:
         name, uri = split_synthetic(text)
-        synthetic = values["synthetic"] = values.get("synthetic") or {}
-        if not isinstance(synthetic, dict):
-            raise ConfigError(f"{parsed.config}: synthetic must map names to folders")
-        if name in synthetic and synthetic[name] != uri:
+        if name in given and given[name] != uri:
             raise ConfigError(f"--synthetic {text}: there are two sets called {name}; name them NAME=FOLDER")
-        synthetic[name] = uri
+        given[name] = uri
+    if given:
+        from_file = values.get("synthetic") or {}
+        if not isinstance(from_file, dict):
+            raise ConfigError(f"{parsed.config}: synthetic must map names to folders")
+        values["synthetic"] = {**from_file, **given}
     return parse_config(apply_overrides(values, parsed.set), parsed.config or "arguments")
 
 
@@ -207,8 +210,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="synthscale", description="Tells whether synthetic images are any good, with the evidence behind it."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    file = argparse.ArgumentParser(add_help=False)
+    file.add_argument("--config", metavar="FILE", help="YAML configuration, local or s3://")
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--config", metavar="FILE", help="YAML configuration, local or s3://")
     shared.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="section.key=value")
     shared.add_argument("--verbose", action="store_true", help="show Ray's logs and progress")
     data = argparse.ArgumentParser(add_help=False)
@@ -224,17 +228,21 @@ def _parser() -> argparse.ArgumentParser:
     output = argparse.ArgumentParser(add_help=False)
     output.add_argument("--output", metavar="URI", help="the run directory")
 
-    _command(commands, "score", _score, "score synthetic sets against a real one", [shared, data, work])
+    _command(commands, "score", _score, "score synthetic sets against a real one", [file, shared, data, work])
     demo = _command(commands, "demo", _demo, "score five small generators of digits; no download", [shared, work])
     demo.add_argument("--data", default=DEMO_DATA, metavar="DIR", help="where the demo's images are written")
     _command(
-        commands, "validate", _validate, "check input, output and settings; no cluster", [shared, data, output]
+        commands,
+        "validate",
+        _validate,
+        "check input, output and settings; no cluster",
+        [file, shared, data, output],
     )
     for name, command, words in (
         ("status", _status, "show how far a run has come"),
         ("report", _report, "write the report of a finished run again"),
     ):
-        _command(commands, name, command, words, [shared]).add_argument("run", metavar="RUN")
+        _command(commands, name, command, words, [file, shared]).add_argument("run", metavar="RUN")
     return parser
 
 

@@ -78,7 +78,7 @@ class ClassifierConfig(_Section):
     """k; near-duplicate groups are never split between folds."""
     class_weight: Literal["balanced", "none"] = "balanced"
     """``balanced`` weighs the classes in the loss; ``none`` takes the prior out of the odds afterwards."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Deals the folds and draws the random features."""
     strengths: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, math.inf)
     """L2 penalties to choose from by out-of-fold log-loss; ``inf`` is the intercept-only model."""
@@ -122,13 +122,13 @@ class StorageConfig(_Section):
 class Config(_Section):
     """One run: what to score, where to write, and how."""
 
-    real: str | None = None
+    real: str | None = Field(default=None, min_length=1)
     """Folder, or ``s3://`` prefix, of real images."""
     synthetic: dict[str, str] = Field(default_factory=dict)
     """Name of each generator and the folder or prefix of its images."""
-    manifest: str | None = None
+    manifest: str | None = Field(default=None, min_length=1)
     """``metadata.csv``/Parquet, a Studio-style zip or folder, or a Parquet of precomputed vectors."""
-    output: str | None = None
+    output: str | None = Field(default=None, min_length=1)
     """The run directory, local or ``s3://``."""
     encoder: EncoderConfig = EncoderConfig()
     neighbors: NeighborsConfig = NeighborsConfig()
@@ -139,8 +139,10 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _names_are_plain(self) -> Self:
-        for name in self.synthetic:
+        for name, uri in self.synthetic.items():
             check_generator_name(name)
+            if not uri:
+                raise ValueError(f"the folder of {name!r} is empty text")
         return self
 
     def check_runnable(self) -> None:

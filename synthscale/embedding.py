@@ -1,7 +1,8 @@
 """What embedding needs beside Ray: the configured encoder, and images by their URIs as pixels or faults."""
 
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,4 +73,11 @@ def _fetch_all(uris: list[str], config: Config) -> Iterator[bytes | ImageFault]:
         yield from map(one, uris)
         return
     with ThreadPoolExecutor(_FETCH_THREADS) as pool:
-        yield from pool.map(one, uris)
+        # A window, so that a shard of large files is never in memory as a whole.
+        waiting: deque[Future[bytes | ImageFault]] = deque()
+        for uri in uris:
+            waiting.append(pool.submit(one, uri))
+            if len(waiting) >= 2 * _FETCH_THREADS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

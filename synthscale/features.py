@@ -56,11 +56,6 @@ class FeatureMap:
         features: torch.Tensor = torch.cat([linear, waves], dim=1)
         return features
 
-    def to(self, device: str) -> "FeatureMap":
-        """Return the same map on another device."""
-        parts = (self.mean, self.scale, self.frequencies, self.phases)
-        return FeatureMap(*(part.to(device) for part in parts))
-
 
 def fit_feature_map(
     mean: torch.Tensor,

@@ -66,7 +66,8 @@ def _fetch_object(uri: str, storage: StorageConfig) -> bytes:
         data: bytes = fsys.filesystem(uri, storage).cat_file(uri, start=0, end=MAX_BYTES + 1)
     except OSError as error:
         # S3 has no byte range of an object without bytes.
-        if "InvalidRange" in repr(error) or "range" in str(error).lower():
+        cause = error.__cause__
+        if isinstance(cause, ClientError) and cause.response["Error"]["Code"] in {"InvalidRange", "416"}:
             return b""
         raise
     _check_size(len(data))

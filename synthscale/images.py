@@ -10,6 +10,7 @@
 
 import hashlib
 import io
+import struct
 import warnings
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ from synthscale.schemas import Reason
 
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused before they are decoded."""
+
+# What Pillow's plugins and its EXIF reader are known to raise on damaged bytes.
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, MemoryError, struct.error)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
@@ -60,7 +64,7 @@ def decode(data: bytes, image_size: int) -> tuple[NDArray[np.uint8], FileFacts]:
         raise ImageFault(Reason.UNSUPPORTED, f"no {', '.join(FORMATS)} image") from error
     except Image.DecompressionBombError as error:
         raise ImageFault(Reason.TOO_LARGE, str(error)) from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except _BROKEN as error:
         raise ImageFault(Reason.CORRUPT, str(error)) from error
     with image:
         if image.width * image.height > MAX_PIXELS:
@@ -68,7 +72,7 @@ def decode(data: bytes, image_size: int) -> tuple[NDArray[np.uint8], FileFacts]:
         facts = _facts(image, data)
         try:
             return _square(image, image_size), facts
-        except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        except _BROKEN as error:
             truncated = "truncated" in str(error) or "not enough image data" in str(error)
             raise ImageFault(Reason.TRUNCATED if truncated else Reason.CORRUPT, str(error)) from error
 

@@ -135,7 +135,10 @@ def _checked(
         if bad.any():
             raise InputError(f"features: {int(bad.sum())} rows {reason}, the first is row {int(np.argmax(bad))}")
     given = generator if generator is not None else [SYNTHETIC] * n
-    names = np.array([REAL if k == REAL else (g or SYNTHETIC) for k, g in zip(kinds, given, strict=True)], object)
+    names = np.array(
+        [REAL if k == REAL else (SYNTHETIC if pd.isna(g) else str(g)) for k, g in zip(kinds, given, strict=True)],
+        object,
+    )
     for name in dict.fromkeys(names[kinds == SYNTHETIC].tolist()):
         try:
             check_generator_name(name)

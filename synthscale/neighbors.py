@@ -122,14 +122,14 @@ def analyse(searcher: Searcher, sets: dict[str, Members], config: NeighborsConfi
     generators = [name for name in sets if name != REAL]
     real_distance, real_row = searcher.nearest(REAL, REAL, K)
     plans = [_plan(searcher, sets, name, (real_distance, real_row), config) for name in generators]
-    shared = _ordered(searcher.within(REAL, REAL, max(plan.radius for plan in plans)))
+    shared = searcher.within(REAL, REAL, max(plan.radius for plan in plans))
     edges = {"real-real": _join(shared, sets[REAL].copy_edges())}
     manifold_real = searcher.inside(REAL, REAL, _kth(real_distance))
     views = []
     for plan in plans:
         name = plan.generator
         across = _both_ways(searcher.within(name, REAL, plan.radius))
-        among = _ordered(searcher.within(name, name, plan.radius))
+        among = searcher.within(name, name, plan.radius)
         edges[f"{name}:real-synthetic"] = across
         edges[f"{name}:synthetic-synthetic"] = _join(among, sets[name].copy_edges())
         own = [edges["real-real"], across, edges[f"{name}:synthetic-synthetic"]]
@@ -222,12 +222,6 @@ def _median(
 
 def _expand(members: Members, distances: Floats) -> Floats:
     return np.where(members.another_copy() >= 0, 0.0, distances[members.position])
-
-
-def _ordered(pairs: Pairs) -> Pairs:
-    """Each pair of a self-join once, the smaller row left."""
-    keep = pairs.left < pairs.right
-    return Pairs(pairs.left[keep], pairs.right[keep], pairs.distance[keep])
 
 
 def _both_ways(pairs: Pairs) -> Pairs:

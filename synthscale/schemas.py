@@ -126,7 +126,6 @@ class Reason(StrEnum):
     CORRUPT = "corrupt"
     TRUNCATED = "truncated"
     TOO_LARGE = "too_large"
-    OUTSIDE = "outside"
     NON_FINITE = "non_finite"
     ZERO_VECTOR = "zero_vector"
     WRONG_LENGTH = "wrong_length"

@@ -42,7 +42,7 @@ class Searcher(Protocol):
         ...
 
     def within(self, query: str, database: str, radius: float) -> Pairs:
-        """Return all pairs (query row, database row) with distance < radius."""
+        """Return all pairs (query row, database row) with distance < radius; within one set, each pair once."""
         ...
 
     def inside(self, query: str, database: str, radii: Floats) -> NDArray[np.bool_]:
@@ -107,8 +107,8 @@ class FlatIndex:
         order = np.lexsort((self.rows[found], exact))[: len(upper)]
         return exact[order], self.rows[found[order]]
 
-    def within(self, queries: Floats, query_rows: Rows, radius: float) -> Pairs:
-        """Return all pairs (query, row) with distance < radius, a query with itself left out."""
+    def within(self, queries: Floats, query_rows: Rows, radius: float, *, once: bool = False) -> Pairs:
+        """Return all pairs (query, row) with distance < radius, without a query itself; ``once``: query < row."""
         left, right, distance = [], [], []
         for start in range(0, len(queries) if len(self.rows) else 0, _BLOCK):
             block = slice(start, start + _BLOCK)
@@ -116,8 +116,11 @@ class FlatIndex:
             limits, _, found = self._index.range_search(narrow, 1.0 - radius - _SLACK)
             ends = limits.astype(np.int64)
             who = np.repeat(np.arange(len(narrow)), ends[1:] - ends[:-1])
+            asked, answered = query_rows[block][who], self.rows[found]
+            other = asked < answered if once else asked != answered
+            who, found = who[other], found[other]
             exact = _paired_distance(queries[block], who, self._unit, found)
-            keep = (exact < radius) & (query_rows[block][who] != self.rows[found])
+            keep = exact < radius
             left.append(query_rows[block][who[keep]])
             right.append(self.rows[found[keep]])
             distance.append(exact[keep])
@@ -129,8 +132,10 @@ class FlatIndex:
         """Tell which queries lie within (<=) the radius of some row other than themselves; radii: (n,)."""
         result = np.zeros(len(queries), np.bool_)
         database = self._unit.astype(np.float32)
-        for start in range(0, len(queries) if len(self.rows) else 0, _BLOCK):
-            block = slice(start, start + _BLOCK)
+        # As many queries at a time as keep their distances to all rows within 64 MiB.
+        step = max(1, min(_BLOCK, 2**24 // max(1, len(self.rows))))
+        for start in range(0, len(queries) if len(self.rows) else 0, step):
+            block = slice(start, start + step)
             excess = 1.0 - queries[block].astype(np.float32) @ database.T - radii.astype(np.float32)
             excess[query_rows[block, None] == self.rows[None, :]] = np.inf
             result[block] = (excess <= -_SLACK).any(axis=1)
@@ -164,7 +169,7 @@ class MemorySearcher:
 
     def within(self, query: str, database: str, radius: float) -> Pairs:
         """See Searcher."""
-        return self._indexes[database].within(*self._queries[query], radius)
+        return self._indexes[database].within(*self._queries[query], radius, once=query == database)
 
     def inside(self, query: str, database: str, radii: Floats) -> NDArray[np.bool_]:
         """See Searcher."""

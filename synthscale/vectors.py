@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from synthscale import filesystems as fsys
 from synthscale.config import StorageConfig
-from synthscale.errors import InputError
+from synthscale.errors import InputError, StorageError
 from synthscale.schemas import Reason
 
 
@@ -47,10 +48,7 @@ def read_rows(
     for uri, rows in zip(source.files, source.file_rows, strict=True):
         low, high = max(start - offset, 0), min(stop - offset, rows)
         if low < high:
-            table = fsys.read_table(uri, storage, source.columns)
-            if table.num_rows != rows:
-                raise InputError(f"{uri}: has {table.num_rows} rows, and had {rows} when the run began")
-            pieces.append(table.slice(low, high - low))
+            pieces += _rows_of_file(uri, (low, high), rows, source.columns, storage)
         offset += rows
     table = pa.concat_tables(pieces)
     if source.columns == ["embedding"]:
@@ -59,6 +57,27 @@ def read_rows(
     # A null is no number: it becomes NaN, and so a failure of its row.
     vectors = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
     return _narrow(vectors), [{} for _ in range(len(vectors))]
+
+
+def _rows_of_file(
+    uri: str, wanted: tuple[int, int], rows: int, columns: list[str], storage: StorageConfig
+) -> list[pa.Table]:
+    """Return some rows of a file, decoding only the row groups that hold them."""
+    pieces, offset = [], 0
+    with fsys.storage_errors(uri, "read"), fsys.filesystem(uri, storage).open(uri, "rb") as opened:
+        try:
+            file = pq.ParquetFile(opened)
+            if file.metadata.num_rows != rows:
+                raise InputError(f"{uri}: has {file.metadata.num_rows} rows, and had {rows} when the run began")
+            for group in range(file.num_row_groups):
+                size = file.metadata.row_group(group).num_rows
+                low, high = max(wanted[0] - offset, 0), min(wanted[1] - offset, size)
+                if low < high:
+                    pieces.append(file.read_row_group(group, columns=columns).slice(low, high - low))
+                offset += size
+        except pa.ArrowInvalid as error:
+            raise StorageError(f"{uri}: damaged or not a Parquet file: {error}") from error
+    return pieces
 
 
 def _from_lists(

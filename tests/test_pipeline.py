@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 import zipfile
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 from PIL import Image
 
 from synthscale import Config, Options, RunResult, parse_config, score, score_features
-from synthscale.errors import InputError, ResumeConflict, StageError, TooManyFailures
+from synthscale.errors import ConfigError, InputError, ResumeConflict, TooManyFailures
 from synthscale.schemas import SCORES
 from tests.reference.tutorial import scores as tutorial_scores
 
@@ -194,9 +193,7 @@ def test_a_rerun_of_a_finished_run_recomputes_nothing(finished, images):
     config = folders(images, finished.run.uri, "good", "copier")
     before = {path: path.stat().st_mtime_ns for path in Path(finished.run.uri).rglob("*.parquet")}
     reports = []
-    start = time.perf_counter()
     score(config, Options(on_stage=reports.append))
-    assert time.perf_counter() - start < 10
     assert all(report.skipped for report in reports)
     assert before == {path: path.stat().st_mtime_ns for path in Path(finished.run.uri).rglob("*.parquet")}
 
@@ -297,6 +294,39 @@ def test_a_missing_file_of_a_table_is_a_failure_of_its_row(images, tmp_path):
     assert set(result.scores()["prompt"]) == {"p"}
 
 
+def test_a_file_that_was_missing_is_looked_for_again(images, tmp_path):
+    top = tmp_path / "data"
+    shutil.copytree(images, top)
+    names = [f"{kind}/cat/{i:03d}.png" for kind in ("real", "good") for i in range(0, 60, 2)]
+    frame = pd.DataFrame(
+        {"id": names, "image_filename": names, "real_or_synthetic": ["real"] * 30 + ["synthetic"] * 30}
+    )
+    frame.to_csv(top / "metadata.csv", index=False)
+    (top / names[-1]).rename(top / "away.png")
+    config = Config(manifest=str(top / "metadata.csv"), output=str(tmp_path / "run"))
+    with pytest.raises(TooManyFailures, match="not_found 1"):
+        score(config)
+    (top / "away.png").rename(top / names[-1])
+    result = score(config)
+    assert len(result.failures()) == 0
+    assert len(result.scores()) == 60
+
+
+def test_a_generator_may_bear_the_name_of_anything_of_ours(images, tmp_path):
+    shutil.copytree(images / "good", tmp_path / "good")
+    values = {"real": str(images / "real"), "synthetic": {"shard": str(tmp_path / "good")}}
+    result = score(parse_config({**values, "output": str(tmp_path / "run"), "storage": {"shard_rows": 50}}))
+    assert result.metrics["generators"]["shard"]["counts"] == {"real": 90, "synthetic": 60}
+
+
+def test_the_report_tells_the_settings_that_a_stage_was_redone_with(images, tmp_path):
+    score(folders(images, tmp_path / "run", "good"))
+    config = folders(images, tmp_path / "run", "good", classifier={"head": "linear"})
+    result = score(config, Options(redo_from="classify"))
+    assert "5-fold linear classifier" in Path(result.report_path).read_text()
+    assert json.loads(Path(result.run.path("run.json")).read_text())["config"]["classifier"]["head"] == "linear"
+
+
 def test_a_studio_zip_is_scored(images, tmp_path):
     path = tmp_path / "studio.zip"
     rows = []
@@ -374,6 +404,8 @@ def test_s3_in_and_out_gives_the_scores_of_the_local_run(finished, images, s3, t
             "synthetic": {name: f"{top}/data/{name}" for name in ("good", "copier")},
             "output": f"{top}/runs/one",
             "storage": {"endpoint_url": s3.endpoint_url},
+            # A worker group shares a folder there, too.
+            "classifier": {"workers": 2},
         }
     )
     result = score(config)
@@ -384,7 +416,7 @@ def test_s3_in_and_out_gives_the_scores_of_the_local_run(finished, images, s3, t
         assert (local["near_duplicate_id"].fillna(-1) == remote["near_duplicate_id"].fillna(-1)).all()
     keys = s3.keys(bucket)
     assert "runs/one/report.html" in keys
-    assert not [key for key in keys if key.endswith(".tmp")]
+    assert not [key for key in keys if key.endswith(".tmp") or "_train" in key]
     assert RunResult.open(f"{top}/runs/one", config.storage).generators == ["good", "copier"]
     reports = []
     score(config, Options(on_stage=reports.append))
@@ -423,7 +455,7 @@ def test_hostile_names_stay_text_in_the_report_and_missing_pictures_are_shown(im
 
 
 def test_gpus_that_are_not_there_are_missed_before_anything_is_embedded(images, tmp_path):
-    with pytest.raises(StageError, match="no GPU"):
+    with pytest.raises(ConfigError, match="no GPU"):
         score(folders(images, tmp_path / "run", "good", encoder={"device": "cuda"}))
 
 

@@ -109,7 +109,7 @@ def generator_block(sums: ViewSums, head: str, fit: dict[str, Any], neighbors: d
             "recall": 1.0,
             "self_test": metric(None, missing),
         },
-        "confounders": {"auc": metric(None, missing)},
+        "confounders": {"auc": metric(None, missing), "bytes_per_pixel_auc": None, "reason": missing},
         "warnings": warnings(sums, fit, neighbors),
     }
 

@@ -19,6 +19,7 @@ def from_folders(config: Config) -> Dataset:
     """Return the rows of the real folder and each synthetic one; raise InputError when one holds no images."""
     assert config.real is not None
     sets = [(REAL, None, config.real), *((SYNTHETIC, name, uri) for name, uri in config.synthetic.items())]
+    _refuse_nested([fsys.absolute(uri) for _, _, uri in sets])
     tables, listing, notes = [], [], []
     for kind, generator, uri in sets:
         top = fsys.absolute(uri)
@@ -33,6 +34,13 @@ def from_folders(config: Config) -> Dataset:
         tables.append(_folder_rows(top, images, kind, generator))
         listing.append([kind, generator, top, [[i.path, i.size_bytes, _state(i, config.storage)] for i in images]])
     return Dataset(pa.concat_tables(tables), digest(listing), notes=notes)
+
+
+def _refuse_nested(tops: list[str]) -> None:
+    for outer in tops:
+        for inner in tops:
+            if inner is not outer and f"{inner}/".startswith(f"{outer}/"):
+                raise InputError(f"{inner}: lies in {outer}, so its images would be counted in both sets")
 
 
 def _folder_rows(top: str, images: list[fsys.FileInfo], kind: str, generator: str | None) -> pa.Table:

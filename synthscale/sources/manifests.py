@@ -1,10 +1,12 @@
 """Rows of metadata tables: CSV or Parquet, alone, in a folder, or in a Studio-style zip."""
 
+import hashlib
 import io
 import os
 import posixpath
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable
 
 import pandas as pd
@@ -59,7 +61,7 @@ def from_table_file(uri: str, storage: StorageConfig) -> Dataset:
         frame = _read_csv(data, uri)
     elif uri.lower().endswith((".parquet", ".pq")):
         schema = parquet_schema(uri, storage)
-        if not {"image_filename", "uri"} & set(schema.names):
+        if "embedding" in schema.names or not {"image_filename", "uri"} & set(schema.names):
             return from_vectors([uri], storage)
         data = fsys.read_bytes(uri, storage)
         frame = pq.read_table(io.BytesIO(data)).to_pandas(types_mapper=pd.ArrowDtype)
@@ -70,7 +72,7 @@ def from_table_file(uri: str, storage: StorageConfig) -> Dataset:
     rows = table_rows(frame, uri, lambda name: fsys.join(top, name))
     if not fsys.is_s3(uri):
         _refuse_links_out(rows, top, uri)
-    return Dataset(rows, digest([uri, digest(data.hex())]))
+    return Dataset(rows, digest([uri, hashlib.blake2b(data, digest_size=16).hexdigest()]))
 
 
 _TEXT = dict.fromkeys(("id", "label", "generator", "image_filename", "uri", "real_or_synthetic"), pa.string())
@@ -84,6 +86,9 @@ def _read_csv(data: bytes, source: str) -> pd.DataFrame:
         table = pacsv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=convert)
     except pa.ArrowInvalid as error:
         raise InputError(f"{source}: not a readable CSV table: {error}") from error
+    twice = [name for name, count in Counter(table.column_names).items() if count > 1]
+    if twice:
+        raise InputError(f"{source}: the column {twice[0]!r} occurs more than once")
     frame: pd.DataFrame = table.to_pandas(types_mapper=pd.ArrowDtype)
     return frame
 

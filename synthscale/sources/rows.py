@@ -72,7 +72,9 @@ def with_user_columns(frame: pd.DataFrame, known: dict[str, Any], source: str) -
         "etag": pa.nulls(n, pa.string()),
     }
     for name in frame.columns:
-        if name not in columns:
+        if name in {"size_bytes", "etag"}:
+            columns[f"user_{name}"] = pa.Array.from_pandas(frame[name])
+        elif name not in columns:
             columns[str(name)] = pa.Array.from_pandas(frame[name])
     return pa.table(columns)
 

@@ -59,16 +59,32 @@ def from_vectors(uris: list[str], storage: StorageConfig) -> Dataset:
         frame = fsys.read_table(uri, storage, others).to_pandas(types_mapper=pd.ArrowDtype)
         known = {
             "id": texts(frame, "id"),
-            "uri": pa.nulls(len(frame), pa.string()),
+            # Vectors of images may name them, for the report.
+            "uri": pa.array(_uris(frame), pa.string()),
             "image_filename": pa.array(texts(frame, "image_filename") or [None] * len(frame), pa.string()),
         }
         tables.append(with_user_columns(frame, known, uri))
         rows.append(len(frame))
         if columns == ["embedding"]:
-            values = fsys.read_table(uri, storage, columns).column("embedding")
-            lengths.update(n for n in pc.list_value_length(values).to_pylist() if n)
+            lengths.update(_lengths(uri, storage))
         states.append([uri, str(fsys.filesystem(uri, storage).ukey(uri))])
     # A row of another length than most is that row's fault, found when it is read.
     dimensions = lengths.most_common(1)[0][0] if lengths else len(columns)
     table = pa.concat_tables(tables, promote_options="permissive")
     return Dataset(table, digest(states), VectorSource(uris, rows, columns, dimensions))
+
+
+def _uris(frame: pd.DataFrame) -> list[str | None]:
+    given = texts(frame, "uri") or [None] * len(frame)
+    return [
+        fsys.absolute(uri) if uri is not None and ("://" in uri or uri.startswith("/")) else None for uri in given
+    ]
+
+
+def _lengths(uri: str, storage: StorageConfig) -> Counter[int]:
+    """Count the lengths of a file's vectors, one row group in memory at a time."""
+    counted = Counter[int]()
+    with fsys.storage_errors(uri, "read"), fsys.filesystem(uri, storage).open(uri, "rb") as file:
+        for batch in pq.ParquetFile(file).iter_batches(columns=["embedding"]):
+            counted.update(n for n in pc.list_value_length(batch.column(0)).to_pylist() if n)
+    return counted

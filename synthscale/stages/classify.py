@@ -5,6 +5,7 @@ cost more than the fit, else over workers that each read their own shards. Ray D
 """
 
 import functools
+import json
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ import ray.train
 import torch
 import torch.distributed
 from numpy.typing import NDArray
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train.torch import TorchTrainer
 
 from synthscale import filesystems as fsys
@@ -30,10 +32,13 @@ from synthscale.schemas import FOLDS, PREDICTIONS, Layout, Shard
 from synthscale.stages.context import Outcome, StageContext
 from synthscale.storage import RunDirectory
 
-_IN_PROCESS_BYTES = 2 * 2**30
-"""A feature matrix up to this size is fitted in the driver's process."""
+_IN_PROCESS_BYTES = 4 * 2**30
+"""A fit that needs up to this much memory runs in the driver's process."""
+_COPIES = 5
+"""How many times the feature matrix a fit holds: whole, by view, centred, in half precision, and products."""
 
 MODEL = "classifier/model.npz"
+_SCRATCH = "_train"
 
 
 def fingerprint(context: StageContext) -> dict[str, Any]:
@@ -135,20 +140,24 @@ def _fit(context: StageContext, plans: dict[str, FoldPlan], usable: dict[str, in
     TorchTrainer(
         lambda: task(),
         scaling_config=ray.train.ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 0.5}),
-        run_config=ray.train.RunConfig(storage_path=None if workers == 0 else _scratch(context)),
+        run_config=_run_config(context) if workers else None,
     ).fit()
+    fsys.remove(context.run.path(_SCRATCH), context.run.storage)
 
 
-def _scratch(context: StageContext) -> str | None:
-    # Heads and choices go to the run directory; what Ray Train itself keeps there is of no further use.
-    return None if fsys.is_s3(context.run.uri) else context.run.path("classifier", "train")
+def _run_config(context: StageContext) -> ray.train.RunConfig:
+    # A worker group checks that all nodes share a folder. Heads go to the run directory by themselves, so what Ray
+    # Train keeps there is removed.
+    path = context.run.path(_SCRATCH)
+    filesystem = PyFileSystem(FSSpecHandler(fsys.filesystem(path, context.run.storage)))
+    return ray.train.RunConfig(storage_path=path.removeprefix("s3://"), storage_filesystem=filesystem)
 
 
 def _workers(context: StageContext) -> int:
     if context.config.classifier.workers is not None:
         return int(context.config.classifier.workers)
     width = context.layout.classify[1] - context.layout.classify[0] + FOURIER_FEATURES
-    size_bytes = 8 * width * int(context.run.completed("embed").counts["ok"])
+    size_bytes = _COPIES * 8 * width * int(context.run.completed("embed").counts["ok"])
     if size_bytes <= _IN_PROCESS_BYTES:
         return 0
     return max(1, min(math.ceil(size_bytes / _IN_PROCESS_BYTES), context.cpus // 2))
@@ -241,8 +250,8 @@ def _predict(context: StageContext, names: list[str]) -> dict[str, int]:
         if answer["shard"] in seen:
             raise StageError(f"classify: shard {answer['shard']} was predicted twice")
         seen.add(answer["shard"])
-        for name in names:
-            totals[name] += answer[name]
+        for name, count in json.loads(answer["counts"]).items():
+            totals[name] += count
     return totals
 
 
@@ -267,7 +276,7 @@ class _PredictTask:
                 columns = [pa.array([name] * counts[name], pa.string()), row[own], folds[name][own], logit]
                 pieces.append(pa.table(columns, names=PREDICTIONS.names).cast(PREDICTIONS))
         self._run.write_shard("predictions", shard, pa.concat_tables(pieces), PREDICTIONS)
-        return pa.table({"shard": [shard.index], **{name: [count] for name, count in counts.items()}})
+        return pa.table({"shard": [shard.index], "counts": [json.dumps(counts)]})
 
 
 @functools.lru_cache(maxsize=1)

@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 import synthscale
 from synthscale.config import Config
 from synthscale.embedding import EncoderFacts, decode_all, encoder_for
-from synthscale.errors import InputError, StageError, TooManyFailures
-from synthscale.schemas import FAILURES, REAL, Layout, Shard, embeddings_schema
+from synthscale.errors import ConfigError, InputError, StageError, TooManyFailures
+from synthscale.schemas import FAILURES, REAL, Layout, Reason, Shard, embeddings_schema
 from synthscale.stages.context import Outcome, StageContext
 from synthscale.storage import RunDirectory
 from synthscale.vectors import VectorSource, check_vectors, read_rows
 
 _MOST_GPU_ACTORS = 64
 _ONE_ACTOR_ROWS = 1500
-_LONG_SHARDS = 32
+_LONG_ROWS = 1000
+RETRIED = {Reason.NOT_FOUND, Reason.ACCESS_DENIED, Reason.READ_ERROR}
 _FACTS = ("width_px", "height_px", "format", "mode", "bytes", "jpeg_quality", "content_hash")
 
 
@@ -50,8 +51,11 @@ def fingerprint(context: StageContext, encoder: EncoderFacts) -> dict[str, Any]:
 def run(context: StageContext, encoder: EncoderFacts) -> Outcome:
     """Embed the shards that are not there yet; verify that every row ended in exactly one of the two tables."""
     written = context.run.written_shards("embeddings")
-    todo = [shard for shard in context.shards if shard.name not in written]
-    tallies = [_tally(context.run, shard) for shard in context.shards if shard.name in written]
+    done = {shard: _tally(context.run, shard) for shard in context.shards if shard.name in written}
+    # What was not there, or not to be had, may be now.
+    done = {shard: tally for shard, tally in done.items() if not RETRIED & tally["reasons"].keys()}
+    todo = [shard for shard in context.shards if shard not in done]
+    tallies = list(done.values())
     if todo:
         tallies += _stream(context, todo, encoder)
     by_set, reasons = Counter[str](), Counter[str]()
@@ -97,11 +101,13 @@ def _stream(context: StageContext, todo: list[Shard], encoder: EncoderFacts) -> 
     settings = ray.data.DataContext.get_current()
     quiet = settings.enable_progress_bars
     # The one stage that can take hours; a person at a terminal sees how far it is.
-    settings.enable_progress_bars |= context.show_progress and len(todo) >= _LONG_SHARDS
+    rows = sum(shard.stop - shard.start for shard in todo)
+    settings.enable_progress_bars |= context.show_progress and rows >= _LONG_ROWS
+    block_bytes = settings.target_max_block_size
     try:
         return _tallies(context, todo, encoder)
     finally:
-        settings.enable_progress_bars = quiet
+        settings.enable_progress_bars, settings.target_max_block_size = quiet, block_bytes
 
 
 def _tallies(context: StageContext, todo: list[Shard], encoder: EncoderFacts) -> list[dict[str, Any]]:
@@ -142,7 +148,7 @@ def device_for(context: StageContext) -> str:
     """Return the device that actors encode on: a GPU where Ray sees one, unless the configuration says."""
     device = context.config.encoder.device
     if device == "cuda" and context.gpus == 0 and context.is_local:
-        raise StageError("encoder.device is cuda, but Ray sees no GPU here; use auto or cpu")
+        raise ConfigError("encoder.device is cuda, but Ray sees no GPU here; use auto or cpu")
     return ("cuda" if context.gpus else "cpu") if device == "auto" else device
 
 

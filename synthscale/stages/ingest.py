@@ -17,6 +17,9 @@ from synthscale.schemas import MANIFEST_COLUMNS, REAL, SCORES, SYNTHETIC, Shard
 from synthscale.sources import Dataset
 from synthscale.stages.context import Outcome, StageContext
 
+_BLOCK_BYTES = 2**28
+"""Largest block of pixels, a shard's, that passes from a decoding task to an encoder."""
+
 
 def fingerprint(context: StageContext, dataset: Dataset) -> dict[str, Any]:
     """Return what the manifest depends on: the input's settings and the state of what was found there."""
@@ -28,7 +31,7 @@ def run(context: StageContext, dataset: Dataset) -> Outcome:
     rows = rename_clashing_columns(dataset.rows)
     n = rows.num_rows
     table = rows.append_column("row", pa.array(range(n), pa.int64()))
-    size = context.config.storage.shard_rows or default_shard_rows(n)
+    size = context.config.storage.shard_rows or default_shard_rows(n, context.config.encoder.image_size)
     shards = [Shard(i, start, min(start + size, n)) for i, start in enumerate(range(0, n, size))]
     for shard in shards:
         piece = table.slice(shard.start, shard.stop - shard.start)
@@ -44,9 +47,10 @@ def run(context: StageContext, dataset: Dataset) -> Outcome:
     return Outcome({"rows": n, "real": kinds[REAL], "synthetic": kinds[SYNTHETIC]}, info)
 
 
-def default_shard_rows(n: int) -> int:
-    """Return rows per shard: enough shards to share out a small set, few files for a large one."""
-    return min(1024, max(64, math.ceil(n / 16)))
+def default_shard_rows(n: int, image_size: int | None = None) -> int:
+    """Return rows per shard: shards enough to share out a small set, few files for a large one, small blocks."""
+    pixels_bytes = (image_size or 224) ** 2 * 3
+    return min(1024, max(16, _BLOCK_BYTES // pixels_bytes), max(64, math.ceil(n / 32)))
 
 
 def rename_clashing_columns(rows: pa.Table) -> pa.Table:

@@ -181,7 +181,7 @@ class _SearchActor:
 
     def within(self, chunk: list[Shard], query: str, database: str, radius: float) -> Pairs:
         rows, vectors = self._read(chunk, query)
-        return self._indexes[database].within(unit(vectors), rows, radius)
+        return self._indexes[database].within(unit(vectors), rows, radius, once=query == database)
 
     def inside(self, chunk: list[Shard], query: str, database: str, radii: Floats) -> NDArray[np.bool_]:
         rows, vectors = self._read(chunk, query)

@@ -17,6 +17,7 @@ import pyarrow.dataset as ds
 
 import synthscale
 from synthscale import filesystems as fsys
+from synthscale.config import Config
 from synthscale.fetch import fetch
 from synthscale.images import ImageFault, thumbnail_jpeg
 from synthscale.result import RunResult
@@ -60,13 +61,13 @@ def fingerprint(context: StageContext) -> dict[str, Any]:
 
 def run(context: StageContext) -> Outcome:
     """Write the report."""
-    html = build(context.run)
+    html = build(context.run, context.config)
     fsys.write_bytes(context.run.path("report.html"), html.encode(), context.run.storage)
     return Outcome({"rows": context.run.completed("ingest").counts["rows"]})
 
 
-def build(run: RunDirectory) -> str:
-    """Return the report of a scored run as HTML."""
+def build(run: RunDirectory, config: Config) -> str:
+    """Return the report of a scored run as HTML; ``config`` is what it was run with."""
     result = RunResult(run)
     metrics = result.metrics
     picture = _pictures(run)
@@ -83,7 +84,7 @@ def build(run: RunDirectory) -> str:
         meaning=MEANING,
         sections=sections,
         failures=result.failures().head(FAILURES).to_dict("records"),
-        config=run.read_json("run.json")["config"],
+        config=config,
         version=synthscale.__version__,
     )
 

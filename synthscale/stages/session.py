@@ -6,6 +6,7 @@ Starting Ray costs seconds, so it begins in a thread while the driver lists inpu
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -119,7 +120,7 @@ def ray_errors(stage: str) -> Iterator[None]:
     """Turn what Ray raises into our errors: the one that a worker raised, or a StageError with its last words."""
     try:
         yield
-    except ray.exceptions.RayError as error:
+    except (ray.exceptions.RayError, *_train_errors()) as error:
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, SynthscaleError):
@@ -131,6 +132,12 @@ def ray_errors(stage: str) -> Iterator[None]:
         raise StageError(
             f"{stage}: a Ray worker failed: {told[0]}; the same command goes on from there, --verbose shows more"
         ) from error
+
+
+def _train_errors() -> tuple[type[Exception], ...]:
+    """What a Ray Train worker group raises; a class of its own, loaded only where Ray Train is."""
+    train = sys.modules.get("ray.train")
+    return () if train is None else (train.TrainingFailedError,)
 
 
 def _load_stages() -> None:

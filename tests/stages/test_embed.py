@@ -3,7 +3,7 @@
 import pytest
 
 from synthscale import Config
-from synthscale.errors import StageError
+from synthscale.errors import ConfigError
 from synthscale.stages import embed
 from synthscale.stages.context import StageContext
 from synthscale.storage import RunDirectory
@@ -22,7 +22,7 @@ def test_a_gpu_is_taken_where_ray_sees_one_unless_told_otherwise(tmp_path, devic
 
 
 def test_a_gpu_that_this_machine_lacks_is_missed_at_once_and_one_of_a_cluster_is_waited_for(tmp_path):
-    with pytest.raises(StageError, match="no GPU"):
+    with pytest.raises(ConfigError, match="no GPU"):
         embed.device_for(context(tmp_path, "cuda", gpus=0))
     growing = context(tmp_path, "cuda", gpus=0, is_local=False)
     assert embed.device_for(growing) == "cuda"

@@ -292,3 +292,9 @@ def test_every_field_has_a_docstring():
                 bare.append(f"{node.name}.{item.target.id}")
     assert fields > 20
     assert bare == []
+
+
+@pytest.mark.parametrize("values", [{"real": ""}, {"output": ""}, {"manifest": ""}, {"synthetic": {"x": ""}}])
+def test_an_empty_path_is_refused_and_is_not_the_current_folder(values):
+    with pytest.raises(ConfigError):
+        parse_config(values)

@@ -95,4 +95,4 @@ def test_a_renamed_column_does_not_collide_with_another_of_the_users():
 def test_shards_are_neither_tiny_nor_huge(n):
     size = default_shard_rows(n)
     assert 64 <= size <= 1024
-    assert size >= n / 16 or size == 1024
+    assert size >= n / 32 or size == 1024

@@ -629,3 +629,35 @@ def test_a_prefix_or_bucket_that_is_not_there_is_refused_by_name(s3, storage, fo
     bucket = s3.bucket() if missing == "prefix" else "no-such-bucket-anywhere"
     config = Config(real=f"s3://{bucket}/none", synthetic={"gan": f"{folders}/fakes"}, storage=storage)
     assert f"s3://{bucket}/none" in refusal(config, (InputError, StorageError))
+
+
+def test_a_set_inside_another_is_refused(tmp_path, make_images):
+    make_images(tmp_path / "photos", 4)
+    make_images(tmp_path / "photos" / "fakes", 4, seed=1)
+    with pytest.raises(InputError, match="counted in both"):
+        discover(Config(real=str(tmp_path / "photos"), synthetic={"x": str(tmp_path / "photos" / "fakes")}))
+
+
+def test_a_csv_with_a_column_twice_is_refused(tmp_path):
+    (tmp_path / "m.csv").write_text("id,image_filename,real_or_synthetic,note,note\na,a.png,real,1,2\n")
+    with pytest.raises(InputError, match="note"):
+        discover(Config(manifest=str(tmp_path / "m.csv")))
+
+
+def test_user_columns_called_like_listing_facts_are_kept(tmp_path):
+    (tmp_path / "m.csv").write_text("id,image_filename,real_or_synthetic,etag\na,a.png,real,mine\n")
+    assert discover(Config(manifest=str(tmp_path / "m.csv"))).rows.column("user_etag").to_pylist() == ["mine"]
+
+
+def test_only_the_row_groups_that_hold_the_rows_are_decoded(tmp_path, monkeypatch):
+    table = pa.table({"id": [str(i) for i in range(100)], "real_or_synthetic": ["real"] * 100, "x": range(100)})
+    pq.write_table(table, tmp_path / "v.parquet", row_group_size=10)
+    source = discover(Config(manifest=str(tmp_path / "v.parquet"))).vectors
+    read = []
+    original = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        pq.ParquetFile, "read_row_group", lambda self, i, **more: read.append(i) or original(self, i, **more)
+    )
+    vectors, _ = read_rows(source, 25, 41, StorageConfig())
+    assert vectors[:, 0].tolist() == list(range(25, 41))
+    assert read == [2, 3, 4]
