@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.common import claim, python
+from synthscale.metrics import CORE_METRICS
 
-METRICS = ("fidelity", "representativeness", "diversity", "freshness", "precision", "coverage")
 PEER = "what each generator is known to do wrong"
 
 
@@ -17,10 +17,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="synthscale-truth-") as top:
         python("-m", "synthscale.cli", "demo", "--data", f"{top}/data", "--output", f"{top}/run")
         generators = json.loads(Path(top, "run", "metrics.json").read_text())["generators"]
-    value = {name: {m: block["metrics"][m]["value"] for m in METRICS} for name, block in generators.items()}
-    print(f"{'generator':12}" + "".join(f"{metric:>20}" for metric in METRICS))
+    value = {name: {m: block["metrics"][m]["value"] for m in CORE_METRICS} for name, block in generators.items()}
+    print(f"{'generator':12}" + "".join(f"{metric:>20}" for metric in CORE_METRICS))
     for name, metrics in value.items():
-        print(f"{name:12}" + "".join(f"{metrics[metric]:20.3f}" for metric in METRICS))
+        print(f"{name:12}" + "".join(f"{metrics[metric]:20.3f}" for metric in CORE_METRICS))
 
     def lead(flawed: str, metric: str) -> float:
         """How far the flawed generator lies below the next one."""

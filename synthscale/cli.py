@@ -14,13 +14,13 @@ from rich.table import Table
 
 from synthscale.config import Config, apply_overrides, load_config, parse_config
 from synthscale.errors import ConfigError, SynthscaleError
+from synthscale.metrics import CORE_METRICS
 
 if TYPE_CHECKING:
     from synthscale.pipeline import StageReport
     from synthscale.result import RunResult
 
 DEMO_DATA, DEMO_OUTPUT = "runs/demo-data", "runs/demo"
-METRICS = ("fidelity", "representativeness", "diversity", "freshness", "precision", "coverage")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -146,11 +146,13 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
     """Return the metrics of every generator as a table for the terminal."""
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("generator", overflow="fold")
-    for name in (*METRICS, "AUC"):
+    for name in (*CORE_METRICS, "AUC"):
         # The longest name on two lines, so that all fit in 80 columns.
         table.add_column(name.replace("tative", "-\ntative") if len(name) > 12 else name, justify="right")
     for name, block in metrics["generators"].items():
-        values = [block["metrics"][metric]["value"] for metric in METRICS] + [block["classifier"]["auc"]["value"]]
+        values = [block["metrics"][metric]["value"] for metric in CORE_METRICS] + [
+            block["classifier"]["auc"]["value"]
+        ]
         # Names come from the user's data: no markup is read in them.
         table.add_row(name.replace("[", r"\["), *("n/a" if value is None else f"{value:.3f}" for value in values))
     return table

@@ -19,7 +19,6 @@ def from_folders(config: Config) -> Dataset:
     """Return the rows of the real folder and each synthetic one; raise InputError when one holds no images."""
     assert config.real is not None
     sets = [(REAL, None, config.real), *((SYNTHETIC, name, uri) for name, uri in config.synthetic.items())]
-    _refuse_nested([fsys.absolute(uri) for _, _, uri in sets])
     tables, listing, notes = [], [], []
     for kind, generator, uri in sets:
         top = fsys.absolute(uri)
@@ -33,13 +32,15 @@ def from_folders(config: Config) -> Dataset:
             notes.append(f"{top}: {len(found) - len(images)} files that are no images were passed over")
         tables.append(_folder_rows(top, images, kind, generator))
         listing.append([kind, generator, top, [[i.path, i.size_bytes, _state(i, config.storage)] for i in images]])
+    _refuse_nested({fsys.absolute(uri) for _, _, uri in sets})
     return Dataset(pa.concat_tables(tables), digest(listing), notes=notes)
 
 
-def _refuse_nested(tops: list[str]) -> None:
+def _refuse_nested(tops: set[str]) -> None:
+    # The same folder twice is a set scored against itself, which is a fair question.
     for outer in tops:
         for inner in tops:
-            if inner is not outer and f"{inner}/".startswith(f"{outer}/"):
+            if inner.startswith(f"{outer}/"):
                 raise InputError(f"{inner}: lies in {outer}, so its images would be counted in both sets")
 
 
