@@ -18,6 +18,8 @@ import ray
 from synthscale.errors import StageError, SynthscaleError
 
 LOCAL = "local"
+_PATIENCE_S = 4 * 3600
+_ACTOR_INIT_DEATHS = 3
 
 # Read by Ray when it starts; what the user has set stays.
 _ENVIRONMENT = {
@@ -80,7 +82,7 @@ class RaySession:
                 f"Ray at {self._address}: could not be started or reached: {self._error}"
             ) from self._error
         if self._warm is None:
-            quiet_data(self._verbose)
+            set_up_data(self._verbose)
             # One worker loads what later stages run while the first actors start.
             self._warm = ray.remote(_load_stages).options(num_cpus=0).remote()
         resources: dict[str, float] = ray.cluster_resources()
@@ -144,13 +146,16 @@ def _load_stages() -> None:
     from synthscale.stages import classify, neighbors, reduce  # noqa: F401 (for what it loads)
 
 
-def quiet_data(verbose: bool) -> None:
-    """Keep Ray Data and Ray Train from writing to a terminal of somebody who did not ask."""
+def set_up_data(verbose: bool) -> None:
+    """Make Ray Data patient with clusters that grow, and quiet at the terminal of somebody who did not ask."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = verbose
     context.enable_rich_progress_bars, context.use_ray_tqdm = True, False
+    # A GPU or spot node that is hours away, or one that is lost while an actor starts, is ordinary and no failure.
+    context.execution_no_progress_timeout_s = _PATIENCE_S
+    context.max_consecutive_actor_init_deaths = _ACTOR_INIT_DEATHS
     if not verbose:
         for name in ("ray.data", "ray.train", "ray"):
             logging.getLogger(name).setLevel(logging.ERROR)
