@@ -6,7 +6,6 @@ Pure, and the same for one process, Ray Train workers and ``score_features``: wh
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -101,31 +100,13 @@ class TrainingRows:
     is_copy: NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class GeneratorFit(Fit):
-    """A Fit that can tell its story in JSON."""
-
-    def summary(self) -> dict[str, Any]:
-        """Return what was chosen and why; the intercept-only model's strength is the text ``inf``."""
-        return {
-            "strength": _json_strength(self.strength),
-            "log_loss_by_strength": [[_json_strength(s), loss] for s, loss in self.log_loss.items()],
-            "steps": self.steps,
-            "converged": self.converged,
-        }
-
-
-def _json_strength(strength: float) -> float | str:
-    return "inf" if np.isinf(strength) else strength
-
-
 def fit_generators(
     rows: TrainingRows,
     folds: dict[str, int],
     sample: NDArray[np.int64],
     settings: ClassifierConfig,
     reduce_sum: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
-) -> tuple[FeatureMap, dict[str, GeneratorFit]]:
+) -> tuple[FeatureMap, dict[str, Fit]]:
     """Fit the feature map and every generator's heads.
 
     Args:
@@ -145,8 +126,7 @@ def fit_generators(
             torch.from_numpy(~rows.is_real)[own],
             torch.from_numpy(rows.fold[name])[own],
         )
-        fit = fit_folds(view, k, settings.strengths, settings.class_weight == "balanced", reduce_sum)
-        fits[name] = GeneratorFit(**vars(fit))
+        fits[name] = fit_folds(view, k, settings.strengths, settings.class_weight == "balanced", reduce_sum)
     return feature_map, fits
 
 

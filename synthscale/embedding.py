@@ -41,7 +41,11 @@ def encoder_facts(config: Config, vectors: VectorSource | None) -> EncoderFacts:
     if vectors is not None:
         d = vectors.dimensions
         return EncoderFacts(Layout(d, (0, d), (0, d)), f"vectors/{d}", None)
-    encoder = encoder_for(config)
+    return facts_of(encoder_for(config))
+
+
+def facts_of(encoder: Encoder) -> EncoderFacts:
+    """Return what a built encoder promises."""
     layout = Layout(encoder.dimensions, encoder.search, encoder.classify)
     return EncoderFacts(layout, encoder.fingerprint, encoder.image_size)
 

@@ -3,6 +3,7 @@
 Pure: arrays in, arrays out. The smallest member row names a group.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,12 @@ def component_minimum(nodes: Rows, left: Rows, right: Rows) -> Rows:
     np.minimum.at(smallest, labels, nodes)
     result: Rows = smallest[labels]
     return result
+
+
+def vector_keys(vectors: NDArray[np.float32]) -> NDArray[np.bytes_]:
+    """Return a key for each vector, (n, d) -> (n,), that equal vectors share; -0 and 0 are equal."""
+    plain = vectors + np.float32(0)
+    return np.array([hashlib.blake2b(v.tobytes(), digest_size=16).hexdigest() for v in plain], "S32")
 
 
 def collapse_copies(rows: Rows, *keys: NDArray[np.bytes_]) -> Rows:

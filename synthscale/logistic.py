@@ -17,6 +17,7 @@ float64.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.functional import softplus
@@ -54,6 +55,19 @@ class Fit:
     log_loss: dict[float, float]
     steps: int
     converged: bool
+
+    def summary(self) -> dict[str, Any]:
+        """Return what was chosen and why, for JSON; the intercept-only model's strength is the text ``inf``."""
+        return {
+            "strength": _json_strength(self.strength),
+            "log_loss_by_strength": [[_json_strength(s), loss] for s, loss in self.log_loss.items()],
+            "steps": self.steps,
+            "converged": self.converged,
+        }
+
+
+def _json_strength(strength: float) -> float | str:
+    return "inf" if math.isinf(strength) else strength
 
 
 def fit_folds(

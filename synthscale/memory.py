@@ -1,6 +1,5 @@
 """``score_features``: the main job on vectors in memory, in this process, without Ray. The same pure modules."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from synthscale import tables
 from synthscale.classifier import FoldPlan, TrainingRows, bandwidth_rows, fit_generators, plan_folds
 from synthscale.config import Config, check_generator_name
 from synthscale.errors import InputError
-from synthscale.groups import collapse_copies
+from synthscale.groups import collapse_copies, vector_keys
 from synthscale.metrics.summary import generator_block, sum_view
 from synthscale.neighbors import Members, View, analyse
 from synthscale.schemas import REAL, SYNTHETIC
@@ -69,7 +68,10 @@ def score_features(
     config = config or Config()
     vectors, kinds, names, unique_ids = _checked(features, real_or_synthetic, generator, labels, ids)
     n = len(vectors)
-    sets = {name: _collapse(vectors, np.flatnonzero(names == name)) for name in dict.fromkeys([REAL, *names])}
+    sets = {}
+    for name in dict.fromkeys([REAL, *names]):
+        own = np.flatnonzero(names == name)
+        sets[name] = Members(own, collapse_copies(own, vector_keys(vectors[own])))
     searcher = MemorySearcher({name: (vectors[m.distinct], m.distinct) for name, m in sets.items()})
     analysis = analyse(searcher, sets, config.neighbors)
     copies = np.concatenate([m.copies(unique_ids) for m in sets.values()])
@@ -149,13 +151,6 @@ def _checked(
     if twice:
         raise InputError(f"ids must be unique; {', '.join(twice[:5])} occur more than once")
     return vectors, kinds, names, unique_ids
-
-
-def _collapse(vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> Members:
-    digests = [
-        hashlib.blake2b((vectors[row] + np.float32(0)).tobytes(), digest_size=16).hexdigest() for row in rows
-    ]
-    return Members(rows, collapse_copies(rows, np.array(digests, "S32")))
 
 
 def _plan(

@@ -7,6 +7,7 @@ copies of real images pull a median over all rows towards zero until nothing is 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,12 +32,12 @@ class Members:
     rows: Rows
     representative: Rows
 
-    @property
+    @cached_property
     def distinct(self) -> Rows:
         """The representatives, ascending: (m,)."""
         return np.unique(self.representative)
 
-    @property
+    @cached_property
     def position(self) -> NDArray[np.intp]:
         """Each row's place in ``distinct``: (n,)."""
         return np.searchsorted(self.distinct, self.representative)

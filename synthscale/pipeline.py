@@ -114,7 +114,7 @@ class _Job:
         self._stage("classify", classify.fingerprint(context), lambda: classify.run(self._on_ray()))
         self._stage("reduce", reduce.fingerprint(context), lambda: reduce.run(self._on_ray()))
         self._stage("report", report.fingerprint(context), lambda: report.run(context))
-        self._record(finished=True)
+        self._record()
 
     def _stage(self, name: str, fingerprint: dict[str, Any], work: Callable[[], Outcome]) -> None:
         """Do one stage unless its marker says that it is done; write the marker around it."""
@@ -151,7 +151,7 @@ class _Job:
         if not self.run.begun():
             self.run.write_json("run.json", {"run_id": uuid.uuid4().hex[:12], "config": self._settings()})
 
-    def _record(self, *, finished: bool) -> None:
+    def _record(self) -> None:
         stages = {}
         for name in STAGES:
             marker = self.run.completed(name)
@@ -163,7 +163,7 @@ class _Job:
             "run.json",
             {
                 "run_id": self.run.read_json("run.json")["run_id"],
-                "finished": finished,
+                "finished": True,
                 "config": self._settings(),
                 "versions": {
                     "synthscale": synthscale.__version__,

@@ -10,9 +10,10 @@ import numpy as np
 
 from synthscale import filesystems as fsys
 from synthscale.config import Config
-from synthscale.embedding import decode_all, encoder_facts, encoder_for
+from synthscale.embedding import decode_all, encoder_facts, encoder_for, facts_of
+from synthscale.encoders import Encoder
 from synthscale.errors import InputError
-from synthscale.schemas import REAL, Shard
+from synthscale.schemas import REAL, shards_of
 from synthscale.sources import Dataset, discover
 from synthscale.stages.ingest import check_rows
 from synthscale.storage import STAGES, RunDirectory
@@ -48,20 +49,21 @@ def validate(config: Config) -> Plan:
     check_rows(dataset.rows)
     check_writable(config)
     names = [name or REAL for name in dataset.rows.column("generator").to_pylist()]
-    encoder = encoder_facts(config, dataset.vectors)
+    encoder = None if dataset.vectors is not None else encoder_for(config)
+    facts = facts_of(encoder) if encoder is not None else encoder_facts(config, dataset.vectors)
     chosen = [i for name in dict.fromkeys(names) for i in _spread(np.flatnonzero(np.array(names) == name))]
-    seconds_a_row, faults = _try_rows(config, dataset, chosen)
+    seconds_a_row, faults = _try_rows(config, dataset, chosen, encoder)
     if len(faults) == len(chosen):
         raise InputError(f"none of {len(chosen)} rows tried could be used; the first: {faults[0]}")
     n = dataset.rows.num_rows
     return Plan(
         dict(Counter(names)),
-        encoder.fingerprint,
-        encoder.layout.dimensions,
+        facts.fingerprint,
+        facts.layout.dimensions,
         len(chosen),
         faults,
         None if seconds_a_row is None else seconds_a_row * n,
-        n * (4 * encoder.layout.dimensions + 400),
+        n * (4 * facts.layout.dimensions + 400),
         dataset.notes,
     )
 
@@ -72,17 +74,19 @@ def _spread(rows: Any) -> list[int]:
     return picked
 
 
-def _try_rows(config: Config, dataset: Dataset, rows: list[int]) -> tuple[float | None, list[str]]:
+def _try_rows(
+    config: Config, dataset: Dataset, rows: list[int], encoder: Encoder | None
+) -> tuple[float | None, list[str]]:
     """Read and embed some rows; return seconds a row (None for vectors) and what went wrong."""
     ids = dataset.rows.column("id").to_pylist()
-    if dataset.vectors is not None:
+    if encoder is None:
+        assert dataset.vectors is not None
         facts: list[dict[str, Any]] = []
         for row in rows:
             vector, fact = read_rows(dataset.vectors, row, row + 1, config.storage)
             check_vectors(vector, fact, (0, vector.shape[1]))
             facts += fact
         return None, [f"{ids[r]}: {f['detail']}" for r, f in zip(rows, facts, strict=True) if "reason" in f]
-    encoder = encoder_for(config)
     uris = dataset.rows.column("uri").to_pylist()
     start = time.perf_counter()
     pixels, facts = decode_all([uris[row] for row in rows], encoder.image_size, config)
@@ -134,10 +138,5 @@ def _partial(run: RunDirectory, stage: str) -> str:
         return "will start again"
     stops = run.completed("ingest").info["shard_stops"]
     written = run.written_shards("embeddings")
-    starts = [0, *stops[:-1]]
-    done = sum(
-        stop - start
-        for i, (start, stop) in enumerate(zip(starts, stops, strict=True))
-        if Shard(i, start, stop).name in written
-    )
+    done = sum(shard.stop - shard.start for shard in shards_of(stops) if shard.name in written)
     return f"{done:,} of {stops[-1]:,} rows embedded; the rest will be resumed"

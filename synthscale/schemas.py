@@ -145,6 +145,11 @@ class Shard:
         return f"part-{self.index:06d}.parquet"
 
 
+def shards_of(stops: list[int]) -> list[Shard]:
+    """Return the shards that end at the given rows, ascending."""
+    return [Shard(i, start, stop) for i, (start, stop) in enumerate(zip([0, *stops[:-1]], stops, strict=True))]
+
+
 @dataclass(frozen=True)
 class Layout:
     """What the dimensions of a run's vectors are for."""

@@ -8,7 +8,6 @@ import functools
 import json
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -52,12 +51,13 @@ def fingerprint(context: StageContext) -> dict[str, Any]:
 
 def run(context: StageContext) -> Outcome:
     """Deal the folds, fit all heads, predict every row by the head that did not see it."""
-    plans = _deal(context)
+    ids = context.read_all("manifest", ["id"]).column("id").to_pylist()
+    plans = _deal(context, ids)
     _write_folds(context, plans)
     fitted: dict[str, Any] = {}
     usable = {name: plan.folds for name, plan in plans.items() if plan.folds}
     if usable:
-        _fit(context, plans, usable)
+        _fit(context, plans, usable, ids)
         fitted = context.run.read_json("classifier/fit.json")
     rows = _predict(context, sorted(usable))
     expected = {name: len(plans[name].row) for name in usable}
@@ -73,11 +73,10 @@ def run(context: StageContext) -> Outcome:
 # Folds.
 
 
-def _deal(context: StageContext) -> dict[str, FoldPlan]:
-    ids = _read(context, "manifest", ["id"]).column("id").to_pylist()
-    groups = _read(context, "groups", ["generator", "row", "near_duplicate_id"])
-    nearest = _read(context, "nearest", ["generator", "row", "is_copy"])
-    generator = _read(context, "manifest", ["generator"]).column("generator").to_pylist()
+def _deal(context: StageContext, ids: list[str]) -> dict[str, FoldPlan]:
+    groups = context.read_all("groups", ["generator", "row", "near_duplicate_id"])
+    nearest = context.read_all("nearest", ["generator", "row", "is_copy"])
+    generator = context.read_all("manifest", ["generator"]).column("generator").to_pylist()
     is_real = np.array([name is None for name in generator])
     settings = context.config.classifier
     plans = {}
@@ -97,13 +96,6 @@ def _deal(context: StageContext) -> dict[str, FoldPlan]:
 
 def _only(table: pa.Table, generator: str) -> pa.Table:
     return table.filter(pa.compute.equal(table.column("generator"), generator))
-
-
-def _read(context: StageContext, table: str, columns: list[str]) -> pa.Table:
-    """Read some columns of all shards of a table, in row order."""
-    with ThreadPoolExecutor(16) as pool:
-        read = functools.partial(context.run.read_shard, table, columns=columns)
-        return pa.concat_tables(pool.map(read, context.shards)).unify_dictionaries()
 
 
 def _write_folds(context: StageContext, plans: dict[str, FoldPlan]) -> None:
@@ -129,9 +121,8 @@ def _write_folds(context: StageContext, plans: dict[str, FoldPlan]) -> None:
 # The fit.
 
 
-def _fit(context: StageContext, plans: dict[str, FoldPlan], usable: dict[str, int]) -> None:
+def _fit(context: StageContext, plans: dict[str, FoldPlan], usable: dict[str, int], ids: list[str]) -> None:
     first = next(iter(plans.values()))
-    ids = _read(context, "manifest", ["id"]).column("id").to_pylist()
     sample = bandwidth_rows(first, [ids[row] for row in first.row.tolist()])
     task = functools.partial(
         _train, context.run, context.shards, context.layout, context.config.classifier, usable, sample
@@ -195,8 +186,11 @@ def _reducer(size: int) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _training_rows(run: RunDirectory, shards: list[Shard], layout: Layout, names: list[str]) -> TrainingRows:
-    rows, vectors, is_real, is_copy = [], [], [], []
-    folds: dict[str, list[NDArray[np.int8]]] = {name: [] for name in names}
+    # A worker may have no shard at all; what it has is then empty, and of the right width.
+    width = layout.classify[1] - layout.classify[0]
+    rows, vectors = [np.empty(0, np.int64)], [np.empty((0, width), np.float32)]
+    is_real, is_copy = [np.empty(0, np.bool_)], [np.empty(0, np.bool_)]
+    folds: dict[str, list[NDArray[np.int8]]] = {name: [np.empty(0, np.int8)] for name in names}
     for shard in shards:
         row, vector, fold, real, copy = _read_training(run, shard, layout, names)
         rows.append(row)
@@ -206,11 +200,11 @@ def _training_rows(run: RunDirectory, shards: list[Shard], layout: Layout, names
         for name in names:
             folds[name].append(fold[name])
     return TrainingRows(
-        np.concatenate(rows) if rows else np.empty(0, np.int64),
-        torch.from_numpy(np.concatenate(vectors) if vectors else np.empty((0, layout.classify[1]), np.float32)),
-        {name: np.concatenate(parts) if parts else np.empty(0, np.int8) for name, parts in folds.items()},
-        np.concatenate(is_real) if rows else np.empty(0, np.bool_),
-        np.concatenate(is_copy) if rows else np.empty(0, np.bool_),
+        np.concatenate(rows),
+        torch.from_numpy(np.concatenate(vectors)),
+        {name: np.concatenate(parts) for name, parts in folds.items()},
+        np.concatenate(is_real),
+        np.concatenate(is_copy),
     )
 
 

@@ -1,12 +1,18 @@
 """What a stage is given and what it gives back."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
+import pyarrow as pa
+
 from synthscale.config import Config
-from synthscale.schemas import Layout, Shard
+from synthscale.schemas import Layout, Shard, shards_of
 from synthscale.storage import RunDirectory
 from synthscale.vectors import VectorSource
+
+_READERS = 16
 
 
 @dataclass(frozen=True)
@@ -28,26 +34,30 @@ class StageContext:
     is_local: bool = True
     show_progress: bool = False
 
-    @property
+    @cached_property
     def shards(self) -> list[Shard]:
         """The row ranges that every table is cut into, as ingest decided."""
-        stops = self.run.completed("ingest").info["shard_stops"]
-        starts = [0, *stops[:-1]]
-        return [Shard(i, start, stop) for i, (start, stop) in enumerate(zip(starts, stops, strict=True))]
+        return shards_of(self.run.completed("ingest").info["shard_stops"])
 
-    @property
+    @cached_property
     def generators(self) -> list[str]:
         """The names of the synthetic sets, in the manifest's order."""
         return list(self.run.completed("ingest").info["generators"])
 
-    @property
+    @cached_property
     def vectors(self) -> VectorSource | None:
         """Where precomputed vectors lie, if they are the input."""
         source = self.run.completed("ingest").info["vectors"]
         return None if source is None else VectorSource(**source)
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """What the dimensions of the vectors are for, as embed recorded it."""
         info = self.run.completed("embed").info
         return Layout(info["dimensions"], tuple(info["search"]), tuple(info["classify"]))
+
+    def read_all(self, table: str, columns: list[str]) -> pa.Table:
+        """Read some columns of all shards of a table, in row order."""
+        read = partial(self.run.read_shard, table, columns=columns)
+        with ThreadPoolExecutor(_READERS) as pool:
+            return pa.concat_tables(pool.map(read, self.shards)).unify_dictionaries()

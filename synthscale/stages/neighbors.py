@@ -4,7 +4,6 @@ Each actor holds the flat indexes of some row ranges and answers every query sha
 never sees a vector. What is searched, and why, stands in ``synthscale.neighbors``.
 """
 
-import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ import ray
 from numpy.typing import NDArray
 
 from synthscale import tables
-from synthscale.groups import collapse_copies
+from synthscale.groups import collapse_copies, vector_keys
 from synthscale.neighbors import Analysis, Members, analyse
 from synthscale.schemas import GROUPS, NEAREST, NEIGHBORS, REAL, Layout, Shard
 from synthscale.search import FlatIndex, Floats, Pairs, Rows, unit
@@ -144,14 +143,13 @@ class _SearchActor:
         rows, own, contents, hashes = [], [], [], []
         for shard in self._own:
             numbers, vectors = self._shard(shard)
-            # -0 and 0 are one.
-            hashes += [_hash(vector.tobytes()) for vector in vectors + np.float32(0)]
+            hashes.append(vector_keys(vectors))
             table = self._run.read_shard("embeddings", shard, ["content_hash"])
             contents += [(text or "").encode() for text in table.column("content_hash").to_pylist()]
             generators = self._run.read_shard("manifest", shard, ["generator"]).column("generator").to_pylist()
             own += [codes[generators[row - shard.start] or REAL] for row in numbers.tolist()]
             rows.append(numbers)
-        return np.concatenate(rows), np.array(own, np.int64), np.array(contents, "S32"), np.array(hashes, "S32")
+        return np.concatenate(rows), np.array(own, np.int64), np.array(contents, "S32"), np.concatenate(hashes)
 
     def index(self, distinct: dict[str, Rows]) -> None:
         """Index this actor's part of the distinct rows of every set."""
@@ -190,10 +188,6 @@ class _SearchActor:
         return index.inside(unit(vectors), rows, radii[own])
 
 
-def _hash(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).hexdigest().encode()
-
-
 # The tables.
 
 
@@ -208,9 +202,8 @@ class _Cut:
 
 
 def _write(context: StageContext, sets: dict[str, Members], analysis: Analysis) -> None:
-    ids = pa.concat_tables(context.run.read_shard("manifest", shard, ["id"]) for shard in context.shards)
-    names = ids.column("id").to_pylist()
-    copies = np.concatenate([members.copies(names) for members in sets.values()])
+    ids = context.read_all("manifest", ["id"]).column("id").to_pylist()
+    copies = np.concatenate([members.copies(ids) for members in sets.values()])
     cuts = [
         _cut("neighbors", NEIGHBORS, "left", tables.edges(analysis.edges)),
         _cut("nearest", NEAREST, "row", pa.concat_tables([tables.nearest(v, copies) for v in analysis.views])),

@@ -77,7 +77,7 @@ def _counts(embedded: dict[str, Any]) -> dict[str, Any]:
 def _reduce_shards(
     context: StageContext, classify: dict[str, Any], views: dict[str, Any]
 ) -> Iterator[dict[str, ViewSums]]:
-    ids = pa.concat_tables(context.run.read_shard("manifest", shard, ["id"]) for shard in context.shards)
+    ids = context.read_all("manifest", ["id"])
     task = _ReduceTask(context.run, context.shards, classify, views, ray.put(ids.column("id").combine_chunks()))
     items = ray.data.from_items(
         [{"shard": shard.index} for shard in context.shards], override_num_blocks=len(context.shards)

@@ -13,7 +13,6 @@ from sklearn.metrics import roc_auc_score
 
 from synthscale.classifier import (
     FoldPlan,
-    GeneratorFit,
     TrainingRows,
     bandwidth_rows,
     fit_generators,
@@ -22,6 +21,7 @@ from synthscale.classifier import (
 )
 from synthscale.config import ClassifierConfig
 from synthscale.features import FeatureMap
+from synthscale.logistic import Fit
 
 Groups = tuple[NDArray[np.int64], NDArray[np.int64]]
 NO_GROUPS: Groups = (np.empty(0, np.int64), np.empty(0, np.int64))
@@ -34,7 +34,7 @@ class Result:
 
     plan: FoldPlan
     features: torch.Tensor
-    fit: GeneratorFit
+    fit: Fit
     logit: NDArray[np.float64]
 
     def fidelity(self, prior: float | NDArray[np.float64] = 0.0) -> float:
@@ -219,7 +219,7 @@ def two_generators() -> tuple[NDArray[np.int64], torch.Tensor, NDArray[np.bool_]
     return rows, x.float(), is_real, plans, ids
 
 
-Fitted = tuple[FeatureMap, dict[str, GeneratorFit]]
+Fitted = tuple[FeatureMap, dict[str, Fit]]
 
 
 def logits(fitted: Fitted, x: torch.Tensor, plans: dict[str, FoldPlan]) -> dict[str, NDArray[np.float64]]:
