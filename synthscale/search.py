@@ -20,6 +20,7 @@ _SLACK = 4e-6
 _MARGIN = 8
 """Further candidates taken by a k-nearest search, so that float32 ties at its edge are settled in float64."""
 _BLOCK = 2048
+_PAIRS = 16384
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Pairs:
     left: Rows
     right: Rows
     distance: Floats
+
+
+def no_pairs() -> Pairs:
+    """Return pairs of which there are none."""
+    return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
 
 
 class Searcher(Protocol):
@@ -50,10 +56,20 @@ class Searcher(Protocol):
         ...
 
 
+def norms(vectors: NDArray[np.floating]) -> Floats:
+    """Return the Euclidean length of each row in float64, (n,), without a float64 copy of all."""
+    parts = [
+        np.einsum("ij,ij->i", block, block)
+        for block in (vectors[i : i + _BLOCK].astype(np.float64) for i in range(0, len(vectors), _BLOCK))
+    ]
+    lengths: Floats = np.sqrt(np.concatenate([np.zeros(0), *parts]))
+    return lengths
+
+
 def unit(vectors: NDArray[np.floating]) -> Floats:
     """Return rows scaled to length 1 in float64; rows of zeros must have been refused before."""
-    wide = vectors.astype(np.float64)
-    scaled: Floats = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    scaled: Floats = vectors.astype(np.float64)
+    scaled /= norms(vectors)[:, None]
     return scaled
 
 
@@ -62,6 +78,28 @@ def cosine_distance(x: Floats, y: Floats) -> Floats:
     difference = x - y
     distance: Floats = np.einsum("...i,...i->...", difference, difference) / 2.0
     return distance
+
+
+def paired_distance(x: Floats, who: NDArray[np.integer], y: Floats, which: NDArray[np.integer]) -> Floats:
+    """Return the distance of unit rows x[who[i]] and y[which[i]], in blocks so that a hub does not fill the memory."""
+    out = np.empty(len(who))
+    for start in range(0, len(who), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        out[part] = cosine_distance(x[who[part]], y[which[part]])
+    return out
+
+
+def distances_within(
+    vectors: NDArray[np.floating], lengths: Floats, who: NDArray[np.integer], which: NDArray[np.integer]
+) -> Floats:
+    """Return the distance of rows who[i] and which[i] of vectors as stored, whose ``norms`` are known."""
+    out = np.empty(len(who))
+    for start in range(0, len(who), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        x = vectors[who[part]] / lengths[who[part], None]
+        y = vectors[which[part]] / lengths[which[part], None]
+        out[part] = cosine_distance(x, y)
+    return out
 
 
 class FlatIndex:
@@ -119,7 +157,7 @@ class FlatIndex:
             asked, answered = query_rows[block][who], self.rows[found]
             other = asked < answered if once else asked != answered
             who, found = who[other], found[other]
-            exact = _paired_distance(queries[block], who, self._unit, found)
+            exact = paired_distance(queries[block], who, self._unit, found)
             keep = exact < radius
             left.append(query_rows[block][who[keep]])
             right.append(self.rows[found[keep]])
@@ -141,18 +179,9 @@ class FlatIndex:
             result[block] = (excess <= -_SLACK).any(axis=1)
             # What float32 cannot settle, the formula does.
             who, which = np.nonzero((np.abs(excess) < _SLACK) & ~result[block, None])
-            close = _paired_distance(queries[block], who, self._unit, which) <= radii[which]
+            close = paired_distance(queries[block], who, self._unit, which) <= radii[which]
             result[start + who[close]] = True
         return result
-
-
-def _paired_distance(x: Floats, who: NDArray[np.integer], y: Floats, which: NDArray[np.integer]) -> Floats:
-    """Distance of x[who[i]] and y[which[i]], in blocks so that a hub does not fill the memory."""
-    out = np.empty(len(who))
-    for start in range(0, len(who), 65536):
-        part = slice(start, start + 65536)
-        out[part] = cosine_distance(x[who[part]], y[which[part]])
-    return out
 
 
 class MemorySearcher:

@@ -1,0 +1,259 @@
+"""Nearest neighbours in sets too large for brute force: a FAISS IVF index, searched by blocks with certified pruning.
+
+The index is FAISS's ``PCA,IVF,Flat`` with a flat refinement, and works as such when it is read back. Its own search
+scans lists one query at a time; here all queries that probe a list meet it in one matrix product over the principal
+components, which rules out what cannot be among the k nearest, and the vectors themselves decide the rest. Within
+the probed cells the answer is exact; probing all of them, it is exact altogether (to 1e-7 of a distance: vectors are
+kept scaled to length 1 in float32).
+"""
+
+from collections.abc import Iterator
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from synthscale.projection import Vectors
+from synthscale.search import Floats, Rows, norms
+from synthscale.shortlist import Places, Points, Shortlist, as_left, as_right, cpu_shortlist
+
+_WIDTH = 64
+_MOST_CELLS = 16384
+_PER_CELL = 40
+_ALL = 2.0
+"""The largest cosine distance: a limit that lets everything pass."""
+_PAIRS = 16384
+
+
+def cells_for(n: int) -> int:
+    """Return how many cells an index of n rows gets."""
+    return int(max(1, min(_MOST_CELLS, np.sqrt(n))))
+
+
+def index_sample_size(n: int) -> int:
+    """Return how many of n rows the index wants to be trained on."""
+    return min(n, _PER_CELL * cells_for(n))
+
+
+def train_index(sample: Vectors, cells: int) -> NDArray[np.uint8]:
+    """Return an empty index, serialised by FAISS, with principal components and cells of a sample (m, d)."""
+    m, d = sample.shape
+    width = min(_WIDTH, d, m)
+    index = faiss.index_factory(d, f"PCA{width},IVF{min(cells, m)},Flat,RFlat")
+    ivf = faiss.extract_index_ivf(index.base_index)
+    ivf.cp.min_points_per_centroid, ivf.cp.max_points_per_centroid = 1, 10**9
+    index.train(_scaled(sample))
+    serialised: NDArray[np.uint8] = faiss.serialize_index(faiss.IndexIDMap(index))
+    return serialised
+
+
+def _scaled(vectors: NDArray[np.floating]) -> Vectors:
+    scaled: Vectors = (vectors / norms(vectors)[:, None]).astype(np.float32)
+    return scaled
+
+
+class CellIndex:
+    """Distinct rows of one set, or of a part of it, in the cells of that set."""
+
+    def __init__(self, trained: NDArray[np.uint8], shortlist: Shortlist = cpu_shortlist) -> None:
+        """Take what ``train_index`` gave; rows are added in blocks."""
+        self._named = faiss.deserialize_index(trained)
+        self._index = faiss.downcast_index(self._named.index)
+        self._shortlist = shortlist
+        self._ivf = faiss.downcast_index(faiss.extract_index_ivf(self._index.base_index))
+        chain = faiss.downcast_index(self._index.base_index).chain
+        self._transform = faiss.downcast_VectorTransform(chain.at(0))
+        self._centers = self._ivf.quantizer.reconstruct_n(0, self._ivf.nlist)
+
+    @property
+    def cells(self) -> int:
+        """How many cells there are to probe."""
+        return int(self._ivf.nlist)
+
+    @property
+    def rows(self) -> Rows:
+        """The row numbers, in the order in which they were added."""
+        rows: Rows = faiss.vector_to_array(self._named.id_map)
+        return rows
+
+    def add(self, vectors: Vectors, rows: Rows) -> None:
+        """Add rows: vectors (n, d) as stored, none zero, and their numbers."""
+        if len(rows):
+            self._named.add_with_ids(_scaled(vectors), rows)
+
+    def write(self, path: str) -> None:
+        """Write the index for ``faiss.read_index``; its ids are row numbers, its queries scaled to length 1."""
+        faiss.write_index(self._named, path)
+
+    def nearest(self, queries: Vectors, query_rows: Rows, k: int, probes: int) -> tuple[Floats, Rows]:
+        """Return the k nearest rows of each query in its ``probes`` nearest cells, itself left out.
+
+        Args:
+            queries: (m, d) as stored, none zero.
+            query_rows: (m,) their row numbers.
+            k: neighbours.
+            probes: cells; ``cells`` makes the answer exact.
+
+        Returns:
+            distances and rows, (m, k) each, ascending; inf and -1 where there are fewer.
+        """
+        scaled, rows = _scaled(queries), self.rows
+        best = _Best(len(scaled), k)
+        if len(rows) == 0:
+            return best.distance, best.place
+        stored = self._stored()
+        points = self._transform.apply(scaled)
+        left, limit = as_left(points), np.full(len(points), _ALL)
+        visits = self._visits(points, probes)
+        for cell, who in visits.nearest():
+            # A first bound: the k-th distance among the points that look nearest in the nearest cell.
+            places, cell_points = self._list(cell)
+            found = places[_closest(left[who], as_right(cell_points), k + 1)]
+            distance = _narrow_distance(scaled, np.repeat(who, found.shape[1]), stored, found.ravel())
+            distance = np.where(rows[found] == query_rows[who, None], np.inf, distance.reshape(found.shape))
+            if found.shape[1] > k:
+                limit[who] = np.partition(distance, k - 1, axis=1)[:, k - 1]
+        for cell, who in visits.all():
+            places, cell_points = self._list(cell)
+            limited = left[who]
+            limited[:, -1] += np.minimum(best.distance[who, -1], limit[who])
+            at, found = self._shortlist(limited, as_right(cell_points))
+            who, found = who[at], places[found]
+            other = rows[found] != query_rows[who]
+            who, found = who[other], found[other]
+            best.offer(who, found, _narrow_distance(scaled, who, stored, found))
+        return self._decided(best, scaled, stored, rows)
+
+    def _decided(self, best: "_Best", scaled: Vectors, stored: Vectors, rows: Rows) -> tuple[Floats, Rows]:
+        """Return distances by the formula in float64, ascending, ties to the smaller row."""
+        m, k = best.place.shape
+        who, column = np.nonzero(best.place >= 0)
+        distance, found = np.full((m, k), np.inf), np.full((m, k), -1, np.int64)
+        for start in range(0, len(who), _PAIRS):
+            i, j = who[start : start + _PAIRS], column[start : start + _PAIRS]
+            difference = scaled[i].astype(np.float64) - stored[best.place[i, j]]
+            distance[i, j] = np.einsum("ij,ij->i", difference, difference) / 2.0
+        found[who, column] = rows[best.place[who, column]]
+        order = np.lexsort((found, distance), axis=1)
+        return np.take_along_axis(distance, order, 1), np.take_along_axis(found, order, 1)
+
+    def inside(self, queries: Vectors, query_rows: Rows, radii: Floats, probes: int) -> NDArray[np.bool_]:
+        """Tell which queries lie within (<=) the radius of some row other than themselves in the probed cells.
+
+        Args:
+            queries: (m, d) as stored, none zero.
+            query_rows: (m,) their row numbers.
+            radii: (n,) cosine distances, in the order of ``rows``; -inf where there is none.
+            probes: cells.
+        """
+        result = np.zeros(len(queries), np.bool_)
+        scaled, rows = _scaled(queries), self.rows
+        if len(rows) == 0:
+            return result
+        stored = self._stored()
+        points = self._transform.apply(scaled)
+        left = as_left(points)
+        for cell, who in self._visits(points, probes).all():
+            who = who[~result[who]]
+            places, cell_points = self._list(cell)
+            at, found = self._shortlist(left[who], as_right(cell_points, np.maximum(radii[places], -_ALL)))
+            who, found = who[at], places[found]
+            other = rows[found] != query_rows[who]
+            who, found = who[other], found[other]
+            result[who[_narrow_distance(scaled, who, stored, found) <= radii[found]]] = True
+        return result
+
+    def _visits(self, points: Points, probes: int) -> "_Visits":
+        distance = np.einsum("ij,ij->i", self._centers, self._centers)[None, :] - 2 * points @ self._centers.T
+        return _Visits(distance, min(probes, self.cells))
+
+    def _size(self, cell: int) -> int:
+        return int(self._ivf.invlists.list_size(cell))
+
+    def _list(self, cell: int) -> tuple[Places, Points]:
+        """Return the places of a cell's rows, and their points, as views of what FAISS holds."""
+        lists, size, width = self._ivf.invlists, self._size(cell), self._ivf.d
+        if size == 0:
+            return np.empty(0, np.int64), np.empty((0, width), np.float32)
+        places = faiss.rev_swig_ptr(lists.get_ids(cell), size)
+        codes = faiss.rev_swig_ptr(lists.get_codes(cell), size * width * 4)
+        return places, codes.view(np.float32).reshape(size, width)
+
+    def _stored(self) -> Vectors:
+        flat = faiss.downcast_index(self._index.refine_index)
+        stored: Vectors = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
+        return stored
+
+
+class _Visits:
+    """Which queries probe which cells, given their distances to the centres, (m, cells)."""
+
+    def __init__(self, distance: NDArray[np.float32], probes: int) -> None:
+        self._distance, self._probes = distance, probes
+        self._nearest = distance.argmin(axis=1)
+
+    def nearest(self) -> Iterator[tuple[int, Places]]:
+        """Yield (cell, the queries that are nearest to it)."""
+        return _by_cell(self._nearest, np.arange(len(self._nearest)))
+
+    def all(self) -> Iterator[tuple[int, Places]]:
+        """Yield (cell, the queries that probe it): nearest cells first, where bounds shrink fastest."""
+        yield from self.nearest()
+        m, cells = self._distance.shape
+        if self._probes == cells:
+            yield from ((cell, np.flatnonzero(self._nearest != cell)) for cell in range(cells))
+        elif self._probes > 1:
+            probed = np.argpartition(self._distance, self._probes - 1, axis=1)[:, : self._probes]
+            who, column = np.nonzero(probed != self._nearest[:, None])
+            yield from _by_cell(probed[who, column], who)
+
+
+def _by_cell(cell: NDArray[np.integer], who: Places) -> Iterator[tuple[int, Places]]:
+    order = np.argsort(cell, kind="stable")
+    cells, starts = np.unique(cell[order], return_index=True)
+    for number, own in zip(cells.tolist(), np.split(who[order], starts[1:]), strict=True):
+        yield number, own
+
+
+def _closest(left: Points, right: Points, count: int) -> Places:
+    """Return the ``count`` nearest points of each query, (m, count), or all where there are fewer."""
+    count = min(count, len(right))
+    if count == 0:
+        return np.empty((len(left), 0), np.int64)
+    product = left @ right.T
+    return np.argpartition(product, len(right) - count, axis=1)[:, len(right) - count :]
+
+
+def _narrow_distance(x: Vectors, who: Places, y: Vectors, which: Places) -> Floats:
+    """Distance by float32 differences: right to 1e-6 of itself, enough to choose candidates by."""
+    out = np.empty(len(who))
+    for start in range(0, len(who), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        difference = x[who[part]] - y[which[part]]
+        out[part] = np.einsum("ij,ij->i", difference, difference) / 2.0
+    return out
+
+
+class _Best:
+    """The k nearest so far of each of m queries: distances (m, k) ascending, and places."""
+
+    def __init__(self, m: int, k: int) -> None:
+        self.distance = np.full((m, k), np.inf)
+        self.place = np.full((m, k), -1, np.int64)
+
+    def offer(self, who: Places, place: Places, distance: Floats) -> None:
+        """Take candidates in: pairs of a query and a place that it has not seen."""
+        k = self.place.shape[1]
+        good = distance < self.distance[who, -1]
+        who, place, distance = who[good], place[good], distance[good]
+        if len(who) == 0:
+            return
+        asked = np.unique(who)
+        who = np.concatenate([who, np.repeat(asked, k)])
+        place = np.concatenate([place, self.place[asked].ravel()])
+        distance = np.concatenate([distance, self.distance[asked].ravel()])
+        order = np.lexsort((distance, who))
+        who, place, distance = who[order], place[order], distance[order]
+        starts = np.searchsorted(who, asked)
+        chosen = starts[:, None] + np.arange(k)
+        self.distance[asked], self.place[asked] = distance[chosen], place[chosen]
