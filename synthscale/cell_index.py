@@ -1,10 +1,10 @@
-"""Nearest neighbours in sets too large for brute force: a FAISS IVF index, searched by blocks with certified pruning.
+"""Nearest neighbours in sets too large for brute force: a FAISS IVF index, searched by blocks.
 
 The index is FAISS's ``PCA,IVF,Flat`` with a flat refinement, and works as such when it is read back. Its own search
-scans lists one query at a time; here all queries that probe a list meet it in one matrix product over the principal
-components, which rules out what cannot be among the k nearest, and the vectors themselves decide the rest. Within
-the probed cells the answer is exact; probing all of them, it is exact altogether (to 1e-7 of a distance: vectors are
-kept scaled to length 1 in float32).
+scans lists one query at a time; here all queries that probe a list meet it in one matrix product over the
+principal components, which rules out what cannot be among the k nearest, and the vectors themselves decide the
+rest. Within the probed cells the answer is exact; probing all of them, it is exact altogether (to 1e-7 of a
+distance: vectors are kept scaled to length 1 in float32).
 """
 
 from collections.abc import Iterator
@@ -199,7 +199,7 @@ class _Visits:
     def all(self) -> Iterator[tuple[int, Places]]:
         """Yield (cell, the queries that probe it): nearest cells first, where bounds shrink fastest."""
         yield from self.nearest()
-        m, cells = self._distance.shape
+        cells = self._distance.shape[1]
         if self._probes == cells:
             yield from ((cell, np.flatnonzero(self._nearest != cell)) for cell in range(cells))
         elif self._probes > 1:
@@ -211,8 +211,7 @@ class _Visits:
 def _by_cell(cell: NDArray[np.integer], who: Places) -> Iterator[tuple[int, Places]]:
     order = np.argsort(cell, kind="stable")
     cells, starts = np.unique(cell[order], return_index=True)
-    for number, own in zip(cells.tolist(), np.split(who[order], starts[1:]), strict=True):
-        yield number, own
+    yield from zip(cells.tolist(), np.split(who[order], starts[1:]), strict=True)
 
 
 def _closest(left: Points, right: Points, count: int) -> Places:

@@ -5,9 +5,9 @@ Each row has one home cell, and also visits every cell c whose half-space it nea
 radius. A pair that met nowhere would need both rows more than r / 2 away from the plane between their homes, on
 its two sides, and so be more than r apart. Nothing here depends on how good the centres are: they decide the cost.
 
-*Hubs* are images repeated so often, slightly changed, that their pairs would be quadratic. A row within r / 2 of a
-hub's pivot is absorbed: all absorbed rows are within r of each other, so one edge each, to the pivot, joins them. Any
-row within 3 r / 2 of the pivot visits the hub's own cell. A hub belongs to one set.
+*Hubs* are images repeated so often, slightly changed, that their pairs would be quadratic. A row within r / 2 of
+a hub's pivot is absorbed: all absorbed rows are within r of each other, so one edge each, to the pivot, joins them.
+Any row within 3 r / 2 of the pivot visits the hub's own cell. A hub belongs to one set.
 """
 
 import logging

@@ -32,6 +32,15 @@ def vector_keys(vectors: NDArray[np.floating], name: str) -> Keys:
     return keys_of((vector.tobytes() for vector in plain), name)
 
 
+def draw(vectors: NDArray[np.floating]) -> NDArray[np.uint64]:
+    """Return a number for each vector, (n, d), by which samples are drawn: the rows with the smallest are taken.
+
+    It depends on nothing but the vector, so a sample does not change with the order of the rows or with other sets.
+    """
+    numbers: NDArray[np.uint64] = vector_keys(vectors, "sample")[:, 0]
+    return numbers
+
+
 def equal_pairs(keys: Keys, rows: Rows) -> tuple[Rows, Rows]:
     """Return pairs of rows that connect all rows of equal keys: (p,) each."""
     order = np.lexsort((rows, keys[:, 1], keys[:, 0]))
@@ -42,9 +51,9 @@ def equal_pairs(keys: Keys, rows: Rows) -> tuple[Rows, Rows]:
 
 @dataclass(frozen=True)
 class Copies:
-    """Rows that have an exact copy in their own set, ascending, and the representative of each, its smallest row.
+    """Rows that have an exact copy in their own set, ascending, and each one's representative: the smallest row.
 
-    A representative is among the rows, as its own. Rows that are not here are distinct. All sets are held together.
+    A representative is among the rows, as its own. Rows that are not here are distinct. All sets are together.
     """
 
     row: Rows
@@ -86,7 +95,9 @@ class Copies:
     def edges(self, codes: Codes) -> Edges:
         """Return one edge of distance 0 from each copy to its representative; codes: (n,), the rows' sets."""
         copy = self.row != self.representative
-        return Edges(self.representative[copy], self.row[copy], np.zeros(int(copy.sum())), codes[copy], codes[copy])
+        return Edges(
+            self.representative[copy], self.row[copy], np.zeros(int(copy.sum())), codes[copy], codes[copy]
+        )
 
     def later(self, ids: Mapping[int, str]) -> Rows:
         """Return the rows that equal another of a smaller id: one of each kind is left out."""

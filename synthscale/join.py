@@ -17,7 +17,7 @@ from synthscale.cells import JoinPlan, place
 from synthscale.edges import Codes, Edges, distinct_edges
 from synthscale.projection import Vectors
 from synthscale.search import Rows, distances_within, norms, paired_distance, unit
-from synthscale.shortlist import Places, Points, Shortlist, as_left, as_right, cpu_shortlist
+from synthscale.shortlist import Places, Shortlist, as_left, as_right, cpu_shortlist
 
 EDGES_PER_ROW = 64
 _BLOCK = 2048
@@ -94,7 +94,9 @@ def join(plan: JoinPlan, one: Piece, other: Piece | None = None, shortlist: Shor
     return joiner.joined()
 
 
-def join_all(plan: JoinPlan, vectors: Vectors, row: Rows, code: Codes, shortlist: Shortlist = cpu_shortlist) -> Joined:
+def join_all(
+    plan: JoinPlan, vectors: Vectors, row: Rows, code: Codes, shortlist: Shortlist = cpu_shortlist
+) -> Joined:
     """Place rows and join them, in memory."""
     piece = place_rows(plan, vectors, row, code)
     found = join(plan, piece, shortlist=shortlist)
@@ -105,7 +107,9 @@ def hub_edges(plan: JoinPlan, piece: Piece) -> Edges:
     """Return one edge from each absorbed row of a piece to its hub's pivot."""
     absorbed = np.flatnonzero(piece.label != piece.row)
     order = np.argsort(plan.hubs.row)
-    pivot = order[np.searchsorted(plan.hubs.row, piece.label[absorbed], sorter=order)] if len(absorbed) else absorbed
+    pivot = (
+        order[np.searchsorted(plan.hubs.row, piece.label[absorbed], sorter=order)] if len(absorbed) else absorbed
+    )
     distance = paired_distance(unit(piece.vectors[absorbed]), np.arange(len(absorbed)), plan.hubs.unit, pivot)
     code = piece.code[absorbed]
     return Edges(piece.row[absorbed], piece.label[absorbed], distance, code, code)

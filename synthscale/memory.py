@@ -14,13 +14,14 @@ from numpy.typing import ArrayLike, NDArray
 from synthscale import tables
 from synthscale.classifier import FoldPlan, TrainingRows, bandwidth_rows, fit_generators, plan_folds
 from synthscale.config import Config, check_generator_name
+from synthscale.copies import collapse, equal_pairs, vector_keys
 from synthscale.errors import InputError
-from synthscale.groups import collapse_copies, vector_keys
+from synthscale.memory_search import analyse
 from synthscale.metrics.summary import generator_block, sum_view
-from synthscale.neighbors import Members, View, analyse
+from synthscale.neighbors import View
 from synthscale.schemas import REAL, SYNTHETIC
 from synthscale.scores import ViewRows, score_rows
-from synthscale.search import MemorySearcher
+from synthscale.search import Rows
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,17 @@ def score_features(
     config = config or Config()
     vectors, kinds, names, unique_ids = _checked(features, real_or_synthetic, generator, labels, ids)
     n = len(vectors)
-    sets = {}
-    for name in dict.fromkeys([REAL, *names]):
-        own = np.flatnonzero(names == name)
-        sets[name] = Members(own, collapse_copies(own, vector_keys(vectors[own])))
-    searcher = MemorySearcher({name: (vectors[m.distinct], m.distinct) for name, m in sets.items()})
-    analysis = analyse(searcher, sets, config.neighbors)
-    copies = np.concatenate([m.copies(unique_ids) for m in sets.values()])
-    is_copy = np.isin(np.arange(n), copies)
-    plans = {view.generator: _plan(view, unique_ids, kinds == REAL, is_copy, config) for view in analysis.views}
+    sets = {name: np.flatnonzero(names == name) for name in dict.fromkeys([REAL, *names])}
+    copies = collapse(equal_pairs(vector_keys(vectors[own], name), own) for name, own in sets.items())
+    analysis = analyse(vectors, sets, copies, config.neighbors)
+    later = copies.later(dict(enumerate(unique_ids)))
+    is_copy = np.isin(np.arange(n), later)
+    plans = {
+        view.generator: _plan(
+            view, analysis.nearest[view.generator].row, unique_ids, kinds == REAL, is_copy, config
+        )
+        for view in analysis.views
+    }
     logits, fits = _classify(vectors, plans, unique_ids, is_copy, kinds == REAL, config)
     manifest = pa.table(
         {
@@ -91,9 +94,9 @@ def score_features(
     metrics, scores = {}, {}
     for view in analysis.views:
         name, plan = view.generator, plans[view.generator]
-        nearest = tables.nearest(view, copies)
+        nearest = tables.nearest(name, analysis.nearest[name], later)
         nearest = nearest.take(pa.array(np.argsort(nearest.column("row").to_numpy())))
-        rows = ViewRows(manifest.take(pa.array(plan.row)), nearest, tables.groups(view), logits[name])
+        rows = ViewRows(manifest.take(pa.array(plan.row)), nearest, tables.groups(name, view.groups), logits[name])
         table = score_rows(rows, unique_ids, view.median_distance)
         sums = sum_view(rows, table, plan.log_prior)
         fit = {"folds": plan.folds, **(fits[name].summary() if name in fits else {})}
@@ -154,9 +157,14 @@ def _checked(
 
 
 def _plan(
-    view: View, ids: list[str], is_real: NDArray[np.bool_], is_copy: NDArray[np.bool_], config: Config
+    view: View,
+    view_rows: Rows,
+    ids: list[str],
+    is_real: NDArray[np.bool_],
+    is_copy: NDArray[np.bool_],
+    config: Config,
 ) -> FoldPlan:
-    rows = np.sort(view.nearest.row)
+    rows = np.sort(view_rows)
     groups = (view.groups.row, view.groups.near_duplicate_id)
     plan = plan_folds(rows, [ids[row] for row in rows], is_real[rows], groups, config.classifier)
     return plan.with_copies(is_copy[rows])

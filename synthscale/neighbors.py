@@ -1,67 +1,32 @@
-"""Near-duplicates and k-NN manifold indicators of a real set and its generators, each generator as if alone.
+"""One generator's near-duplicates and nearest rows, as if it were alone with the real set.
 
-Pure: takes a Searcher over *distinct* rows (exact copies collapsed within each set) and gives arrays over all
-rows. The radius is ``threshold`` x the median nearest-neighbour distance among the distinct real rows, because
-copies of real images pull a median over all rows towards zero until nothing is flagged.
+Pure: what searches over *distinct* rows found goes in, arrays over all rows come out; the same functions serve a
+shard of a run and a whole set in memory.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from synthscale.config import NeighborsConfig
-from synthscale.groups import Groups, near_duplicate_groups
-from synthscale.schemas import REAL
-from synthscale.search import Floats, Pairs, Rows, Searcher
+from synthscale.copies import Copies
+from synthscale.edges import Codes, Edges, distinct_edges
+from synthscale.groups import Groups
+from synthscale.radius import EXACT_COPIES_ONLY, Calibration, Searches
+from synthscale.relations import Recall, Relation
+from synthscale.search import Floats, Rows
 
 K = 5
 """Neighbours that make a k-NN radius for precision and coverage."""
-
-EXACT_COPIES_ONLY = float(np.nextafter(0.0, 1.0))
-"""The radius where there is nothing to calibrate on."""
-_DATALAB_FLOOR = 1e-6
+DATALAB_K = 10
+"""Neighbours that cleanlab Datalab lists; a near-duplicate farther down its list does not exist for it."""
 
 
-@dataclass(frozen=True)
-class Members:
-    """One set's usable rows, ascending, and the representative of each among its exact copies: (n,) each."""
-
-    rows: Rows
-    representative: Rows
-
-    @cached_property
-    def distinct(self) -> Rows:
-        """The representatives, ascending: (m,)."""
-        return np.unique(self.representative)
-
-    @cached_property
-    def position(self) -> NDArray[np.intp]:
-        """Each row's place in ``distinct``: (n,)."""
-        return np.searchsorted(self.distinct, self.representative)
-
-    def copy_edges(self) -> Pairs:
-        """Return one edge of distance 0 from each copy to its representative."""
-        copy = self.rows != self.representative
-        return Pairs(self.representative[copy], self.rows[copy], np.zeros(int(copy.sum())))
-
-    def copies(self, ids: Sequence[str]) -> Rows:
-        """Return the rows that equal another of a smaller id (by row number): one of each kind is left out."""
-        kept: dict[int, int] = {}
-        for row, representative in zip(self.rows.tolist(), self.representative.tolist(), strict=True):
-            best = kept.setdefault(representative, row)
-            if ids[row] < ids[best]:
-                kept[representative] = row
-        return np.setdiff1d(self.rows, np.fromiter(kept.values(), np.int64, len(kept)))
-
-    def another_copy(self) -> Rows:
-        """Return for each row another exact copy of it, or -1."""
-        second = np.full(len(self.distinct), -1, np.int64)
-        copy = self.rows != self.representative
-        second[self.position[copy]] = self.rows[copy]
-        return np.where(copy, self.representative, second[self.position])
+def neighbors_listed(config: NeighborsConfig) -> int:
+    """Return how many neighbours a search lists."""
+    return DATALAB_K if config.mode == "datalab" else K
 
 
 @dataclass(frozen=True)
@@ -69,6 +34,7 @@ class Nearest:
     """Nearest neighbours of rows in one generator's view; arrays over its rows (-1 and inf: there is none)."""
 
     row: Rows
+    is_real: NDArray[np.bool_]
     nn_row: Rows
     nn_distance: Floats
     nearest_real_row: Rows
@@ -76,201 +42,171 @@ class Nearest:
     knn_radius: Floats
     in_real_manifold: NDArray[np.bool_]
     covered: NDArray[np.bool_]
+    exact: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class View:
-    """What one generator's rows and the real rows are to each other."""
+class Inside:
+    """Which distinct rows lie inside the k-NN radius of some real row other than themselves: (m,) each."""
 
-    generator: str
-    median_distance: float | None
-    radius: float
-    real_rows: int
-    nearest: Nearest
-    groups: Groups
+    row: Rows
+    is_inside: NDArray[np.bool_]
+    recall: Recall | None = None
 
-    def summary(self) -> dict[str, float | int | str | None]:
-        """Return the radius and the number of groups, as metrics.json has them."""
-        calibrated = self.radius > EXACT_COPIES_ONLY
-        reason = (
-            {} if calibrated and self.median_distance is not None else {"reason": "too few distinct real rows"}
-        )
-        return {
-            **reason,
-            "radius": self.radius if calibrated else None,
-            "median_distance": self.median_distance,
-            "groups": len(np.unique(self.groups.near_duplicate_id)),
-            "rows_in_groups": len(self.groups.row),
-        }
+    def of(self, rows: Rows) -> NDArray[np.bool_]:
+        """Return it for some of the rows."""
+        return self.is_inside[np.searchsorted(self.row, rows)]
 
 
 @dataclass(frozen=True)
-class Analysis:
-    """The edges of a run (shared ones once) and the view of every generator."""
+class Found:
+    """What searches found for one view: for all its distinct rows, or at least those that are asked about."""
 
-    edges: dict[str, Pairs]
-    views: list[View]
+    searches: Searches
+    real_inside: Inside
+    own_inside: Inside
 
 
-def analyse(searcher: Searcher, sets: dict[str, Members], config: NeighborsConfig) -> Analysis:
-    """Find near-duplicates and manifold indicators.
+def nearest_rows(found: Found, copies: Copies, real: Rows, own: Rows) -> Nearest:
+    """Return the nearest neighbours of real rows and a generator's rows, exact copies expanded again.
 
     Args:
-        searcher: searches the distinct rows of each set in ``sets``.
-        sets: ``real`` and each generator.
-        config: the radius rule.
+        found: holds the representative of every row.
+        copies: of all sets.
+        real: some real rows, ascending.
+        own: some of the generator's rows, ascending.
     """
-    generators = [name for name in sets if name != REAL]
-    real_distance, real_row = searcher.nearest(REAL, REAL, K)
-    plans = [_plan(searcher, sets, name, (real_distance, real_row), config) for name in generators]
-    shared = searcher.within(REAL, REAL, max(plan.radius for plan in plans))
-    edges = {"real-real": _join(shared, sets[REAL].copy_edges())}
-    manifold_real = searcher.inside(REAL, REAL, _kth(real_distance))
-    views = []
-    for plan in plans:
-        name = plan.generator
-        across = _both_ways(searcher.within(name, REAL, plan.radius))
-        among = searcher.within(name, name, plan.radius)
-        edges[f"{name}:real-synthetic"] = across
-        edges[f"{name}:synthetic-synthetic"] = _join(among, sets[name].copy_edges())
-        own = [edges["real-real"], across, edges[f"{name}:synthetic-synthetic"]]
-        manifold = searcher.inside(name, REAL, plan.real_radius)
-        views.append(
-            View(
-                name,
-                plan.median,
-                plan.radius,
-                len(sets[REAL].rows),
-                _nearest(sets[REAL], sets[name], plan, manifold_real, manifold),
-                _groups(sets[REAL], sets[name], own, plan.radius),
-            )
-        )
-    return Analysis(edges, views)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Distances between the distinct rows of one view, and the radius that follows from them."""
-
-    generator: str
-    median: float | None
-    radius: float
-    real_real: tuple[Floats, Rows]
-    real_own: tuple[Floats, Rows]
-    own_real: tuple[Floats, Rows]
-    own_own: tuple[Floats, Rows]
-    real_radius: Floats
-    own_radius: Floats
-
-
-def _plan(
-    searcher: Searcher,
-    sets: dict[str, Members],
-    name: str,
-    real_real: tuple[Floats, Rows],
-    config: NeighborsConfig,
-) -> _Plan:
-    own_own = searcher.nearest(name, name, K)
-    own_real = searcher.nearest(name, REAL, 1)
-    real_own = searcher.nearest(REAL, name, 1)
-    median = _median(sets, name, real_real[0], own_own[0], (own_real[0], real_own[0]), config)
-    radius = config.radius if config.radius is not None else config.threshold * (median or 0.0)
-    # Without distances to calibrate on, exact copies (distance 0) are all that can be said.
-    radius = max(radius, EXACT_COPIES_ONLY)
-    return _Plan(
-        name,
-        median,
-        radius,
-        real_real,
-        real_own,
-        own_real,
-        own_own,
-        _kth(real_real[0]),
-        _kth(own_own[0]),
-    )
-
-
-def _kth(distances: Floats) -> Floats:
-    """The distance of the K-th neighbour, or of the farthest where a set has fewer; -inf where it has none."""
-    finite = np.where(np.isinf(distances), -np.inf, distances)
-    return np.asarray(finite.max(axis=1, initial=-np.inf))
-
-
-def _median(
-    sets: dict[str, Members],
-    name: str,
-    real: Floats,
-    own: Floats,
-    across: tuple[Floats, Floats],
-    config: NeighborsConfig,
-) -> float | None:
-    """The median nearest-neighbour distance that the radius and the scores are measured by."""
-    if config.mode == "exact" and config.calibrate_on == "real":
-        distances = real[:, 0]
-    else:
-        own_nearest = np.minimum(own[:, 0], across[0][:, 0])
-        real_nearest = np.minimum(real[:, 0], across[1][:, 0])
-        if config.mode == "datalab":
-            # Datalab counts every row, and a row with an exact copy is at distance 0.
-            own_nearest, real_nearest = _expand(sets[name], own_nearest), _expand(sets[REAL], real_nearest)
-        distances = np.concatenate([real_nearest, own_nearest])
-    finite = distances[np.isfinite(distances)]
-    if len(finite) == 0:
-        return None
-    median = float(np.median(finite))
-    return max(median, _DATALAB_FLOOR) if config.mode == "datalab" else median
-
-
-def _expand(members: Members, distances: Floats) -> Floats:
-    return np.where(members.another_copy() >= 0, 0.0, distances[members.position])
-
-
-def _both_ways(pairs: Pairs) -> Pairs:
-    return Pairs(np.minimum(pairs.left, pairs.right), np.maximum(pairs.left, pairs.right), pairs.distance)
-
-
-def _join(*parts: Pairs) -> Pairs:
-    return Pairs(
-        np.concatenate([p.left for p in parts]),
-        np.concatenate([p.right for p in parts]),
-        np.concatenate([p.distance for p in parts]),
-    )
-
-
-def _groups(real: Members, own: Members, edges: list[Pairs], radius: float) -> Groups:
-    nodes = np.concatenate([real.rows, own.rows])
-    is_real = np.concatenate([np.ones(len(real.rows), np.bool_), np.zeros(len(own.rows), np.bool_)])
-    order = np.argsort(nodes)
-    all_edges = _join(*edges)
-    # Real-real edges are searched at the largest radius of any generator.
-    keep = all_edges.distance < radius
-    return near_duplicate_groups(nodes[order], is_real[order], all_edges.left[keep], all_edges.right[keep])
-
-
-def _nearest(
-    real: Members, own: Members, plan: _Plan, manifold_real: NDArray[np.bool_], manifold: NDArray[np.bool_]
-) -> Nearest:
-    real_at, own_at = real.position, own.position
-    real_copy, own_copy = real.another_copy(), own.another_copy()
-
+    searches, (real_of, own_of) = found.searches, (copies.representatives(real), copies.representatives(own))
+    real_copy, own_copy = copies.another(real), copies.another(own)
     # Real rows: the nearest other real row, and the nearest of the generator's rows.
-    d_real, r_real = _with_copies(plan.real_real[0][real_at, 0], plan.real_real[1][real_at, 0], real_copy)
-    d_cross, r_cross = plan.real_own[0][real_at, 0], plan.real_own[1][real_at, 0]
-    covered = plan.real_own[0][:, 0] <= plan.real_radius
+    d_real, r_real = _with_copies(*_first(searches.real_real, real_of), real_copy)
+    d_cross, r_cross = _first(searches.real_own, real_of)
     # Synthetic rows: the nearest real row, and the nearest other row of the generator.
-    d_own, r_own = _with_copies(plan.own_own[0][own_at, 0], plan.own_own[1][own_at, 0], own_copy)
-    d_nr, r_nr = plan.own_real[0][own_at, 0], plan.own_real[1][own_at, 0]
+    d_own, r_own = _with_copies(*_first(searches.own_own, own_of), own_copy)
+    d_nr, r_nr = _first(searches.own_real, own_of)
+    real_radius = _kth(searches.real_real, real_of)
+    sure = [r.recall is None for r in (searches.real_real, searches.real_own, searches.own_own, searches.own_real)]
     return Nearest(
-        row=np.concatenate([real.rows, own.rows]),
+        row=np.concatenate([real, own]),
+        is_real=np.arange(len(real) + len(own)) < len(real),
         nn_row=np.concatenate([np.where(d_cross < d_real, r_cross, r_real), np.where(d_nr <= d_own, r_nr, r_own)]),
         nn_distance=np.concatenate([np.minimum(d_cross, d_real), np.minimum(d_nr, d_own)]),
         nearest_real_row=np.concatenate([r_real, r_nr]),
         nearest_real_distance=np.concatenate([d_real, d_nr]),
-        knn_radius=np.concatenate([plan.real_radius[real_at], plan.own_radius[own_at]]),
-        in_real_manifold=np.concatenate([manifold_real[real_at] | (real_copy >= 0), manifold[own_at]]),
-        covered=np.concatenate([covered[real_at], np.zeros(len(own.rows), np.bool_)]),
+        knn_radius=np.concatenate([real_radius, _kth(searches.own_own, own_of)]),
+        in_real_manifold=np.concatenate(
+            [found.real_inside.of(real_of) | (real_copy >= 0), found.own_inside.of(own_of)]
+        ),
+        covered=np.concatenate([d_cross <= real_radius, np.zeros(len(own), np.bool_)]),
+        exact=np.concatenate([np.full(len(real), sure[0] and sure[1]), np.full(len(own), sure[2] and sure[3])]),
     )
+
+
+def _first(relation: Relation, rows: Rows) -> tuple[Floats, Rows]:
+    distance, neighbor = relation.of(rows)
+    return distance[:, 0], neighbor[:, 0]
+
+
+def _kth(relation: Relation, rows: Rows) -> Floats:
+    distance, neighbor = relation.of(rows)
+    return Relation(rows, distance, neighbor).radius(K)
 
 
 def _with_copies(distance: Floats, row: Rows, copy: Rows) -> tuple[Floats, Rows]:
     return np.where(copy >= 0, 0.0, distance), np.where(copy >= 0, copy, row)
+
+
+def listed_edges(searches: Searches, radius: float, codes: tuple[int, int]) -> Edges:
+    """Return the edges that Datalab sees: from each row to those of its ten nearest that are within the radius.
+
+    Args:
+        searches: of every row of the view, exact copies not collapsed, DATALAB_K neighbours each.
+        radius: strict.
+        codes: of the real set and the generator.
+    """
+    real, own = codes
+    parts = []
+    for same, cross, code, other in (
+        (searches.real_real, searches.real_own, real, own),
+        (searches.own_own, searches.own_real, own, real),
+    ):
+        distance = np.concatenate([same.distance, cross.distance], axis=1)
+        neighbor = np.concatenate([same.neighbor, cross.neighbor], axis=1)
+        ends = np.repeat([code, other], [same.distance.shape[1], cross.distance.shape[1]])
+        order = np.lexsort((neighbor, distance), axis=1)[:, :DATALAB_K]
+        near = np.take_along_axis(distance, order, 1) < radius
+        who, column = np.nonzero(near)
+        at = order[who, column]
+        right: Codes = ends[at].astype(np.int32)
+        left = np.full(len(who), code, np.int32)
+        parts.append(Edges(same.row[who], neighbor[who, at], distance[who, at], left, right))
+    return distinct_edges(parts)
+
+
+@dataclass(frozen=True)
+class View:
+    """What one generator's rows and the real rows are to each other: the numbers behind metrics.json."""
+
+    generator: str
+    calibration: Calibration
+    groups: Groups
+    rows: int
+    searches: dict[str, Any]
+    join: dict[str, Any]
+
+    @property
+    def median_distance(self) -> float | None:
+        """The median that distances are measured by."""
+        return self.calibration.median
+
+    @property
+    def radius(self) -> float:
+        """Below which rows are near-duplicates."""
+        return self.calibration.radius
+
+    def summary(self) -> dict[str, Any]:
+        """Return the block ``neighbors`` of metrics.json, but for what the reducer adds."""
+        calibrated = self.radius > EXACT_COPIES_ONLY
+        reason = (
+            {} if calibrated and self.median_distance is not None else {"reason": "too few distinct real rows"}
+        )
+        ids, first = np.unique(self.groups.near_duplicate_id, return_index=True)
+        return {
+            **reason,
+            "radius": self.radius if calibrated else None,
+            "median_distance": self.median_distance,
+            "groups": len(ids),
+            "rows_in_groups": len(self.groups.row),
+            "share_in_groups": len(self.groups.row) / max(1, self.rows),
+            "chains": int(self.groups.is_chain[first].sum()),
+            "largest_diameter": float(self.groups.diameter.max(initial=0.0)),
+            "recall": 1.0,
+            "calibration": self.calibration.summary(),
+            "nearest": self.searches,
+            "join": self.join,
+        }
+
+
+def searches_summary(found: Found) -> dict[str, Any]:
+    """Return whether nearest neighbours are exact, and with what recall if not."""
+    searches = found.searches
+    recalls = [
+        r.recall
+        for r in (
+            searches.real_real,
+            searches.real_own,
+            searches.own_real,
+            searches.own_own,
+            found.real_inside,
+            found.own_inside,
+        )
+        if r.recall is not None
+    ]
+    if not recalls:
+        return {"exact": True, "recall": 1.0, "recall_all": 1.0, "queries": 0}
+    return {
+        "exact": False,
+        "recall": min(r.nearest for r in recalls),
+        "recall_all": min(r.all for r in recalls),
+        "queries": min(r.queries for r in recalls),
+    }

@@ -52,7 +52,9 @@ class Projection:
         """Return the points of vectors as stored, (n, d), whose norms are known."""
         scale = (1.0 / lengths).astype(np.float32)[:, None]
         blocks = [
-            self._block(vectors[start : start + _BLOCK].astype(np.float32, copy=False) * scale[start : start + _BLOCK])
+            self._block(
+                vectors[start : start + _BLOCK].astype(np.float32, copy=False) * scale[start : start + _BLOCK]
+            )
             for start in range(0, len(vectors), _BLOCK)
         ]
         return np.concatenate([np.empty((0, self.width), np.float32), *blocks])
@@ -97,4 +99,3 @@ def _cost(sample: Vectors, radius: float, pairs: float) -> Callable[[Projection]
         return pairs * (projection.width * PRODUCT_S + COMPARE_S + passed / all_pairs * d * VERIFY_S)
 
     return seconds
-

@@ -73,6 +73,8 @@ GROUPS = pa.schema(
         ("size", pa.int64()),
         ("has_real", pa.bool_()),
         ("has_synthetic", pa.bool_()),
+        ("diameter", pa.float64()),
+        ("is_chain", pa.bool_()),
     ]
 )
 

@@ -1,59 +1,22 @@
-"""Exact cosine search over one set of vectors: FAISS proposes in float32, one float64 formula decides.
+"""The distance formula, and exact cosine search over a small set: FAISS proposes in float32, the formula decides.
 
 The distance of x and y is d = |x/|x| - y/|y||^2 / 2, computed in float64 (1 - x.y in float32 is off by up to
 6e-7). FAISS's inner products only shortlist: every distance that leaves this module comes from the formula.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
-
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from synthscale.shortlist import SLACK
+
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
-_SLACK = 4e-6
-"""More than a float32 inner product of unit vectors is ever off by (6e-7 measured)."""
 _MARGIN = 8
 """Further candidates taken by a k-nearest search, so that float32 ties at its edge are settled in float64."""
 _BLOCK = 2048
 _PAIRS = 16384
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs of rows and their cosine distances: three arrays of equal length."""
-
-    left: Rows
-    right: Rows
-    distance: Floats
-
-
-def no_pairs() -> Pairs:
-    """Return pairs of which there are none."""
-    return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
-
-
-class Searcher(Protocol):
-    """Searches between named sets of distinct rows; every query row is left out of its own results.
-
-    The flat search here and the sharded one on Ray actors are both of this shape, and so will be the cell join.
-    """
-
-    def nearest(self, query: str, database: str, k: int) -> tuple[Floats, Rows]:
-        """Return distances and rows, (m, k) each, ascending; inf and -1 where there are fewer than k."""
-        ...
-
-    def within(self, query: str, database: str, radius: float) -> Pairs:
-        """Return all pairs (query row, database row) with distance < radius; within one set, each pair once."""
-        ...
-
-    def inside(self, query: str, database: str, radii: Floats) -> NDArray[np.bool_]:
-        """Tell, for each query row, whether it is within (<=) the radius of some database row; radii: (n,)."""
-        ...
 
 
 def norms(vectors: NDArray[np.floating]) -> Floats:
@@ -103,7 +66,7 @@ def distances_within(
 
 
 class FlatIndex:
-    """Brute-force search over the distinct rows of one set (or of one shard of it)."""
+    """Brute-force search over the distinct rows of one set, or of a part of it."""
 
     def __init__(self, vectors: NDArray[np.floating], rows: Rows) -> None:
         """Take vectors of shape (n, d), none zero, and their n row numbers."""
@@ -112,8 +75,15 @@ class FlatIndex:
         self._index = faiss.IndexFlatIP(vectors.shape[1])
         self._index.add(np.ascontiguousarray(self._unit, dtype=np.float32))
 
-    def nearest(self, queries: Floats, query_rows: Rows, k: int) -> tuple[Floats, Rows]:
-        """Return the k nearest rows of each unit query, itself left out; inf and -1 fill what is missing."""
+    def write(self, path: str) -> None:
+        """Write the index for ``faiss.read_index``; its ids are row numbers, its queries scaled to length 1."""
+        named = faiss.IndexIDMap(faiss.IndexFlatIP(self._index.d))
+        named.add_with_ids(self._unit.astype(np.float32), self.rows)
+        faiss.write_index(named, path)
+
+    def nearest(self, vectors: NDArray[np.floating], query_rows: Rows, k: int) -> tuple[Floats, Rows]:
+        """Return the k nearest rows of each query (m, d), itself left out; inf and -1 fill what is missing."""
+        queries = unit(vectors)
         take = min(k + 1 + _MARGIN, len(self.rows))
         distances = np.full((len(queries), k), np.inf)
         rows = np.full((len(queries), k), -1, np.int64)
@@ -130,7 +100,7 @@ class FlatIndex:
             rows[block, :width] = np.take_along_axis(found_rows, order, axis=1)
             # What was not shortlisted is at least this far; where that is too near, float32 may have misled.
             if take < len(self.rows):
-                unsure = 1.0 - similar[:, -1] - _SLACK <= distances[block, -1]
+                unsure = 1.0 - similar[:, -1] - SLACK <= distances[block, -1]
                 for i in start + np.flatnonzero(unsure):
                     distances[i], rows[i] = self._nearest_of_many(queries[i], query_rows[i], distances[i])
         rows[np.isinf(distances)] = -1
@@ -139,35 +109,15 @@ class FlatIndex:
     def _nearest_of_many(self, query: Floats, row: np.int64, upper: Floats) -> tuple[Floats, Rows]:
         """Decide among all rows that float32 cannot tell from the k nearest; ``upper`` bounds their distances."""
         narrow = np.ascontiguousarray(query[None], dtype=np.float32)
-        _, _, found = self._index.range_search(narrow, float(1.0 - upper[-1] - _SLACK))
+        _, _, found = self._index.range_search(narrow, float(1.0 - upper[-1] - SLACK))
         found = found[self.rows[found] != row]
         exact = cosine_distance(query, self._unit[found])
         order = np.lexsort((self.rows[found], exact))[: len(upper)]
         return exact[order], self.rows[found[order]]
 
-    def within(self, queries: Floats, query_rows: Rows, radius: float, *, once: bool = False) -> Pairs:
-        """Return all pairs (query, row) with distance < radius, without a query itself; ``once``: query < row."""
-        left, right, distance = [], [], []
-        for start in range(0, len(queries) if len(self.rows) else 0, _BLOCK):
-            block = slice(start, start + _BLOCK)
-            narrow = np.ascontiguousarray(queries[block], dtype=np.float32)
-            limits, _, found = self._index.range_search(narrow, 1.0 - radius - _SLACK)
-            ends = limits.astype(np.int64)
-            who = np.repeat(np.arange(len(narrow)), ends[1:] - ends[:-1])
-            asked, answered = query_rows[block][who], self.rows[found]
-            other = asked < answered if once else asked != answered
-            who, found = who[other], found[other]
-            exact = paired_distance(queries[block], who, self._unit, found)
-            keep = exact < radius
-            left.append(query_rows[block][who[keep]])
-            right.append(self.rows[found[keep]])
-            distance.append(exact[keep])
-        if not left:
-            return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
-        return Pairs(np.concatenate(left), np.concatenate(right), np.concatenate(distance))
-
-    def inside(self, queries: Floats, query_rows: Rows, radii: Floats) -> NDArray[np.bool_]:
-        """Tell which queries lie within (<=) the radius of some row other than themselves; radii: (n,)."""
+    def inside(self, vectors: NDArray[np.floating], query_rows: Rows, radii: Floats) -> NDArray[np.bool_]:
+        """Tell which queries (m, d) lie within (<=) the radius of some row other than themselves; radii: (n,)."""
+        queries = unit(vectors)
         result = np.zeros(len(queries), np.bool_)
         database = self._unit.astype(np.float32)
         # As many queries at a time as keep their distances to all rows within 64 MiB.
@@ -176,30 +126,9 @@ class FlatIndex:
             block = slice(start, start + step)
             excess = 1.0 - queries[block].astype(np.float32) @ database.T - radii.astype(np.float32)
             excess[query_rows[block, None] == self.rows[None, :]] = np.inf
-            result[block] = (excess <= -_SLACK).any(axis=1)
+            result[block] = (excess <= -SLACK).any(axis=1)
             # What float32 cannot settle, the formula does.
-            who, which = np.nonzero((np.abs(excess) < _SLACK) & ~result[block, None])
+            who, which = np.nonzero((np.abs(excess) < SLACK) & ~result[block, None])
             close = paired_distance(queries[block], who, self._unit, which) <= radii[which]
             result[start + who[close]] = True
         return result
-
-
-class MemorySearcher:
-    """A Searcher over sets that fit in memory, for one process without Ray."""
-
-    def __init__(self, sets: Mapping[str, tuple[NDArray[np.floating], Rows]]) -> None:
-        """Take, for each set, the vectors (n, d) of its distinct rows and their row numbers."""
-        self._indexes = {name: FlatIndex(vectors, rows) for name, (vectors, rows) in sets.items()}
-        self._queries = {name: (unit(vectors), rows) for name, (vectors, rows) in sets.items()}
-
-    def nearest(self, query: str, database: str, k: int) -> tuple[Floats, Rows]:
-        """See Searcher."""
-        return self._indexes[database].nearest(*self._queries[query], k)
-
-    def within(self, query: str, database: str, radius: float) -> Pairs:
-        """See Searcher."""
-        return self._indexes[database].within(*self._queries[query], radius, once=query == database)
-
-    def inside(self, query: str, database: str, radii: Floats) -> NDArray[np.bool_]:
-        """See Searcher."""
-        return self._indexes[database].inside(*self._queries[query], radii)

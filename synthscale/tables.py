@@ -6,8 +6,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from synthscale.neighbors import View
-from synthscale.search import Pairs, Rows
+from synthscale.edges import KINDS, Edges
+from synthscale.groups import Groups
+from synthscale.neighbors import Nearest
+from synthscale.search import Rows
 
 
 def vectors(table: pa.Table, dimensions: tuple[int, int]) -> NDArray[np.float32]:
@@ -19,29 +21,26 @@ def vectors(table: pa.Table, dimensions: tuple[int, int]) -> NDArray[np.float32]
     return result
 
 
-def edges(parts: dict[str, Pairs]) -> pa.Table:
-    """Return the edges of all kinds; keys end in ``real-real``, ``real-synthetic`` or ``synthetic-synthetic``."""
-    return pa.concat_tables(
-        pa.table(
-            {
-                "left": pairs.left,
-                "right": pairs.right,
-                "cosine_distance": pairs.distance,
-                "kind": pa.array([name.rpartition(":")[2]] * len(pairs.left), pa.string()),
-            }
-        )
-        for name, pairs in parts.items()
+def edges(found: Edges) -> pa.Table:
+    """Return edges, one line each."""
+    return pa.table(
+        {
+            "left": found.left,
+            "right": found.right,
+            "cosine_distance": found.distance,
+            "kind": pa.DictionaryArray.from_arrays(pa.array(found.kind, pa.int32()), pa.array(KINDS)).cast(
+                pa.string()
+            ),
+        }
     )
 
 
-def nearest(view: View, copies: Rows) -> pa.Table:
+def nearest(generator: str, found: Nearest, copies: Rows) -> pa.Table:
     """Return a view's nearest rows; ``copies`` are the rows that equal one of a smaller id in their own set."""
-    found = view.nearest
     n = len(found.row)
-    is_real = np.arange(n) < view.real_rows
     return pa.table(
         {
-            "generator": pa.array([view.generator] * n, pa.string()),
+            "generator": pa.array([generator] * n, pa.string()),
             "row": found.row,
             "nn_row": _known(found.nn_row, found.nn_row >= 0),
             "nn_distance": _known(found.nn_distance, np.isfinite(found.nn_distance)),
@@ -49,9 +48,9 @@ def nearest(view: View, copies: Rows) -> pa.Table:
             "nearest_real_distance": _known(found.nearest_real_distance, np.isfinite(found.nearest_real_distance)),
             "knn_radius": _known(found.knn_radius, np.isfinite(found.knn_radius)),
             "in_real_manifold": found.in_real_manifold,
-            "covered": _known(found.covered, is_real),
+            "covered": _known(found.covered, found.is_real),
             "is_copy": np.isin(found.row, copies),
-            "exact": np.ones(n, np.bool_),
+            "exact": found.exact,
         }
     )
 
@@ -60,7 +59,6 @@ def _known(values: NDArray[Any], known: NDArray[np.bool_]) -> pa.Array:
     return pa.array(values, mask=~known)
 
 
-def groups(view: View) -> pa.Table:
+def groups(generator: str, found: Groups) -> pa.Table:
     """Return a view's near-duplicate groups, one line a member row."""
-    found = view.groups
-    return pa.table({"generator": pa.array([view.generator] * len(found.row), pa.string()), **vars(found)})
+    return pa.table({"generator": pa.array([generator] * len(found.row), pa.string()), **vars(found)})

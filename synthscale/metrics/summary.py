@@ -8,12 +8,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from synthscale import selftest
 from synthscale.metrics.classifier import ClassifierSums, classifier_figures, sum_logits
 from synthscale.metrics.core import Indicators, Sums, core_metrics, coverage_reference, metric, sum_up
 from synthscale.neighbors import K
 from synthscale.schemas import REAL
 from synthscale.scores import ViewRows, quality
 
+NO_IMAGES = "the input is vectors: there are no images to edit"
+_MOST_GROUPED = 0.9
+"""A larger share of all rows in near-duplicate groups deserves a look at the radius."""
 SMALL_CLASS = 200
 """Below this many rows of a class the classifier's metrics deserve a warning."""
 
@@ -82,7 +86,7 @@ def generator_block(sums: ViewSums, head: str, fit: dict[str, Any], neighbors: d
         sums: over the whole view.
         head: the classifier's head.
         fit: what the fit recorded.
-        neighbors: radius, median_distance, groups and rows_in_groups.
+        neighbors: what `View.summary` gives, and ``self_test`` where there are images.
     """
     overall = sums.overall
     references = {
@@ -90,6 +94,7 @@ def generator_block(sums: ViewSums, head: str, fit: dict[str, Any], neighbors: d
         "coverage": coverage_reference(sums.distinct_real, int(overall.synthetic), K),
     }
     missing = "not measured in this version"
+    self_test = neighbors.get("self_test") or metric(None, NO_IMAGES)
     no_manifold = "fewer than two distinct real rows" if sums.distinct_real < 2 else None
     return {
         "counts": {"real": int(overall.real), "synthetic": int(overall.synthetic)},
@@ -106,8 +111,7 @@ def generator_block(sums: ViewSums, head: str, fit: dict[str, Any], neighbors: d
             **neighbors,
             "repeats": {"rows": int(overall.repeats)},
             "copies": {"rows": int(overall.copies)},
-            "recall": 1.0,
-            "self_test": metric(None, missing),
+            "self_test": self_test,
         },
         "confounders": {"auc": metric(None, missing), "bytes_per_pixel_auc": None, "reason": missing},
         "warnings": warnings(sums, fit, neighbors),
@@ -128,6 +132,19 @@ def warnings(sums: ViewSums, fit: dict[str, Any], neighbors: dict[str, Any]) -> 
         found.append("the classifier did not fully converge: scores may move by more than 1e-5 between machines")
     if sums.distinct_real <= K:
         found.append(f"only {sums.distinct_real} distinct real rows: precision and coverage mean little")
+    if neighbors.get("self_test"):
+        found += filter(None, [selftest.warning(neighbors["self_test"])])
+    if neighbors["share_in_groups"] > _MOST_GROUPED:
+        found.append(
+            f"{neighbors['share_in_groups']:.0%} of all rows are in near-duplicate groups, and the largest spans a "
+            f"distance of {neighbors['largest_diameter']:.3g} at radius {neighbors['radius'] or 0:.3g}: check that the "
+            "radius (neighbors.threshold or neighbors.radius) is not too large"
+        )
+    elif neighbors["chains"]:
+        found.append(
+            f"{neighbors['chains']} near-duplicate groups are chains: their ends are no near-duplicates of each other "
+            "(column is_chain of groups/)"
+        )
     if neighbors["median_distance"] is None:
         found.append("too few distinct real rows to calibrate the radius: only exact copies are near-duplicates")
     elif neighbors["median_distance"] <= 0:

@@ -1,0 +1,225 @@
+"""The near-duplicate analysis of vectors in memory, in this process: searches, join, groups."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synthscale.cell_index import CellIndex, cells_for, index_sample_size, train_index
+from synthscale.cells import Sample, plan_join, sample_size
+from synthscale.config import NeighborsConfig
+from synthscale.copies import Copies, draw
+from synthscale.edges import Edges, distinct_edges
+from synthscale.groups import near_duplicate_groups
+from synthscale.join import join_all
+from synthscale.neighbors import (
+    Found,
+    Inside,
+    K,
+    Nearest,
+    View,
+    listed_edges,
+    nearest_rows,
+    neighbors_listed,
+    searches_summary,
+)
+from synthscale.radius import Calibration, Searches, calibrate
+from synthscale.relations import (
+    ALL_CELLS,
+    FLAT_ROWS,
+    SAMPLED_QUERIES,
+    Index,
+    Recall,
+    Relation,
+    compares_all,
+    inside_recall,
+    search,
+    search_inside,
+    tune,
+)
+from synthscale.schemas import REAL
+from synthscale.search import FlatIndex, Floats, Rows, distances_within, norms
+
+_QUERIES = 32768
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The edges of all views, each pair once, and every generator's view with its rows' neighbours."""
+
+    edges: Edges
+    views: list[View]
+    nearest: dict[str, Nearest]
+
+
+def analyse(
+    vectors: NDArray[np.float32], sets: Mapping[str, Rows], copies: Copies, config: NeighborsConfig
+) -> Analysis:
+    """Find near-duplicates, nearest rows and manifold indicators.
+
+    Args:
+        vectors: (n, d), none zero; a row number is a place in it.
+        sets: the rows of ``real`` and of each generator, ascending.
+        copies: of all sets; ignored in datalab mode, which knows none.
+        config: the radius rule.
+    """
+    if config.mode == "datalab":
+        copies = Copies(np.empty(0, np.int64), np.empty(0, np.int64))
+    searcher = _Searcher(vectors, {name: rows[copies.are_distinct(rows)] for name, rows in sets.items()})
+    code = {name: number for number, name in enumerate([REAL, *(name for name in sets if name != REAL)])}
+    k = neighbors_listed(config)
+    found = {name: searcher.view(name, k) for name in code if name != REAL}
+    radii = {name: searcher.calibrate(name, found[name].searches, config) for name in found}
+    joins = _joins(searcher, found, radii, code, config)
+    codes = np.zeros(len(vectors), np.int32)
+    for name, rows in sets.items():
+        codes[rows] = code[name]
+    copy_edges = copies.edges(codes[copies.row])
+    lengths = norms(vectors)
+    views, nearest = [], {}
+    for name in found:
+        edges, summary = joins[name]
+        own = distinct_edges([edges, copy_edges.of_view(code[name])])
+        groups = near_duplicate_groups(
+            own, radii[name].radius, lambda a, b: distances_within(vectors, lengths, a, b)
+        )
+        rows = len(sets[REAL]) + len(sets[name])
+        views.append(View(name, radii[name], groups, rows, searches_summary(found[name]), summary))
+        nearest[name] = nearest_rows(found[name], copies, sets[REAL], sets[name])
+    return Analysis(distinct_edges([copy_edges, *(edges for edges, _ in joins.values())]), views, nearest)
+
+
+def _joins(
+    searcher: "_Searcher",
+    found: dict[str, Found],
+    radii: dict[str, Calibration],
+    code: dict[str, int],
+    config: NeighborsConfig,
+) -> dict[str, tuple[Edges, dict[str, object]]]:
+    """Return each view's edges between distinct rows; views of one radius are joined at once."""
+    if config.mode == "datalab":
+        return {
+            name: (
+                listed_edges(found[name].searches, radii[name].radius, (0, code[name])),
+                {"method": "k nearest"},
+            )
+            for name in found
+        }
+    result: dict[str, tuple[Edges, dict[str, object]]] = {}
+    for radius in {calibration.radius for calibration in radii.values()}:
+        names = [name for name in found if radii[name].radius == radius]
+        edges, summary = searcher.join({name: code[name] for name in (REAL, *names)}, radius)
+        result |= {name: (edges.of_view(code[name]), summary) for name in names}
+    return {name: result[name] for name in found}
+
+
+class _Searcher:
+    """Indexes over the distinct rows of each set, and the questions that views put to them."""
+
+    def __init__(self, vectors: NDArray[np.float32], sets: Mapping[str, Rows]) -> None:
+        self._vectors, self._sets = vectors, sets
+        self._indexes = {name: self._index(rows) for name, rows in sets.items()}
+        self._relations: dict[tuple[str, str], Relation] = {}
+        self._insides: dict[str, Inside] = {}
+
+    def _index(self, rows: Rows) -> Index:
+        own = self._vectors[rows]
+        if len(rows) <= FLAT_ROWS:
+            return FlatIndex(own, rows)
+        index = CellIndex(train_index(own[_drawn(own, index_sample_size(len(rows)))], cells_for(len(rows))))
+        index.add(own, rows)
+        return index
+
+    def view(self, name: str, k: int) -> Found:
+        """Search a generator's view."""
+        searches = Searches(
+            self._relation(REAL, REAL, k),
+            self._relation(REAL, name, k),
+            self._relation(name, REAL, k),
+            self._relation(name, name, k),
+        )
+        radii = searches.real_real.radius(K)
+        return Found(searches, self._inside(REAL, radii), self._inside(name, radii))
+
+    def _relation(self, query: str, database: str, k: int) -> Relation:
+        if (query, database) not in self._relations:
+            rows = self._sets[query]
+            recall = self._recall(query, database, k)
+            distance, neighbor = self._ask(rows, database, k, recall.probes if recall else ALL_CELLS)
+            self._relations[query, database] = Relation(rows, distance, neighbor, recall)
+        return self._relations[query, database]
+
+    def _recall(self, query: str, database: str, k: int) -> Recall | None:
+        index = self._indexes[database]
+        if isinstance(index, FlatIndex) or compares_all(len(self._sets[query]), len(self._sets[database])):
+            return None
+        sample = self._sampled(query, SAMPLED_QUERIES)
+        exact, _ = self._ask(sample, database, k, ALL_CELLS)
+        return tune(lambda probes: self._ask(sample, database, k, probes)[0], exact, index.cells)
+
+    def _ask(self, rows: Rows, database: str, k: int, probes: int) -> tuple[Floats, Rows]:
+        distance, neighbor = np.empty((len(rows), k)), np.empty((len(rows), k), np.int64)
+        for start in range(0, len(rows), _QUERIES):
+            block = rows[start : start + _QUERIES]
+            part = slice(start, start + _QUERIES)
+            distance[part], neighbor[part] = search(
+                self._indexes[database], self._vectors[block], block, k, probes
+            )
+        return distance, neighbor
+
+    def _inside(self, query: str, radii: Floats) -> Inside:
+        if query not in self._insides:
+            rows, recall = self._sets[query], self._relations[query, REAL].recall
+            if recall is None:
+                self._insides[query] = Inside(rows, self._ask_inside(rows, radii, ALL_CELLS))
+            else:
+                sample = self._sampled(query, SAMPLED_QUERIES)
+                true = self._ask_inside(sample, radii, ALL_CELLS)
+                measured = inside_recall(self._ask_inside(sample, radii, recall.probes), true, recall.probes)
+                self._insides[query] = Inside(rows, self._ask_inside(rows, radii, recall.probes), measured)
+        return self._insides[query]
+
+    def _ask_inside(self, rows: Rows, radii: Floats, probes: int) -> NDArray[np.bool_]:
+        blocks = (rows[start : start + _QUERIES] for start in range(0, len(rows), _QUERIES))
+        index = self._indexes[REAL]
+        parts = [search_inside(index, self._vectors[block], block, radii, probes) for block in blocks]
+        return np.concatenate([np.zeros(0, np.bool_), *parts])
+
+    def _sampled(self, name: str, count: int) -> Rows:
+        rows = self._sets[name]
+        return np.sort(rows[_drawn(self._vectors[rows], count)])
+
+    def calibrate(self, name: str, searches: Searches, config: NeighborsConfig) -> Calibration:
+        """Return a view's radius; from a sample, searched exactly, where the searches themselves are not exact."""
+        real, own = len(self._sets[REAL]), len(self._sets[name])
+        only_real = config.mode == "exact" and config.calibrate_on == "real"
+        rows = real if only_real else real + own
+        needed = [searches.real_real] if only_real else list(vars(searches).values())
+        if any(relation.recall for relation in needed):
+            pairs = [(REAL, REAL)] if only_real else [(REAL, REAL), (REAL, name), (name, REAL), (name, name)]
+            sizes = {REAL: real, name: own}
+            sample = {q: self._sampled(q, SAMPLED_QUERIES * sizes[q] // rows + 1) for q, _ in pairs}
+            exact = [Relation(sample[q], *self._ask(sample[q], d, 1, ALL_CELLS)) for q, d in pairs]
+            searches = Searches(*(exact * 4)[:4])
+        return calibrate(searches, rows, config)
+
+    def join(self, sets: Mapping[str, int], radius: float) -> tuple[Edges, dict[str, object]]:
+        """Return all edges among the distinct rows of some sets, given with their codes, and how they were found."""
+        rows = np.concatenate([self._sets[name] for name in sets])
+        code = np.concatenate([np.full(len(self._sets[name]), number, np.int32) for name, number in sets.items()])
+        own = self._vectors[rows]
+        chosen = _drawn(own, sample_size(len(rows)))
+        sizes = {number: len(self._sets[name]) for name, number in sets.items()}
+        plan = plan_join(Sample(own[chosen], rows[chosen], code[chosen]), sizes, radius)
+        found = join_all(plan, own, rows, code)
+        return found.edges, {**asdict(plan.estimate), "all_pairs_listed": found.is_whole}
+
+
+def _drawn(vectors: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """Return the places of a sample that does not depend on the order of the rows, in the order of its draw."""
+    if count >= len(vectors):
+        return np.arange(len(vectors))
+    draws = draw(vectors)
+    chosen: NDArray[np.intp] = np.argsort(draws, kind="stable")[:count]
+    return chosen

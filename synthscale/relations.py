@@ -1,0 +1,131 @@
+"""What distinct rows of one set find in another, how that is searched, and how sure it is.
+
+A search compares all pairs while they are few; beyond that it probes cells of the database's index, and its recall
+is measured against all pairs on a seeded sample. Which it is depends on the two sets alone, so that another
+generator changes nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synthscale.cell_index import CellIndex
+from synthscale.search import FlatIndex, Floats, Rows
+
+EXACT_PAIRS = 4e9
+"""All pairs are compared up to this many (10-20 s of a core), in each direction between two sets."""
+FLAT_ROWS = 8192
+"""Sets up to this size are searched in float64 without cells."""
+SAMPLED_QUERIES = 4096
+"""Queries that the median is estimated from, and recall measured with, where not all pairs are compared."""
+RECALL_NEAREST = 0.99
+RECALL_ALL = 0.95
+ALL_CELLS = 2**30
+
+Index = FlatIndex | CellIndex
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Share of true neighbours found, over a sample of queries: of the nearest, and of all k."""
+
+    nearest: float
+    all: float
+    queries: int
+    probes: int
+
+
+@dataclass(frozen=True)
+class Relation:
+    """The nearest rows that distinct rows of one set have in another, each row itself left out.
+
+    Attributes:
+        row: (m,) ascending.
+        distance: (m, k) ascending; inf where there are fewer.
+        neighbor: (m, k) row numbers; -1 where there are fewer.
+        recall: None where all pairs were compared.
+    """
+
+    row: Rows
+    distance: Floats
+    neighbor: Rows
+    recall: Recall | None = None
+
+    def of(self, rows: Rows) -> tuple[Floats, Rows]:
+        """Return the distances and neighbours, (r, k) each, of some of the rows."""
+        at = np.searchsorted(self.row, rows)
+        return self.distance[at], self.neighbor[at]
+
+    def radius(self, k: int) -> Floats:
+        """Return the distance of the k-th neighbour, or of the last there is; -inf where there is none: (m,)."""
+        known = np.where(np.isinf(self.distance[:, :k]), -np.inf, self.distance[:, :k])
+        return np.asarray(known.max(axis=1, initial=-np.inf))
+
+
+def compares_all(queries: int, database: int) -> bool:
+    """Tell whether a search between sets of these sizes compares all pairs."""
+    return queries * database <= EXACT_PAIRS
+
+
+def search(index: Index, queries: NDArray[np.floating], rows: Rows, k: int, probes: int) -> tuple[Floats, Rows]:
+    """Return distances and rows, (m, k) each; a flat index has no cells to probe."""
+    if isinstance(index, FlatIndex):
+        return index.nearest(queries, rows, k)
+    return index.nearest(queries, rows, k, probes)
+
+
+def search_inside(
+    index: Index, queries: NDArray[np.floating], rows: Rows, radii: Floats, probes: int
+) -> NDArray[np.bool_]:
+    """Tell which queries lie inside the radius of some row of the index."""
+    if isinstance(index, FlatIndex):
+        return index.inside(queries, rows, radii)
+    return index.inside(queries, rows, radii, probes)
+
+
+def merge_nearest(answers: list[tuple[Floats, Rows]], k: int) -> tuple[Floats, Rows]:
+    """Return the k nearest of what the parts of an index answered to the same queries; ties to the smaller row."""
+    distance = np.concatenate([d for d, _ in answers], axis=1)
+    rows = np.concatenate([r for _, r in answers], axis=1)
+    order = np.lexsort((rows, distance), axis=1)[:, :k]
+    return np.take_along_axis(distance, order, 1), np.take_along_axis(rows, order, 1)
+
+
+def tune(ask: Callable[[int], Floats], exact: Floats, cells: int) -> Recall:
+    """Return the fewest probes (a power of two) that find enough of the true neighbours of sampled queries.
+
+    Args:
+        ask: gives the distances, (m, k), that so many probes find.
+        exact: the true ones.
+        cells: how many there are to probe.
+    """
+    probes = 8
+    while True:
+        recall = _recall(ask(probes), exact, probes)
+        if (recall.nearest >= RECALL_NEAREST and recall.all >= RECALL_ALL) or probes >= cells:
+            return recall
+        probes *= 2
+
+
+def _recall(found: Floats, exact: Floats, probes: int) -> Recall:
+    real = np.isfinite(exact)
+    # By distance, since rows at equal distances are equally right.
+    right = (found <= exact * (1 + 1e-6) + 1e-12) & real
+    share = float(right.sum() / max(1, real.sum()))
+    nearest = float(right[:, 0].sum() / max(1, real[:, 0].sum()))
+    return Recall(nearest, share, len(exact), probes)
+
+
+def inside_recall(found: NDArray[np.bool_], true: NDArray[np.bool_], probes: int) -> Recall:
+    """Return the share of sampled queries inside some radius that probing finds there: (m,) each."""
+    share = float((found & true).sum() / max(1, true.sum()))
+    return Recall(share, share, len(true), probes)
+
+
+def limit_for(wanted: int, population: int) -> np.uint64:
+    """Return the number below which about ``wanted`` of ``population`` draws lie."""
+    if wanted >= population:
+        return np.uint64(2**64 - 1)
+    return np.uint64(int(wanted / population * (2**64 - 1)))
