@@ -1,13 +1,14 @@
 """Nearest neighbours in sets too large for brute force: a FAISS IVF index, searched by blocks.
 
-The index is FAISS's ``PCA,IVF,Flat`` with a flat refinement, and works as such when it is read back. Its own search
-scans lists one query at a time; here all queries that probe a list meet it in one matrix product over the
+The index is FAISS's ``PCA,IVF,Flat`` with a flat refinement, and works as such when it is read back. Its own
+search scans lists one query at a time; here all queries that probe a list meet it in one matrix product over the
 principal components, which rules out what cannot be among the k nearest, and the vectors themselves decide the
 rest. Within the probed cells the answer is exact; probing all of them, it is exact altogether (to 1e-7 of a
 distance: vectors are kept scaled to length 1 in float32).
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import faiss
 import numpy as np
@@ -39,12 +40,16 @@ def train_index(sample: Vectors, cells: int) -> NDArray[np.uint8]:
     """Return an empty index, serialised by FAISS, with principal components and cells of a sample (m, d)."""
     m, d = sample.shape
     width = min(_WIDTH, d, m)
-    index = faiss.index_factory(d, f"PCA{width},IVF{min(cells, m)},Flat,RFlat")
-    ivf = faiss.extract_index_ivf(index.base_index)
+    index: Any = faiss.index_factory(d, f"PCA{width},IVF{min(cells, m)},Flat,RFlat")
+    ivf: Any = faiss.extract_index_ivf(index.base_index)
     ivf.cp.min_points_per_centroid, ivf.cp.max_points_per_centroid = 1, 10**9
     index.train(_scaled(sample))
     serialised: NDArray[np.uint8] = faiss.serialize_index(faiss.IndexIDMap(index))
     return serialised
+
+
+def _cast(index: Any) -> Any:
+    return faiss.downcast_index(index)
 
 
 def _scaled(vectors: NDArray[np.floating]) -> Vectors:
@@ -57,11 +62,11 @@ class CellIndex:
 
     def __init__(self, trained: NDArray[np.uint8], shortlist: Shortlist = cpu_shortlist) -> None:
         """Take what ``train_index`` gave; rows are added in blocks."""
-        self._named = faiss.deserialize_index(trained)
-        self._index = faiss.downcast_index(self._named.index)
+        self._named: Any = _cast(faiss.deserialize_index(trained))
+        self._index: Any = _cast(self._named.index)
         self._shortlist = shortlist
-        self._ivf = faiss.downcast_index(faiss.extract_index_ivf(self._index.base_index))
-        chain = faiss.downcast_index(self._index.base_index).chain
+        self._ivf: Any = _cast(faiss.extract_index_ivf(self._index.base_index))
+        chain: Any = _cast(self._index.base_index).chain
         self._transform = faiss.downcast_VectorTransform(chain.at(0))
         self._centers = self._ivf.quantizer.reconstruct_n(0, self._ivf.nlist)
 
@@ -180,7 +185,7 @@ class CellIndex:
         return places, codes.view(np.float32).reshape(size, width)
 
     def _stored(self) -> Vectors:
-        flat = faiss.downcast_index(self._index.refine_index)
+        flat: Any = _cast(self._index.refine_index)
         stored: Vectors = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
         return stored
 

@@ -6,7 +6,7 @@ radius. A pair that met nowhere would need both rows more than r / 2 away from t
 its two sides, and so be more than r apart. Nothing here depends on how good the centres are: they decide the cost.
 
 *Hubs* are images repeated so often, slightly changed, that their pairs would be quadratic. A row within r / 2 of
-a hub's pivot is absorbed: all absorbed rows are within r of each other, so one edge each, to the pivot, joins them.
+a hub's pivot is absorbed: absorbed rows are within r of each other, so one edge each, to the pivot, joins them.
 Any row within 3 r / 2 of the pivot visits the hub's own cell. A hub belongs to one set.
 """
 

@@ -35,7 +35,7 @@ def vector_keys(vectors: NDArray[np.floating], name: str) -> Keys:
 def draw(vectors: NDArray[np.floating]) -> NDArray[np.uint64]:
     """Return a number for each vector, (n, d), by which samples are drawn: the rows with the smallest are taken.
 
-    It depends on nothing but the vector, so a sample does not change with the order of the rows or with other sets.
+    It depends on nothing but the vector: a sample does not change with the order of the rows or with other sets.
     """
     numbers: NDArray[np.uint64] = vector_keys(vectors, "sample")[:, 0]
     return numbers

@@ -34,7 +34,8 @@ class Edges:
     @property
     def kind(self) -> NDArray[np.int64]:
         """Place in KINDS: how many ends are synthetic."""
-        return (self.left_code != 0).astype(np.int64) + (self.right_code != 0)
+        number: NDArray[np.int64] = (self.left_code != 0).astype(np.int64) + (self.right_code != 0)
+        return number
 
     def of_view(self, code: int) -> "Edges":
         """Return the edges between real rows and those of one generator."""

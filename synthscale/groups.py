@@ -42,10 +42,10 @@ def component_minimum(nodes: Rows, left: Rows, right: Rows) -> Rows:
 
 @dataclass(frozen=True)
 class Groups:
-    """Near-duplicate groups of two or more rows in one generator's view; arrays over their member rows, ascending.
+    """Near-duplicate groups of two or more rows in one generator's view; arrays over member rows, ascending.
 
-    ``diameter`` is the largest cosine distance that is known between members (see ``diameters``); ``is_chain`` tells
-    that it is more than four times the radius: the ends are no near-duplicates, only linked by ones.
+    ``diameter`` is the largest cosine distance that is known between members (see ``diameters``); ``is_chain``
+    tells that it is more than four times the radius: the ends are no near-duplicates, only linked by ones.
     """
 
     row: Rows

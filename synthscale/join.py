@@ -1,7 +1,7 @@
 """All pairs of rows within a radius, from rows that a JoinPlan has put into cells.
 
-A pair of rows of one set, or of a real and a synthetic row, that is nearer than the radius by the distance formula is
-found (recall 1), and no other (precision 1). Where a join finds more than ``EDGES_PER_ROW`` pairs a row, and in
+A pair of rows of one set, or of a real and a synthetic row, that is nearer than the radius by the distance formula
+is found (recall 1), and no other (precision 1). Where a join finds more than ``EDGES_PER_ROW`` pairs a row, and in
 hubs, it keeps only edges that connect what is connected: the groups stay exact and the list stays linear.
 """
 
@@ -14,7 +14,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from synthscale.cells import JoinPlan, place
-from synthscale.edges import Codes, Edges, distinct_edges
+from synthscale.edges import Codes, Edges, distinct_edges, no_edges
 from synthscale.projection import Vectors
 from synthscale.search import Rows, distances_within, norms, paired_distance, unit
 from synthscale.shortlist import Places, Shortlist, as_left, as_right, cpu_shortlist
@@ -94,22 +94,20 @@ def join(plan: JoinPlan, one: Piece, other: Piece | None = None, shortlist: Shor
     return joiner.joined()
 
 
-def join_all(
-    plan: JoinPlan, vectors: Vectors, row: Rows, code: Codes, shortlist: Shortlist = cpu_shortlist
-) -> Joined:
+def join_all(plan: JoinPlan, vectors: Vectors, row: Rows, code: Codes) -> Joined:
     """Place rows and join them, in memory."""
     piece = place_rows(plan, vectors, row, code)
-    found = join(plan, piece, shortlist=shortlist)
+    found = join(plan, piece)
     return Joined(distinct_edges([found.edges, hub_edges(plan, piece)]), found.is_whole)
 
 
 def hub_edges(plan: JoinPlan, piece: Piece) -> Edges:
     """Return one edge from each absorbed row of a piece to its hub's pivot."""
     absorbed = np.flatnonzero(piece.label != piece.row)
+    if len(absorbed) == 0:
+        return no_edges()
     order = np.argsort(plan.hubs.row)
-    pivot = (
-        order[np.searchsorted(plan.hubs.row, piece.label[absorbed], sorter=order)] if len(absorbed) else absorbed
-    )
+    pivot = order[np.searchsorted(plan.hubs.row, piece.label[absorbed], sorter=order)]
     distance = paired_distance(unit(piece.vectors[absorbed]), np.arange(len(absorbed)), plan.hubs.unit, pivot)
     code = piece.code[absorbed]
     return Edges(piece.row[absorbed], piece.label[absorbed], distance, code, code)

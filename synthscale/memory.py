@@ -16,9 +16,9 @@ from synthscale.classifier import FoldPlan, TrainingRows, bandwidth_rows, fit_ge
 from synthscale.config import Config, check_generator_name
 from synthscale.copies import collapse, equal_pairs, vector_keys
 from synthscale.errors import InputError
+from synthscale.groups import Groups
 from synthscale.memory_search import analyse
 from synthscale.metrics.summary import generator_block, sum_view
-from synthscale.neighbors import View
 from synthscale.schemas import REAL, SYNTHETIC
 from synthscale.scores import ViewRows, score_rows
 from synthscale.search import Rows
@@ -74,11 +74,10 @@ def score_features(
     analysis = analyse(vectors, sets, copies, config.neighbors)
     later = copies.later(dict(enumerate(unique_ids)))
     is_copy = np.isin(np.arange(n), later)
+    groups = {view.generator: view.groups for view in analysis.views}
     plans = {
-        view.generator: _plan(
-            view, analysis.nearest[view.generator].row, unique_ids, kinds == REAL, is_copy, config
-        )
-        for view in analysis.views
+        name: _plan(near.row, unique_ids, kinds == REAL, is_copy, groups[name], config)
+        for name, near in analysis.nearest.items()
     }
     logits, fits = _classify(vectors, plans, unique_ids, is_copy, kinds == REAL, config)
     manifest = pa.table(
@@ -157,16 +156,16 @@ def _checked(
 
 
 def _plan(
-    view: View,
-    view_rows: Rows,
+    rows: Rows,
     ids: list[str],
     is_real: NDArray[np.bool_],
     is_copy: NDArray[np.bool_],
+    groups: Groups,
     config: Config,
 ) -> FoldPlan:
-    rows = np.sort(view_rows)
-    groups = (view.groups.row, view.groups.near_duplicate_id)
-    plan = plan_folds(rows, [ids[row] for row in rows], is_real[rows], groups, config.classifier)
+    rows = np.sort(rows)
+    members = (groups.row, groups.near_duplicate_id)
+    plan = plan_folds(rows, [ids[row] for row in rows], is_real[rows], members, config.classifier)
     return plan.with_copies(is_copy[rows])
 
 

@@ -1,7 +1,7 @@
 """The near-duplicate analysis of vectors in memory, in this process: searches, join, groups."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,15 +79,14 @@ def analyse(
     lengths = norms(vectors)
     views, nearest = [], {}
     for name in found:
-        edges, summary = joins[name]
-        own = distinct_edges([edges, copy_edges.of_view(code[name])])
+        own = distinct_edges([joins[name], copy_edges.of_view(code[name])])
         groups = near_duplicate_groups(
             own, radii[name].radius, lambda a, b: distances_within(vectors, lengths, a, b)
         )
-        rows = len(sets[REAL]) + len(sets[name])
-        views.append(View(name, radii[name], groups, rows, searches_summary(found[name]), summary))
+        count = len(sets[REAL]) + len(sets[name])
+        views.append(View(name, radii[name], groups, count, searches_summary(found[name])))
         nearest[name] = nearest_rows(found[name], copies, sets[REAL], sets[name])
-    return Analysis(distinct_edges([copy_edges, *(edges for edges, _ in joins.values())]), views, nearest)
+    return Analysis(distinct_edges([copy_edges, *joins.values()]), views, nearest)
 
 
 def _joins(
@@ -96,22 +95,16 @@ def _joins(
     radii: dict[str, Calibration],
     code: dict[str, int],
     config: NeighborsConfig,
-) -> dict[str, tuple[Edges, dict[str, object]]]:
+) -> dict[str, Edges]:
     """Return each view's edges between distinct rows; views of one radius are joined at once."""
     if config.mode == "datalab":
-        return {
-            name: (
-                listed_edges(found[name].searches, radii[name].radius, (0, code[name])),
-                {"method": "k nearest"},
-            )
-            for name in found
-        }
-    result: dict[str, tuple[Edges, dict[str, object]]] = {}
+        return {name: listed_edges(found[name].searches, radii[name].radius, (0, code[name])) for name in found}
+    result: dict[str, Edges] = {}
     for radius in {calibration.radius for calibration in radii.values()}:
         names = [name for name in found if radii[name].radius == radius]
-        edges, summary = searcher.join({name: code[name] for name in (REAL, *names)}, radius)
-        result |= {name: (edges.of_view(code[name]), summary) for name in names}
-    return {name: result[name] for name in found}
+        edges = searcher.join({name: code[name] for name in (REAL, *names)}, radius)
+        result |= {name: edges.of_view(code[name]) for name in names}
+    return result
 
 
 class _Searcher:
@@ -204,16 +197,15 @@ class _Searcher:
             searches = Searches(*(exact * 4)[:4])
         return calibrate(searches, rows, config)
 
-    def join(self, sets: Mapping[str, int], radius: float) -> tuple[Edges, dict[str, object]]:
-        """Return all edges among the distinct rows of some sets, given with their codes, and how they were found."""
+    def join(self, sets: Mapping[str, int], radius: float) -> Edges:
+        """Return all edges among the distinct rows of some sets (name: code)."""
         rows = np.concatenate([self._sets[name] for name in sets])
         code = np.concatenate([np.full(len(self._sets[name]), number, np.int32) for name, number in sets.items()])
         own = self._vectors[rows]
         chosen = _drawn(own, sample_size(len(rows)))
         sizes = {number: len(self._sets[name]) for name, number in sets.items()}
         plan = plan_join(Sample(own[chosen], rows[chosen], code[chosen]), sizes, radius)
-        found = join_all(plan, own, rows, code)
-        return found.edges, {**asdict(plan.estimate), "all_pairs_listed": found.is_whole}
+        return join_all(plan, own, rows, code).edges
 
 
 def _drawn(vectors: NDArray[np.float32], count: int) -> NDArray[np.intp]:

@@ -152,7 +152,6 @@ class View:
     groups: Groups
     rows: int
     searches: dict[str, Any]
-    join: dict[str, Any]
 
     @property
     def median_distance(self) -> float | None:
@@ -183,7 +182,6 @@ class View:
             "recall": 1.0,
             "calibration": self.calibration.summary(),
             "nearest": self.searches,
-            "join": self.join,
         }
 
 

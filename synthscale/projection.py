@@ -69,7 +69,7 @@ class Projection:
 
 
 def fit_projection(sample: Vectors, radius: float, pairs: float) -> Projection:
-    """Choose the width that makes ``pairs`` comparisons cheapest, by the pairs of a sample that each width lets pass.
+    """Choose the width that makes ``pairs`` comparisons cheapest, by the pairs of a sample that each lets pass.
 
     Args:
         sample: unit vectors, (m, d).
@@ -95,7 +95,7 @@ def _cost(sample: Vectors, radius: float, pairs: float) -> Callable[[Projection]
     all_pairs = max(1.0, n * (n - 1) / 2)
 
     def seconds(projection: Projection) -> float:
-        passed = int(count_near(projection(sample), radius).sum() - n) / 2
+        passed = (int(count_near(projection(sample), radius).sum()) - n) / 2
         return pairs * (projection.width * PRODUCT_S + COMPARE_S + passed / all_pairs * d * VERIFY_S)
 
     return seconds

@@ -41,7 +41,9 @@ class Calibration:
 
     def summary(self) -> dict[str, Any]:
         """Return how the median was found, as metrics.json has it."""
+        reason = {} if self.median is not None else {"reason": "too few distinct real rows"}
         return {
+            **reason,
             "exact": self.queries == self.rows,
             "queries": self.queries,
             "rows": self.rows,

@@ -44,7 +44,7 @@ def cosine_distance(x: Floats, y: Floats) -> Floats:
 
 
 def paired_distance(x: Floats, who: NDArray[np.integer], y: Floats, which: NDArray[np.integer]) -> Floats:
-    """Return the distance of unit rows x[who[i]] and y[which[i]], in blocks so that a hub does not fill the memory."""
+    """Return the distance of unit rows x[who[i]] and y[which[i]], in blocks, so that memory stays small."""
     out = np.empty(len(who))
     for start in range(0, len(who), _PAIRS):
         part = slice(start, start + _PAIRS)

@@ -75,6 +75,7 @@ class TorchShortlist:
         torch.backends.cuda.matmul.allow_tf32 = False
 
     def __call__(self, left: Points, right: Points) -> tuple[Places, Places]:
+        """See Shortlist."""
         torch = self._torch
         products = torch.from_numpy(left).to(self._device) @ torch.from_numpy(right).to(self._device).T
         found = torch.nonzero(products >= -SLACK).cpu().numpy()

@@ -136,14 +136,14 @@ def warnings(sums: ViewSums, fit: dict[str, Any], neighbors: dict[str, Any]) -> 
         found += filter(None, [selftest.warning(neighbors["self_test"])])
     if neighbors["share_in_groups"] > _MOST_GROUPED:
         found.append(
-            f"{neighbors['share_in_groups']:.0%} of all rows are in near-duplicate groups, and the largest spans a "
-            f"distance of {neighbors['largest_diameter']:.3g} at radius {neighbors['radius'] or 0:.3g}: check that the "
-            "radius (neighbors.threshold or neighbors.radius) is not too large"
+            f"{neighbors['share_in_groups']:.0%} of all rows are in near-duplicate groups, one of which spans a "
+            f"distance of {neighbors['largest_diameter']:.3g} at radius {neighbors['radius'] or 0:.3g}: check that "
+            "the radius (neighbors.threshold or neighbors.radius) is not too large"
         )
     elif neighbors["chains"]:
         found.append(
-            f"{neighbors['chains']} near-duplicate groups are chains: their ends are no near-duplicates of each other "
-            "(column is_chain of groups/)"
+            f"{neighbors['chains']} near-duplicate groups are chains: their ends are no near-duplicates of each "
+            "other (column is_chain of groups/)"
         )
     if neighbors["median_distance"] is None:
         found.append("too few distinct real rows to calibrate the radius: only exact copies are near-duplicates")
