@@ -60,15 +60,21 @@ def _scaled(vectors: NDArray[np.floating]) -> Vectors:
 class CellIndex:
     """Distinct rows of one set, or of a part of it, in the cells of that set."""
 
-    def __init__(self, trained: NDArray[np.uint8], shortlist: Shortlist = cpu_shortlist) -> None:
-        """Take what ``train_index`` gave; rows are added in blocks."""
-        self._named: Any = _cast(faiss.deserialize_index(trained))
+    def __init__(self, trained: NDArray[np.uint8] | faiss.Index, shortlist: Shortlist = cpu_shortlist) -> None:
+        """Take what ``train_index`` gave (rows are added in blocks), or an index that ``write`` wrote."""
+        given = faiss.deserialize_index(trained) if isinstance(trained, np.ndarray) else trained
+        self._named: Any = _cast(given)
         self._index: Any = _cast(self._named.index)
         self._shortlist = shortlist
         self._ivf: Any = _cast(faiss.extract_index_ivf(self._index.base_index))
         chain: Any = _cast(self._index.base_index).chain
         self._transform = faiss.downcast_VectorTransform(chain.at(0))
         self._centers = self._ivf.quantizer.reconstruct_n(0, self._ivf.nlist)
+
+    @classmethod
+    def read(cls, path: str, shortlist: Shortlist = cpu_shortlist) -> "CellIndex":
+        """Read an index that ``write`` wrote."""
+        return cls(faiss.read_index(path), shortlist)
 
     @property
     def cells(self) -> int:

@@ -67,6 +67,10 @@ class NeighborsConfig(_Section):
     """radius = threshold x median nearest-neighbour cosine distance."""
     radius: float | None = Field(default=None, gt=0, le=2)
     """An absolute cosine distance instead of the relative rule."""
+    self_test_images: int = Field(default=32, ge=0, le=10_000)
+    """Real images that are re-encoded, resized and disturbed to see whether the radius finds them again."""
+    actor_memory_gib: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    """Memory for vectors in each search actor and join task, in GiB, whatever the number of rows."""
 
 
 class ClassifierConfig(_Section):
@@ -163,7 +167,11 @@ class Config(_Section):
         """Return the settings of one section that change results, ready for JSON."""
         if section == "input":
             return {"real": self.real, "synthetic": dict(self.synthetic), "manifest": self.manifest}
-        outside = {"encoder": {"device", "batch_size"}, "neighbors": set(), "classifier": {"workers"}}[section]
+        outside = {
+            "encoder": {"device", "batch_size"},
+            "neighbors": {"actor_memory_gib"},
+            "classifier": {"workers"},
+        }[section]
         settings: dict[str, Any] = getattr(self, section).model_dump(mode="json", exclude=outside)
         return settings
 

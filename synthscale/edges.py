@@ -27,7 +27,7 @@ class Edges:
     def __len__(self) -> int:
         return len(self.left)
 
-    def __getitem__(self, chosen: NDArray[np.bool_] | NDArray[np.intp]) -> "Edges":
+    def __getitem__(self, chosen: NDArray[np.bool_] | NDArray[np.intp] | slice) -> "Edges":
         """Return some of the edges."""
         return Edges(*(getattr(self, f.name)[chosen] for f in fields(self)))
 

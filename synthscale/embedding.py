@@ -54,7 +54,7 @@ def decode_all(uris: list[str], image_size: int, config: Config) -> tuple[NDArra
     """Fetch and decode images; return pixels (n, S, S, 3), zeros where one failed, and facts or reasons."""
     pixels = np.zeros((len(uris), image_size, image_size, 3), np.uint8)
     facts: list[dict[str, Any]] = []
-    for i, data in enumerate(_fetch_all(uris, config)):
+    for i, data in enumerate(fetch_all(uris, config)):
         try:
             if isinstance(data, ImageFault):
                 raise data
@@ -65,7 +65,9 @@ def decode_all(uris: list[str], image_size: int, config: Config) -> tuple[NDArra
     return pixels, facts
 
 
-def _fetch_all(uris: list[str], config: Config) -> Iterator[bytes | ImageFault]:
+def fetch_all(uris: list[str], config: Config) -> Iterator[bytes | ImageFault]:
+    """Yield the bytes of each image, in order, or the fault that stands for it."""
+
     def one(uri: str) -> bytes | ImageFault:
         try:
             return fetch(uri, config.storage)

@@ -7,7 +7,8 @@ and profile; credentials come from where s3fs finds them and are never held here
 import os
 import posixpath
 import secrets
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -120,6 +121,24 @@ def write_bytes(uri: str, data: bytes, storage: StorageConfig) -> None:
             if os.path.exists(temporary):
                 os.unlink(temporary)
             raise
+
+
+def write_with(uri: str, write: Callable[[str], None], storage: StorageConfig) -> None:
+    """Let ``write`` fill a local file, and put it at ``uri`` so that a reader sees all of it or nothing."""
+    with storage_errors(uri, "write"):
+        if is_s3(uri):
+            with tempfile.TemporaryDirectory() as folder:
+                write(os.path.join(folder, "file"))
+                filesystem(uri, storage).put_file(os.path.join(folder, "file"), uri)
+            return
+        os.makedirs(os.path.dirname(uri), exist_ok=True)
+        temporary = f"{uri}.{secrets.token_hex(4)}.tmp"
+        try:
+            write(temporary)
+            os.replace(temporary, uri)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
 
 
 def remove(uri: str, storage: StorageConfig) -> None:

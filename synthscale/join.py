@@ -94,10 +94,12 @@ def join(plan: JoinPlan, one: Piece, other: Piece | None = None, shortlist: Shor
     return joiner.joined()
 
 
-def join_all(plan: JoinPlan, vectors: Vectors, row: Rows, code: Codes) -> Joined:
+def join_all(
+    plan: JoinPlan, vectors: Vectors, row: Rows, code: Codes, shortlist: Shortlist = cpu_shortlist
+) -> Joined:
     """Place rows and join them, in memory."""
     piece = place_rows(plan, vectors, row, code)
-    found = join(plan, piece)
+    found = join(plan, piece, shortlist=shortlist)
     return Joined(distinct_edges([found.edges, hub_edges(plan, piece)]), found.is_whole)
 
 

@@ -34,6 +34,7 @@ from synthscale.relations import (
     Relation,
     compares_all,
     inside_recall,
+    probes_to_try,
     search,
     search_inside,
     tune,
@@ -84,7 +85,7 @@ def analyse(
             own, radii[name].radius, lambda a, b: distances_within(vectors, lengths, a, b)
         )
         count = len(sets[REAL]) + len(sets[name])
-        views.append(View(name, radii[name], groups, count, searches_summary(found[name])))
+        views.append(View(name, radii[name], groups, count, searches_summary(found[name].recalls)))
         nearest[name] = nearest_rows(found[name], copies, sets[REAL], sets[name])
     return Analysis(distinct_edges([copy_edges, *joins.values()]), views, nearest)
 
@@ -126,10 +127,11 @@ class _Searcher:
 
     def view(self, name: str, k: int) -> Found:
         """Search a generator's view."""
+        cross = k if k > K else 1
         searches = Searches(
             self._relation(REAL, REAL, k),
-            self._relation(REAL, name, k),
-            self._relation(name, REAL, k),
+            self._relation(REAL, name, cross),
+            self._relation(name, REAL, cross),
             self._relation(name, name, k),
         )
         radii = searches.real_real.radius(K)
@@ -148,8 +150,8 @@ class _Searcher:
         if isinstance(index, FlatIndex) or compares_all(len(self._sets[query]), len(self._sets[database])):
             return None
         sample = self._sampled(query, SAMPLED_QUERIES)
-        exact, _ = self._ask(sample, database, k, ALL_CELLS)
-        return tune(lambda probes: self._ask(sample, database, k, probes)[0], exact, index.cells)
+        tries = probes_to_try(index.cells)
+        return tune({probes: self._ask(sample, database, k, probes)[0] for probes in tries}, index.cells)
 
     def _ask(self, rows: Rows, database: str, k: int, probes: int) -> tuple[Floats, Rows]:
         distance, neighbor = np.empty((len(rows), k)), np.empty((len(rows), k), np.int64)

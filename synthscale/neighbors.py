@@ -4,6 +4,7 @@ Pure: what searches over *distinct* rows found goes in, arrays over all rows com
 shard of a run and a whole set in memory.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,12 @@ class Found:
     searches: Searches
     real_inside: Inside
     own_inside: Inside
+
+    @property
+    def recalls(self) -> list[Recall | None]:
+        """Of every search; None where all pairs were compared."""
+        relations: list[Relation] = list(vars(self.searches).values())
+        return [*(r.recall for r in relations), self.real_inside.recall, self.own_inside.recall]
 
 
 def nearest_rows(found: Found, copies: Copies, real: Rows, own: Rows) -> Nearest:
@@ -185,26 +192,14 @@ class View:
         }
 
 
-def searches_summary(found: Found) -> dict[str, Any]:
-    """Return whether nearest neighbours are exact, and with what recall if not."""
-    searches = found.searches
-    recalls = [
-        r.recall
-        for r in (
-            searches.real_real,
-            searches.real_own,
-            searches.own_real,
-            searches.own_own,
-            found.real_inside,
-            found.own_inside,
-        )
-        if r.recall is not None
-    ]
-    if not recalls:
+def searches_summary(recalls: Iterable[Recall | None]) -> dict[str, Any]:
+    """Return whether a view's nearest neighbours are exact, and with what recall if some search is not."""
+    measured = [recall for recall in recalls if recall is not None]
+    if not measured:
         return {"exact": True, "recall": 1.0, "recall_all": 1.0, "queries": 0}
     return {
         "exact": False,
-        "recall": min(r.nearest for r in recalls),
-        "recall_all": min(r.all for r in recalls),
-        "queries": min(r.queries for r in recalls),
+        "recall": min(r.nearest for r in measured),
+        "recall_all": min(r.all for r in measured),
+        "queries": min(r.queries for r in measured),
     }

@@ -5,7 +5,7 @@ is measured against all pairs on a seeded sample. Which it is depends on the two
 generator changes nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,20 +93,23 @@ def merge_nearest(answers: list[tuple[Floats, Rows]], k: int) -> tuple[Floats, R
     return np.take_along_axis(distance, order, 1), np.take_along_axis(rows, order, 1)
 
 
-def tune(ask: Callable[[int], Floats], exact: Floats, cells: int) -> Recall:
-    """Return the fewest probes (a power of two) that find enough of the true neighbours of sampled queries.
+def tune(found: Mapping[int, Floats], cells: int) -> Recall:
+    """Return the fewest probes that find enough of the true neighbours of sampled queries.
 
     Args:
-        ask: gives the distances, (m, k), that so many probes find.
-        exact: the true ones.
+        found: the distances, (m, k), that each number of probes finds; all cells are among them.
         cells: how many there are to probe.
     """
-    probes = 8
-    while True:
-        recall = _recall(ask(probes), exact, probes)
-        if (recall.nearest >= RECALL_NEAREST and recall.all >= RECALL_ALL) or probes >= cells:
+    for probes in sorted(found):
+        recall = _recall(found[probes], found[cells], probes)
+        if probes == cells or (recall.nearest >= RECALL_NEAREST and recall.all >= RECALL_ALL):
             return recall
-        probes *= 2
+    raise ValueError("the answer of all cells is missing")
+
+
+def probes_to_try(cells: int) -> list[int]:
+    """Return the numbers of probes among which ``tune`` chooses: powers of two, and all cells."""
+    return [*(p for p in (2**i for i in range(3, 20)) if p < cells), cells]
 
 
 def _recall(found: Floats, exact: Floats, probes: int) -> Recall:

@@ -23,7 +23,7 @@ STAGES: Final = ("ingest", "embed", "neighbors", "classify", "reduce", "report")
 TABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "ingest": ("manifest",),
     "embed": ("embeddings", "failures"),
-    "neighbors": ("neighbors", "nearest", "groups"),
+    "neighbors": ("neighbors", "nearest", "groups", "index", "_neighbors"),
     "classify": ("classifier", "predictions"),
     "reduce": ("scores", "metrics.json"),
     "report": ("report.html",),

@@ -59,6 +59,7 @@ def _known(values: NDArray[Any], known: NDArray[np.bool_]) -> pa.Array:
     return pa.array(values, mask=~known)
 
 
-def groups(generator: str, found: Groups) -> pa.Table:
-    """Return a view's near-duplicate groups, one line a member row."""
-    return pa.table({"generator": pa.array([generator] * len(found.row), pa.string()), **vars(found)})
+def groups(generator: str, found: Groups, part: slice = slice(None)) -> pa.Table:
+    """Return a view's near-duplicate groups, or a range of their lines: one a member row."""
+    columns = {name: values[part] for name, values in vars(found).items()}
+    return pa.table({"generator": pa.array([generator] * len(columns["row"]), pa.string()), **columns})

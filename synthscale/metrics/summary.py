@@ -137,8 +137,8 @@ def warnings(sums: ViewSums, fit: dict[str, Any], neighbors: dict[str, Any]) -> 
     if neighbors["share_in_groups"] > _MOST_GROUPED:
         found.append(
             f"{neighbors['share_in_groups']:.0%} of all rows are in near-duplicate groups, one of which spans a "
-            f"distance of {neighbors['largest_diameter']:.3g} at radius {neighbors['radius'] or 0:.3g}: check that "
-            "the radius (neighbors.threshold or neighbors.radius) is not too large"
+            f"distance of {neighbors['largest_diameter']:.3g} at radius {neighbors['radius'] or 0:.3g}: check "
+            "that the radius (neighbors.threshold or neighbors.radius) is not too large"
         )
     elif neighbors["chains"]:
         found.append(

@@ -1,5 +1,6 @@
 """What a stage is given and what it gives back."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -33,6 +34,7 @@ class StageContext:
     cpus: int = 1
     is_local: bool = True
     show_progress: bool = False
+    tell: Callable[[str], None] = lambda text: None
 
     @cached_property
     def shards(self) -> list[Shard]:
