@@ -62,8 +62,9 @@ class CellIndex:
 
     def __init__(self, trained: NDArray[np.uint8] | faiss.Index, shortlist: Shortlist = cpu_shortlist) -> None:
         """Take what ``train_index`` gave (rows are added in blocks), or an index that ``write`` wrote."""
-        given = faiss.deserialize_index(trained) if isinstance(trained, np.ndarray) else trained
-        self._named: Any = _cast(given)
+        # Every other object here is a view of parts of this one, and does not keep it alive.
+        self._owner = faiss.deserialize_index(trained) if isinstance(trained, np.ndarray) else trained
+        self._named: Any = _cast(self._owner)
         self._index: Any = _cast(self._named.index)
         self._shortlist = shortlist
         self._ivf: Any = _cast(faiss.extract_index_ivf(self._index.base_index))

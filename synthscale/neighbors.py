@@ -184,6 +184,7 @@ class View:
             "groups": len(ids),
             "rows_in_groups": len(self.groups.row),
             "share_in_groups": len(self.groups.row) / max(1, self.rows),
+            "share_in_largest": int(self.groups.size.max(initial=0)) / max(1, self.rows),
             "chains": int(self.groups.is_chain[first].sum()),
             "largest_diameter": float(self.groups.diameter.max(initial=0.0)),
             "recall": 1.0,

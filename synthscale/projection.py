@@ -95,7 +95,8 @@ def _cost(sample: Vectors, radius: float, pairs: float) -> Callable[[Projection]
     all_pairs = max(1.0, n * (n - 1) / 2)
 
     def seconds(projection: Projection) -> float:
-        passed: float = (int(count_near(projection(sample), radius).sum()) - n) / 2
-        return pairs * (projection.width * PRODUCT_S + COMPARE_S + passed / all_pairs * d * VERIFY_S)
+        passed = float(count_near(projection(sample), radius).sum() - n) / 2
+        each: float = projection.width * PRODUCT_S + COMPARE_S + passed / all_pairs * d * VERIFY_S
+        return pairs * each
 
     return seconds

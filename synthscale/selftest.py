@@ -46,12 +46,17 @@ def sample_rows(ids: Sequence[str], rows: Rows, count: int, seed: int) -> Rows:
     return np.array(sorted(row for _, row in taken), np.int64)
 
 
+_SMALL_PX = 32
+
+
 def _reencode(image: Image.Image) -> bytes:
     return _encoded(image, "JPEG", quality=75)
 
 
 def _resize(image: Image.Image) -> bytes:
-    size = (max(1, round(0.75 * image.width)), max(1, round(0.75 * image.height)))
+    # Three quarters of a picture of a few pixels is another picture.
+    factor = 0.75 if min(image.size) >= _SMALL_PX else 1.5
+    size = (max(1, round(factor * image.width)), max(1, round(factor * image.height)))
     return _encoded(image.resize(size, Image.Resampling.BICUBIC), "PNG", compress_level=0)
 
 
@@ -75,8 +80,9 @@ def _encoded(image: Image.Image, format: str, **options: int) -> bytes:
 
 Edit = Callable[[Image.Image], bytes]
 EDITS: Mapping[str, Edit] = {"reencode": _reencode, "resize": _resize, "disturb": _disturb}
-"""Upright RGB picture -> encoded bytes of a copy: JPEG of quality 75; 3/4 of each side; 2 % brighter with Gaussian
-noise of 2 grey levels. The last two are lossless PNG. The same picture always gives the same copies."""
+"""Upright RGB picture -> encoded bytes of a copy: JPEG of quality 75; 3/4 of each side (3/2 where a side is under
+32 px); 2 % brighter with Gaussian noise of 2 grey levels. The last two are lossless PNG. The same picture always
+gives the same copies."""
 
 
 def edited_copies(data: bytes, content_hash: str | None = None) -> dict[str, bytes]:

@@ -16,8 +16,8 @@ from synthscale.schemas import REAL
 from synthscale.scores import ViewRows, quality
 
 NO_IMAGES = "the input is vectors: there are no images to edit"
-_MOST_GROUPED = 0.9
-"""A larger share of all rows in near-duplicate groups deserves a look at the radius."""
+_MOST_GROUPED = 0.25
+"""A larger share of all rows in one near-duplicate group that is a chain deserves a look at the radius."""
 SMALL_CLASS = 200
 """Below this many rows of a class the classifier's metrics deserve a warning."""
 
@@ -134,9 +134,9 @@ def warnings(sums: ViewSums, fit: dict[str, Any], neighbors: dict[str, Any]) -> 
         found.append(f"only {sums.distinct_real} distinct real rows: precision and coverage mean little")
     if neighbors.get("self_test"):
         found += filter(None, [selftest.warning(neighbors["self_test"])])
-    if neighbors["share_in_groups"] > _MOST_GROUPED:
+    if neighbors["share_in_largest"] > _MOST_GROUPED and neighbors["chains"]:
         found.append(
-            f"{neighbors['share_in_groups']:.0%} of all rows are in near-duplicate groups, one of which spans a "
+            f"{neighbors['share_in_largest']:.0%} of all rows are one near-duplicate group, which spans a "
             f"distance of {neighbors['largest_diameter']:.3g} at radius {neighbors['radius'] or 0:.3g}: check "
             "that the radius (neighbors.threshold or neighbors.radius) is not too large"
         )

@@ -95,3 +95,38 @@ def precision_and_coverage(
     radii = np.array([radius_of[tuple(row)] for row in real.tolist()])
     inside = cosine_distances(real, synthetic) <= radii[:, None]
     return float(inside.any(axis=0).mean()), float(inside.any(axis=1).mean())
+
+
+def nearest_lists(x: NDArray[np.floating], k: int) -> tuple[Matrix, NDArray[np.int64]]:
+    """Distances and rows of the k nearest others of each row, ties to the smaller row: (n, k), n > k."""
+    distances = among(x)
+    rows = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(distances, rows, axis=1), rows
+
+
+def diameter(x: NDArray[np.floating], members: list[int]) -> float:
+    """The largest distance between members."""
+    return float(cosine_distances(x[members], x[members]).max())
+
+
+KINDS = ("uniform", "clustered", "tight", "duplicated", "plane", "offset")
+
+
+def vectors(kind: str, seed: int, n: int) -> NDArray[np.float32]:
+    """Vectors, (n, d), of the shapes that a search has to cope with; none is zero."""
+    rng = np.random.default_rng(seed)
+    if kind == "uniform":
+        x = rng.uniform(-1, 1, (n, 8))
+    elif kind == "clustered":
+        x = rng.normal(size=(4, 16))[rng.integers(0, 4, n)] + 0.05 * rng.normal(size=(n, 16))
+    elif kind == "tight":
+        # Distances of about 1e-9: float32 inner products cannot order them.
+        x = rng.normal(size=(2, 16))[rng.integers(0, 2, n)] + 1e-5 * rng.normal(size=(n, 16))
+    elif kind == "duplicated":
+        x = rng.normal(size=(n, 6))[rng.integers(0, max(n // 3, 1), n)]
+    elif kind == "plane":
+        x = rng.normal(size=(n, 2))
+    else:
+        # Raw pixels have a common brightness, and so small angles throughout.
+        x = 300 + rng.normal(size=(n, 12))
+    return x.astype(np.float32)

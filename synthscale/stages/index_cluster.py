@@ -1,0 +1,182 @@
+"""Nearest neighbours and manifold membership of all rows: FAISS indexes sharded over actors.
+
+An actor holds as many rows as ``neighbors.actor_memory_gib`` allows; where there are more parts than actors they
+take turns, so that memory does not grow with the number of rows. A rerun asks only what has no answer yet.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from synthscale.cell_index import cells_for, index_sample_size, train_index
+from synthscale.relations import (
+    ALL_CELLS,
+    FLAT_ROWS,
+    SAMPLED_QUERIES,
+    Recall,
+    Relation,
+    compares_all,
+    inside_recall,
+    merge_nearest,
+    probes_to_try,
+    tune,
+)
+from synthscale.schemas import Shard
+from synthscale.search import Floats, Rows
+from synthscale.stages.copy_scan import Scan, sample
+from synthscale.stages.index_actors import (
+    IndexActor,
+    Pair,
+    Part,
+    Question,
+    SetsRef,
+    answer_name,
+    load_relations,
+)
+from synthscale.stages.row_blocks import Block, Crew, Tables
+
+_CELL_NUMBERS = 64
+_CORES_AN_ACTOR = 4
+
+
+class IndexCluster:
+    """The actors of a run, and what they are asked."""
+
+    def __init__(self, tables: Tables, shards: Sequence[Shard], chunks: list[list[Shard]], crew: Crew) -> None:
+        """Start the actors; about four cores each, so that BLAS can use its threads, or a GPU."""
+        self._tables, self._shards, self._chunks, self._crew = tables, shards, chunks, crew
+        count = crew.gpus or max(1, min(crew.workers // _CORES_AN_ACTOR, len(shards)))
+        # On a single core the tasks that train and sample would wait for the actor's, for ever.
+        actor = ray.remote(IndexActor).options(
+            num_cpus=1 if crew.workers > count else 0,
+            num_gpus=1 if crew.gpus else 0,
+            max_restarts=-1,
+            max_task_retries=3,
+        )
+        threads = max(1, crew.workers // count)
+        self._actors = [actor.remote(tables, chunks, threads) for _ in range(count)]
+        self._parts: list[Part] = []
+
+    def hold(self, scanned: Scan, memory_bytes: int) -> None:
+        """Deal the distinct rows to the actors, in parts that fit in so much memory."""
+        self._scan, self._shared = scanned, ray.put(scanned)
+        width = self._tables.layout.search[1] - self._tables.layout.search[0]
+        rows = max(1, memory_bytes // (4 * (width + _CELL_NUMBERS) + 16))
+        count, needed = len(self._actors), -(-sum(scanned.distinct.values()) // rows)
+        # As many parts as give every actor the same number; shards in turn, so that no part holds one set alone.
+        self.parts = min(len(self._shards), count * -(-needed // count))
+        train = ray.remote(_train).options(num_cpus=1)
+        trained = tuple(
+            (code, train.remote(self._shared, code, index_sample_size(n), cells_for(n)) if n > FLAT_ROWS else None)
+            for code, n in scanned.distinct.items()
+        )
+        sets = SetsRef(ray.put(scanned.copies), trained)
+        shards = list(self._shards)
+        self._parts = [Part(i, self.parts, shards[i :: self.parts], sets) for i in range(self.parts)]
+
+    def close(self) -> None:
+        """End the actors, so that what follows has their cores."""
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def _actor(self, part: Part) -> Any:
+        return self._actors[part.number % len(self._actors)]
+
+    def _for_all(self, method: str, argument: Any, what: str) -> None:
+        """Ask every part about every chunk; an actor has done with a part before it turns to its next."""
+        name = "nearest" if method == "nearest" else "inside"
+        have = self._tables.saved(f"{name}-of-{self.parts}")
+        turns = range(0, self.parts, len(self._actors))
+        items = [
+            (part, chunk)
+            for start in turns
+            for chunk in range(len(self._chunks))
+            for part in self._parts[start : start + len(self._actors)]
+            if answer_name(name, chunk, part.number, self.parts) not in have
+        ]
+
+        def submit(item: tuple[Part, int]) -> Any:
+            return getattr(self._actor(item[0]), method).remote(*item, argument)
+
+        for _ in self._crew.work(items, submit, what):
+            pass
+
+    # All rows.
+
+    def search(self, questions: list[Question], wanted: Sequence[Pair]) -> dict[Pair, Floats]:
+        """Search all distinct rows, keep what they found, and return the distances of the wanted pairs, (n, k)."""
+        self._for_all("nearest", questions, "nearest neighbours: chunks")
+        if not wanted:
+            return {}
+        found = [load_relations(self._tables, chunk, self.parts) for chunk in range(len(self._chunks))]
+        return {pair: np.concatenate([relations[pair].distance for relations in found]) for pair in wanted}
+
+    def inside(self, recalls: dict[Pair, Recall | None]) -> dict[int, Recall | None]:
+        """Find which rows of each set lie inside a real row's k-NN radius, keep it, and return the recalls."""
+        probes = {code: r.probes if (r := recalls[code, 0]) else ALL_CELLS for code in self._scan.distinct}
+        self._for_all("inside", probes, "manifold: chunks")
+        measured: dict[int, Recall | None] = dict.fromkeys(probes)
+        sampled = {code: probes[code] for code in probes if recalls[code, 0] is not None}
+        if sampled:
+            found, true = self._sample_inside(sampled), self._sample_inside(dict.fromkeys(sampled, ALL_CELLS))
+            measured |= {code: inside_recall(found[code], true[code], probes[code]) for code in sampled}
+        return measured
+
+    # A sample, searched both ways.
+
+    def recalls(self, pairs: Sequence[Pair], k: int) -> dict[Pair, Recall | None]:
+        """Return how many cells each pair of sets probes and what that finds; None compares all pairs."""
+        sizes = self._scan.distinct
+        probed = [p for p in pairs if sizes[p[1]] > FLAT_ROWS and not compares_all(sizes[p[0]], sizes[p[1]])]
+        questions = {
+            pair: [Question(*pair, k, probes) for probes in probes_to_try(cells_for(sizes[pair[1]]))]
+            for pair in probed
+        }
+        recalls: dict[Pair, Recall | None] = dict.fromkeys(pairs)
+        if probed:
+            asked = [question for own in questions.values() for question in own]
+            answers = self._ask_sample(asked, self._measured)
+            for pair, own in questions.items():
+                found = {question.probes: answers[question][0] for question in own}
+                recalls[pair] = tune(found, cells_for(sizes[pair[1]]))
+        return recalls
+
+    def sampled(self, pairs: Sequence[Pair], k: int, counts: dict[int, int]) -> dict[Pair, Relation]:
+        """Search so many rows of each set (by code) exactly, over all parts."""
+        block = self._sample(counts)
+        questions = {pair: Question(*pair, k, ALL_CELLS) for pair in pairs}
+        answers = self._ask_sample(list(questions.values()), block)
+        drawn: Block = ray.get(block)
+        return {pair: Relation(drawn.of_set(pair[0]).row, *answers[q]) for pair, q in questions.items()}
+
+    @cached_property
+    def _measured(self) -> Any:
+        return self._sample(dict.fromkeys(self._scan.distinct, SAMPLED_QUERIES))
+
+    def _sample(self, counts: dict[int, int]) -> Any:
+        return ray.remote(_sorted_sample).options(num_cpus=1).remote(self._shared, counts)
+
+    def _ask_sample(self, questions: list[Question], block: Any) -> dict[Question, tuple[Floats, Rows]]:
+        answers = ray.get([self._actor(part).ask.remote(part, block, questions) for part in self._parts])
+        return {
+            question: merge_nearest([answer[i] for answer in answers], question.k)
+            for i, question in enumerate(questions)
+        }
+
+    def _sample_inside(self, probes: dict[int, int]) -> dict[int, NDArray[np.bool_]]:
+        answers = ray.get([self._actor(p).ask_inside.remote(p, self._measured, probes) for p in self._parts])
+        return {code: np.logical_or.reduce([answer[code] for answer in answers]) for code in probes}
+
+
+def _train(scanned: Scan, code: int, rows: int, cells: int) -> NDArray[np.uint8]:
+    return train_index(sample(scanned, {code: rows}).vectors.astype(np.float32), cells)
+
+
+def _sorted_sample(scanned: Scan, counts: dict[int, int]) -> Block:
+    block = sample(scanned, counts)
+    order = np.argsort(block.row)
+    return Block(block.row[order], block.code[order], block.vectors[order])
