@@ -223,6 +223,8 @@ class _Visits:
 def _by_cell(cell: NDArray[np.integer], who: Places) -> Iterator[tuple[int, Places]]:
     order = np.argsort(cell, kind="stable")
     cells, starts = np.unique(cell[order], return_index=True)
+    if len(cells) == 0:
+        return
     yield from zip(cells.tolist(), np.split(who[order], starts[1:]), strict=True)
 
 

@@ -163,7 +163,15 @@ def list_files(uri: str, storage: StorageConfig) -> list[FileInfo]:
 def write_table(uri: str, table: pa.Table, storage: StorageConfig) -> None:
     """Write one Parquet file, whole or not at all."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    # Vectors have no repeated values for a dictionary; by byte planes they are smaller and decode twice as fast.
+    plain = [name for name in table.column_names if pa.types.is_fixed_size_list(table.schema.field(name).type)]
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        use_dictionary=[name for name in table.column_names if name not in plain],
+        column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in plain} or None,
+    )
     write_bytes(uri, sink.getvalue().to_pybytes(), storage)
 
 

@@ -161,12 +161,12 @@ class Layout:
     classify: tuple[int, int]
 
 
-def embeddings_schema(dimensions: int) -> pa.Schema:
-    """Return the schema of ``embeddings/`` for vectors of ``dimensions`` numbers."""
+def embeddings_schema(dimensions: int, number: pa.DataType = pa.float32()) -> pa.Schema:  # noqa: B008 (immutable)
+    """Return the schema of ``embeddings/`` for vectors of ``dimensions`` numbers, float32 or float16."""
     return pa.schema(
         [
             ("row", pa.int64()),
-            ("vector", pa.list_(pa.float32(), dimensions)),
+            ("vector", pa.list_(number, dimensions)),
             ("width_px", pa.int32()),
             ("height_px", pa.int32()),
             ("format", pa.string()),

@@ -12,12 +12,12 @@ from synthscale.neighbors import Nearest
 from synthscale.search import Rows
 
 
-def vectors(table: pa.Table, dimensions: tuple[int, int]) -> NDArray[np.float32]:
-    """Return the column ``vector`` as (n, stop - start), the given range of dimensions."""
+def vectors(table: pa.Table, dimensions: tuple[int, int]) -> NDArray[np.floating]:
+    """Return the column ``vector`` as (n, stop - start), the given range of dimensions, in its stored type."""
     column = table.column("vector").combine_chunks()
     width = column.type.list_size
     flat = column.flatten().to_numpy(zero_copy_only=False)
-    result: NDArray[np.float32] = flat.reshape(-1, width)[:, dimensions[0] : dimensions[1]]
+    result: NDArray[np.floating] = flat.reshape(-1, width)[:, dimensions[0] : dimensions[1]]
     return result
 
 

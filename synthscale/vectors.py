@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -16,15 +17,19 @@ from synthscale.schemas import Reason
 
 @dataclass(frozen=True)
 class VectorSource:
-    """Where precomputed vectors lie: Parquet files in row order, and the columns that hold the numbers."""
+    """Where precomputed vectors lie: Parquet files in row order, and the columns that hold the numbers.
+
+    ``half`` tells that they are float16, and are kept so.
+    """
 
     files: list[str]
     file_rows: list[int]
     columns: list[str]
     dimensions: int
+    half: bool = False
 
 
-def check_vectors(vectors: NDArray[np.float32], facts: list[dict[str, Any]], search: tuple[int, int]) -> None:
+def check_vectors(vectors: NDArray[np.floating], facts: list[dict[str, Any]], search: tuple[int, int]) -> None:
     """Put a reason into ``facts`` (n of them) where a vector, (n, D), is not finite or has no direction."""
     finite = np.isfinite(vectors).sum(axis=1) == vectors.shape[1]
     nonzero: NDArray[np.bool_] = (vectors[:, search[0] : search[1]] != 0).any(axis=1)
@@ -39,8 +44,8 @@ def check_vectors(vectors: NDArray[np.float32], facts: list[dict[str, Any]], sea
 
 def read_rows(
     source: VectorSource, start: int, stop: int, storage: StorageConfig
-) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
-    """Return the vectors of rows start..stop-1, (n, D) float32, and one facts mapping a row.
+) -> tuple[NDArray[np.floating], list[dict[str, Any]]]:
+    """Return the vectors of rows start..stop-1, (n, D) float32 or, if stored so, float16; one facts mapping a row.
 
     Rows count through the source's files. A vector of another length than most is left zero and gets a reason.
     """
@@ -52,7 +57,14 @@ def read_rows(
         offset += rows
     table = pa.concat_tables(pieces)
     if source.columns == ["embedding"]:
-        return _from_lists(table.column("embedding").to_pylist(), source.dimensions)
+        column = table.column("embedding").combine_chunks()
+        lengths = pc.list_value_length(column)
+        flat = column.flatten()
+        if flat.null_count == 0 and pc.all(pc.equal(lengths, source.dimensions), skip_nulls=False).as_py():
+            values = flat.to_numpy(zero_copy_only=False).reshape(-1, source.dimensions)
+            return values if source.half else _narrow(values), [{} for _ in range(len(values))]
+        vectors, facts = _from_lists(column.to_pylist(), source.dimensions)
+        return vectors.astype(np.float16) if source.half else vectors, facts
     columns = [table.column(name).to_numpy(zero_copy_only=False) for name in source.columns]
     # A null is no number: it becomes NaN, and so a failure of its row.
     vectors = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
@@ -73,11 +85,23 @@ def _rows_of_file(
                 size = file.metadata.row_group(group).num_rows
                 low, high = max(wanted[0] - offset, 0), min(wanted[1] - offset, size)
                 if low < high:
-                    pieces.append(file.read_row_group(group, columns=columns).slice(low, high - low))
+                    state = (uri, str(fsys.filesystem(uri, storage).ukey(uri)), group, tuple(columns))
+                    pieces.append(_decoded(file, state).slice(low, high - low))
                 offset += size
         except pa.ArrowInvalid as error:
             raise StorageError(f"{uri}: damaged or not a Parquet file: {error}") from error
     return pieces
+
+
+_last: dict[tuple[str, str, int, tuple[str, ...]], pa.Table] = {}
+"""The row group that this process decoded last: a large one holds the rows of several shards."""
+
+
+def _decoded(file: pq.ParquetFile, state: tuple[str, str, int, tuple[str, ...]]) -> pa.Table:
+    if state not in _last:
+        _last.clear()
+        _last[state] = file.read_row_group(state[2], columns=list(state[3]))
+    return _last[state]
 
 
 def _from_lists(
@@ -96,7 +120,7 @@ def _from_lists(
     return _narrow(vectors), facts
 
 
-def _narrow(vectors: NDArray[np.float64]) -> NDArray[np.float32]:
+def _narrow(vectors: NDArray[np.number]) -> NDArray[np.float32]:
     # A float64 beyond float32's range becomes infinite, and so a failure of its row.
     with np.errstate(over="ignore"):
         return vectors.astype(np.float32)

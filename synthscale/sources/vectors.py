@@ -48,7 +48,9 @@ def _is_list(kind: pa.DataType) -> bool:
 
 def from_vectors(uris: list[str], storage: StorageConfig) -> Dataset:
     """Return the rows of Parquet files of vectors, in order; the vectors themselves are read by embed."""
-    columns = _vector_columns(parquet_schema(uris[0], storage), uris[0])
+    schema = parquet_schema(uris[0], storage)
+    columns = _vector_columns(schema, uris[0])
+    half = columns == ["embedding"] and schema.field("embedding").type.value_type == pa.float16()
     tables, rows, lengths, states = [], [], Counter[int](), []
     for uri in uris:
         names = parquet_schema(uri, storage).names
@@ -71,7 +73,7 @@ def from_vectors(uris: list[str], storage: StorageConfig) -> Dataset:
     # A row of another length than most is that row's fault, found when it is read.
     dimensions = lengths.most_common(1)[0][0] if lengths else len(columns)
     table = pa.concat_tables(tables, promote_options="permissive")
-    return Dataset(table, digest(states), VectorSource(uris, rows, columns, dimensions))
+    return Dataset(table, digest(states), VectorSource(uris, rows, columns, dimensions, half))
 
 
 def _uris(frame: pd.DataFrame) -> list[str | None]:

@@ -225,7 +225,7 @@ def _read_training(
         fold[name][at] = own.column("fold").to_numpy()
         is_real[at] = own.column("is_real").to_numpy(zero_copy_only=False)
         is_copy[at] = own.column("is_copy").to_numpy(zero_copy_only=False)
-    return row, tables.vectors(table, layout.classify), fold, is_real, is_copy
+    return row, tables.vectors(table, layout.classify).astype(np.float32, copy=False), fold, is_real, is_copy
 
 
 # Out-of-fold predictions.

@@ -226,7 +226,7 @@ class _VectorTask:
 
 
 def write_embedded(
-    run: RunDirectory, shard: Shard, vectors: NDArray[np.float32], facts: list[dict[str, Any]]
+    run: RunDirectory, shard: Shard, vectors: NDArray[np.floating], facts: list[dict[str, Any]]
 ) -> None:
     """Write a shard's failures and then, as the sign that it is done, its embeddings."""
     manifest = run.read_shard("manifest", shard, ["row", "id", "uri"])
@@ -242,7 +242,7 @@ def write_embedded(
         "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
         **{name: [facts[i].get(name) for i in good] for name in _FACTS},
     }
-    schema = embeddings_schema(vectors.shape[1])
+    schema = embeddings_schema(vectors.shape[1], flat.type)
     run.write_shard("embeddings", shard, pa.table(columns, schema=schema), schema)
 
 

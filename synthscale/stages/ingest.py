@@ -31,7 +31,7 @@ def run(context: StageContext, dataset: Dataset) -> Outcome:
     rows = rename_clashing_columns(dataset.rows)
     n = rows.num_rows
     table = rows.append_column("row", pa.array(range(n), pa.int64()))
-    size = context.config.storage.shard_rows or default_shard_rows(n, context.config.encoder.image_size)
+    size = context.config.storage.shard_rows or _shard_rows(context, dataset, n)
     shards = [Shard(i, start, min(start + size, n)) for i, start in enumerate(range(0, n, size))]
     for shard in shards:
         piece = table.slice(shard.start, shard.stop - shard.start)
@@ -45,6 +45,17 @@ def run(context: StageContext, dataset: Dataset) -> Outcome:
         "vectors": None if dataset.vectors is None else vars(dataset.vectors),
     }
     return Outcome({"rows": n, "real": kinds[REAL], "synthetic": kinds[SYNTHETIC]}, info)
+
+
+def _shard_rows(context: StageContext, dataset: Dataset, n: int) -> int:
+    if dataset.vectors is not None:
+        return vector_shard_rows(n)
+    return default_shard_rows(n, context.config.encoder.image_size)
+
+
+def vector_shard_rows(n: int) -> int:
+    """Return rows per shard of precomputed vectors: no pixels limit them, and few large files are read fastest."""
+    return min(16384, max(64, math.ceil(n / 32)))
 
 
 def default_shard_rows(n: int, image_size: int | None = None) -> int:

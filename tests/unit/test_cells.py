@@ -131,7 +131,9 @@ def test_rows_far_from_every_plane_visit_nothing() -> None:
 
 def clusters(n: int, count: int, d: int = 16) -> Vectors:
     rng = np.random.default_rng(1)
-    return (rng.normal(size=(count, d))[rng.integers(0, count, n)] + 0.05 * rng.normal(size=(n, d))).astype(np.float32)
+    return (rng.normal(size=(count, d))[rng.integers(0, count, n)] + 0.05 * rng.normal(size=(n, d))).astype(
+        np.float32
+    )
 
 
 def test_few_rows_are_compared_at_once_and_many_in_cells() -> None:
@@ -157,7 +159,9 @@ def test_the_same_sample_gives_the_same_plan_and_a_worker_gets_it_whole() -> Non
 def test_oversized_cells_are_split() -> None:
     # Two thirds of the points are one cluster, which k-means gives too few of its centres.
     rng = np.random.default_rng(2)
-    x = np.vstack([np.eye(6)[0] + 0.02 * rng.normal(size=(4000, 6)), rng.normal(size=(2000, 6))]).astype(np.float32)
+    x = np.vstack([np.eye(6)[0] + 0.02 * rng.normal(size=(4000, 6)), rng.normal(size=(2000, 6))]).astype(
+        np.float32
+    )
     few = module._kmeans(x[4000:], 60, 0)
     with pytest.MonkeyPatch.context() as patch:
         real = module._kmeans

@@ -119,9 +119,9 @@ def assert_right(found: Joined, case: Case, plan: JoinPlan) -> None:
     """All pairs, or, where some were left out, true ones that connect in every view what is connected."""
     pairs = pairs_of(found.edges)
     assert pairs <= set(case.truth)
-    assert [case.truth[i, j] for i, j in zip(found.edges.left.tolist(), found.edges.right.tolist(), strict=True)] == (
-        found.edges.distance.tolist()
-    )
+    assert [
+        case.truth[i, j] for i, j in zip(found.edges.left.tolist(), found.edges.right.tolist(), strict=True)
+    ] == (found.edges.distance.tolist())
     code = dict(zip(case.row.tolist(), case.code.tolist(), strict=True))
     assert [code[i] for i in found.edges.left.tolist()] == found.edges.left_code.tolist()
     assert [code[i] for i in found.edges.right.tolist()] == found.edges.right_code.tolist()
@@ -131,7 +131,9 @@ def assert_right(found: Joined, case: Case, plan: JoinPlan) -> None:
         assert parts_of(rows, pairs) == parts_of(rows, set(case.truth))
 
 
-def check(case: Case, centers: str, seed: int, share: float, hub_rows: int, edges_per_row: int, block: int) -> None:
+def check(
+    case: Case, centers: str, seed: int, share: float, hub_rows: int, edges_per_row: int, block: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(projection, "_WIDTHS", (2, 6))
         patch.setattr(cells, "_FEWEST_ROWS", 0)
@@ -255,13 +257,13 @@ def code_of(*counts: int) -> Codes:
 
 @pytest.mark.parametrize("m", [300, 600])
 def test_an_image_repeated_m_times_costs_edges_linear_in_m(m: int) -> None:
-    x = np.vstack([repeated(0, m, 1e-4), repeated(1, m, 1e-4), vectors_of("uniform", 2, 100)[:, :1] * np.ones(12)])
-    case = case_of(x.astype(np.float32), code_of(m, m, 100), 1e-5)
+    x = np.vstack([repeated(0, m, 1e-4), repeated(1, m, 1e-4), repeated(2, 100, 1.0)])
+    case = case_of(x, code_of(m, m, 100), 1e-5)
     plan = plan_of(case)
     assert len(plan.hubs.row) == 2
     found = join_all(plan, case.x, case.row, case.code)
     assert_right(found, case, plan)
-    assert len(found.edges) < 1.1 * len(case.x) + 100 * 99 / 2
+    assert len(found.edges) < 1.1 * len(x)
 
 
 @pytest.mark.parametrize("apart", [0.0, 1e-3, 3e-3, 4.4e-3, 6e-3])
@@ -318,9 +320,7 @@ def test_a_radius_at_which_everything_is_one_group_costs_edges_linear_in_the_row
     everything = Case(x, row, code, 2.0, {})
     plan = plan_of(everything)
     halves = row < n // 2
-    found = (
-        join_in_pieces(plan, everything, halves) if in_pieces else join_all(plan, x, row, code)
-    )
+    found = join_in_pieces(plan, everything, halves) if in_pieces else join_all(plan, x, row, code)
     assert not found.is_whole
     assert len(found.edges) <= (module.EDGES_PER_ROW + 1) * n * (2 if in_pieces else 1)
     for rows in everything.rows_of_views:
@@ -347,7 +347,9 @@ def test_memory_stays_small(radius: float, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("copies", [1, 2, 300])
 def test_edges_are_given_once_with_the_smaller_row_first(copies: int) -> None:
-    case = case_of(np.repeat(vectors_of("clustered", 8, 10), copies, axis=0)[:400], code_of(0, 10 * copies)[:400], 0.1)
+    case = case_of(
+        np.repeat(vectors_of("clustered", 8, 10), copies, axis=0)[:400], code_of(0, 10 * copies)[:400], 0.1
+    )
     edges = join_all(plan_of(case), case.x, case.row, case.code).edges
     assert (edges.left < edges.right).all()
     assert (np.diff(edges.left) >= 0).all()

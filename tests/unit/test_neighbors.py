@@ -1,4 +1,4 @@
-"""The near-duplicate analysis of generators' views in memory, against brute force and against cleanlab's Datalab."""
+"""The near-duplicate analysis of generators' views in memory, beside brute force and cleanlab's Datalab."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -655,7 +655,7 @@ def test_datalab_does_not_see_the_copied_image_that_we_do(m: int) -> None:
 def test_datalab_loses_near_duplicates_when_most_rows_have_exact_copies_and_we_do_not() -> None:
     base = normal(3, 40)
     real = np.vstack([base, base[:30], base[:30]])
-    synthetic = np.vstack([jittered(base[30:], 1e-3), np.repeat(normal(4, 5), 6, axis=0)])
+    synthetic = np.vstack([jittered(base[30:], 5e-3), np.repeat(normal(4, 5), 6, axis=0)])
     lab = datalab(np.vstack([real, synthetic]))
     near = [*range(30, 40), *range(100, 110)]
     assert lab.median == 1e-6
@@ -676,7 +676,7 @@ def test_datalab_flags_none_of_a_generator_that_copies_every_real_image_and_we_f
 def test_datalab_fails_on_ten_rows_or_fewer_and_we_answer_in_both_modes() -> None:
     real = normal(70, 5)
     synthetic = np.vstack([real[:1], jittered(real[1:2], 1e-3), normal(71, 3)])
-    with pytest.raises(ValueError, match="No issues available"):
+    with pytest.raises(ValueError, match=r"near_duplicate not found|No issues available"):
         datalab(np.vstack([real, synthetic]))
     for config in (EXACT, DATALAB):
         seen = only_view(real, synthetic, config)
@@ -730,13 +730,13 @@ def test_the_order_of_rows_changes_no_diameter_in_the_summary() -> None:
     # Four rows in a cone: from one start the two farthest are found, from another they are not.
     cone = np.array([[10, 1, 0], [10, 0, -2], [10, 2, -2], [10, -1, 0]], np.float32)
     fake = -np.eye(3, dtype=np.float32)
-    found = [
+    one, other = (
         only_view(cone[order], fake, NeighborsConfig(radius=0.0245)).view.summary()
         for order in ([3, 2, 1, 0], [0, 1, 2, 3])
-    ]
-    assert found[0]["groups"] == 1
-    assert found[0]["rows_in_groups"] == 4
-    assert found[0] == pytest.approx(found[1], abs=1e-5)
+    )
+    assert one["rows_in_groups"] == other["rows_in_groups"] == 4
+    assert one["largest_diameter"] == pytest.approx(other["largest_diameter"], abs=1e-5)
+    assert one["chains"] == other["chains"]
 
 
 @pytest.mark.parametrize("row", [0, 3, 7])
@@ -871,11 +871,11 @@ def test_the_sampled_median_comes_with_an_interval_that_holds_the_true_one(probi
     probing(60)
     held = []
     for seed in range(20):
-        real, fake = normal(seed, 500, 8), normal(seed + 500, 110, 8)
+        real, fake = normal(seed, 300, 8), normal(seed + 500, 40, 8)
         seen = only_view(real, fake)
         calibration = seen.view.summary()["calibration"]
         assert not calibration["exact"]
-        assert calibration["rows"] == 500
+        assert calibration["rows"] == 300
         assert 60 <= calibration["queries"] <= 62
         assert calibration["low"] <= seen.view.median_distance <= calibration["high"]
         assert calibration["low"] < calibration["high"]

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from synthscale.search import FlatIndex, cosine_distance, distances_within, norms, paired_distance, unit
 from tests.reference import brute

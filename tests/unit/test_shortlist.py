@@ -65,7 +65,9 @@ def test_no_pair_within_the_two_limits_is_missed_and_few_beyond_pass(
 
 @cases
 @settings(max_examples=60, deadline=None)
-def test_torch_finds_the_same_pairs_wherever_float32_can_tell(kind: str, seed: int, n: int, m: int, d: int) -> None:
+def test_torch_finds_the_same_pairs_wherever_float32_can_tell(
+    kind: str, seed: int, n: int, m: int, d: int
+) -> None:
     both = points_of(kind, seed, n + m + 1, d)
     left, right = as_left(both[:n], 0.2), as_right(both[n : n + m], np.linspace(0, 0.5, m))
     sure = np.abs(left.astype(np.float64) @ right.astype(np.float64).T) > 1e-5
