@@ -84,6 +84,7 @@ def _run(config: Config, parsed: argparse.Namespace, console: Console) -> None:
         verbose=parsed.verbose,
         show_progress=console.is_terminal,
         on_stage=lambda report: console.print(stage_line(report)),
+        on_progress=lambda text: console.print(f"           {text}", markup=False, highlight=False),
     )
     result = score(config, options)
     console.print()

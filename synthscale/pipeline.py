@@ -46,6 +46,7 @@ class Options:
         verbose: let Ray's own logs and progress through.
         show_progress: let Ray Data's progress bar show during long stages.
         on_stage: called when a stage ends.
+        on_progress: told, every few seconds of a long stage, what is done, at what rate, and the time left.
     """
 
     ray_address: str = LOCAL
@@ -53,6 +54,7 @@ class Options:
     verbose: bool = False
     show_progress: bool = False
     on_stage: Callable[[StageReport], None] = lambda report: None
+    on_progress: Callable[[str], None] = lambda text: None
 
 
 def score(config: Config, options: Options | None = None) -> RunResult:
@@ -141,6 +143,7 @@ class _Job:
             cpus=max(1, int(resources.get("CPU", 1))),
             is_local=self.options.ray_address == LOCAL,
             show_progress=self.options.show_progress,
+            tell=self.options.on_progress,
         )
 
     def _is_reduced(self) -> bool:

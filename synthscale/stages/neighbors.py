@@ -9,6 +9,7 @@ What is computed, and why, stands in ``synthscale.neighbors``, ``cells``, ``join
 holds edges, copies and groups, and no row that has none.
 """
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +65,18 @@ class _Found:
     joins: list[dict[str, Any]] = field(default_factory=list)
 
 
+class _Clock:
+    """How long each phase took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def stop(self, phase: str) -> None:
+        now = time.monotonic()
+        self.seconds[phase], self._last = round(now - self._last, 3), now
+
+
 class _Job:
     """One run of the stage."""
 
@@ -86,19 +99,25 @@ class _Job:
         embedded = self.context.run.completed("embed").counts["sets"]
         rows = {code: int(embedded[name]["ok"]) for code, name in enumerate(self.tables.names)}
         is_datalab = self.config.mode == "datalab"
+        found, clock = _Found(), _Clock()
         scanned = scan(self.tables, self.chunks, _sampled(rows), rows, self.crew, datalab=is_datalab)
-        found = _Found()
+        clock.stop("scan")
         parts = self._search(cluster, scanned, found)
+        clock.stop("search")
         self._join(scanned, found, parts)
+        clock.stop("join")
         views = self._groups(scanned, found, rows)
+        clock.stop("groups")
         edges = distinct_edges([scanned.copies.edges(scanned.codes), *found.edges.values()])
         write_tables(self.tables, self.chunks, parts, scanned.copies, found.recalls, edges, views, self.crew)
         fsys.remove(self.context.run.path(FOLDER), self.context.run.storage)
+        clock.stop("write")
         tested = test()
         info = {
             "views": {view.generator: _summary(view, tested) for view in views.values()},
             "joins": found.joins,
             "index_parts": parts,
+            "seconds": clock.seconds,
         }
         return Outcome({"rows": sum(rows.values()), "edges": len(edges)}, info)
 
