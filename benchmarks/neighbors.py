@@ -1,10 +1,10 @@
-"""Near-duplicates: the cell join against Datalab and FAISS's flat range search, and the whole stage at a million rows.
+"""Near-duplicates: the cell join against Datalab and FAISS's flat range search, and the stage at a million rows.
 
 ``python -m benchmarks.neighbors`` races Datalab at 50,000 rows (about three minutes on two cores); ``--full`` adds
 FAISS at 100,000 rows, three interleaved runs of each, and the stage at 100,000 and 1,000,000 rows (half an hour).
 
-Vectors of 512 dimensions: a power-law spectrum (standard deviations i^-0.75), clusters of about 100 rows, and 5 % of
-rows that are near copies of others. CPU time is that of all threads, or of all processes of a run.
+Vectors of 512 dimensions: a power-law spectrum (standard deviations i^-0.75), clusters of about 100 rows, and 5 %
+of rows that are near copies of others. CPU time is that of all threads, or of all processes of a run.
 """
 
 import argparse
@@ -333,7 +333,14 @@ def _checked(x: NDArray[np.float16], output: Path) -> dict[str, float]:
 def at_scale(sizes: list[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         small, *others = [at_size(n, Path(folder)) for n in sizes]
-    claim("recall of edges at 100,000 rows", small["recall"], 1.0, "higher", "brute force, sampled rows", **small)
+    claim(
+        f"recall of edges at {small['rows']:,} rows",
+        small["recall"],
+        1.0,
+        "higher",
+        "brute force, sampled rows",
+        **small,
+    )
     for large in others:
         claim(
             f"recall of edges at {large['rows']:,} rows",

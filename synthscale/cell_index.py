@@ -4,7 +4,7 @@ The index is FAISS's ``PCA,IVF,Flat`` with a flat refinement, and works as such 
 search scans lists one query at a time; here all queries that probe a list meet it in one matrix product over the
 principal components, which rules out what cannot be among the k nearest, and the vectors themselves decide the
 rest. Within the probed cells the answer is exact; probing all of them, it is exact altogether (to 1e-7 of a
-distance: vectors are kept scaled to length 1 in float32).
+distance, or 1e-13: vectors are kept scaled to length 1 in float32).
 """
 
 from collections.abc import Iterator
@@ -43,9 +43,22 @@ def train_index(sample: Vectors, cells: int) -> NDArray[np.uint8]:
     index: Any = faiss.index_factory(d, f"PCA{width},IVF{min(cells, m)},Flat,RFlat")
     ivf: Any = faiss.extract_index_ivf(index.base_index)
     ivf.cp.min_points_per_centroid, ivf.cp.max_points_per_centroid = 1, 10**9
-    index.train(_scaled(sample))
+    scaled = _scaled(sample)
+    pca: Any = faiss.downcast_VectorTransform(_cast(index.base_index).chain.at(0))
+    pca.train(scaled)
+    _make_orthonormal(pca, d)
+    index.train(scaled)
     serialised: NDArray[np.uint8] = faiss.serialize_index(faiss.IndexIDMap(index))
     return serialised
+
+
+def _make_orthonormal(pca: Any, d: int) -> None:
+    """Repair FAISS's components of a sample with fewer rows than dimensions: pruning needs a true projection."""
+    components = faiss.vector_to_array(pca.A).reshape(-1, d)[: pca.d_out].astype(np.float64)
+    repaired = np.ascontiguousarray(np.linalg.qr(components.T)[0].T, dtype=np.float32)
+    mean = faiss.vector_to_array(pca.mean)
+    faiss.copy_array_to_vector(repaired.ravel(), pca.A)
+    faiss.copy_array_to_vector(-repaired @ mean, pca.b)
 
 
 def _cast(index: Any) -> Any:
@@ -121,7 +134,7 @@ class CellIndex:
             # A first bound: the k-th distance among the points that look nearest in the nearest cell.
             places, cell_points = self._list(cell)
             found = places[_closest(left[who], as_right(cell_points), k + 1)]
-            distance = _narrow_distance(scaled, np.repeat(who, found.shape[1]), stored, found.ravel())
+            distance = _distance(scaled, np.repeat(who, found.shape[1]), stored, found.ravel())
             distance = np.where(rows[found] == query_rows[who, None], np.inf, distance.reshape(found.shape))
             if found.shape[1] > k:
                 limit[who] = np.partition(distance, k - 1, axis=1)[:, k - 1]
@@ -133,7 +146,7 @@ class CellIndex:
             who, found = who[at], places[found]
             other = rows[found] != query_rows[who]
             who, found = who[other], found[other]
-            best.offer(who, found, _narrow_distance(scaled, who, stored, found))
+            best.offer(who, found, _distance(scaled, who, stored, found))
         return self._decided(best, scaled, stored, rows)
 
     def _decided(self, best: "_Best", scaled: Vectors, stored: Vectors, rows: Rows) -> tuple[Floats, Rows]:
@@ -141,10 +154,7 @@ class CellIndex:
         m, k = best.place.shape
         who, column = np.nonzero(best.place >= 0)
         distance, found = np.full((m, k), np.inf), np.full((m, k), -1, np.int64)
-        for start in range(0, len(who), _PAIRS):
-            i, j = who[start : start + _PAIRS], column[start : start + _PAIRS]
-            difference = scaled[i].astype(np.float64) - stored[best.place[i, j]]
-            distance[i, j] = np.einsum("ij,ij->i", difference, difference) / 2.0
+        distance[who, column] = _distance(scaled, who, stored, best.place[who, column], np.float64)
         found[who, column] = rows[best.place[who, column]]
         order = np.lexsort((found, distance), axis=1)
         return np.take_along_axis(distance, order, 1), np.take_along_axis(found, order, 1)
@@ -172,7 +182,7 @@ class CellIndex:
             who, found = who[at], places[found]
             other = rows[found] != query_rows[who]
             who, found = who[other], found[other]
-            result[who[_narrow_distance(scaled, who, stored, found) <= radii[found]]] = True
+            result[who[_is_within(scaled, who, stored, found, radii[found])]] = True
         return result
 
     def _visits(self, points: Points, probes: int) -> "_Visits":
@@ -237,14 +247,23 @@ def _closest(left: Points, right: Points, count: int) -> Places:
     return np.argpartition(product, len(right) - count, axis=1)[:, len(right) - count :]
 
 
-def _narrow_distance(x: Vectors, who: Places, y: Vectors, which: Places) -> Floats:
-    """Distance by float32 differences: right to 1e-6 of itself, enough to choose candidates by."""
+def _distance(x: Vectors, who: Places, y: Vectors, which: Places, number: type = np.float32) -> Floats:
+    """Distance of x[who[i]] and y[which[i]]; by float32 differences it is right to 1e-6 of itself."""
     out = np.empty(len(who))
     for start in range(0, len(who), _PAIRS):
         part = slice(start, start + _PAIRS)
-        difference = x[who[part]] - y[which[part]]
+        difference = x[who[part]].astype(number) - y[which[part]]
         out[part] = np.einsum("ij,ij->i", difference, difference) / 2.0
     return out
+
+
+def _is_within(x: Vectors, who: Places, y: Vectors, which: Places, radii: Floats) -> NDArray[np.bool_]:
+    """Tell which distances are <= their radius: by float64 where float32 cannot."""
+    distance = _distance(x, who, y, which)
+    unsure = np.flatnonzero(np.abs(distance - radii) <= 1e-5 * radii + 1e-12)
+    distance[unsure] = _distance(x, who[unsure], y, which[unsure], np.float64)
+    within: NDArray[np.bool_] = distance <= radii
+    return within
 
 
 class _Best:

@@ -3,10 +3,11 @@
 Each row has one home cell, and also visits every cell c whose half-space it nearly reaches:
 (|z - c|^2 - |z - h|^2) / (2 |c - h|) <= r / 2, with z its point, h the centre of its home and r the Euclidean
 radius. A pair that met nowhere would need both rows more than r / 2 away from the plane between their homes, on
-its two sides, and so be more than r apart. Nothing here depends on how good the centres are: they decide the cost.
+its two sides, and so be more than r apart. Where the centres lie decides the cost alone (their
+length must not exceed that of points much, for the sake of float32; means of points do not).
 
 *Hubs* are images repeated so often, slightly changed, that their pairs would be quadratic. A row within r / 2 of
-a hub's pivot is absorbed: absorbed rows are within r of each other, so one edge each, to the pivot, joins them.
+a hub's pivot is absorbed: absorbed rows are at most r from each other, so one edge each, to the pivot, joins them.
 Any row within 3 r / 2 of the pivot visits the hub's own cell. A hub belongs to one set.
 """
 
@@ -230,10 +231,13 @@ def _find_hubs(sample: Sample, points: Points, sizes: Mapping[int, int], radius:
             counts = count_near(points[own], radius / 4)
             if counts.max() < max(fewest, 2):
                 break
-            pivot = own[int(counts.argmax())]
-            pivots.append(int(pivot))
-            scaled = unit(sample.vectors[own])
-            own = own[cosine_distance(scaled, unit(sample.vectors[pivot][None])) > radius / 4]
+            pivot = int(own[counts.argmax()])
+            # Points that float32 cannot tell apart may still be too far away to be absorbed.
+            around = cosine_distance(unit(sample.vectors[own]), unit(sample.vectors[pivot][None])) <= radius / 4
+            if around.sum() < max(fewest, 2):
+                break
+            pivots.append(pivot)
+            own = own[~around]
     chosen = np.array(pivots, np.int64)
     return Hubs(sample.row[chosen], sample.code[chosen], unit(sample.vectors[chosen]))
 

@@ -71,6 +71,14 @@ class Copies:
         same: NDArray[np.bool_] = self.representatives(rows) == rows
         return same
 
+    def counts(self, rows: Rows) -> NDArray[np.int64]:
+        """Return how many rows equal each row, itself included."""
+        at, known = self._at(rows)
+        result = np.ones(len(rows), np.int64)
+        _, own, count = np.unique(self.representative, return_inverse=True, return_counts=True)
+        result[known] = count[own[at[known]]]
+        return result
+
     def another(self, rows: Rows) -> Rows:
         """Return for each row another exact copy of it, or -1."""
         at, known = self._at(rows)

@@ -3,8 +3,8 @@
 Pure: arrays in, arrays out. The smallest member row names a group.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,21 @@ from scipy.sparse.csgraph import connected_components
 from synthscale.edges import Edges
 from synthscale.search import Rows
 
-Distances = Callable[[Rows, Rows], NDArray[np.float64]]
-"""Gives the cosine distance of row a[i] and row b[i]."""
 
+class Lookup(Protocol):
+    """Looks up what a few rows are to each other, wherever their vectors lie."""
+
+    def distances(self, a: Rows, b: Rows) -> NDArray[np.float64]:
+        """Return the cosine distance of row a[i] and row b[i]."""
+        ...
+
+    def draws(self, rows: Rows) -> NDArray[np.uint64]:
+        """Return a number for each row that depends on nothing but its vector."""
+        ...
+
+
+_ALL_PAIRS = 32
+"""Groups up to this size get their exact diameter."""
 _CHAIN = 4.0
 """In cosine distance; in Euclidean terms ends twice as far apart as near-duplicates may be."""
 
@@ -57,20 +69,20 @@ class Groups:
     is_chain: NDArray[np.bool_]
 
 
-def near_duplicate_groups(edges: Edges, radius: float, distances: Distances) -> Groups:
+def near_duplicate_groups(edges: Edges, radius: float, lookup: Lookup) -> Groups:
     """Return the groups that edges form.
 
     Args:
         edges: of one view, those of exact copies (distance 0) included.
         radius: below which rows are near-duplicates.
-        distances: looks up distances of further pairs.
+        lookup: of the rows that have edges.
     """
     nodes, codes = edges.ends()
     group = component_minimum(nodes, edges.left, edges.right)
     _, index, size = np.unique(group, return_inverse=True, return_counts=True)
     real = np.bincount(index, weights=codes == 0, minlength=len(size)) > 0
     synthetic = np.bincount(index, weights=codes != 0, minlength=len(size)) > 0
-    diameter = diameters(nodes, index, edges, distances)
+    diameter = diameters(nodes, index, edges, lookup)
     return Groups(
         nodes,
         group,
@@ -82,34 +94,59 @@ def near_duplicate_groups(edges: Edges, radius: float, distances: Distances) -> 
     )
 
 
-def diameters(nodes: Rows, index: NDArray[np.intp], edges: Edges, distances: Distances) -> NDArray[np.float64]:
+def diameters(nodes: Rows, index: NDArray[np.intp], edges: Edges, lookup: Lookup) -> NDArray[np.float64]:
     """Return the diameter of each of g groups, (g,).
 
-    It is the longest edge, or, where not all pairs are edges, the distance from the member that lies farthest from
-    the smallest row to the one that lies farthest from that: exact for three members, and never less than
-    1 / sqrt(3) of the true one in Euclidean terms.
+    It is exact for groups of up to 32 rows. For larger ones it is the distance from the member that lies farthest
+    from a drawn one to the member farthest from that: never less than 1 / sqrt(3) of the true diameter in
+    Euclidean terms. No order of rows changes it.
 
     Args:
         nodes: member rows of all groups, ascending, (n,).
         index: the group of each, 0..g-1, (n,).
         edges: those that form the groups.
-        distances: looks up distances of further pairs.
+        lookup: of the rows.
     """
     size = np.bincount(index)
-    longest = np.zeros(len(size))
+    result = np.zeros(len(size))
     of_edge = index[np.searchsorted(nodes, edges.left)]
-    np.maximum.at(longest, of_edge, edges.distance)
+    np.maximum.at(result, of_edge, edges.distance)
     # A group of copies alone has diameter 0, and one whose pairs are all edges its longest edge.
-    unknown = (np.bincount(of_edge, minlength=len(size)) < size * (size - 1) // 2) & (longest > 0)
-    rows, own = nodes[unknown[index]], index[unknown[index]]
-    if len(rows) == 0:
-        return longest
-    anchor = np.zeros(len(size), np.int64)
-    anchor[own[::-1]] = rows[::-1]
+    unknown = (np.bincount(of_edge, minlength=len(size)) < size * (size - 1) // 2) & (result > 0)
+    small, large = unknown & (size <= _ALL_PAIRS), unknown & (size > _ALL_PAIRS)
+    a, b = _pairs(index, small)
+    if len(a):
+        np.maximum.at(result, index[a], lookup.distances(nodes[a], nodes[b]))
+    if large.any():
+        result[large] = _swept(nodes[large[index]], index[large[index]], lookup)
+    return result
+
+
+def _pairs(index: NDArray[np.intp], chosen: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the places of all pairs within the chosen groups."""
+    order = np.argsort(index, kind="stable")
+    members = np.split(order, np.cumsum(np.bincount(index))[:-1])
+    pairs = [members[group][np.array(np.triu_indices(len(members[group]), 1))] for group in np.flatnonzero(chosen)]
+    both = np.concatenate([np.empty((2, 0), np.intp), *pairs], axis=1)
+    return both[0], both[1]
+
+
+def _swept(rows: Rows, group: NDArray[np.intp], lookup: Lookup) -> NDArray[np.float64]:
+    """Return the diameters of the groups of some rows by two sweeps, in ascending order of group."""
+    draws = lookup.draws(rows)
+    _, start = _last(group, ~draws, draws)
+    which = np.unique(group, return_inverse=True)[1]
+    away = np.zeros(0)
     for _ in range(2):
-        away = distances(rows, anchor[own])
-        order = np.lexsort((rows, -away, own))
-        farthest = order[np.concatenate([[True], own[order][1:] != own[order][:-1]])]
-        anchor[own[farthest]] = rows[farthest]
-        longest[own[farthest]] = np.maximum(longest[own[farthest]], away[farthest])
-    return longest
+        away = lookup.distances(rows, rows[start][which])
+        away, start = _last(group, away, draws)
+    return away
+
+
+def _last(
+    group: NDArray[np.intp], key: NDArray[np.generic], draws: NDArray[np.uint64]
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Return, for each group, the largest key and its place; ties go to the larger draw."""
+    order = np.lexsort((draws, key, group))
+    ends = np.flatnonzero(np.concatenate([group[order][1:] != group[order][:-1], [True]]))
+    return key[order[ends]].astype(np.float64), order[ends]

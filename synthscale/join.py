@@ -10,10 +10,9 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from synthscale.cells import JoinPlan, place
+from synthscale.components import Components
 from synthscale.edges import Codes, Edges, distinct_edges, no_edges
 from synthscale.projection import Vectors
 from synthscale.search import Rows, distances_within, norms, paired_distance, unit
@@ -129,7 +128,7 @@ class _Joiner:
         self._code = np.concatenate([p.code for p in pieces])
         self._budget = EDGES_PER_ROW * len(self._row)
         self._found: list[Edges] = []
-        self._components: _Components | None = None
+        self._components: Components | None = None
         self._is_whole = True
 
     def joined(self) -> Joined:
@@ -143,7 +142,7 @@ class _Joiner:
                 self._block(left[i : i + _BLOCK], right[j : j + _BLOCK], is_same and i == j, is_dense)
 
     def _block(self, left: Places, right: Places, is_same: bool, is_dense: bool) -> None:
-        if self._components is not None and self._components.connect(left, right):
+        if self._components is not None and self._components.are_one(left, right):
             return
         at_left, at_right = self._shortlist(self._left[left], self._right[right])
         keep = at_left < at_right if is_same else slice(None)
@@ -154,58 +153,40 @@ class _Joiner:
         if is_dense or self._components is not None or len(a) > self._budget:
             self._span(a, b)
         else:
-            self._budget -= len(self._decide(a, b)[0])
+            near = self._near(a, b)
+            self._keep(*near)
+            self._budget -= len(near[0])
 
-    def _decide(self, a: Places, b: Places) -> tuple[Places, Places]:
-        """Keep the pairs that the formula puts within the radius."""
+    def _near(self, a: Places, b: Places) -> tuple[Places, Places, NDArray[np.float64]]:
+        """Return the pairs that the formula puts within the radius, and their distances."""
         distance = distances_within(self._vectors, self._norms, a, b)
         near = distance < self._radius
-        a, b = a[near], b[near]
-        self._found.append(Edges(self._row[a], self._row[b], distance[near], self._code[a], self._code[b]))
-        return a, b
+        return a[near], b[near], distance[near]
+
+    def _keep(self, a: Places, b: Places, distance: NDArray[np.float64]) -> None:
+        self._found.append(Edges(self._row[a], self._row[b], distance, self._code[a], self._code[b]))
 
     def _span(self, a: Places, b: Places) -> None:
-        """Find edges that connect what these pairs connect; ``a`` ascends in runs of equal rows."""
+        """Keep edges that connect what these pairs connect, in every view."""
         self._is_whole = False
         components = self._components = self._components or self._connected()
         tried = 1
         while len(a):
-            apart = components.of[a] != components.of[b]
+            apart = components.apart(a, b)
             a, b = a[apart], b[apart]
-            # A few candidates of each row at a time: most that follow are connected by then.
-            starts = np.flatnonzero(np.concatenate([[True], a[1:] != a[:-1]])) if len(a) else a
-            lengths = np.diff(np.concatenate([starts, [len(a)]]))
-            now = np.arange(len(a)) - np.repeat(starts, lengths) < tried
-            components.merge(*self._decide(a[now], b[now]))
+            # A few candidates of each component at a time: most that follow are connected by then.
+            now = components.ranks(a, b) < tried
+            one, other, distance = self._near(a[now], b[now])
+            needed = components.forest(one, other)
+            self._keep(one[needed], other[needed], distance[needed])
+            components.merge(one[needed], other[needed])
             a, b, tried = a[~now], b[~now], tried * 2
 
-    def _connected(self) -> "_Components":
+    def _connected(self) -> Components:
         """Return the components that hubs and the pairs found so far make."""
-        labels = np.concatenate([p.label for p in self._pieces])
-        components = _Components(np.unique(labels, return_inverse=True)[1])
+        components = Components(self._code, np.concatenate([p.label for p in self._pieces]))
         order = np.argsort(self._row)
         for edges in self._found:
             ends = [order[np.searchsorted(self._row, rows, sorter=order)] for rows in (edges.left, edges.right)]
             components.merge(ends[0], ends[1])
         return components
-
-
-class _Components:
-    """Which of n rows are connected so far: ``of`` holds a number for each."""
-
-    def __init__(self, of: NDArray[np.intp]) -> None:
-        self.of = of
-
-    def connect(self, left: Places, right: Places) -> bool:
-        """Tell whether all these rows are of one component."""
-        first = self.of[left[0]]
-        return bool((self.of[left] == first).all() and (self.of[right] == first).all())
-
-    def merge(self, left: Places, right: Places) -> None:
-        """Connect the ends of edges."""
-        if len(left) == 0:
-            return
-        n = int(self.of.max()) + 1
-        edges = coo_array((np.ones(len(left), np.int8), (self.of[left], self.of[right])), shape=(n, n))
-        _, renamed = connected_components(edges, directed=False)
-        self.of = renamed[self.of]

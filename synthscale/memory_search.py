@@ -62,30 +62,27 @@ def analyse(
     Args:
         vectors: (n, d), none zero; a row number is a place in it.
         sets: the rows of ``real`` and of each generator, ascending.
-        copies: of all sets; ignored in datalab mode, which knows none.
+        copies: of all sets.
         config: the radius rule.
     """
-    if config.mode == "datalab":
-        copies = Copies(np.empty(0, np.int64), np.empty(0, np.int64))
     searcher = _Searcher(vectors, {name: rows[copies.are_distinct(rows)] for name, rows in sets.items()})
     code = {name: number for number, name in enumerate([REAL, *(name for name in sets if name != REAL)])}
     k = neighbors_listed(config)
     found = {name: searcher.view(name, k) for name in code if name != REAL}
-    radii = {name: searcher.calibrate(name, found[name].searches, config) for name in found}
-    joins = _joins(searcher, found, radii, code, config)
+    radii = {name: searcher.calibrate(name, found[name].searches, config, copies) for name in found}
+    joins = _joins(searcher, found, radii, code, config, copies)
     codes = np.zeros(len(vectors), np.int32)
     for name, rows in sets.items():
         codes[rows] = code[name]
     copy_edges = copies.edges(codes[copies.row])
-    lengths = norms(vectors)
+    lookup = _Lookup(vectors, norms(vectors))
+    is_whole = config.mode == "exact"
     views, nearest = [], {}
     for name in found:
         own = distinct_edges([joins[name], copy_edges.of_view(code[name])])
-        groups = near_duplicate_groups(
-            own, radii[name].radius, lambda a, b: distances_within(vectors, lengths, a, b)
-        )
+        groups = near_duplicate_groups(own, radii[name].radius, lookup)
         count = len(sets[REAL]) + len(sets[name])
-        views.append(View(name, radii[name], groups, count, searches_summary(found[name].recalls)))
+        views.append(View(name, radii[name], groups, count, searches_summary(found[name].recalls), is_whole))
         nearest[name] = nearest_rows(found[name], copies, sets[REAL], sets[name])
     return Analysis(distinct_edges([copy_edges, *joins.values()]), views, nearest)
 
@@ -96,16 +93,33 @@ def _joins(
     radii: dict[str, Calibration],
     code: dict[str, int],
     config: NeighborsConfig,
+    copies: Copies,
 ) -> dict[str, Edges]:
     """Return each view's edges between distinct rows; views of one radius are joined at once."""
     if config.mode == "datalab":
-        return {name: listed_edges(found[name].searches, radii[name].radius, (0, code[name])) for name in found}
+        return {
+            name: listed_edges(found[name].searches, copies, radii[name].radius, (0, code[name])) for name in found
+        }
     result: dict[str, Edges] = {}
     for radius in {calibration.radius for calibration in radii.values()}:
         names = [name for name in found if radii[name].radius == radius]
         edges = searcher.join({name: code[name] for name in (REAL, *names)}, radius)
         result |= {name: edges.of_view(code[name]) for name in names}
     return result
+
+
+@dataclass(frozen=True)
+class _Lookup:
+    """See groups.Lookup; of rows in memory, whose norms are known."""
+
+    vectors: NDArray[np.float32]
+    norms: Floats
+
+    def distances(self, a: Rows, b: Rows) -> Floats:
+        return distances_within(self.vectors, self.norms, a, b)
+
+    def draws(self, rows: Rows) -> NDArray[np.uint64]:
+        return draw(self.vectors[rows])
 
 
 class _Searcher:
@@ -185,7 +199,7 @@ class _Searcher:
         rows = self._sets[name]
         return np.sort(rows[_drawn(self._vectors[rows], count)])
 
-    def calibrate(self, name: str, searches: Searches, config: NeighborsConfig) -> Calibration:
+    def calibrate(self, name: str, searches: Searches, config: NeighborsConfig, copies: Copies) -> Calibration:
         """Return a view's radius; from a sample, searched exactly, where the searches themselves are not exact."""
         real, own = len(self._sets[REAL]), len(self._sets[name])
         only_real = config.mode == "exact" and config.calibrate_on == "real"
@@ -197,7 +211,7 @@ class _Searcher:
             sample = {q: self._sampled(q, SAMPLED_QUERIES * sizes[q] // rows + 1) for q, _ in pairs}
             exact = [Relation(sample[q], *self._ask(sample[q], d, 1, ALL_CELLS)) for q, d in pairs]
             searches = Searches(*(exact * 4)[:4])
-        return calibrate(searches, rows, config)
+        return calibrate(searches, rows, config, copies)
 
     def join(self, sets: Mapping[str, int], radius: float) -> Edges:
         """Return all edges among the distinct rows of some sets (name: code)."""
@@ -212,8 +226,6 @@ class _Searcher:
 
 def _drawn(vectors: NDArray[np.float32], count: int) -> NDArray[np.intp]:
     """Return the places of a sample that does not depend on the order of the rows, in the order of its draw."""
-    if count >= len(vectors):
-        return np.arange(len(vectors))
     draws = draw(vectors)
     chosen: NDArray[np.intp] = np.argsort(draws, kind="stable")[:count]
     return chosen

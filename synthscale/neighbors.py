@@ -123,11 +123,15 @@ def _with_copies(distance: Floats, row: Rows, copy: Rows) -> tuple[Floats, Rows]
     return np.where(copy >= 0, 0.0, distance), np.where(copy >= 0, copy, row)
 
 
-def listed_edges(searches: Searches, radius: float, codes: tuple[int, int]) -> Edges:
+def listed_edges(searches: Searches, copies: Copies, radius: float, codes: tuple[int, int]) -> Edges:
     """Return the edges that Datalab sees: from each row to those of its ten nearest that are within the radius.
 
+    A row's own copies come first on its list, and every other row there counts as often as it has copies; copies
+    are connected by edges of their own.
+
     Args:
-        searches: of every row of the view, exact copies not collapsed, DATALAB_K neighbours each.
+        searches: of distinct rows, DATALAB_K neighbours each.
+        copies: of all sets.
         radius: strict.
         codes: of the real set and the generator.
     """
@@ -139,26 +143,32 @@ def listed_edges(searches: Searches, radius: float, codes: tuple[int, int]) -> E
     ):
         distance = np.concatenate([same.distance, cross.distance], axis=1)
         neighbor = np.concatenate([same.neighbor, cross.neighbor], axis=1)
-        ends = np.repeat([code, other], [same.distance.shape[1], cross.distance.shape[1]])
-        order = np.lexsort((neighbor, distance), axis=1)[:, :DATALAB_K]
-        near = np.take_along_axis(distance, order, 1) < radius
-        who, column = np.nonzero(near)
-        at = order[who, column]
-        right: Codes = ends[at].astype(np.int32)
-        left = np.full(len(who), code, np.int32)
-        parts.append(Edges(same.row[who], neighbor[who, at], distance[who, at], left, right))
+        ends = np.repeat(np.array([code, other], np.int32), [same.distance.shape[1], cross.distance.shape[1]])
+        order = np.lexsort((neighbor, distance), axis=1)
+        distance, neighbor = np.take_along_axis(distance, order, 1), np.take_along_axis(neighbor, order, 1)
+        counts = copies.counts(neighbor.ravel()).reshape(neighbor.shape)
+        before = np.cumsum(counts, axis=1) - counts + (copies.counts(same.row) - 1)[:, None]
+        who, column = np.nonzero((distance < radius) & (before < DATALAB_K))
+        left: Codes = np.full(len(who), code, np.int32)
+        parts.append(
+            Edges(same.row[who], neighbor[who, column], distance[who, column], left, ends[order[who, column]])
+        )
     return distinct_edges(parts)
 
 
 @dataclass(frozen=True)
 class View:
-    """What one generator's rows and the real rows are to each other: the numbers behind metrics.json."""
+    """What one generator's rows and the real rows are to each other: the numbers behind metrics.json.
+
+    ``is_whole`` tells that every near-duplicate pair was looked for: not so in datalab mode.
+    """
 
     generator: str
     calibration: Calibration
     groups: Groups
     rows: int
     searches: dict[str, Any]
+    is_whole: bool = True
 
     @property
     def median_distance(self) -> float | None:
@@ -187,7 +197,7 @@ class View:
             "share_in_largest": int(self.groups.size.max(initial=0)) / max(1, self.rows),
             "chains": int(self.groups.is_chain[first].sum()),
             "largest_diameter": float(self.groups.diameter.max(initial=0.0)),
-            "recall": 1.0,
+            "recall": 1.0 if self.is_whole else None,
             "calibration": self.calibration.summary(),
             "nearest": self.searches,
         }

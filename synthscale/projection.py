@@ -50,13 +50,8 @@ class Projection:
 
     def of_stored(self, vectors: NDArray[np.floating], lengths: NDArray[np.float64]) -> Points:
         """Return the points of vectors as stored, (n, d), whose norms are known."""
-        scale = (1.0 / lengths).astype(np.float32)[:, None]
-        blocks = [
-            self._block(
-                vectors[start : start + _BLOCK].astype(np.float32, copy=False) * scale[start : start + _BLOCK]
-            )
-            for start in range(0, len(vectors), _BLOCK)
-        ]
+        parts = [slice(start, start + _BLOCK) for start in range(0, len(vectors), _BLOCK)]
+        blocks = [self._block((vectors[part] / lengths[part, None]).astype(np.float32)) for part in parts]
         return np.concatenate([np.empty((0, self.width), np.float32), *blocks])
 
     def _block(self, vectors: Vectors) -> Points:
@@ -64,8 +59,9 @@ class Projection:
         if self.basis is None:
             return centred
         low = centred @ self.basis
-        rest = np.einsum("ij,ij->i", centred, centred) - np.einsum("ij,ij->i", low, low)
-        return np.column_stack([low, np.sqrt(np.maximum(rest, 0.0))])
+        # The rest itself: a difference of squared lengths would lose a small one in float32.
+        centred -= low @ self.basis.T
+        return np.column_stack([low, np.sqrt(np.einsum("ij,ij->i", centred, centred))])
 
 
 def fit_projection(sample: Vectors, radius: float, pairs: float) -> Projection:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from synthscale.config import NeighborsConfig
+from synthscale.copies import Copies
 from synthscale.relations import Relation
 from synthscale.search import Floats
 
@@ -62,36 +63,42 @@ class Searches:
     own_own: Relation
 
 
-def calibrate(view: Searches, rows: int, config: NeighborsConfig) -> Calibration:
+def calibrate(view: Searches, rows: int, config: NeighborsConfig, copies: Copies) -> Calibration:
     """Return the radius of a generator's view.
 
     Args:
         view: relations whose distances are exact, over all rows or a sample.
         rows: rows that the median is of: distinct real ones, or those of both sets.
         config: the radius rule.
+        copies: of all sets; Datalab counts every one of them, at distance 0.
     """
-    distances = _nearest_distances(view, config)
+    distances, measured = _nearest_distances(view, config, copies)
     finite = np.sort(distances[np.isfinite(distances)])
     m = len(finite)
     if m == 0:
-        return Calibration(None, None, None, config.radius or EXACT_COPIES_ONLY, len(distances), rows)
+        return Calibration(None, None, None, config.radius or EXACT_COPIES_ONLY, measured, rows)
     median = float(np.median(finite))
     low = high = median
-    if len(distances) < rows:
+    if measured < rows:
         # Ranks around the middle whose share of the sample is binomial (a sample without replacement: narrower).
         half = _Z * np.sqrt(m * (1 - m / rows)) / 2
         low = float(finite[max(0, int(np.floor(m / 2 - half)) - 1)])
         high = float(finite[min(m - 1, int(np.ceil(m / 2 + half)))])
     if config.mode == "datalab":
-        median = max(median, DATALAB_FLOOR)
+        median, low, high = (max(value, DATALAB_FLOOR) for value in (median, low, high))
     radius = config.radius if config.radius is not None else config.threshold * median
     # Without distances to calibrate on, exact copies (distance 0) are all that can be said.
-    return Calibration(median, low, high, max(radius, EXACT_COPIES_ONLY), len(distances), rows)
+    return Calibration(median, low, high, max(radius, EXACT_COPIES_ONLY), measured, rows)
 
 
-def _nearest_distances(view: Searches, config: NeighborsConfig) -> Floats:
+def _nearest_distances(view: Searches, config: NeighborsConfig, copies: Copies) -> tuple[Floats, int]:
+    """Return the distances that the median is of, and how many distinct rows were measured for them."""
     if config.mode == "exact" and config.calibrate_on == "real":
-        return view.real_real.distance[:, 0]
+        return view.real_real.distance[:, 0], len(view.real_real.row)
     real = np.minimum(view.real_real.distance[:, 0], view.real_own.distance[:, 0])
     own = np.minimum(view.own_own.distance[:, 0], view.own_real.distance[:, 0])
-    return np.concatenate([real, own])
+    distances = np.concatenate([real, own])
+    if config.mode == "datalab":
+        counts = copies.counts(np.concatenate([view.real_real.row, view.own_own.row]))
+        return np.repeat(np.where(counts > 1, 0.0, distances), counts), len(distances)
+    return distances, len(distances)

@@ -5,7 +5,7 @@ is measured against all pairs on a seeded sample. Which it is depends on the two
 generator changes nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,15 @@ class Relation:
         """Return the distance of the k-th neighbour, or of the last there is; -inf where there is none: (m,)."""
         known = np.where(np.isinf(self.distance[:, :k]), -np.inf, self.distance[:, :k])
         return np.asarray(known.max(axis=1, initial=-np.inf))
+
+
+def joined(parts: Sequence[Relation]) -> Relation:
+    """Return the relations of ranges of rows, in order, as one."""
+    row, distance, neighbor = (
+        np.concatenate(column)
+        for column in zip(*((part.row, part.distance, part.neighbor) for part in parts), strict=True)
+    )
+    return Relation(row, distance, neighbor)
 
 
 def compares_all(queries: int, database: int) -> bool:

@@ -36,8 +36,6 @@ def scan(
     wanted: dict[int, int],
     rows: dict[int, int],
     crew: Crew,
-    *,
-    datalab: bool,
 ) -> Scan:
     """Find exact copies (equal file contents or equal vectors) within each set.
 
@@ -47,7 +45,6 @@ def scan(
         wanted: rows to sample, by code.
         rows: rows of each set, by code.
         crew: runs the tasks.
-        datalab: collapse nothing.
     """
     reducers = max(1, -(-sum(rows.values()) // _ROWS_A_REDUCER))
     limits = {code: limit_for(wanted[code], rows[code]) for code in rows}
@@ -63,8 +60,6 @@ def scan(
 
     for _ in crew.work(chunks, submit, "chunks scanned"):
         pass
-    if datalab:
-        return Scan(Copies(np.empty(0, np.int64), np.empty(0, np.int64)), np.empty(0, np.int32), rows, samples)
     reduce = ray.remote(_pairs).options(num_cpus=1)
     found = ray.get([reduce.remote(*(keys[i] for keys in parts)) for i in range(reducers)])
     copies = collapse((left, right) for left, right, _ in found)

@@ -21,6 +21,7 @@ from synthscale.relations import (
     Relation,
     compares_all,
     inside_recall,
+    joined,
     merge_nearest,
     probes_to_try,
     tune,
@@ -107,13 +108,13 @@ class IndexCluster:
 
     # All rows.
 
-    def search(self, questions: list[Question], wanted: Sequence[Pair]) -> dict[Pair, Floats]:
-        """Search all distinct rows, keep what they found, and return the distances of the wanted pairs, (n, k)."""
+    def search(self, questions: list[Question], wanted: Sequence[Pair]) -> dict[Pair, Relation]:
+        """Search all distinct rows, keep what they found, and return the relations of the wanted pairs."""
         self._for_all("nearest", questions, "nearest neighbours: chunks")
         if not wanted:
             return {}
         found = [load_relations(self._tables, chunk, self.parts) for chunk in range(len(self._chunks))]
-        return {pair: np.concatenate([relations[pair].distance for relations in found]) for pair in wanted}
+        return {pair: joined([relations[pair] for relations in found]) for pair in wanted}
 
     def inside(self, recalls: dict[Pair, Recall | None]) -> dict[int, Recall | None]:
         """Find which rows of each set lie inside a real row's k-NN radius, keep it, and return the recalls."""

@@ -19,13 +19,13 @@ import ray
 from synthscale import filesystems as fsys
 from synthscale.cell_index import index_sample_size
 from synthscale.cells import sample_size
+from synthscale.copies import Copies
 from synthscale.edges import Edges, distinct_edges
 from synthscale.groups import near_duplicate_groups
 from synthscale.neighbors import View, listed_edges, neighbors_listed, searches_summary
 from synthscale.radius import Calibration, Searches, calibrate
-from synthscale.relations import ALL_CELLS, FLAT_ROWS, SAMPLED_QUERIES, Recall, Relation
+from synthscale.relations import ALL_CELLS, FLAT_ROWS, SAMPLED_QUERIES, Recall
 from synthscale.schemas import REAL
-from synthscale.search import Floats
 from synthscale.selftest import SelfTest
 from synthscale.stages.cell_join import CellJoin
 from synthscale.stages.context import Outcome, StageContext
@@ -35,7 +35,7 @@ from synthscale.stages.index_cluster import IndexCluster
 from synthscale.stages.neighbor_tables import write_tables
 from synthscale.stages.radius_test import start_self_test
 from synthscale.stages.row_blocks import FOLDER, Crew, Tables, grouped
-from synthscale.stages.row_lookup import RowDistances
+from synthscale.stages.row_lookup import RowLookup
 
 _CHUNK_ROWS = (2048, 32768)
 
@@ -98,9 +98,8 @@ class _Job:
         cluster = IndexCluster(self.tables, self.context.shards, self.chunks, self.gpu_crew)
         embedded = self.context.run.completed("embed").counts["sets"]
         rows = {code: int(embedded[name]["ok"]) for code, name in enumerate(self.tables.names)}
-        is_datalab = self.config.mode == "datalab"
         found, clock = _Found(), _Clock()
-        scanned = scan(self.tables, self.chunks, _sampled(rows), rows, self.crew, datalab=is_datalab)
+        scanned = scan(self.tables, self.chunks, _sampled(rows), rows, self.crew)
         clock.stop("scan")
         parts = self._search(cluster, scanned, found)
         clock.stop("search")
@@ -142,12 +141,12 @@ class _Job:
         for code, pairs in needed.items():
             n = sum(scanned.distinct[query] for query in {pair[0] for pair in pairs})
             if set(pairs) <= wanted:
-                relations = {pair: _only_distances(nearest[pair]) for pair in pairs}
+                relations = {pair: nearest[pair] for pair in pairs}
             else:
                 counts = {q: SAMPLED_QUERIES * scanned.distinct[q] // n + 1 for q in {pair[0] for pair in pairs}}
                 relations = cluster.sampled(pairs, 1, counts)
             searches = Searches(*([relations[pair] for pair in pairs] * 4)[:4])
-            found.radii[code] = calibrate(searches, n, self.config)
+            found.radii[code] = calibrate(searches, n, self.config, scanned.copies)
         cluster.close()
         return cluster.parts
 
@@ -161,10 +160,11 @@ class _Job:
 
     def _join(self, scanned: Scan, found: _Found, parts: int) -> None:
         if self.config.mode == "datalab":
-            task = ray.remote(_listed).options(num_cpus=1)
+            task, shared = ray.remote(_listed).options(num_cpus=1), ray.put(scanned.copies)
             for code, calibration in found.radii.items():
                 listed = [
-                    task.remote(self.tables, i, parts, code, calibration.radius) for i in range(len(self.chunks))
+                    task.remote(self.tables, i, parts, shared, code, calibration.radius)
+                    for i in range(len(self.chunks))
                 ]
                 found.edges[code] = distinct_edges(ray.get(listed))
             return
@@ -185,15 +185,17 @@ class _Job:
 
     def _groups(self, scanned: Scan, found: _Found, rows: dict[int, int]) -> dict[int, View]:
         copies = scanned.copies.edges(scanned.codes)
-        distances = RowDistances(self.tables, self.chunks, self.crew)
+        lookup = RowLookup(self.tables, self.chunks, self.crew)
         views = {}
         for code, radius in found.radii.items():
             edges = distinct_edges([found.edges[code], copies.of_view(code)])
-            groups = near_duplicate_groups(edges, radius.radius, distances)
+            groups = near_duplicate_groups(edges, radius.radius, lookup)
             pairs = [(0, 0), (0, code), (code, 0), (code, code)]
             recalls = [*(found.recalls[pair] for pair in pairs), found.inside[0], found.inside[code]]
             name = self.tables.names[code]
-            views[code] = View(name, radius, groups, rows[0] + rows[code], searches_summary(recalls))
+            views[code] = View(
+                name, radius, groups, rows[0] + rows[code], searches_summary(recalls), self.config.mode == "exact"
+            )
         return views
 
 
@@ -206,17 +208,13 @@ def _sampled(rows: dict[int, int]) -> dict[int, int]:
     }
 
 
-def _only_distances(distance: Floats) -> Relation:
-    return Relation(np.arange(len(distance)), distance, np.zeros(distance.shape, np.int64))
-
-
 # Tasks.
 
 
-def _listed(known: Tables, chunk: int, parts: int, code: int, radius: float) -> Edges:
+def _listed(known: Tables, chunk: int, parts: int, copies: Copies, code: int, radius: float) -> Edges:
     relations = load_relations(known, chunk, parts)
     pairs = [(0, 0), (0, code), (code, 0), (code, code)]
-    return listed_edges(Searches(*(relations[pair] for pair in pairs)), radius, (0, code))
+    return listed_edges(Searches(*(relations[pair] for pair in pairs)), copies, radius, (0, code))
 
 
 def _summary(view: View, test: SelfTest | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Distances of given pairs of rows, wherever their shards are: for the diameters of groups."""
+"""Looks up vectors of a few rows, wherever their shards are: for the diameters of groups."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from synthscale.copies import draw
 from synthscale.schemas import Shard
 from synthscale.search import Floats, Rows, distances_within, norms
 from synthscale.stages.row_blocks import Crew, Tables
@@ -13,14 +14,14 @@ from synthscale.stages.row_blocks import Crew, Tables
 _ANCHORS = 65536
 
 
-class RowDistances:
+class RowLookup:
     """Looks up distances of rows from anchors, for the diameters of groups: two passes over the rows' shards."""
 
     def __init__(self, known: Tables, chunks: list[list[Shard]], crew: Crew) -> None:
         self._known, self._chunks, self._crew = known, chunks, crew
         self._stops = np.array([chunk[-1].stop for chunk in chunks])
 
-    def __call__(self, rows: Rows, anchors: Rows) -> Floats:
+    def distances(self, rows: Rows, anchors: Rows) -> Floats:
         """Return the distance of rows[i] and anchors[i]."""
         out = np.empty(len(rows))
         unique, which = np.unique(anchors, return_inverse=True)
@@ -29,6 +30,18 @@ class RowDistances:
             part = unique[start : start + _ANCHORS]
             own = np.flatnonzero((which >= start) & (which < start + len(part)))
             out[own] = self._from(rows[own], which[own] - start, part)
+        return out
+
+    def draws(self, rows: Rows) -> NDArray[np.uint64]:
+        """Return a number for each row that depends on nothing but its vector."""
+        task = ray.remote(_draws).options(num_cpus=1)
+        out = np.empty(len(rows), np.uint64)
+
+        def submit(item: tuple[int, NDArray[np.intp]]) -> Any:
+            return task.remote(self._known, self._chunks[item[0]], rows[item[1]])
+
+        for (_, own), numbers in self._crew.work(self._by_chunk(rows), submit, "large groups: chunks"):
+            out[own] = numbers
         return out
 
     def _from(self, rows: Rows, which: NDArray[np.intp], anchors: Rows) -> Floats:
@@ -54,6 +67,11 @@ def _vectors(known: Tables, chunk: list[Shard], rows: Rows) -> NDArray[np.floati
     shards = [s for s in chunk if np.searchsorted(rows, s.start) < np.searchsorted(rows, s.stop)]
     block = known.block(shards)
     return block.vectors[np.searchsorted(block.row, rows)]
+
+
+def _draws(known: Tables, chunk: list[Shard], rows: Rows) -> NDArray[np.uint64]:
+    ordered, back = np.unique(rows, return_inverse=True)
+    return draw(_vectors(known, chunk, ordered))[back]
 
 
 def _measure(

@@ -195,6 +195,13 @@ def test_a_hub_is_found_where_an_image_is_repeated_within_one_set_only() -> None
     assert len(planned(x, mixed, 1e-3).hubs.row) == 0
 
 
+def test_a_crowd_that_a_hub_would_not_absorb_gets_none() -> None:
+    # Points cannot tell these rows apart at so small a radius; the formula can, and a hub of one row costs a cell.
+    rng = np.random.default_rng(4)
+    crowd = (rng.normal(size=12) + 1e-4 * rng.normal(size=(400, 12))).astype(np.float32)
+    assert len(planned(crowd, np.zeros(400, np.int32), 1e-10).hubs.row) == 0
+
+
 @pytest.mark.parametrize("n", [1, 100, 8192, 10**6, 10**9])
 def test_a_sample_is_no_larger_than_needed(n: int) -> None:
     assert min(n, 8192) <= sample_size(n) <= min(n, 2**20)

@@ -140,6 +140,12 @@ def test_groups_edges_and_manifold_are_those_of_brute_force(kind: str, seed: int
     assert groups_of(view) == brute.groups(both, radius)
     if len(brute.distinct(real)) > 5:
         assert precision_and_coverage(seen) == pytest.approx(brute.precision_and_coverage(real, synthetic))
+        # Real rows inside the radius of some other real row, which may be a copy of theirs.
+        unique = brute.distinct(real)
+        kth = brute.k_smallest(brute.among(unique), 5)[:, -1]
+        radii = kth[[unique.tolist().index(row) for row in real.tolist()]]
+        expected = (brute.among(real) <= radii).any(axis=1)
+        np.testing.assert_array_equal(seen.nearest.in_real_manifold[:n], expected)
 
     distances = brute.among(both)
     found = pairs_of(analysis.edges)
@@ -233,6 +239,8 @@ def test_the_manifold_reference_counts_other_real_rows_only() -> None:
     nearest = only_view(np.vstack([crowd, lone]), crowd).nearest
     assert nearest.in_real_manifold[:20].any()
     assert not nearest.in_real_manifold[20]
+    twice = only_view(np.vstack([crowd, lone, lone]), crowd).nearest
+    assert twice.in_real_manifold[20:22].all()
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 5), (2, 1), (3, 3), (5, 5), (6, 4), (10, 10)])
@@ -704,7 +712,16 @@ def test_datalab_mode_leaves_precision_and_coverage_as_they_are() -> None:
     assert precision_and_coverage(only_view(real, synthetic, DATALAB)) == exact
 
 
-# Chains, zero vectors and blank images.
+# Chains, vectors of any length, zero vectors and blank images.
+
+
+@pytest.mark.parametrize("scale", [1e-39, 1e-37, 1e37])
+def test_the_length_of_vectors_changes_no_group(scale: float) -> None:
+    base = normal(75, 40)
+    both = (np.vstack([base, jittered(base[:20], 1e-3)]) * np.float32(scale)).astype(np.float32)
+    expected = brute.groups(both, 0.13 * brute.real_median(both[:40]))
+    assert len(expected) == 20
+    assert groups_of(only_view(both[:40], both[40:]).view) == expected
 
 
 def test_a_chain_is_one_group_flagged_with_its_diameter() -> None:
