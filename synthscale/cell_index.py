@@ -24,6 +24,8 @@ _PER_CELL = 40
 _ALL = 2.0
 """The largest cosine distance: a limit that lets everything pass."""
 _PAIRS = 16384
+_BANDS = (1, 4, 16)
+"""Ranks of cells, by nearness to a query, that are probed together."""
 
 
 def cells_for(n: int) -> int:
@@ -219,15 +221,23 @@ class _Visits:
         return _by_cell(self._nearest, np.arange(len(self._nearest)))
 
     def all(self) -> Iterator[tuple[int, Places]]:
-        """Yield (cell, the queries that probe it): nearest cells first, where bounds shrink fastest."""
-        yield from self.nearest()
-        cells = self._distance.shape[1]
-        if self._probes == cells:
-            yield from ((cell, np.flatnonzero(self._nearest != cell)) for cell in range(cells))
-        elif self._probes > 1:
-            probed = np.argpartition(self._distance, self._probes - 1, axis=1)[:, : self._probes]
-            who, column = np.nonzero(probed != self._nearest[:, None])
-            yield from _by_cell(probed[who, column], who)
+        """Yield (cell, queries that probe it), near cells before far ones: bounds that shrink early spare most."""
+        m, cells = self._distance.shape
+        near = min(_BANDS[-1], self._probes)
+        kth = sorted({near - 1, self._probes - 1})
+        order = np.argpartition(self._distance, kth, axis=1)
+        first = np.take_along_axis(self._distance, order[:, :near], 1).argsort(axis=1)
+        closest = np.take_along_axis(order[:, :near], first, 1)
+        for start, stop in zip((0, *_BANDS), _BANDS, strict=False):
+            band = closest[:, start:stop]
+            yield from _by_cell(band.ravel(), np.repeat(np.arange(m), band.shape[1]))
+        if self._probes > near and self._probes < cells:
+            far = order[:, near : self._probes]
+            yield from _by_cell(far.ravel(), np.repeat(np.arange(m), far.shape[1]))
+        elif self._probes > near:
+            done = dict(_by_cell(closest.ravel(), np.repeat(np.arange(m), near)))
+            for cell in range(cells):
+                yield cell, np.delete(np.arange(m), done.get(cell, np.empty(0, np.int64)))
 
 
 def _by_cell(cell: NDArray[np.integer], who: Places) -> Iterator[tuple[int, Places]]:
@@ -252,7 +262,7 @@ def _distance(x: Vectors, who: Places, y: Vectors, which: Places, number: type =
     out = np.empty(len(who))
     for start in range(0, len(who), _PAIRS):
         part = slice(start, start + _PAIRS)
-        difference = x[who[part]].astype(number) - y[which[part]]
+        difference = x[who[part]].astype(number, copy=False) - y[which[part]]
         out[part] = np.einsum("ij,ij->i", difference, difference) / 2.0
     return out
 

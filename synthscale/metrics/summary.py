@@ -17,7 +17,7 @@ from synthscale.scores import ViewRows, quality
 
 NO_IMAGES = "the input is vectors: there are no images to edit"
 _MOST_GROUPED = 0.25
-"""A larger share of all rows in one near-duplicate group that is a chain deserves a look at the radius."""
+"""A larger share of all rows in one near-duplicate group deserves a look at a radius that is not tight."""
 SMALL_CLASS = 200
 """Below this many rows of a class the classifier's metrics deserve a warning."""
 
@@ -134,7 +134,7 @@ def warnings(sums: ViewSums, fit: dict[str, Any], neighbors: dict[str, Any]) -> 
         found.append(f"only {sums.distinct_real} distinct real rows: precision and coverage mean little")
     if neighbors.get("self_test"):
         found += filter(None, [selftest.warning(neighbors["self_test"])])
-    if neighbors["share_in_largest"] > _MOST_GROUPED and neighbors["chains"]:
+    if neighbors["share_in_largest"] > _MOST_GROUPED and _is_wide(neighbors):
         found.append(
             f"{neighbors['share_in_largest']:.0%} of all rows are one near-duplicate group, which spans a "
             f"distance of {neighbors['largest_diameter']:.3g} at radius {neighbors['radius'] or 0:.3g}: check "
@@ -150,3 +150,9 @@ def warnings(sums: ViewSums, fit: dict[str, Any], neighbors: dict[str, Any]) -> 
     elif neighbors["median_distance"] <= 0:
         found.append("half of the distinct real rows have another at distance 0: only exact copies are found")
     return found
+
+
+def _is_wide(neighbors: dict[str, Any]) -> bool:
+    """Tell whether groups are more than copies of one image: chains, or a radius near the ordinary distance."""
+    median, radius = neighbors["median_distance"], neighbors["radius"]
+    return bool(neighbors["chains"]) or (median is not None and radius is not None and radius > median / 2)

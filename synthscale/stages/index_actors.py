@@ -6,6 +6,8 @@ What a chunk of queries found in it lies under ``_neighbors/`` until the stage e
 
 import os
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,7 @@ from synthscale.shortlist import shortlist_for
 from synthscale.stages.row_blocks import Block, Tables, grouped
 
 _READ_ROWS = 8192
+_FEWEST_QUERIES = 512
 
 Pair = tuple[int, int]
 """Codes of the set that asks and the set that is searched."""
@@ -73,8 +76,10 @@ class IndexActor:
 
     def __init__(self, tables: Tables, chunks: list[list[Shard]], threads: int) -> None:
         """Take the run's tables and the chunks of its shards."""
-        faiss.omp_set_num_threads(threads)
-        self._tables, self._chunks = tables, chunks
+        # The threads are ours: each multiplies its own matrices.
+        faiss.omp_set_num_threads(1)
+        self._tables, self._chunks, self._threads = tables, chunks, threads
+        self._pool = ThreadPoolExecutor(threads)
         self._shortlist = shortlist_for(len(ray.get_gpu_ids()))
         self._part: Part | None = None
         self._copies: Copies | None = None
@@ -109,8 +114,19 @@ class IndexActor:
         for question in questions:
             own = block.of_set(question.query)
             index = self._indexes[question.database]
-            answers.append(search(index, own.vectors, own.row, question.k, question.probes))
+            found = self._in_threads(
+                lambda part, index=index, own=own, question=question: search(
+                    index, own.vectors[part], own.row[part], question.k, question.probes
+                ),
+                len(own.row),
+            )
+            answers.append((np.concatenate([d for d, _ in found]), np.concatenate([r for _, r in found])))
         return answers
+
+    def _in_threads(self, work: Callable[[slice], Any], n: int) -> list[Any]:
+        """Let threads share n queries: most of a search is array work, which runs beside that of other threads."""
+        step = max(_FEWEST_QUERIES, -(-n // self._threads))
+        return list(self._pool.map(work, [slice(i, i + step) for i in range(0, max(1, n), step)]))
 
     def ask_inside(self, part: Part, block: Block, probes: dict[int, int]) -> dict[int, NDArray[np.bool_]]:
         """Return which rows of a block, by set, lie inside the radius of a part's real row."""
@@ -120,7 +136,14 @@ class IndexActor:
         result = {}
         for code, count in probes.items():
             own = block.of_set(code)
-            result[code] = search_inside(self._indexes[0], own.vectors, own.row, self._radii, count)
+            radii = self._radii
+            found = self._in_threads(
+                lambda part, own=own, count=count: search_inside(
+                    self._indexes[0], own.vectors[part], own.row[part], radii, count
+                ),
+                len(own.row),
+            )
+            result[code] = np.concatenate(found)
         return result
 
     def _hold(self, part: Part) -> None:

@@ -1,3 +1,5 @@
+import zlib
+from dataclasses import dataclass, field
 from itertools import permutations
 
 import numpy as np
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from synthscale.edges import Edges
-from synthscale.groups import Distances, Groups, component_minimum, diameters, near_duplicate_groups
+from synthscale.groups import Groups, component_minimum, diameters, near_duplicate_groups
 from synthscale.search import Rows
 from tests.reference import brute
 
@@ -24,13 +26,45 @@ def listed(
     return Edges(left, right, far, *(np.isin(end, fake).astype(np.int32) for end in (left, right)))
 
 
-def no_lookup(left: Rows, right: Rows) -> NDArray[np.float64]:
-    raise AssertionError("these diameters are known without a further distance")
+class NoLookup:
+    """For groups whose diameters are known without a further distance."""
+
+    def distances(self, a: Rows, b: Rows) -> NDArray[np.float64]:
+        raise AssertionError("these diameters are known without a further distance")
+
+    def draws(self, rows: Rows) -> NDArray[np.uint64]:
+        raise AssertionError("these diameters are known without a draw")
 
 
-def lookup(x: Vectors) -> Distances:
-    matrix = brute.cosine_distances(x, x)
-    return lambda left, right: matrix[left, right]
+@dataclass
+class Table:
+    """Looks distances up in a matrix, and remembers what it was asked."""
+
+    matrix: NDArray[np.float64]
+    draw: NDArray[np.uint64]
+    pairs: list[tuple[int, int]] = field(default_factory=list)
+    drawn: list[int] = field(default_factory=list)
+
+    def distances(self, a: Rows, b: Rows) -> NDArray[np.float64]:
+        assert a.shape == b.shape
+        self.pairs += zip(a.tolist(), b.tolist(), strict=True)
+        found: NDArray[np.float64] = self.matrix[a, b]
+        return found
+
+    def draws(self, rows: Rows) -> NDArray[np.uint64]:
+        self.drawn += rows.tolist()
+        found: NDArray[np.uint64] = self.draw[rows]
+        return found
+
+
+NO_LOOKUP = NoLookup()
+
+
+def lookup(x: Vectors) -> Table:
+    """Distances by brute force, and a draw of each vector that nothing but the vector decides."""
+    crc = [zlib.crc32(row.tobytes()) for row in x.astype(np.float64)]
+    # All 64 bits matter: in float64 the lowest would be lost.
+    return Table(brute.cosine_distances(x, x), np.array(crc, np.uint64) | np.uint64(2**63))
 
 
 def grouped(x: Vectors, radius: float) -> Groups:
@@ -77,7 +111,7 @@ def test_no_nodes_have_no_components() -> None:
 
 def test_groups_say_whom_they_hold_and_leave_single_rows_out() -> None:
     # Rows 3 and 11 have no edge; an end may stand left or right.
-    found = near_duplicate_groups(listed([(0, 1), (7, 9), (6, 4)], synthetic=np.array([4, 7, 9])), 0.1, no_lookup)
+    found = near_duplicate_groups(listed([(0, 1), (7, 9), (6, 4)], synthetic=np.array([4, 7, 9])), 0.1, NO_LOOKUP)
     lines = zip(found.row, found.near_duplicate_id, found.size, found.has_real, found.has_synthetic, strict=True)
     assert list(map(tuple, lines)) == [
         (0, 0, 2, True, False),
@@ -93,13 +127,13 @@ def test_groups_say_whom_they_hold_and_leave_single_rows_out() -> None:
 @pytest.mark.parametrize("with_real", [True, False])
 def test_rows_of_any_generator_are_synthetic(code: int, with_real: bool) -> None:
     codes = np.array([0 if with_real else code], np.int32), np.array([code], np.int32)
-    found = near_duplicate_groups(Edges(np.array([3]), np.array([8]), np.zeros(1), *codes), 1.0, no_lookup)
+    found = near_duplicate_groups(Edges(np.array([3]), np.array([8]), np.zeros(1), *codes), 1.0, NO_LOOKUP)
     assert found.has_real.tolist() == [with_real] * 2
     assert found.has_synthetic.all()
 
 
 def test_without_edges_there_are_no_groups() -> None:
-    found = near_duplicate_groups(listed([]), 0.1, no_lookup)
+    found = near_duplicate_groups(listed([]), 0.1, NO_LOOKUP)
     assert all(len(values) == 0 for values in vars(found).values())
 
 
@@ -109,7 +143,7 @@ def test_groups_are_the_components_of_their_edges(graph: tuple[int, list[tuple[i
     n, drawn = graph
     pairs = sorted({(min(pair), max(pair)) for pair in drawn if pair[0] != pair[1]})
     codes = np.random.default_rng(seed).integers(0, 2, n)
-    found = near_duplicate_groups(listed(pairs, synthetic=np.flatnonzero(codes)), 0.1, no_lookup)
+    found = near_duplicate_groups(listed(pairs, synthetic=np.flatnonzero(codes)), 0.1, NO_LOOKUP)
     wanted = [members for members in brute.components(n, set(pairs)) if len(members) > 1]
     assert by_group(found) == {members[0]: members for members in wanted}
     assert (np.diff(found.row) > 0).all()
@@ -120,51 +154,71 @@ def test_groups_are_the_components_of_their_edges(graph: tuple[int, list[tuple[i
         assert (found.has_synthetic[at] == (codes[members] == 1).any()).all()
 
 
-def test_a_clique_is_as_wide_as_its_longest_edge_and_needs_no_lookup() -> None:
+def test_a_clique_is_as_wide_as_its_longest_edge_and_needs_NO_LOOKUP() -> None:
     pairs = [(0, 4), (0, 7), (4, 7), (2, 3)]
-    found = near_duplicate_groups(listed(pairs, [0.3, 0.1, 0.2, 0.05]), 0.4, no_lookup)
+    found = near_duplicate_groups(listed(pairs, [0.3, 0.1, 0.2, 0.05]), 0.4, NO_LOOKUP)
     assert found.row.tolist() == [0, 2, 3, 4, 7]
     assert found.diameter.tolist() == [0.3, 0.05, 0.05, 0.3, 0.3]
     assert not found.is_chain.any()
 
 
-def test_copies_alone_have_diameter_zero_and_need_no_lookup() -> None:
+def test_copies_alone_have_diameter_zero_and_need_NO_LOOKUP() -> None:
     # Copies hang on their representative, so not all pairs are edges.
-    found = near_duplicate_groups(listed([(2, i) for i in range(3, 30)]), 5e-324, no_lookup)
+    found = near_duplicate_groups(listed([(2, i) for i in range(3, 30)]), 5e-324, NO_LOOKUP)
     assert (found.size == 28).all()
     assert (found.diameter == 0).all()
     assert not found.is_chain.any()
 
 
 def test_only_groups_that_are_no_cliques_are_looked_up() -> None:
-    asked: set[int] = set()
-    x = np.array([[1.0, 0.1 * i] for i in range(12)])
-    matrix = brute.cosine_distances(x, x)
-
-    def distances(left: Rows, right: Rows) -> NDArray[np.float64]:
-        asked.update(left.tolist(), right.tolist())
-        found: NDArray[np.float64] = matrix[left, right]
-        return found
-
+    table = lookup(np.array([[1.0, 0.1 * i] for i in range(12)]))
     pairs = [(0, 1), (1, 2), (4, 5), (7, 8), (7, 9), (8, 9)]
-    found = near_duplicate_groups(listed(pairs, [matrix[pair] for pair in pairs]), 0.1, distances)
-    assert asked == {0, 1, 2}
-    assert found.diameter[:3].tolist() == [matrix[0, 2]] * 3
+    found = near_duplicate_groups(listed(pairs, [table.matrix[pair] for pair in pairs]), 0.1, table)
+    assert {row for pair in table.pairs for row in pair} == {0, 1, 2}
+    assert found.diameter[:3].tolist() == [table.matrix[0, 2]] * 3
+    assert not table.drawn
+
+
+def test_the_lookups_of_a_large_group_grow_with_its_size_and_not_with_its_pairs() -> None:
+    # Three groups side by side, one of them small and one of copies alone.
+    x = np.random.default_rng(0).normal(size=(500, 4))
+    x[420:] = x[420]
+    chain = [*zip(range(399), range(1, 400), strict=True), *zip(range(400, 409), range(401, 410), strict=True)]
+    table = lookup(x)
+    far = [*(table.matrix[pair] for pair in chain), *([0.0] * 79)]
+    near_duplicate_groups(listed([*chain, *((420, i) for i in range(421, 500))], far), 0.1, table)
+    of_large = [pair for pair in table.pairs if pair[0] < 400]
+    assert len(of_large) <= 2 * 400
+    assert sorted(pair for pair in table.pairs if pair[0] >= 400) == [
+        (i, j) for i in range(400, 410) for j in range(i + 1, 410)
+    ]
+    assert sorted(table.drawn) == list(range(400))
+
+
+def cloud_of(seed: int, n: int, d: int, spread: float) -> Vectors:
+    """Points around a direction."""
+    x: Vectors = np.eye(d)[0] + spread * np.random.default_rng(seed).normal(size=(n, d))
+    return x
 
 
 @st.composite
-def clouds(draw: st.DrawFn) -> tuple[Vectors, float]:
+def clouds(draw: st.DrawFn, least: int = 3, most: int = 32) -> tuple[Vectors, float]:
     """Points around a direction, and a radius that links some of them."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    n, d = draw(st.integers(3, 25)), draw(st.sampled_from([2, 3, 8]))
-    x = np.eye(d)[0] + draw(st.sampled_from([0.05, 0.3, 3.0])) * rng.normal(size=(n, d))
+    n, d = draw(st.integers(least, most)), draw(st.sampled_from([2, 3, 8]))
+    x = cloud_of(draw(st.integers(0, 2**32 - 1)), n, d, draw(st.sampled_from([0.05, 0.3, 3.0])))
     between = np.sort(brute.among(x)[np.triu_indices(n, 1)])
     return x, float(between[int(draw(st.floats(0, 0.6)) * (len(between) - 1))] * (1 + 1e-9))
 
 
-@given(clouds())
-@settings(max_examples=200, deadline=None)
-def test_a_diameter_is_at_most_the_true_one_and_at_least_its_third(
+def assert_within_bounds(diameter: float, true: float) -> None:
+    """At most the truth and at least a third of it, which in Euclidean terms is 1 / sqrt(3)."""
+    assert diameter <= true
+    assert np.sqrt(2 * diameter) >= np.sqrt(2 * true) / np.sqrt(3) - 1e-12
+
+
+@given(clouds(3, 48))
+@settings(max_examples=150, deadline=None)
+def test_a_diameter_is_exact_up_to_32_members_and_at_least_a_third_of_the_truth_beyond(
     cloud: tuple[Vectors, float],
 ) -> None:
     x, radius = cloud
@@ -174,14 +228,88 @@ def test_a_diameter_is_at_most_the_true_one_and_at_least_its_third(
         at = np.searchsorted(found.row, members)
         diameter, true = found.diameter[at[0]], brute.diameter(x, members)
         assert (found.diameter[at] == diameter).all()
-        assert diameter <= true
-        # In Euclidean terms, which the triangle inequality is about.
-        assert np.sqrt(2 * diameter) >= np.sqrt(2 * true) / np.sqrt(3) - 1e-12
+        assert_within_bounds(diameter, true)
         assert (found.is_chain[at] == (diameter > 4 * radius)).all()
         edges = [matrix[i, j] for i in members for j in members if i < j and matrix[i, j] < radius]
-        assert diameter >= max(edges)
-        if len(members) <= 3 or len(edges) == len(members) * (len(members) - 1) // 2:
+        if len(members) <= 32 or len(edges) == len(members) * (len(members) - 1) // 2:
             assert diameter == true
+
+
+@pytest.mark.parametrize("n", [2, 3, 31, 32, 33, 34, 200])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_group_of_32_is_measured_in_full_and_one_of_33_in_two_sweeps(n: int, seed: int) -> None:
+    x = cloud_of(seed, n, 5, 0.3)
+    table = lookup(x)
+    pairs = [(i, i + 1) for i in range(n - 1)]
+    edges = listed(pairs, [table.matrix[pair] for pair in pairs])
+    (diameter,) = diameters(np.arange(n), np.zeros(n, np.intp), edges, table)
+    if n <= 32:
+        assert diameter == table.matrix.max()
+        return
+    start = min(range(n), key=lambda row: int(table.draw[row]))
+    away = int(np.argmax(table.matrix[start]))
+    assert diameter == table.matrix[away].max()
+    assert_within_bounds(diameter, table.matrix.max())
+
+
+@given(clouds(33, 70), st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_large_groups_keep_the_bounds_whatever_member_is_drawn(cloud: tuple[Vectors, float], seed: int) -> None:
+    x, _ = cloud
+    n = len(x)
+    table = lookup(x)
+    table.draw = np.random.default_rng(seed).permutation(n).astype(np.uint64) + np.uint64(2**64 - n)
+    pairs = [(0, i) for i in range(1, n)]
+    edges = listed(pairs, [table.matrix[pair] for pair in pairs])
+    (diameter,) = diameters(np.arange(n), np.zeros(n, np.intp), edges, table)
+    assert_within_bounds(diameter, table.matrix.max())
+    # Draws that differ in their lowest bits alone are told apart.
+    away = int(np.argmax(table.matrix[int(np.argmin(table.draw))]))
+    assert diameter == table.matrix[away].max()
+
+
+def test_the_bound_of_two_sweeps_is_reached_and_a_start_at_an_end_finds_the_truth() -> None:
+    # A drawn row, one straight ahead, and two that are as far from both as these from one another; tiny angles.
+    side = np.sqrt(3) / 2
+    plane = np.array([[0, 0], [1, 0], [0.5, side], [0.5, -side], *([[0.5, 0]] * 36)]) * 1e-4
+    plane[0, 0], plane[1, 0] = -1e-9, 1e-4 + 1e-9
+    x = np.column_stack([np.ones(len(plane)), plane])
+    table = lookup(x)
+    pairs = [(0, i) for i in range(1, len(x))]
+    edges = listed(pairs, [table.matrix[pair] for pair in pairs])
+
+    def found(first: int) -> float:
+        table.draw = np.arange(1, len(x) + 1, dtype=np.uint64)
+        table.draw[first] = 0
+        return float(diameters(np.arange(len(x)), np.zeros(len(x), np.intp), edges, table)[0])
+
+    true = table.matrix.max()
+    assert true == table.matrix[2, 3]
+    assert found(0) == pytest.approx(true / 3, rel=1e-4)
+    assert_within_bounds(found(0), true)
+    assert found(2) == true
+
+
+def test_groups_of_both_kinds_beside_one_another_each_get_their_own_diameter() -> None:
+    rng = np.random.default_rng(3)
+    sizes = [40, 2, 7, 33, 32, 60, 3]
+    index = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    nodes = np.sort(rng.choice(1000, len(index), replace=False))
+    x = rng.normal(size=(1000, 3))
+    table = lookup(x)
+    pairs = []
+    for group in range(len(sizes)):
+        members = nodes[index == group].tolist()
+        pairs += list(zip(members[:-1], members[1:], strict=True))
+    found = diameters(nodes, index, listed(pairs, [table.matrix[pair] for pair in pairs]), table)
+    assert len(found) == len(sizes)
+    for group, size in enumerate(sizes):
+        members = nodes[index == group]
+        matrix = table.matrix[np.ix_(members, members)]
+        if size <= 32:
+            assert found[group] == matrix.max()
+        else:
+            assert found[group] == matrix[int(np.argmax(matrix[int(np.argmin(table.draw[members]))]))].max()
 
 
 @given(seed=st.integers(0, 2**32 - 1), move=st.permutations(range(3)))
@@ -195,8 +323,8 @@ def test_the_diameter_of_three_members_is_exact_whichever_pair_is_no_edge(seed: 
     assert found.tolist() == [matrix.max()]
 
 
-@given(clouds())
-@settings(deadline=None)
+@given(clouds(3, 48))
+@settings(max_examples=80, deadline=None)
 def test_spanning_edges_alone_keep_the_bounds(cloud: tuple[Vectors, float]) -> None:
     # A join that finds too many pairs leaves out those that connect nothing new.
     x, radius = cloud
@@ -211,8 +339,9 @@ def test_spanning_edges_alone_keep_the_bounds(cloud: tuple[Vectors, float]) -> N
     found = near_duplicate_groups(listed(kept, [matrix[pair] for pair in kept]), radius, lookup(x))
     for members in by_group(found).values():
         diameter = found.diameter[np.searchsorted(found.row, members[0])]
-        true = brute.diameter(x, members)
-        assert np.sqrt(true / 3) - 1e-12 <= np.sqrt(diameter) <= np.sqrt(true)
+        assert_within_bounds(diameter, brute.diameter(x, members))
+        if len(members) <= 32:
+            assert diameter == brute.diameter(x, members)
 
 
 def on_an_arc(angles: list[float]) -> Vectors:
@@ -232,14 +361,49 @@ def test_a_chain_is_one_whose_ends_are_more_than_two_radii_apart_in_euclidean_te
     for ends, expected in ((1.99, False), (2.01, True)):
         pairs = listed([(0, 1), (1, 2)], [0.01, 0.01])
         far = (ends * np.sqrt(2 * 0.0101)) ** 2 / 2
-        table = np.array([[0, 0.01, far], [0.01, 0, 0.01], [far, 0.01, 0]])
-        found = near_duplicate_groups(pairs, 0.0101, lambda a, b, t=table: t[a, b])
+        table = Table(np.array([[0, 0.01, far], [0.01, 0, 0.01], [far, 0.01, 0]]), np.arange(3, dtype=np.uint64))
+        found = near_duplicate_groups(pairs, 0.0101, table)
         assert found.is_chain.tolist() == [expected] * 3
 
 
-def test_the_order_of_rows_changes_no_diameter() -> None:
-    # Four rows: from one start the two farthest are found, from another they are not.
+def test_the_order_of_a_few_rows_changes_no_diameter() -> None:
+    # Four rows: by sweeps, from one start the two farthest are found and from another they are not.
     x = np.array([[10, 1, 0], [10, 0, -2], [10, 2, -2], [10, -1, 0]], np.float64)
     found = [grouped(x[list(order)], 0.0245) for order in permutations(range(4))]
     assert all((groups.size == 4).all() for groups in found)
-    assert {float(np.round(groups.diameter[0], 6)) for groups in found} == {0.061675}
+    assert {float(groups.diameter[0]) for groups in found} == {brute.diameter(x, [0, 1, 2, 3])}
+
+
+@given(clouds(20, 60), st.integers(0, 2**32 - 1))
+@settings(max_examples=80, deadline=None)
+def test_the_order_of_rows_changes_no_diameter(cloud: tuple[Vectors, float], seed: int) -> None:
+    x, radius = cloud
+    # Copies have equal draws: which of them is taken must not matter either.
+    x = np.vstack([x, x[: len(x) // 3]])
+    move = np.random.default_rng(seed).permutation(len(x))
+    before, after = grouped(x, radius), grouped(x[move], radius)
+    found = {
+        frozenset(move[members].tolist()): after.diameter[np.searchsorted(after.row, members[0])]
+        for members in by_group(after).values()
+    }
+    assert found == {
+        frozenset(members): before.diameter[np.searchsorted(before.row, members[0])]
+        for members in by_group(before).values()
+    }
+
+
+def test_members_equally_far_away_are_chosen_by_their_draws_and_not_by_their_rows() -> None:
+    # A wheel: the hub is drawn first, and all of the rim is equally far from it.
+    rng = np.random.default_rng(8)
+    matrix = rng.uniform(0.2, 0.5, (40, 40))
+    matrix = np.triu(matrix, 1) + np.triu(matrix, 1).T
+    matrix[0, 1:] = matrix[1:, 0] = 0.1
+    draw = np.concatenate([[0], 1 + rng.permutation(39)]).astype(np.uint64)
+    found = set()
+    for _ in range(20):
+        move = rng.permutation(40)
+        table = Table(matrix[np.ix_(move, move)], draw[move])
+        hub = int(np.flatnonzero(move == 0)[0])
+        pairs = [(min(hub, i), max(hub, i)) for i in range(40) if i != hub]
+        found |= set(diameters(np.arange(40), np.zeros(40, np.intp), listed(pairs, [0.1] * 39), table).tolist())
+    assert found == {matrix[int(np.argmax(draw))].max()}
