@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import faiss
@@ -114,12 +115,8 @@ class IndexActor:
         for question in questions:
             own = block.of_set(question.query)
             index = self._indexes[question.database]
-            found = self._in_threads(
-                lambda part, index=index, own=own, question=question: search(
-                    index, own.vectors[part], own.row[part], question.k, question.probes
-                ),
-                len(own.row),
-            )
+            ask = partial(_search, index, own, question)
+            found = self._in_threads(ask, len(own.row))
             answers.append((np.concatenate([d for d, _ in found]), np.concatenate([r for _, r in found])))
         return answers
 
@@ -136,13 +133,8 @@ class IndexActor:
         result = {}
         for code, count in probes.items():
             own = block.of_set(code)
-            radii = self._radii
-            found = self._in_threads(
-                lambda part, own=own, count=count: search_inside(
-                    self._indexes[0], own.vectors[part], own.row[part], radii, count
-                ),
-                len(own.row),
-            )
+            ask = partial(_search_inside, self._indexes[0], own, self._radii, count)
+            found = self._in_threads(ask, len(own.row))
             result[code] = np.concatenate(found)
         return result
 
@@ -197,6 +189,14 @@ class IndexActor:
                 relation = load_relations(self._tables, chunk, part.of)[0, 0]
                 radii[own] = relation.radius(K)[np.searchsorted(relation.row, rows[own])]
         return radii
+
+
+def _search(index: Index, block: Block, question: Question, part: slice) -> tuple[Floats, Rows]:
+    return search(index, block.vectors[part], block.row[part], question.k, question.probes)
+
+
+def _search_inside(index: Index, block: Block, radii: Floats, probes: int, part: slice) -> NDArray[np.bool_]:
+    return search_inside(index, block.vectors[part], block.row[part], radii, probes)
 
 
 def load_relations(tables: Tables, chunk: int, parts: int) -> dict[Pair, Relation]:
