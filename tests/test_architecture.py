@@ -14,13 +14,39 @@ PACKAGE = ROOT / "synthscale"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 STAGES = {"ingest", "embed", "neighbors", "classify", "reduce", "report"}
-STAGE_HELPERS = {"__init__", "context", "session"}
+STAGE_HELPERS = {
+    "__init__",
+    "context",
+    "session",
+    # The parts of neighbors.
+    "row_blocks",
+    "copy_scan",
+    "index_actors",
+    "index_cluster",
+    "cell_join",
+    "neighbor_tables",
+    "row_lookup",
+    "radius_test",
+}
 
 # Arrays and bytes in, arrays out. demo.py may write local files.
 PURE = [
     "search",
+    "shortlist",
+    "projection",
+    "cells",
+    "components",
+    "probes",
+    "join",
+    "cell_index",
+    "relations",
+    "radius",
+    "edges",
+    "copies",
     "groups",
     "neighbors",
+    "memory_search",
+    "selftest",
     "folds",
     "features",
     "logistic",

@@ -47,6 +47,31 @@ class JoinTask:
 
 
 @dataclass(frozen=True)
+class JoinFiles:
+    """The files of one join, and the tables that it reads."""
+
+    tables: Tables
+    folder: str
+
+    def path(self, name: str) -> str:
+        """Return the location of a file."""
+        return self.tables.run.path(FOLDER, self.folder, name)
+
+    def save(self, name: str, edges: Edges, *, is_whole: bool, **more: Any) -> None:
+        """Write edges, whether they are all, and further arrays."""
+        arrays = {f.name: getattr(edges, f.name) for f in fields(Edges)}
+        self.tables.save(f"{self.folder}/{name}", arrays | {"is_whole": np.array(is_whole)} | more)
+
+    def load(self, name: str) -> dict[str, Any]:
+        """Read what was saved."""
+        return self.tables.load(f"{self.folder}/{name}")
+
+    def saved(self) -> set[str]:
+        """Return the names of what was saved."""
+        return {name.rpartition("/")[2] for name in self.tables.saved(self.folder)}
+
+
+@dataclass(frozen=True)
 class Bucketed:
     """A plan whose cells are dealt to buckets, and how many rows a piece of a bucket may have."""
 
@@ -59,74 +84,70 @@ class CellJoin:
     """The join of some sets at one radius."""
 
     def __init__(
-        self, tables: Tables, shards: Sequence[Shard], scanned: Scan, crew: Crew, memory_bytes: int, name: str
+        self, files: JoinFiles, shards: Sequence[Shard], scanned: Scan, crew: Crew, memory_bytes: int
     ) -> None:
-        """Take a name that tells this join's files from those of others."""
-        self._tables, self._shards, self._scan, self._crew = tables, shards, scanned, crew
-        self._copies = ray.put(scanned.copies)
-        self._folder = f"join-{name}"
-        width = tables.layout.search[1] - tables.layout.search[0]
-        # A piece is read, placed or joined with a second one, and half of the memory is for products and pairs.
+        """Take the files of this join and no other, and the memory that a task may use."""
+        self._files, self._shards, self._scan, self._crew = files, shards, ray.put(scanned), crew
+        self._copies, self._distinct = ray.put(scanned.copies), scanned.distinct
+        width = files.tables.layout.search[1] - files.tables.layout.search[0]
+        # A piece is joined with a second one, and half of the memory is for products and pairs.
         self._piece_rows = max(1024, memory_bytes // 4 // (4 * width + 400))
 
     def run(self, codes: Sequence[int], radius: float) -> tuple[Edges, dict[str, Any]]:
         """Return all edges among the distinct rows of some sets, and how they were found."""
-        sizes = {code: self._scan.distinct[code] for code in codes}
-        rows = sum(sizes.values())
-        if rows <= self._piece_rows:
+        sizes = {code: self._distinct[code] for code in codes}
+        if sum(sizes.values()) <= self._piece_rows:
             task = ray.remote(_join_directly).options(num_cpus=1, num_gpus=1 if self._crew.gpus else 0)
-            name = f"{self._folder}/edges-all"
-            plan = task.remote(self._tables, list(self._shards), self._scan, sizes, radius, name)
-            estimate = ray.get(plan)
-            names = [name]
+            estimate = ray.get(task.remote(self._files, list(self._shards), self._scan, sizes, radius))
+            names = ["edges-all"]
         else:
             estimate, names = self._run_in_buckets(sizes, radius)
-        parts = [self._tables.load(name) for name in names]
+        parts = [self._files.load(name) for name in names]
         whole = all(bool(part["is_whole"]) for part in parts)
         edges = distinct_edges([Edges(*(part[f.name] for f in fields(Edges))) for part in parts])
         return edges, {"radius": radius, **estimate, "all_pairs_listed": whole}
 
     def _run_in_buckets(self, sizes: dict[int, int], radius: float) -> tuple[dict[str, Any], list[str]]:
-        made = ray.remote(_plan).options(num_cpus=1)
+        plan_task = ray.remote(_plan).options(num_cpus=1)
         bucketed: Bucketed = ray.get(
-            made.remote(
-                self._tables, self._scan, sizes, radius, self._folder, self._piece_rows, self._crew.workers
-            )
+            plan_task.remote(self._files, self._scan, sizes, radius, self._piece_rows, self._crew.workers)
         )
         plan, shared = bucketed.plan, ray.put(bucketed)
         groups = grouped(self._shards, bucketed.piece_rows // 4)
-        counts = self._scatter(shared, groups, list(sizes))
-        tasks = _tasks(counts, bucketed.piece_rows)
+        tasks = _tasks(self._scatter(shared, groups, list(sizes)), bucketed.piece_rows)
         logger.info("join at %.3g: %d buckets, %d tasks; %s", radius, bucketed.buckets, len(tasks), plan.estimate)
-        have = self._tables.saved(self._folder)
-        todo = [task for task in tasks if f"{self._folder}/{task.name}" not in have]
+        have = self._files.saved()
+        todo = [task for task in tasks if task.name not in have]
         work = ray.remote(_join_bucket).options(num_cpus=1, num_gpus=1 if self._crew.gpus else 0)
 
         def submit(task: JoinTask) -> Any:
-            return work.remote(self._tables, self._folder, shared, task)
+            return work.remote(self._files, shared, task)
 
         for _ in self._crew.work(todo, submit, f"near-duplicates, {plan.cells:,} cells in buckets:"):
             pass
-        stars = [f"{self._folder}/stars-{number:06d}" for number in range(len(groups))]
-        return asdict(plan.estimate), [*stars, *(f"{self._folder}/{task.name}" for task in tasks)]
+        return asdict(plan.estimate), [*map(_stars, range(len(groups))), *(task.name for task in tasks)]
 
     def _scatter(self, bucketed: Any, groups: list[list[Shard]], codes: list[int]) -> list[dict[int, int]]:
         """Deal the rows to buckets; return, for each group of shards, the entries of each bucket."""
         task = ray.remote(_scatter).options(num_cpus=1)
-        have = self._tables.saved(self._folder)
+        have = self._files.saved()
         counts: dict[int, dict[int, int]] = {}
-        for number in range(len(groups)):
-            if f"{self._folder}/stars-{number:06d}" in have:
-                stars = self._tables.load(f"{self._folder}/stars-{number:06d}")
-                counts[number] = dict(zip(stars["bucket"].tolist(), stars["entries"].tolist(), strict=True))
+        for number in (number for number in range(len(groups)) if _stars(number) in have):
+            stars = self._files.load(_stars(number))
+            counts[number] = dict(zip(stars["bucket"].tolist(), stars["entries"].tolist(), strict=True))
         todo = [number for number in range(len(groups)) if number not in counts]
 
         def submit(number: int) -> Any:
-            return task.remote(self._tables, self._folder, bucketed, number, groups[number], self._copies, codes)
+            return task.remote(self._files, bucketed, number, groups[number], self._copies, codes)
 
         for number, count in self._crew.work(todo, submit, "rows dealt to cells: groups"):
             counts[number] = count
         return [counts[number] for number in range(len(groups))]
+
+
+def _stars(number: int) -> str:
+    """Name what a group of shards leaves beside its entries: the edges of hubs, and counts."""
+    return f"stars-{number:06d}"
 
 
 def _tasks(counts: list[dict[int, int]], piece_rows: int) -> list[JoinTask]:
@@ -161,48 +182,37 @@ def _sample_for(scanned: Scan, sizes: dict[int, int]) -> Sample:
 
 
 def _join_directly(
-    tables: Tables, shards: list[Shard], scanned: Scan, sizes: dict[int, int], radius: float, name: str
+    files: JoinFiles, shards: list[Shard], scanned: Scan, sizes: dict[int, int], radius: float
 ) -> dict[str, Any]:
     plan = plan_join(_sample_for(scanned, sizes), sizes, radius)
-    block = _of_sets(tables.block(shards, scanned.copies), list(sizes))
+    block = _of_sets(files.tables.block(shards, scanned.copies), list(sizes))
     found = join_all(plan, block.vectors, block.row, block.code, _shortlist())
-    _save(tables, name, found.edges, is_whole=found.is_whole)
+    files.save("edges-all", found.edges, is_whole=found.is_whole)
     return asdict(plan.estimate)
 
 
 def _plan(
-    tables: Tables,
-    scanned: Scan,
-    sizes: dict[int, int],
-    radius: float,
-    folder: str,
-    piece_rows: int,
-    workers: int,
+    files: JoinFiles, scanned: Scan, sizes: dict[int, int], radius: float, piece_rows: int, workers: int
 ) -> Bucketed:
     """Return the plan of this join; one that a run before has saved is kept, with what it has led to."""
-    path = tables.run.path(FOLDER, folder, "plan.pickle")
-    if fsys.exists(path, tables.run.storage):
-        kept: Bucketed = pickle.loads(fsys.read_bytes(path, tables.run.storage))
+    path, storage = files.path("plan.pickle"), files.tables.run.storage
+    if fsys.exists(path, storage):
+        kept: Bucketed = pickle.loads(fsys.read_bytes(path, storage))
         return kept
     plan = plan_join(_sample_for(scanned, sizes), sizes, radius)
     entries = sum(sizes.values()) * (1 + plan.estimate.visits_per_row)
     wanted = max(_TASKS_A_WORKER * workers, int(np.ceil(entries / (piece_rows / 2))))
     bucketed = Bucketed(plan, min(plan.cells, wanted), piece_rows)
-    fsys.write_bytes(path, pickle.dumps(bucketed), tables.run.storage)
+    fsys.write_bytes(path, pickle.dumps(bucketed), storage)
     return bucketed
 
 
 def _scatter(
-    tables: Tables,
-    folder: str,
-    bucketed: Bucketed,
-    number: int,
-    shards: list[Shard],
-    copies: Copies,
-    codes: list[int],
+    files: JoinFiles, bucketed: Bucketed, number: int, shards: list[Shard], copies: Copies, codes: list[int]
 ) -> dict[int, int]:
+    """Write a group's entries, a row group a bucket, and its hub edges; return the entries of each bucket."""
     plan = bucketed.plan
-    block = _of_sets(tables.block(shards, copies), codes)
+    block = _of_sets(files.tables.block(shards, copies), codes)
     piece = place_rows(plan, block.vectors, block.row, block.code)
     bucket = piece.cell.astype(np.int64) * bucketed.buckets // plan.cells
     sink = io.BytesIO()
@@ -222,13 +232,11 @@ def _scatter(
     with pq.ParquetWriter(sink, schema, compression="none", use_dictionary=False) as writer:
         for start, end in zip(starts.tolist(), ends, strict=True):
             writer.write_table(_entries(piece, slice(start, end), schema), row_group_size=end - start)
-    path = tables.run.path(FOLDER, folder, f"scattered-{number:06d}.parquet")
-    fsys.write_bytes(path, sink.getvalue(), tables.run.storage)
-    counts = dict(zip(numbers.tolist(), (np.array(ends) - starts).tolist(), strict=True))
+    fsys.write_bytes(files.path(f"scattered-{number:06d}.parquet"), sink.getvalue(), files.tables.run.storage)
+    entries = np.array(ends, np.int64) - starts
     stars = hub_edges(plan, piece)
-    keys, entries = np.array(list(counts), np.int64), np.array(list(counts.values()), np.int64)
-    _save(tables, f"{folder}/stars-{number:06d}", stars, is_whole=len(stars) == 0, bucket=keys, entries=entries)
-    return counts
+    files.save(_stars(number), stars, is_whole=len(stars) == 0, bucket=numbers, entries=entries)
+    return dict(zip(numbers.tolist(), entries.tolist(), strict=True))
 
 
 def _entries(piece: Piece, part: slice, schema: pa.Schema) -> pa.Table:
@@ -245,18 +253,18 @@ def _entries(piece: Piece, part: slice, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def _join_bucket(tables: Tables, folder: str, bucketed: Bucketed, task: JoinTask) -> None:
-    one = _read_piece(tables, folder, task.bucket, task.one)
-    other = None if task.other is None else _read_piece(tables, folder, task.bucket, task.other)
+def _join_bucket(files: JoinFiles, bucketed: Bucketed, task: JoinTask) -> None:
+    one = _read_piece(files, task.bucket, task.one)
+    other = None if task.other is None else _read_piece(files, task.bucket, task.other)
     found = join(bucketed.plan, one, other, _shortlist())
-    _save(tables, f"{folder}/{task.name}", found.edges, is_whole=found.is_whole)
+    files.save(task.name, found.edges, is_whole=found.is_whole)
 
 
-def _read_piece(tables: Tables, folder: str, bucket: int, numbers: tuple[int, ...]) -> Piece:
+def _read_piece(files: JoinFiles, bucket: int, numbers: tuple[int, ...]) -> Piece:
     parts = []
     for number in numbers:
-        path = tables.run.path(FOLDER, folder, f"scattered-{number:06d}.parquet")
-        with fsys.filesystem(path, tables.run.storage).open(path, "rb") as opened:
+        path = files.path(f"scattered-{number:06d}.parquet")
+        with fsys.filesystem(path, files.tables.run.storage).open(path, "rb") as opened:
             file = pq.ParquetFile(opened)
             held = file.schema_arrow.metadata[b"buckets"].decode().split(",")
             parts.append(file.read_row_group(held.index(str(bucket))))
@@ -278,8 +286,3 @@ def _of_sets(block: Block, codes: list[int]) -> Block:
 
 def _shortlist() -> Any:
     return shortlist_for(len(ray.get_gpu_ids()))
-
-
-def _save(tables: Tables, name: str, edges: Edges, *, is_whole: bool, **more: Any) -> None:
-    arrays = {f.name: getattr(edges, f.name) for f in fields(Edges)}
-    tables.save(name, arrays | {"is_whole": np.array(is_whole)} | more)

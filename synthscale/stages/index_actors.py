@@ -181,12 +181,13 @@ class IndexActor:
         """Return the k-NN radii of the part's real rows, from what the chunks found in all parts."""
         rows = self._indexes[0].rows
         radii = np.full(len(rows), -np.inf)
+        answers = Answers(self._tables, self._chunks, part.of)
         order = np.argsort(rows)
         for chunk, shards in enumerate(self._chunks):
             low, high = np.searchsorted(rows[order], [shards[0].start, shards[-1].stop])
             if low < high:
                 own = order[low:high]
-                relation = load_relations(self._tables, chunk, part.of)[0, 0]
+                relation = answers.relations(chunk)[0, 0]
                 radii[own] = relation.radius(K)[np.searchsorted(relation.row, rows[own])]
         return radii
 
@@ -199,24 +200,33 @@ def _search_inside(index: Index, block: Block, radii: Floats, probes: int, part:
     return search_inside(index, block.vectors[part], block.row[part], radii, probes)
 
 
-def load_relations(tables: Tables, chunk: int, parts: int) -> dict[Pair, Relation]:
-    """Return what a chunk's rows found in each set, merged over the parts."""
-    answers = [tables.load(answer_name("nearest", chunk, part, parts)) for part in range(parts)]
-    relations = {}
-    for key in (name.removesuffix("-row") for name in answers[0] if name.endswith("-row")):
-        query, database = (int(code) for code in key.split("-"))
-        found = [(answer[f"{key}-distance"], answer[f"{key}-neighbor"]) for answer in answers]
-        relations[query, database] = Relation(
-            answers[0][f"{key}-row"], *merge_nearest(found, found[0][0].shape[1])
-        )
-    return relations
+@dataclass(frozen=True)
+class Answers:
+    """What the chunks of a run found in the parts of its index; picklable."""
 
+    tables: Tables
+    chunks: list[list[Shard]]
+    parts: int
 
-def load_inside(tables: Tables, chunk: int, parts: int) -> dict[int, Inside]:
-    """Return which of a chunk's rows lie inside the real manifold, by set."""
-    answers = [tables.load(answer_name("inside", chunk, part, parts)) for part in range(parts)]
-    codes = [int(name.removesuffix("-row")) for name in answers[0] if name.endswith("-row")]
-    return {
-        code: Inside(answers[0][f"{code}-row"], np.logical_or.reduce([a[f"{code}-inside"] for a in answers]))
-        for code in codes
-    }
+    def relations(self, chunk: int) -> dict[Pair, Relation]:
+        """Return what a chunk's rows found in each set, merged over the parts."""
+        answers = self._load("nearest", chunk)
+        relations = {}
+        for key in (name.removesuffix("-row") for name in answers[0] if name.endswith("-row")):
+            query, database = (int(code) for code in key.split("-"))
+            found = [(answer[f"{key}-distance"], answer[f"{key}-neighbor"]) for answer in answers]
+            merged = merge_nearest(found, found[0][0].shape[1])
+            relations[query, database] = Relation(answers[0][f"{key}-row"], *merged)
+        return relations
+
+    def inside(self, chunk: int) -> dict[int, Inside]:
+        """Return which of a chunk's rows lie inside the real manifold, by set."""
+        answers = self._load("inside", chunk)
+        codes = [int(name.removesuffix("-row")) for name in answers[0] if name.endswith("-row")]
+        return {
+            code: Inside(answers[0][f"{code}-row"], np.logical_or.reduce([a[f"{code}-inside"] for a in answers]))
+            for code in codes
+        }
+
+    def _load(self, what: str, chunk: int) -> list[dict[str, NDArray[Any]]]:
+        return [self.tables.load(answer_name(what, chunk, part, self.parts)) for part in range(self.parts)]

@@ -30,13 +30,13 @@ from synthscale.schemas import Shard
 from synthscale.search import Floats, Rows
 from synthscale.stages.copy_scan import Scan, sample
 from synthscale.stages.index_actors import (
+    Answers,
     IndexActor,
     Pair,
     Part,
     Question,
     SetsRef,
     answer_name,
-    load_relations,
 )
 from synthscale.stages.row_blocks import Block, Crew, Tables
 
@@ -57,6 +57,7 @@ class IndexCluster:
             num_gpus=1 if crew.gpus else 0,
             max_restarts=-1,
             max_task_retries=3,
+            scheduling_strategy="SPREAD",
         )
         threads = max(1, crew.workers // count)
         self._actors = [actor.remote(tables, chunks, threads) for _ in range(count)]
@@ -108,12 +109,17 @@ class IndexCluster:
 
     # All rows.
 
+    @property
+    def answers(self) -> Answers:
+        """Where what the rows found is read."""
+        return Answers(self._tables, self._chunks, self.parts)
+
     def search(self, questions: list[Question], wanted: Sequence[Pair]) -> dict[Pair, Relation]:
         """Search all distinct rows, keep what they found, and return the relations of the wanted pairs."""
         self._for_all("nearest", questions, "nearest neighbours: chunks")
         if not wanted:
             return {}
-        found = [load_relations(self._tables, chunk, self.parts) for chunk in range(len(self._chunks))]
+        found = [self.answers.relations(chunk) for chunk in range(len(self._chunks))]
         return {pair: joined([relations[pair] for relations in found]) for pair in wanted}
 
     def inside(self, recalls: dict[Pair, Recall | None]) -> dict[int, Recall | None]:

@@ -1,7 +1,7 @@
 """The last step of the neighbors stage: ``neighbors/``, ``nearest/`` and ``groups/``, a chunk of shards a task."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,29 @@ from synthscale.radius import Searches
 from synthscale.relations import Recall, Relation
 from synthscale.schemas import GROUPS, NEAREST, NEIGHBORS, Shard
 from synthscale.search import Rows
-from synthscale.stages.index_actors import Pair, load_inside, load_relations
+from synthscale.stages.index_actors import Answers, Pair
 from synthscale.stages.row_blocks import Crew, Tables
 
 _Picked = tuple[dict[Pair, Relation], dict[int, Inside]]
 
 
+@dataclass(frozen=True)
+class _Shared:
+    """What the tasks of all chunks are told.
+
+    Attributes:
+        copies: of all sets.
+        later: the rows that equal one of a smaller id.
+        sure: of each pair of sets, whether all pairs of rows were compared.
+    """
+
+    copies: Copies
+    later: Rows
+    sure: dict[Pair, bool]
+
+
 def write_tables(
-    run_tables: Tables,
-    chunks: list[list[Shard]],
-    parts: int,
+    answers: Answers,
     copies: Copies,
     recalls: dict[Pair, Recall | None],
     edges: Edges,
@@ -35,40 +48,34 @@ def write_tables(
     """Write the three tables.
 
     Args:
-        run_tables: the run's.
-        chunks: the shards, in groups.
-        parts: of the index, whose answers are read.
+        answers: what the rows found, by chunk.
         copies: of all sets.
         recalls: of the searches; None where all pairs were compared.
         edges: of all views, each once, ascending.
         views: by the generators' codes.
         crew: runs the tasks.
     """
-    shared = ray.put(copies)
     pick, ids = ray.remote(_pick).options(num_cpus=1), ray.remote(_ids).options(num_cpus=1)
-    held = [(i, chunk, _of_chunk(copies.row, chunk)) for i, chunk in enumerate(chunks)]
+    held = [(i, chunk, _of_chunk(copies.row, chunk)) for i, chunk in enumerate(answers.chunks)]
     with_copies = [(i, chunk, rows) for i, chunk, rows in held if len(rows)]
     # What representatives found holds for their copies, in whatever shard these are.
-    picked = [
-        pick.remote(run_tables, i, parts, np.intersect1d(rows, copies.representative))
-        for i, _, rows in with_copies
-    ]
-    named = ray.get([ids.remote(run_tables, chunk, rows) for _, chunk, rows in with_copies])
-    later = ray.put(copies.later({row: name for part in named for row, name in part.items()}))
-    sure = {pair: recall is None for pair, recall in recalls.items()}
+    picked = [pick.remote(answers, i, np.intersect1d(rows, copies.representative)) for i, _, rows in with_copies]
+    named = ray.get([ids.remote(answers.tables, chunk, rows) for _, chunk, rows in with_copies])
+    later = copies.later({row: name for part in named for row, name in part.items()})
+    shared = ray.put(_Shared(copies, later, {pair: recall is None for pair, recall in recalls.items()}))
     task = ray.remote(_write_chunk).options(num_cpus=1)
 
     def submit(number: int) -> Any:
-        chunk = chunks[number]
+        chunk = answers.chunks[number]
         bounds = [chunk[0].start, chunk[-1].stop]
         own_edges = edges[slice(*np.searchsorted(edges.left, bounds))]
         groups = {
             code: tables.groups(view.generator, view.groups, slice(*np.searchsorted(view.groups.row, bounds)))
             for code, view in views.items()
         }
-        return task.remote(run_tables, chunk, number, parts, shared, later, sure, own_edges, groups, *picked)
+        return task.remote(answers, number, shared, own_edges, groups, *picked)
 
-    for _ in crew.work(range(len(chunks)), submit, "tables written: chunks"):
+    for _ in crew.work(range(len(answers.chunks)), submit, "tables written: chunks"):
         pass
 
 
@@ -83,49 +90,34 @@ def _ids(run_tables: Tables, chunk: list[Shard], rows: Rows) -> dict[int, str]:
     return dict(zip(rows.tolist(), table.column("id").take(pa.array(at)).to_pylist(), strict=True))
 
 
-def _pick(run_tables: Tables, chunk: int, parts: int, rows: Rows) -> _Picked:
+def _pick(answers: Answers, chunk: int, rows: Rows) -> _Picked:
     """Return what the given rows of a chunk found."""
-    relations, insides = (load_relations(run_tables, chunk, parts), load_inside(run_tables, chunk, parts))
     picked = {}
-    for pair, relation in relations.items():
+    for pair, relation in answers.relations(chunk).items():
         own = np.isin(relation.row, rows)
         picked[pair] = Relation(relation.row[own], relation.distance[own], relation.neighbor[own])
-    return picked, {code: _inside_of(inside, rows) for code, inside in insides.items()}
-
-
-def _inside_of(inside: Inside, rows: Rows) -> Inside:
-    own = np.isin(inside.row, rows)
-    return Inside(inside.row[own], inside.is_inside[own])
+    insides = {}
+    for code, inside in answers.inside(chunk).items():
+        own = np.isin(inside.row, rows)
+        insides[code] = Inside(inside.row[own], inside.is_inside[own])
+    return picked, insides
 
 
 def _write_chunk(
-    run_tables: Tables,
-    chunk: list[Shard],
-    number: int,
-    parts: int,
-    copies: Copies,
-    later: Rows,
-    sure: dict[Pair, bool],
-    edges: Edges,
-    groups: dict[int, pa.Table],
-    *picked: _Picked,
+    answers: Answers, number: int, shared: _Shared, edges: Edges, groups: dict[int, pa.Table], *picked: _Picked
 ) -> None:
     """Write a chunk's shards of the three tables; ``picked`` holds what representatives elsewhere found."""
-    relations, insides = _merged(
-        [(load_relations(run_tables, number, parts), load_inside(run_tables, number, parts)), *picked]
-    )
-    block = run_tables.rows(chunk)
+    relations, insides = _merged([(answers.relations(number), answers.inside(number)), *picked])
+    chunk, names = answers.chunks[number], answers.tables.names
+    block = answers.tables.rows(chunk)
     real = block.row[block.code == 0]
     views = []
     for code in groups:
         pairs = [(0, 0), (0, code), (code, 0), (code, code)]
-        found = Found(
-            Searches(*(replace(relations[p], recall=None if sure[p] else _NOT_EXACT) for p in pairs)),
-            insides[0],
-            insides[code],
-        )
+        searches = Searches(*(replace(relations[p], recall=None if shared.sure[p] else _NOT_EXACT) for p in pairs))
         own = block.row[block.code == code]
-        views.append(tables.nearest(run_tables.names[code], nearest_rows(found, copies, real, own), later))
+        found = nearest_rows(Found(searches, insides[0], insides[code]), shared.copies, real, own)
+        views.append(tables.nearest(names[code], found, shared.later))
     nearest = pa.concat_tables(views)
     nearest = nearest.take(pa.array(np.argsort(nearest.column("row").to_numpy(), kind="stable")))
     members = pa.concat_tables(groups.values())
@@ -138,7 +130,7 @@ def _write_chunk(
         rows = table.column(key).to_numpy()
         for shard in chunk:
             low, high = np.searchsorted(rows, [shard.start, shard.stop])
-            run_tables.run.write_shard(name, shard, table.slice(low, high - low), schema)
+            answers.tables.run.write_shard(name, shard, table.slice(low, high - low), schema)
 
 
 _NOT_EXACT = Recall(0.0, 0.0, 0, 0)

@@ -27,10 +27,10 @@ from synthscale.radius import Calibration, Searches, calibrate
 from synthscale.relations import ALL_CELLS, FLAT_ROWS, SAMPLED_QUERIES, Recall
 from synthscale.schemas import REAL
 from synthscale.selftest import SelfTest
-from synthscale.stages.cell_join import CellJoin
+from synthscale.stages.cell_join import CellJoin, JoinFiles
 from synthscale.stages.context import Outcome, StageContext
 from synthscale.stages.copy_scan import Scan, scan
-from synthscale.stages.index_actors import Pair, Question, load_relations
+from synthscale.stages.index_actors import Answers, Pair, Question
 from synthscale.stages.index_cluster import IndexCluster
 from synthscale.stages.neighbor_tables import write_tables
 from synthscale.stages.radius_test import start_self_test
@@ -101,28 +101,28 @@ class _Job:
         found, clock = _Found(), _Clock()
         scanned = scan(self.tables, self.chunks, _sampled(rows), rows, self.crew)
         clock.stop("scan")
-        parts = self._search(cluster, scanned, found)
+        answers = self._search(cluster, scanned, found)
         clock.stop("search")
-        self._join(scanned, found, parts)
+        self._join(scanned, found, answers)
         clock.stop("join")
         views = self._groups(scanned, found, rows)
         clock.stop("groups")
         edges = distinct_edges([scanned.copies.edges(scanned.codes), *found.edges.values()])
-        write_tables(self.tables, self.chunks, parts, scanned.copies, found.recalls, edges, views, self.crew)
+        write_tables(answers, scanned.copies, found.recalls, edges, views, self.crew)
         fsys.remove(self.context.run.path(FOLDER), self.context.run.storage)
         clock.stop("write")
         tested = test()
         info = {
             "views": {view.generator: _summary(view, tested) for view in views.values()},
             "joins": found.joins,
-            "index_parts": parts,
+            "index_parts": answers.parts,
             "seconds": clock.seconds,
         }
         return Outcome({"rows": sum(rows.values()), "edges": len(edges)}, info)
 
     # Nearest neighbours, and the radii that follow from them.
 
-    def _search(self, cluster: IndexCluster, scanned: Scan, found: _Found) -> int:
+    def _search(self, cluster: IndexCluster, scanned: Scan, found: _Found) -> Answers:
         cross = self.k if self.config.mode == "datalab" else 1
         asked = {(0, 0): self.k}
         for code in self.codes[1:]:
@@ -148,7 +148,7 @@ class _Job:
             searches = Searches(*([relations[pair] for pair in pairs] * 4)[:4])
             found.radii[code] = calibrate(searches, n, self.config, scanned.copies)
         cluster.close()
-        return cluster.parts
+        return cluster.answers
 
     def _calibrating(self, code: int) -> list[Pair]:
         """Return the pairs of sets whose distances a generator's radius follows from."""
@@ -158,27 +158,20 @@ class _Job:
 
     # Edges and groups.
 
-    def _join(self, scanned: Scan, found: _Found, parts: int) -> None:
+    def _join(self, scanned: Scan, found: _Found, answers: Answers) -> None:
         if self.config.mode == "datalab":
             task, shared = ray.remote(_listed).options(num_cpus=1), ray.put(scanned.copies)
             for code, calibration in found.radii.items():
                 listed = [
-                    task.remote(self.tables, i, parts, shared, code, calibration.radius)
-                    for i in range(len(self.chunks))
+                    task.remote(answers, i, shared, code, calibration.radius) for i in range(len(self.chunks))
                 ]
                 found.edges[code] = distinct_edges(ray.get(listed))
             return
         # One join for all views of a radius: by default there is one radius, that of the real rows.
         for number, radius in enumerate(dict.fromkeys(c.radius for c in found.radii.values())):
             codes = [code for code, calibration in found.radii.items() if calibration.radius == radius]
-            cells = CellJoin(
-                self.tables,
-                self.context.shards,
-                scanned,
-                self.gpu_crew,
-                self.memory_bytes,
-                f"{number}-{radius:.17g}",
-            )
+            files = JoinFiles(self.tables, f"join-{number}-{radius:.17g}")
+            cells = CellJoin(files, self.context.shards, scanned, self.gpu_crew, self.memory_bytes)
             edges, summary = cells.run([0, *codes], radius)
             found.joins.append(summary)
             found.edges |= {code: edges.of_view(code) for code in codes}
@@ -211,8 +204,8 @@ def _sampled(rows: dict[int, int]) -> dict[int, int]:
 # Tasks.
 
 
-def _listed(known: Tables, chunk: int, parts: int, copies: Copies, code: int, radius: float) -> Edges:
-    relations = load_relations(known, chunk, parts)
+def _listed(answers: Answers, chunk: int, copies: Copies, code: int, radius: float) -> Edges:
+    relations = answers.relations(chunk)
     pairs = [(0, 0), (0, code), (code, 0), (code, code)]
     return listed_edges(Searches(*(relations[pair] for pair in pairs)), copies, radius, (0, code))
 

@@ -92,8 +92,7 @@ def embedded(local_ray, tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(embedded, tmp_path_factory):
     """The stage's tables with little memory: parts, pieces and buckets."""
-    run = run_until(embedded.config(tmp_path_factory.mktemp("found") / "run", **SMALL))
-    return run
+    return run_until(embedded.config(tmp_path_factory.mktemp("found") / "run", **SMALL))
 
 
 def table(run, name):

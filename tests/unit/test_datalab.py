@@ -1,6 +1,31 @@
 """Datalab mode beside cleanlab's Datalab, and the cases that Datalab gets wrong and exact mode does not."""
 
-HEAD
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from cleanlab import Datalab
+from numpy.typing import NDArray
+
+from synthscale import Config, score_features
+from synthscale.config import NeighborsConfig
+from tests.reference import brute
+from tests.unit.views import (
+    DATALAB,
+    EXACT,
+    Vectors,
+    analysed,
+    around,
+    freshness,
+    groups_of,
+    jittered,
+    normal,
+    only_view,
+    pairs_of,
+    precision_and_coverage,
+    sets_of,
+)
+
 
 class Lab(NamedTuple):
     """What cleanlab says of rows."""
@@ -118,7 +143,7 @@ def test_datalab_mode_ends_at_the_tenth_neighbour_and_exact_mode_does_not() -> N
 
 @pytest.mark.parametrize("m", [11, 40])
 def test_datalab_does_not_see_the_copied_image_that_we_do(m: int) -> None:
-    # The same rows as in the test of many copies above: what Datalab makes of them.
+    # The same rows as in test_many_copies_of_one_image_hide_no_near_duplicate: what Datalab makes of them.
     real = np.vstack([normal(0, 50), np.repeat(normal(1, 1), m, axis=0)])
     synthetic = np.vstack([normal(2, 30), np.repeat(jittered(real[-1:], 1e-3), m, axis=0)])
     n = len(real)
@@ -186,3 +211,68 @@ def test_datalab_mode_calls_a_copier_fresh_as_datalab_does() -> None:
     real = normal(5, 300, 16)
     assert freshness(only_view(real, jittered(real, 0.01), DATALAB)) == 1
     assert freshness(only_view(real, jittered(real, 0.01), NeighborsConfig(calibrate_on="all"))) == 1
+
+
+# Copies count on Datalab's lists, and nowhere else.
+
+
+def repeats(seed: int, most: int) -> tuple[Vectors, Vectors]:
+    """Crowds of near-duplicates around a few pictures, each row up to ``most`` times; none is in both sets."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(6, 24))
+    both = []
+    for count in (30, 25):
+        near = rng.choice([0.003, 0.05], (count, 1)) * rng.normal(size=(count, 24))
+        x = np.vstack([centres[rng.integers(0, 6, count)] + near, rng.normal(size=(250, 24))]).astype(np.float32)
+        times = np.concatenate([rng.integers(1, most + 1, count), np.ones(250, np.int64)])
+        both.append(np.repeat(x, times, axis=0)[rng.permutation(times.sum())])
+    return both[0], both[1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("most", [2, 4, 14])
+def test_datalab_mode_has_cleanlabs_components_where_near_duplicates_have_copies(most: int, seed: int) -> None:
+    real, synthetic = repeats(seed, most)
+    both = np.vstack([real, synthetic])
+    expected = datalab(both)
+    assert expected.median > 1e-3
+    analysis = analysed({"real": real, "fake": synthetic}, DATALAB)
+    (view,) = analysis.views
+    assert view.median_distance == pytest.approx(expected.median, rel=1e-9)
+    n = len(both)
+    assert brute.components(n, pairs_of(analysis.edges)) == brute.components(n, expected.edges)
+    np.testing.assert_array_equal(np.isin(np.arange(n), view.groups.row), expected.flags)
+    if most == 14:
+        # It matters here that copies take up places: all pairs within the radius connect more.
+        near = np.argwhere(np.triu(brute.among(both) < view.radius))
+        assert len(brute.components(n, set(map(tuple, near.tolist())))) < len(brute.components(n, expected.edges))
+
+
+@pytest.mark.parametrize(("n", "m"), [(3, 4), (8, 8), (12, 12), (30, 2), (2, 30)])
+def test_a_picture_that_is_exactly_copied_between_the_sets_is_one_group_for_datalab_and_us(n: int, m: int) -> None:
+    real = np.vstack([normal(0, 40), np.repeat(normal(1, 1), n, axis=0)])
+    synthetic = np.vstack([normal(2, 30), np.repeat(normal(1, 1), m, axis=0)])
+    both = np.vstack([real, synthetic])
+    lab = datalab(both)
+    copied = frozenset([*range(40, 40 + n), *range(40 + n + 30, 40 + n + 30 + m)])
+    assert sorted(copied) in brute.components(len(both), lab.edges)
+    for config in (EXACT, DATALAB):
+        seen = only_view(real, synthetic, config)
+        assert copied in groups_of(seen.view)
+        assert freshness(seen) == 1 - m / (30 + m)
+
+
+@pytest.mark.parametrize("kind", ["duplicated", "uniform"])
+@pytest.mark.parametrize("seed", range(3))
+def test_datalab_mode_changes_no_nearest_row_and_no_indicator(kind: str, seed: int) -> None:
+    real, synthetic = sets_of(kind, seed, 60, 50)
+    exact, lab = (only_view(real, synthetic, config).nearest for config in (EXACT, DATALAB))
+    for name, values in vars(exact).items():
+        np.testing.assert_array_equal(getattr(lab, name), values, err_msg=name)
+
+
+@pytest.mark.parametrize("config", [DATALAB, NeighborsConfig(mode="datalab", radius=0.01)])
+def test_datalab_mode_claims_no_recall_and_says_why(config: NeighborsConfig) -> None:
+    summary = only_view(*sets_of("uniform", 1, 40, 30), config).view.summary()
+    assert summary["recall"] is None
+    assert summary["reason"]

@@ -1,6 +1,6 @@
 import zlib
 from dataclasses import dataclass, field
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -154,7 +154,7 @@ def test_groups_are_the_components_of_their_edges(graph: tuple[int, list[tuple[i
         assert (found.has_synthetic[at] == (codes[members] == 1).any()).all()
 
 
-def test_a_clique_is_as_wide_as_its_longest_edge_and_needs_NO_LOOKUP() -> None:
+def test_a_clique_is_as_wide_as_its_longest_edge_and_needs_no_lookup() -> None:
     pairs = [(0, 4), (0, 7), (4, 7), (2, 3)]
     found = near_duplicate_groups(listed(pairs, [0.3, 0.1, 0.2, 0.05]), 0.4, NO_LOOKUP)
     assert found.row.tolist() == [0, 2, 3, 4, 7]
@@ -162,7 +162,7 @@ def test_a_clique_is_as_wide_as_its_longest_edge_and_needs_NO_LOOKUP() -> None:
     assert not found.is_chain.any()
 
 
-def test_copies_alone_have_diameter_zero_and_need_NO_LOOKUP() -> None:
+def test_copies_alone_have_diameter_zero_and_need_no_lookup() -> None:
     # Copies hang on their representative, so not all pairs are edges.
     found = near_duplicate_groups(listed([(2, i) for i in range(3, 30)]), 5e-324, NO_LOOKUP)
     assert (found.size == 28).all()
@@ -300,7 +300,7 @@ def test_groups_of_both_kinds_beside_one_another_each_get_their_own_diameter() -
     pairs = []
     for group in range(len(sizes)):
         members = nodes[index == group].tolist()
-        pairs += list(zip(members[:-1], members[1:], strict=True))
+        pairs += list(pairwise(members))
     found = diameters(nodes, index, listed(pairs, [table.matrix[pair] for pair in pairs]), table)
     assert len(found) == len(sizes)
     for group, size in enumerate(sizes):

@@ -1,6 +1,40 @@
 """The near-duplicate analysis of generators' views in memory, beside brute force."""
 
-HEAD
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from synthscale import InputError, memory_search, relations, score_features
+from synthscale.cells import Sample, plan_join
+from synthscale.config import NeighborsConfig
+from synthscale.edges import Edges
+from synthscale.encoders.descriptor import DescriptorEncoder
+from synthscale.join import join_all
+from synthscale.memory_search import Analysis
+from tests.reference import brute
+from tests.unit.views import (
+    DATALAB,
+    EXACT,
+    Seen,
+    Vectors,
+    analysed,
+    around,
+    between_distinct_and_to_copies,
+    freshness,
+    groups_of,
+    jittered,
+    normal,
+    numbered,
+    only_view,
+    pairs_of,
+    precision_and_coverage,
+    sets_of,
+)
+
 
 @given(
     kind=st.sampled_from(["uniform", "clustered", "duplicated", "plane"]),
@@ -337,17 +371,56 @@ def test_a_chain_is_one_group_flagged_with_its_diameter() -> None:
     assert summary["largest_diameter"] == pytest.approx(1 - np.cos(2.9), rel=1e-6)
 
 
-def test_the_order_of_rows_changes_no_diameter_in_the_summary() -> None:
-    # Four rows in a cone: from one start the two farthest are found, from another they are not.
+def test_the_order_of_a_few_rows_changes_no_diameter_in_the_summary() -> None:
+    # Four rows in a cone: by sweeps, from one start the two farthest are found, from another they are not.
     cone = np.array([[10, 1, 0], [10, 0, -2], [10, 2, -2], [10, -1, 0]], np.float32)
     fake = -np.eye(3, dtype=np.float32)
-    one, other = (
+    found = [
         only_view(cone[order], fake, NeighborsConfig(radius=0.0245)).view.summary()
-        for order in ([3, 2, 1, 0], [0, 1, 2, 3])
-    )
-    assert one["rows_in_groups"] == other["rows_in_groups"] == 4
-    assert one["largest_diameter"] == pytest.approx(other["largest_diameter"], abs=1e-5)
-    assert one["chains"] == other["chains"]
+        for order in ([3, 2, 1, 0], [0, 1, 2, 3], [1, 3, 0, 2])
+    ]
+    for summary in found:
+        assert summary["rows_in_groups"] == 4
+        assert summary["largest_diameter"] == pytest.approx(brute.diameter(cone, [0, 1, 2, 3]), rel=1e-12)
+        assert summary["chains"] == found[0]["chains"]
+
+
+@pytest.mark.parametrize("members", [20, 60, 400])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_rows_changes_no_diameter_in_the_summary(members: int, seed: int) -> None:
+    # A loose group of both sets that few pairs span, and other groups beside it.
+    rng = np.random.default_rng(seed)
+    crowd = (np.eye(6)[0] + 0.2 * rng.normal(size=(members, 6))).astype(np.float32)
+    real = np.vstack([crowd[::2], crowd[:3], -normal(seed, 30, 6)])
+    fake = np.vstack([crowd[1::2], jittered(real[-5:], 1e-3)])
+    found = []
+    for _ in range(3):
+        move_real, move_fake = rng.permutation(len(real)), rng.permutation(len(fake))
+        groups = only_view(real[move_real], fake[move_fake], NeighborsConfig(radius=0.05)).view.groups
+        back = np.concatenate([move_real, len(real) + move_fake])
+        at = np.argsort(back[groups.row])
+        found.append((back[groups.row][at], groups.diameter[at], groups.is_chain[at]))
+    assert len(found[0][0]) >= members
+    for row, diameter, is_chain in found[1:]:
+        np.testing.assert_array_equal(row, found[0][0])
+        np.testing.assert_allclose(diameter, found[0][1], rtol=1e-12)
+        np.testing.assert_array_equal(is_chain, found[0][2])
+
+
+@pytest.mark.parametrize("members", [20, 60, 400])
+def test_diameters_are_exact_for_small_groups_and_at_least_a_third_of_the_truth_for_others(members: int) -> None:
+    x = (np.eye(6)[0] + 0.2 * normal(80 + members, members, 6)).astype(np.float32)
+    view = only_view(x[::2], x[1::2], NeighborsConfig(radius=0.05)).view
+    both = np.vstack([x[::2], x[1::2]])
+    for group in groups_of(view):
+        true = brute.diameter(both, sorted(group))
+        diameter = view.groups.diameter[np.searchsorted(view.groups.row, min(group))]
+        if len(group) <= 32:
+            assert diameter == pytest.approx(true, rel=1e-12)
+        else:
+            assert true / 3 * (1 - 1e-12) <= diameter <= true * (1 + 1e-12)
+    largest = max(map(len, groups_of(view)))
+    assert largest > 32 if members > 32 else largest > 5
 
 
 @pytest.mark.parametrize("row", [0, 3, 7])
@@ -519,7 +592,23 @@ def test_calibrating_on_all_rows_samples_both_sets_in_proportion() -> None:
 
 
 @pytest.mark.usefixtures("probing")
-@pytest.mark.parametrize("config", [EXACT, NeighborsConfig(calibrate_on="all")])
+@pytest.mark.parametrize("copies", [1, 2, 5])
+def test_datalabs_median_is_sampled_over_copies_too(copies: int) -> None:
+    # Most rows have copies: 150 distinct rows of each set, of which 80 in all are sampled.
+    real, fake = normal(85, 150), normal(86, 150)
+    both = [np.vstack([x, *[x[:130]] * (copies - 1)]) for x in (real, fake)]
+    view = only_view(*both, DATALAB).view
+    calibration = view.summary()["calibration"]
+    assert not calibration["exact"]
+    assert calibration["rows"] == 300
+    assert 80 <= calibration["queries"] <= 82
+    true = max(1e-6, float(np.median(brute.among(np.vstack(both)).min(axis=1))))
+    assert calibration["low"] <= true <= calibration["high"]
+    assert np.isfinite(calibration["high"])
+
+
+@pytest.mark.usefixtures("probing")
+@pytest.mark.parametrize("config", [EXACT, DATALAB, NeighborsConfig(calibrate_on="all")])
 def test_adding_a_generator_changes_nothing_of_another_where_cells_are_probed(config: NeighborsConfig) -> None:
     real, first = approximate_sets(8)
     for second in (normal(84, 700), jittered(real, 1e-3)):

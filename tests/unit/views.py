@@ -14,10 +14,9 @@ from synthscale.radius import Searches
 from synthscale.relations import Relation
 from tests.reference import brute
 
-from tests.reference import brute
-
 Vectors = NDArray[np.float32]
 EXACT = NeighborsConfig()
+DATALAB = NeighborsConfig(mode="datalab")
 NONE = Copies(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
