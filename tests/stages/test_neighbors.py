@@ -1,6 +1,8 @@
 """The neighbors stage over Ray: what cells, parts and pieces find is what a k-d tree finds, also after a crash."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +23,6 @@ from scipy.spatial import cKDTree
 from synthscale import Config
 from synthscale.errors import SchemaError, StorageError
 from synthscale.pipeline import Options, score
-from synthscale.result import RunResult
 from synthscale.stages import index_cluster, neighbors, row_blocks
 from synthscale.stages.context import StageContext
 from synthscale.stages.index_cluster import IndexCluster
@@ -89,10 +90,16 @@ def embedded(local_ray, tmp_path_factory):
     return Embedded(folder / "v.parquet", vectors)
 
 
+TOLD = []
+
+
 @pytest.fixture(scope="module")
 def found(embedded, tmp_path_factory):
-    """The stage's tables with little memory: parts, pieces and buckets."""
-    return run_until(embedded.config(tmp_path_factory.mktemp("found") / "run", **SMALL))
+    """The stage's tables with little memory: parts, pieces and buckets; what it told goes into TOLD."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_blocks, "_REPORT_EVERY_S", 0.0)
+        config = embedded.config(tmp_path_factory.mktemp("found") / "run", **SMALL)
+        return run_until(config, on_progress=TOLD.append)
 
 
 def table(run, name):
@@ -336,19 +343,23 @@ def test_a_killed_driver_goes_on_where_it_was(found, embedded, tmp_path):
 
 def neighbors_alone(config, run):
     """Run the stage by itself on a run that is embedded."""
-    context = StageContext(replace_output(config, run), run, cpus=2)
+    context = StageContext(config, run, cpus=2)
     with ray_errors("neighbors"):
         neighbors.run(context)
 
 
-def replace_output(config, run):
-    return config.model_copy(update={"output": run.uri})
+@pytest.fixture(scope="module")
+def embedded_run(embedded, tmp_path_factory):
+    config = embedded.config(tmp_path_factory.mktemp("embedded") / "run")
+    return config, run_until(config, "embed")
 
 
 @pytest.fixture
-def only_embedded(embedded, tmp_path):
-    config = embedded.config(tmp_path / "run")
-    return config, run_until(config, "embed")
+def only_embedded(embedded_run, tmp_path):
+    config, run = embedded_run
+    shutil.copytree(run.uri, tmp_path / "run")
+    config = config.model_copy(update={"output": str(tmp_path / "run")})
+    return config, RunDirectory.existing(config.output, config.storage)
 
 
 def test_a_missing_or_truncated_shard_is_named(only_embedded):
@@ -373,24 +384,18 @@ def test_vectors_of_another_width_are_named(only_embedded):
     assert error.value.exit_code == 2
 
 
-def test_progress_tells_what_is_done_the_rate_and_the_time_left(embedded, tmp_path, monkeypatch):
-    monkeypatch.setattr(row_blocks, "_REPORT_EVERY_S", 0.0)
-    told = []
-    run_until(embedded.config(tmp_path / "run", **SMALL), on_progress=told.append)
-    cells = [text for text in told if "cells" in text and "near-duplicates" in text]
+def test_progress_tells_what_is_done_the_rate_and_the_time_left(found):
+    cells = [text for text in TOLD if "cells" in text and "near-duplicates" in text]
     assert cells
-    assert all(" of " in text and "a second" in text and "s left" in text for text in told)
+    assert all(" of " in text and "a second" in text and "s left" in text for text in TOLD)
 
 
-def test_a_radius_at_which_everything_is_one_group_ends_and_is_told(embedded, tmp_path):
-    config = embedded.config(tmp_path / "run", radius=1.9)
-    result = score(config)
-    assert isinstance(result, RunResult)
-    block = result.metrics["generators"]["other"]
-    assert block["neighbors"]["share_in_largest"] > 0.99
-    assert any("near-duplicate group" in warning and "radius" in warning for warning in block["warnings"])
-    edges = table(result.run, "neighbors")
-    assert len(edges) < 70 * len(embedded.vectors)
+def test_a_radius_at_which_everything_is_one_group_ends_with_few_edges(embedded, tmp_path):
+    run = run_until(embedded.config(tmp_path / "run", radius=1.9))
+    for view in run.completed("neighbors").info["views"].values():
+        assert view["share_in_largest"] > 0.99
+        assert view["groups"] == 1
+    assert len(table(run, "neighbors")) < 70 * len(embedded.vectors)
 
 
 # Nodes of a cluster.
@@ -421,8 +426,6 @@ print(json.dumps(sorted(nodes)))
 
 
 def test_the_index_is_spread_over_the_nodes_of_a_cluster(found, embedded, tmp_path):
-    import json
-
     config = embedded.config(tmp_path / "run", actor_memory_gib=2e-3)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(

@@ -56,6 +56,13 @@ def test_every_problem_is_named_at_once():
         ("neighbors", "threshold", "wide"),
         ("neighbors", "radius", 2.5),
         ("neighbors", "mode", "fast"),
+        ("neighbors", "self_test_images", -1),
+        ("neighbors", "self_test_images", 10_001),
+        ("neighbors", "self_test_images", 1.5),
+        ("neighbors", "actor_memory_gib", 0),
+        ("neighbors", "actor_memory_gib", -1.0),
+        ("neighbors", "actor_memory_gib", math.inf),
+        ("neighbors", "actor_memory_gib", math.nan),
         ("classifier", "folds", 1),
         ("classifier", "seed", -1),
         ("classifier", "head", "forest"),
@@ -236,7 +243,12 @@ def test_complete_configurations_can_be_run(values):
 
 @pytest.mark.parametrize(
     ("section", "key", "value"),
-    [("encoder", "device", "cpu"), ("encoder", "batch_size", 8), ("classifier", "workers", 3)],
+    [
+        ("encoder", "device", "cpu"),
+        ("encoder", "batch_size", 8),
+        ("neighbors", "actor_memory_gib", 0.5),
+        ("classifier", "workers", 3),
+    ],
 )
 def test_settings_that_never_change_results_stay_out_of_fingerprints(section, key, value):
     changed = parse_config({section: {key: value}})
@@ -251,6 +263,8 @@ def test_settings_that_never_change_results_stay_out_of_fingerprints(section, ke
         ("neighbors", "threshold", 0.2),
         ("neighbors", "radius", 0.2),
         ("neighbors", "mode", "datalab"),
+        ("neighbors", "calibrate_on", "all"),
+        ("neighbors", "self_test_images", 0),
         ("classifier", "folds", 3),
         ("classifier", "seed", 3),
         ("classifier", "head", "linear"),
@@ -262,6 +276,16 @@ def test_settings_that_change_results_are_in_fingerprints(section, key, value):
     changed = parse_config({section: {key: value}}).result_settings(section)
     assert changed != Config().result_settings(section)
     json.dumps(changed, allow_nan=False)
+
+
+def test_the_self_test_and_memory_of_neighbors_have_their_defaults_and_bounds():
+    neighbors = Config().neighbors
+    assert (neighbors.self_test_images, neighbors.actor_memory_gib) == (32, 2.0)
+    for key, value in (("self_test_images", 0), ("self_test_images", 10_000), ("actor_memory_gib", 1e-3)):
+        assert getattr(parse_config({"neighbors": {key: value}}).neighbors, key) == value
+    settings = Config().result_settings("neighbors")
+    assert "actor_memory_gib" not in settings
+    assert settings["self_test_images"] == 32
 
 
 def test_storage_is_outside_every_fingerprint():

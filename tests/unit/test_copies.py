@@ -195,6 +195,13 @@ def test_another_is_a_different_row_of_the_same_picture() -> None:
     np.testing.assert_array_equal(SOME.representatives(found[held]), SOME.representatives(held))
 
 
+def test_counts_are_of_all_equal_rows_and_one_for_others() -> None:
+    assert SOME.counts(np.arange(11)).tolist() == [1, 1, 3, 2, 1, 3, 1, 1, 3, 2, 1]
+    assert SOME.counts(np.array([99, 8, 8, 0, -1])).tolist() == [1, 3, 3, 1, 1]
+    assert SOME.counts(np.empty(0, np.int64)).tolist() == []
+    assert NONE.counts(np.array([4, 0, 7])).tolist() == [1, 1, 1]
+
+
 def test_each_copy_has_an_edge_of_distance_zero_to_its_representative() -> None:
     edges = SOME.edges(np.array([0, 4, 0, 0, 4], np.int32))
     assert edges.left.tolist() == [2, 2, 3]
@@ -224,6 +231,7 @@ def test_copies_of_copies_agree_with_one_another(values: list[int], random: Rand
     for row in kept:
         assert names[row] == min(names[i] for i in rows if values[i] == values[row])
     assert copies.are_distinct(rows).sum() == len(set(values))
+    assert copies.counts(rows).tolist() == [values.count(value) for value in values]
     another = copies.another(rows)
     for row in rows:
         assert (another[row] >= 0) == (values.count(values[row]) > 1)

@@ -1,8 +1,10 @@
 """The door to disks and S3: whole-or-nothing writes, listings, and foreign errors as StorageError."""
 
 import os
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -64,6 +66,71 @@ def test_tables_are_read_back_with_the_columns_asked_for(place):
     fsys.write_table(f"{top}/t.parquet", TABLE, storage)
     assert fsys.read_table(f"{top}/t.parquet", storage).equals(TABLE)
     assert fsys.read_table(f"{top}/t.parquet", storage, ["text"]).column_names == ["text"]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("name", ["vector", "a.b", "list", "mean color"])
+def test_columns_of_vectors_come_back_to_the_last_bit(place, dtype, name):
+    top, storage = place
+    width = np.dtype(dtype).itemsize
+    # Any bits, so NaNs with their payloads, both zeros, denormals and infinities too.
+    bits = np.random.default_rng(0).integers(0, 256, 300 * 7 * width, np.uint8)
+    values = bits.view(dtype)
+    special = np.array([np.nan, np.inf, -np.inf, -0.0, 0.0, np.finfo(dtype).smallest_subnormal], dtype)
+    values[:6] = special
+    table = pa.table(
+        {
+            "row": np.arange(300),
+            name: pa.FixedSizeListArray.from_arrays(pa.array(values), 7),
+            "text": ["a", None, "b"] * 100,
+            "tags": [["x"], [], None] * 100,
+        }
+    )
+    fsys.write_table(f"{top}/v.parquet", table, storage)
+    for found in (fsys.read_table(f"{top}/v.parquet", storage), table):
+        assert found.schema == table.schema
+        column = found.column(name).combine_chunks()
+        assert column.flatten().to_numpy(zero_copy_only=False).tobytes() == values.tobytes()
+        assert found.drop_columns([name]).equals(table.drop_columns([name]))
+
+
+def test_missing_vectors_and_no_vectors_are_written_too(place):
+    top, storage = place
+    kind = pa.list_(pa.float16(), 2)
+    for values in ([[1.0, 2.0], None, [3.0, None]], []):
+        table = pa.table({"vector": pa.array(values, kind)})
+        fsys.write_table(f"{top}/v.parquet", table, storage)
+        assert fsys.read_table(f"{top}/v.parquet", storage).equals(table)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (pa.string(), ["a", "b", "c", "d"]),
+        (pa.bool_(), [True, False, False, True]),
+        (pa.int64(), [1, 2, 3, 4]),
+        (pa.float64(), [1.0, 2.0, 3.0, 4.0]),
+        (pa.uint8(), [1, 2, 3, 255]),
+        (pa.timestamp("us"), [1, 2, 3, 4]),
+        (pa.list_(pa.string()), [["a"], [], None, ["b", "c"]]),
+        (pa.struct([("x", pa.string())]), [{"x": "a"}, {"x": "b"}, None, {"x": "c"}]),
+    ],
+)
+def test_a_users_column_of_lists_of_one_length_is_written_whatever_it_holds(tmp_path, kind, values):
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values, kind), 2)
+    table = pa.table({"row": [0, 1], "box": column})
+    fsys.write_table(f"{tmp_path}/t.parquet", table, LOCAL)
+    assert fsys.read_table(f"{tmp_path}/t.parquet", LOCAL).equals(table)
+
+
+def test_vectors_are_stored_by_byte_planes_without_a_dictionary_and_texts_with_one(tmp_path):
+    values = np.random.default_rng(1).normal(size=3000).astype(np.float16)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values), 3)
+    fsys.write_table(f"{tmp_path}/t.parquet", pa.table({"text": ["a"] * 1000, "vector": vectors}), LOCAL)
+    group = pq.ParquetFile(f"{tmp_path}/t.parquet").metadata.row_group(0)
+    assert "RLE_DICTIONARY" in group.column(0).encodings
+    assert "BYTE_STREAM_SPLIT" in group.column(1).encodings
+    assert not any("DICTIONARY" in encoding for encoding in group.column(1).encodings)
 
 
 def test_listings_are_deep_sorted_and_give_sizes(place):
@@ -145,6 +212,93 @@ def test_a_reader_never_sees_half_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", look)
     fsys.write_bytes(f"{tmp_path}/x.bin", b"whole", LOCAL)
     assert seen == {"new": b"whole", "old": False}
+
+
+def filled(data):
+    """A writer as a library's: it takes a path and fills it in two goes."""
+
+    def write(path):
+        with open(path, "wb") as file:
+            file.write(data[:3])
+            file.flush()
+            file.write(data[3:])
+
+    return write
+
+
+def test_what_a_writer_fills_is_put_in_its_place(place):
+    top, storage = place
+    for data in (b"first of them", b"second"):
+        fsys.write_with(f"{top}/deep/er/x.index", filled(data), storage)
+        assert fsys.read_bytes(f"{top}/deep/er/x.index", storage) == data
+    assert len(fsys.list_files(top, storage)) == 1
+
+
+def test_the_target_is_the_old_file_until_the_writer_is_done(place):
+    top, storage = place
+    fsys.write_bytes(f"{top}/x.index", b"old", storage)
+    seen = []
+
+    def write(path):
+        filled(b"whole")(path)
+        assert not path.startswith("s3://")
+        seen.append(fsys.read_bytes(f"{top}/x.index", storage))
+
+    fsys.write_with(f"{top}/x.index", write, storage)
+    assert seen == [b"old"]
+    assert fsys.read_bytes(f"{top}/x.index", storage) == b"whole"
+
+
+@pytest.mark.parametrize("old", [None, b"old"])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("odd"), KeyboardInterrupt()]
+)
+@pytest.mark.parametrize("started", [True, False])
+def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(
+    place, tmp_path, monkeypatch, old, error, started
+):
+    top, storage = place
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    if old is not None:
+        fsys.write_bytes(f"{top}/x.index", old, storage)
+
+    def write(path):
+        if started:
+            filled(b"half of it")(path)
+        raise error
+
+    expected = StorageError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected) as caught:
+        fsys.write_with(f"{top}/x.index", write, storage)
+    if expected is StorageError:
+        assert "x.index: cannot write" in str(caught.value)
+        assert "No space left" in str(caught.value)
+    assert os.listdir(tmp_path / "temporary") == []
+    if old is None:
+        assert not fsys.exists(f"{top}/x.index", storage)
+        assert not fsys.exists(top, storage) or fsys.list_files(top, storage) == []
+    else:
+        assert fsys.read_bytes(f"{top}/x.index", storage) == old
+        assert len(fsys.list_files(top, storage)) == 1
+
+
+def test_a_writers_file_that_cannot_be_put_in_its_place_leaves_nothing(tmp_path, monkeypatch):
+    def fail(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(StorageError, match=r"x\.index.*No space left"):
+        fsys.write_with(f"{tmp_path}/x.index", filled(b"whole"), LOCAL)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_writers_file_that_s3_refuses_is_named_and_leaves_nothing(s3, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    storage = StorageConfig(endpoint_url=s3.endpoint_url)
+    with pytest.raises(StorageError, match="no-such-bucket-anywhere"):
+        fsys.write_with("s3://no-such-bucket-anywhere/x.index", filled(b"whole"), storage)
+    assert os.listdir(tmp_path) == []
 
 
 # --- errors ---

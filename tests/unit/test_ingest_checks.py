@@ -5,7 +5,7 @@ import pytest
 
 from synthscale.errors import InputError
 from synthscale.schemas import MANIFEST_COLUMNS, SCORES
-from synthscale.stages.ingest import check_rows, default_shard_rows, rename_clashing_columns
+from synthscale.stages.ingest import check_rows, default_shard_rows, rename_clashing_columns, vector_shard_rows
 
 
 def rows(ids=("a", "b"), kinds=("real", "synthetic"), generators=(None, "gan"), **user):
@@ -96,3 +96,12 @@ def test_shards_are_neither_tiny_nor_huge(n):
     size = default_shard_rows(n)
     assert 64 <= size <= 1024
     assert size >= n / 32 or size == 1024
+
+
+@pytest.mark.parametrize("n", [1, 2, 63, 64, 402, 2048, 2049, 5000, 10**5, 524_288, 10**6, 10**9])
+def test_shards_of_vectors_are_larger_but_bounded(n):
+    size = vector_shard_rows(n)
+    assert 64 <= size <= 16384
+    assert size >= n / 32 or size == 16384
+    assert size >= default_shard_rows(n)
+    assert vector_shard_rows(n + 1) >= size

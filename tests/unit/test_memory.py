@@ -210,6 +210,15 @@ def test_every_number_is_finite_or_null_with_a_reason(scored: FeatureScores) -> 
     assert_honest(scored.metrics)
 
 
+@pytest.mark.parametrize("settings", [{"mode": "datalab"}, {"mode": "datalab", "radius": 0.02}, {"radius": 0.02}])
+def test_every_number_is_finite_or_null_with_a_reason_in_every_mode(settings: dict[str, Any]) -> None:
+    real, synthetic = flawed()
+    config = parse_config({"neighbors": settings})
+    assert_honest(
+        score_features(np.vstack([real, synthetic]), kinds(len(real), len(synthetic)), config=config).metrics
+    )
+
+
 def test_adding_a_generator_leaves_every_number_of_the_first() -> None:
     real, first = flawed()
     second = np.vstack([normal(7, 60, mean=-1), real[:20], np.repeat(first[:1], 12, axis=0)])

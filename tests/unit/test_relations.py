@@ -12,6 +12,7 @@ from synthscale.relations import (
     Relation,
     compares_all,
     inside_recall,
+    joined,
     limit_for,
     merge_nearest,
     probes_to_try,
@@ -157,3 +158,24 @@ def test_whether_all_pairs_are_compared_depends_on_their_number_alone() -> None:
     assert compares_all(10**9, 4)
     assert compares_all(0, 10**12)
     assert not compares_all(100_000, 100_000)
+
+
+@given(seed=st.integers(0, 2**32 - 1), cuts=st.lists(st.integers(0, 20), max_size=5))
+@settings(deadline=None)
+def test_relations_of_ranges_of_rows_are_joined_in_order(seed: int, cuts: list[int]) -> None:
+    rng = np.random.default_rng(seed)
+    whole = Relation(
+        np.sort(rng.choice(100, 20, replace=False)),
+        np.sort(rng.random((20, 3)), axis=1),
+        rng.integers(-1, 99, (20, 3)),
+    )
+    # Empty ranges too, at either end and within.
+    stops = [0, *sorted(cuts), 20]
+    parts = [Relation(whole.row[i:j], whole.distance[i:j], whole.neighbor[i:j]) for i, j in pairwise(stops)]
+    found = joined(parts)
+    for name in ("row", "distance", "neighbor"):
+        values = getattr(found, name)
+        np.testing.assert_array_equal(values, getattr(whole, name))
+        assert values.dtype == getattr(whole, name).dtype
+    assert found.recall is None
+    np.testing.assert_array_equal(found.radius(2), whole.radius(2))

@@ -84,6 +84,20 @@ def test_vectors_are_cast_to_lists_of_their_length():
         conform(pa.table(blank | {"row": [0, 1], "vector": bad}), schema, "embeddings")
 
 
+def test_embeddings_hold_float32_or_float16_as_told():
+    schema = embeddings_schema(3, pa.float16())
+    assert schema.field("vector").type == pa.list_(pa.float16(), 3)
+    assert embeddings_schema(3).field("vector").type == pa.list_(pa.float32(), 3)
+    assert [f for f in schema if f.name != "vector"] == [f for f in embeddings_schema(3) if f.name != "vector"]
+    values = np.array([1.5, -0.0, 65504, 6e-8, np.inf, 0.1], np.float16)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values), 3)
+    blank = {name: pa.nulls(2) for name in schema.names}
+    table = conform(pa.table(blank | {"row": [0, 1], "vector": vectors}), schema, "embeddings")
+    stored = table.column("vector").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    assert stored.dtype == np.float16
+    assert stored.tobytes() == values.tobytes()
+
+
 def test_scores_hold_the_columns_that_the_design_promises():
     assert SCORES.names == [
         "id",

@@ -145,6 +145,29 @@ def test_every_edit_does_what_it_says():
         assert 0 < np.abs(shown - original).mean() < 12
 
 
+@pytest.mark.parametrize(
+    ("size", "resized"),
+    [
+        ((32, 32), (24, 24)),
+        ((33, 500), (25, 375)),
+        ((31, 31), (46, 46)),
+        ((31, 500), (46, 750)),
+        ((500, 31), (750, 46)),
+        ((8, 8), (12, 12)),
+        ((1, 1), (2, 2)),
+        ((2, 300), (3, 450)),
+    ],
+)
+def test_a_picture_with_a_side_under_32_px_is_enlarged_and_any_other_made_smaller(size, resized):
+    image = scene(3, *size)
+    copy = opened(edited_copies(encoded(image))["resize"])
+    assert (copy.format, copy.size, copy.mode) == ("PNG", resized, "RGB")
+    if min(size) < 32:
+        # Nothing of the original is lost: made small again it is the same picture but for the filter's ringing.
+        back = np.asarray(copy.resize(size, Image.Resampling.BOX), float)
+        assert np.abs(back - np.asarray(image, float)).mean() < 12
+
+
 def test_the_small_copy_is_antialiased():
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
