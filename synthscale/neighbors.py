@@ -127,7 +127,7 @@ def listed_edges(searches: Searches, copies: Copies, radius: float, codes: tuple
     """Return the edges that Datalab sees: from each row to those of its ten nearest that are within the radius.
 
     A row's own copies come first on its list, and every other row there counts as often as it has copies; copies
-    are connected by edges of their own.
+    are connected whatever their number: by edges of their own, and across the sets here.
 
     Args:
         searches: of distinct rows, DATALAB_K neighbours each.
@@ -148,7 +148,7 @@ def listed_edges(searches: Searches, copies: Copies, radius: float, codes: tuple
         distance, neighbor = np.take_along_axis(distance, order, 1), np.take_along_axis(neighbor, order, 1)
         counts = copies.counts(neighbor.ravel()).reshape(neighbor.shape)
         before = np.cumsum(counts, axis=1) - counts + (copies.counts(same.row) - 1)[:, None]
-        who, column = np.nonzero((distance < radius) & (before < DATALAB_K))
+        who, column = np.nonzero((distance < radius) & ((before < DATALAB_K) | (distance == 0)))
         left: Codes = np.full(len(who), code, np.int32)
         parts.append(
             Edges(same.row[who], neighbor[who, column], distance[who, column], left, ends[order[who, column]])
@@ -183,9 +183,9 @@ class View:
     def summary(self) -> dict[str, Any]:
         """Return the block ``neighbors`` of metrics.json, but for what the reducer adds."""
         calibrated = self.radius > EXACT_COPIES_ONLY
-        reason = (
-            {} if calibrated and self.median_distance is not None else {"reason": "too few distinct real rows"}
-        )
+        reason = {} if self.is_whole else {"reason": "datalab mode knows ten neighbours of a row and no more"}
+        if not calibrated or self.median_distance is None:
+            reason = {"reason": "too few distinct real rows"}
         ids, first = np.unique(self.groups.near_duplicate_id, return_index=True)
         return {
             **reason,

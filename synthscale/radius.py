@@ -81,7 +81,7 @@ def calibrate(view: Searches, rows: int, config: NeighborsConfig, copies: Copies
     low = high = median
     if measured < rows:
         # Ranks around the middle whose share of the sample is binomial (a sample without replacement: narrower).
-        half = _Z * np.sqrt(m * (1 - m / rows)) / 2
+        half = _Z * m * np.sqrt((1 - measured / rows) / max(1, measured)) / 2
         low = float(finite[max(0, int(np.floor(m / 2 - half)) - 1)])
         high = float(finite[min(m - 1, int(np.ceil(m / 2 + half)))])
     if config.mode == "datalab":

@@ -55,16 +55,13 @@ def read_rows(
         if low < high:
             pieces += _rows_of_file(uri, (low, high), rows, source.columns, storage)
         offset += rows
-    table = pa.concat_tables(pieces)
     if source.columns == ["embedding"]:
-        column = table.column("embedding").combine_chunks()
-        lengths = pc.list_value_length(column)
-        flat = column.flatten()
-        if flat.null_count == 0 and pc.all(pc.equal(lengths, source.dimensions), skip_nulls=False).as_py():
-            values = flat.to_numpy(zero_copy_only=False).reshape(-1, source.dimensions)
-            return values if source.half else _narrow(values), [{} for _ in range(len(values))]
-        vectors, facts = _from_lists(column.to_pylist(), source.dimensions)
-        return vectors.astype(np.float16) if source.half else vectors, facts
+        number = np.float16 if source.half else np.float32
+        # Files may hold numbers of different width.
+        parts = [_of_lists(piece.column("embedding"), source.dimensions) for piece in pieces]
+        vectors = np.concatenate([part.astype(number, copy=False) for part, _ in parts])
+        return vectors, [fact for _, facts in parts for fact in facts]
+    table = pa.concat_tables(pieces)
     columns = [table.column(name).to_numpy(zero_copy_only=False) for name in source.columns]
     # A null is no number: it becomes NaN, and so a failure of its row.
     vectors = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
@@ -79,14 +76,14 @@ def _rows_of_file(
     with fsys.storage_errors(uri, "read"), fsys.filesystem(uri, storage).open(uri, "rb") as opened:
         try:
             file = pq.ParquetFile(opened)
+            state = str(fsys.filesystem(uri, storage).ukey(uri))
             if file.metadata.num_rows != rows:
                 raise InputError(f"{uri}: has {file.metadata.num_rows} rows, and had {rows} when the run began")
             for group in range(file.num_row_groups):
                 size = file.metadata.row_group(group).num_rows
                 low, high = max(wanted[0] - offset, 0), min(wanted[1] - offset, size)
                 if low < high:
-                    state = (uri, str(fsys.filesystem(uri, storage).ukey(uri)), group, tuple(columns))
-                    pieces.append(_decoded(file, state).slice(low, high - low))
+                    pieces.append(_decoded(file, (uri, state, group, tuple(columns))).slice(low, high - low))
                 offset += size
         except pa.ArrowInvalid as error:
             raise StorageError(f"{uri}: damaged or not a Parquet file: {error}") from error
@@ -102,6 +99,16 @@ def _decoded(file: pq.ParquetFile, state: tuple[str, str, int, tuple[str, ...]])
         _last.clear()
         _last[state] = file.read_row_group(state[2], columns=list(state[3]))
     return _last[state]
+
+
+def _of_lists(column: pa.ChunkedArray, dimensions: int) -> tuple[NDArray[np.floating], list[dict[str, Any]]]:
+    lists = column.combine_chunks()
+    flat = lists.flatten()
+    lengths = pc.equal(pc.list_value_length(lists), dimensions)
+    if flat.null_count == 0 and pc.all(lengths, skip_nulls=False).as_py():
+        values = flat.to_numpy(zero_copy_only=False).reshape(-1, dimensions)
+        return values if values.dtype == np.float16 else _narrow(values), [{} for _ in range(len(values))]
+    return _from_lists(lists.to_pylist(), dimensions)
 
 
 def _from_lists(

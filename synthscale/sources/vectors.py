@@ -48,15 +48,16 @@ def _is_list(kind: pa.DataType) -> bool:
 
 def from_vectors(uris: list[str], storage: StorageConfig) -> Dataset:
     """Return the rows of Parquet files of vectors, in order; the vectors themselves are read by embed."""
-    schema = parquet_schema(uris[0], storage)
-    columns = _vector_columns(schema, uris[0])
-    half = columns == ["embedding"] and schema.field("embedding").type.value_type == pa.float16()
+    columns = _vector_columns(parquet_schema(uris[0], storage), uris[0])
+    half = columns == ["embedding"]
     tables, rows, lengths, states = [], [], Counter[int](), []
     for uri in uris:
-        names = parquet_schema(uri, storage).names
+        schema = parquet_schema(uri, storage)
+        names = schema.names
         absent = [name for name in ("id", "real_or_synthetic", *columns) if name not in names]
         if absent:
             raise InputError(f"{uri}: lacks the column {', '.join(absent[:3])}")
+        half = half and _is_list(kind := schema.field("embedding").type) and kind.value_type == pa.float16()
         others = [name for name in names if name not in columns]
         frame = fsys.read_table(uri, storage, others).to_pandas(types_mapper=pd.ArrowDtype)
         known = {
