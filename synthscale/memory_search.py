@@ -164,8 +164,13 @@ class _Searcher:
         if isinstance(index, FlatIndex) or compares_all(len(self._sets[query]), len(self._sets[database])):
             return None
         sample = self._sampled(query, SAMPLED_QUERIES)
-        tries = probes_to_try(index.cells)
-        return tune({probes: self._ask(sample, database, k, probes)[0] for probes in tries}, index.cells)
+        found: dict[int, Floats] = {}
+        for probes in probes_to_try(index.cells):
+            found[probes] = self._ask(sample, database, k, probes)[0]
+            recall = tune(found, index.cells)
+            if recall.probes < index.cells:
+                break
+        return recall
 
     def _ask(self, rows: Rows, database: str, k: int, probes: int) -> tuple[Floats, Rows]:
         distance, neighbor = np.empty((len(rows), k)), np.empty((len(rows), k), np.int64)

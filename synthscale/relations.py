@@ -103,7 +103,7 @@ def merge_nearest(answers: list[tuple[Floats, Rows]], k: int) -> tuple[Floats, R
 
 
 def tune(found: Mapping[int, Floats], cells: int) -> Recall:
-    """Return the fewest probes that find enough of the true neighbours of sampled queries.
+    """Return the fewest of these probes that find enough of the true neighbours of sampled queries.
 
     Args:
         found: the distances, (m, k), that each number of probes finds; all cells are among them.
@@ -117,8 +117,8 @@ def tune(found: Mapping[int, Floats], cells: int) -> Recall:
 
 
 def probes_to_try(cells: int) -> list[int]:
-    """Return the numbers of probes among which ``tune`` chooses: powers of two, and all cells."""
-    return [*(p for p in (2**i for i in range(3, 20)) if p < cells), cells]
+    """Return the numbers of probes to try in turn until one finds enough; all cells come first, for the truth."""
+    return [cells, *(p for p in (2**i for i in range(3, 20)) if p < cells)]
 
 
 def _recall(found: Floats, exact: Floats, probes: int) -> Recall:

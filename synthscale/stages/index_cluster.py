@@ -139,17 +139,16 @@ class IndexCluster:
         """Return how many cells each pair of sets probes and what that finds; None compares all pairs."""
         sizes = self._scan.distinct
         probed = [p for p in pairs if sizes[p[1]] > FLAT_ROWS and not compares_all(sizes[p[0]], sizes[p[1]])]
-        questions = {
-            pair: [Question(*pair, k, probes) for probes in probes_to_try(cells_for(sizes[pair[1]]))]
-            for pair in probed
-        }
+        tries = {pair: probes_to_try(cells_for(sizes[pair[1]])) for pair in probed}
         recalls: dict[Pair, Recall | None] = dict.fromkeys(pairs)
-        if probed:
-            asked = [question for own in questions.values() for question in own]
-            answers = self._ask_sample(asked, self._measured)
-            for pair, own in questions.items():
-                found = {question.probes: answers[question][0] for question in own}
-                recalls[pair] = tune(found, cells_for(sizes[pair[1]]))
+        found: dict[Pair, dict[int, Floats]] = {pair: {} for pair in probed}
+        while asked := {pair: Question(*pair, k, own.pop(0)) for pair, own in tries.items() if own}:
+            answers = self._ask_sample(list(asked.values()), self._measured)
+            for pair, question in asked.items():
+                found[pair][question.probes] = answers[question][0]
+                recalls[pair] = recall = tune(found[pair], cells_for(sizes[pair[1]]))
+                if recall.probes < cells_for(sizes[pair[1]]):
+                    tries[pair] = []
         return recalls
 
     def sampled(self, pairs: Sequence[Pair], k: int, counts: dict[int, int]) -> dict[Pair, Relation]:
