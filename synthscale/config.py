@@ -69,8 +69,8 @@ class NeighborsConfig(_Section):
     """An absolute cosine distance instead of the relative rule."""
     self_test_images: int = Field(default=32, ge=0, le=10_000)
     """Real images that are re-encoded, resized and disturbed to see whether the radius finds them again."""
-    actor_memory_gib: float = Field(default=2.0, gt=0, allow_inf_nan=False)
-    """Memory for vectors in each search actor and join task, in GiB, whatever the number of rows."""
+    actor_memory_gib: float = Field(default=4.0, gt=0, allow_inf_nan=False)
+    """Memory for vectors in each search actor, in GiB, whatever the number of rows; a join task uses an eighth."""
 
 
 class ClassifierConfig(_Section):

@@ -118,7 +118,7 @@ def tune(found: Mapping[int, Floats], cells: int) -> Recall:
 
 def probes_to_try(cells: int) -> list[int]:
     """Return the numbers of probes to try in turn until one finds enough; all cells come first, for the truth."""
-    return [cells, *(p for p in (2**i for i in range(3, 20)) if p < cells)]
+    return [cells, *(p for p in (round(8 * 2 ** (i / 2)) for i in range(30)) if p < cells)]
 
 
 def _recall(found: Floats, exact: Floats, probes: int) -> Recall:

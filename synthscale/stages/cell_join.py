@@ -91,7 +91,7 @@ class CellJoin:
         self._copies, self._distinct = ray.put(scanned.copies), scanned.distinct
         width = files.tables.layout.search[1] - files.tables.layout.search[0]
         # A piece is joined with a second one, and half of the memory is for products and pairs.
-        self._piece_rows = max(1024, memory_bytes // 4 // (4 * width + 400))
+        self._piece_rows = max(1024, memory_bytes // 8 // (4 * width + 400))
 
     def run(self, codes: Sequence[int], radius: float) -> tuple[Edges, dict[str, Any]]:
         """Return all edges among the distinct rows of some sets, and how they were found."""

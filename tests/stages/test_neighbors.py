@@ -401,7 +401,7 @@ def test_a_radius_at_which_everything_is_one_group_ends_with_few_edges(embedded,
 # Nodes of a cluster.
 
 _TWO_NODES = """
-import json, sys
+import json, sys, time
 import ray
 from ray.cluster_utils import Cluster
 from synthscale import Config
@@ -416,7 +416,11 @@ from synthscale.stages.index_cluster import IndexCluster
 close = IndexCluster.close
 def watched(self):
     from ray.util.state import list_actors
-    nodes.update(a.node_id for a in list_actors() if "IndexActor" in a.class_name)
+    # What the state service knows lags behind a little.
+    for _ in range(50):
+        nodes.update(a.node_id for a in list_actors() if "IndexActor" in a.class_name)
+        if len(nodes) > 1: break
+        time.sleep(0.2)
     close(self)
 IndexCluster.close = watched
 try: score(Config.model_validate_json(sys.argv[1]), Options(ray_address=cluster.address, on_stage=on_stage))
