@@ -13,7 +13,7 @@ from synthscale.config import Config
 from synthscale.embedding import decode_all, encoder_facts, encoder_for, facts_of
 from synthscale.encoders import Encoder
 from synthscale.errors import InputError
-from synthscale.schemas import REAL, shards_of
+from synthscale.schemas import REAL, Layout, shards_of
 from synthscale.sources import Dataset, discover
 from synthscale.stages.ingest import check_rows
 from synthscale.storage import STAGES, RunDirectory
@@ -63,9 +63,15 @@ def validate(config: Config) -> Plan:
         len(chosen),
         faults,
         None if seconds_a_row is None else seconds_a_row * n,
-        n * (4 * facts.layout.dimensions + 400),
+        n * _bytes_a_row(facts.layout),
         dataset.notes,
     )
+
+
+def _bytes_a_row(layout: Layout) -> int:
+    """Return what an image leaves at the output: its embedding, its place in the index, its lines of tables."""
+    width = layout.search[1] - layout.search[0]
+    return 4 * layout.dimensions + 4 * (width + 64) + 400
 
 
 def _spread(rows: Any) -> list[int]:
@@ -134,6 +140,9 @@ def status(uri: str, config: Config) -> list[StageStatus]:
 
 
 def _partial(run: RunDirectory, stage: str) -> str:
+    if stage == "neighbors" and fsys.is_folder(run.path("_neighbors"), run.storage):
+        kept = len(fsys.list_files(run.path("_neighbors"), run.storage))
+        return f"{kept:,} finished pieces of work are kept; the rest will be resumed"
     if stage != "embed":
         return "will start again"
     stops = run.completed("ingest").info["shard_stops"]

@@ -23,6 +23,7 @@ from scipy.spatial import cKDTree
 from synthscale import Config
 from synthscale.errors import SchemaError, StorageError
 from synthscale.pipeline import Options, score
+from synthscale.plan import status
 from synthscale.stages import index_cluster, neighbors, row_blocks
 from synthscale.stages.context import StageContext
 from synthscale.stages.index_cluster import IndexCluster
@@ -264,6 +265,8 @@ def test_a_stage_that_broke_off_repeats_only_what_is_missing(found, embedded, tm
     kept = Path(config.output) / "_neighbors"
     edges = sorted(kept.glob("join-*/edges-*.npz"))
     assert len(edges) > 3
+    (line,) = (line for line in status(config.output, config) if line.stage == "neighbors")
+    assert "pieces of work are kept" in line.detail
     edges[1].unlink()
     (answers,) = kept.glob("nearest-*")
     sorted(answers.iterdir())[0].unlink()

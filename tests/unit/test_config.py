@@ -280,7 +280,7 @@ def test_settings_that_change_results_are_in_fingerprints(section, key, value):
 
 def test_the_self_test_and_memory_of_neighbors_have_their_defaults_and_bounds():
     neighbors = Config().neighbors
-    assert (neighbors.self_test_images, neighbors.actor_memory_gib) == (32, 2.0)
+    assert (neighbors.self_test_images, neighbors.actor_memory_gib) == (32, 4.0)
     for key, value in (("self_test_images", 0), ("self_test_images", 10_000), ("actor_memory_gib", 1e-3)):
         assert getattr(parse_config({"neighbors": {key: value}}).neighbors, key) == value
     settings = Config().result_settings("neighbors")
