@@ -15,7 +15,7 @@ from synthscale.neighbors import K
 from synthscale.schemas import REAL
 from synthscale.scores import ViewRows, quality
 
-NO_IMAGES = "the input is vectors: there are no images to edit"
+NO_IMAGES = "not run: the input is vectors, or neighbors.self_test_images is 0"
 _MOST_GROUPED = 0.25
 """A larger share of all rows in one near-duplicate group deserves a look at a radius that is not tight."""
 SMALL_CLASS = 200

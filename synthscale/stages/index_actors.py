@@ -34,6 +34,11 @@ Pair = tuple[int, int]
 """Codes of the set that asks and the set that is searched."""
 
 
+def pairs_of(code: int) -> list[Pair]:
+    """Return the pairs of sets in a generator's view, in the order of ``Searches``."""
+    return [(0, 0), (0, code), (code, 0), (code, code)]
+
+
 @dataclass(frozen=True)
 class Question:
     """What one set asks of another: k nearest, through so many cells."""

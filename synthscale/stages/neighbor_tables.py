@@ -16,7 +16,7 @@ from synthscale.radius import Searches
 from synthscale.relations import Recall, Relation
 from synthscale.schemas import GROUPS, NEAREST, NEIGHBORS, Shard
 from synthscale.search import Rows
-from synthscale.stages.index_actors import Answers, Pair
+from synthscale.stages.index_actors import Answers, Pair, pairs_of
 from synthscale.stages.row_blocks import Crew, Tables
 
 _Picked = tuple[dict[Pair, Relation], dict[int, Inside]]
@@ -113,8 +113,9 @@ def _write_chunk(
     real = block.row[block.code == 0]
     views = []
     for code in groups:
-        pairs = [(0, 0), (0, code), (code, 0), (code, code)]
-        searches = Searches(*(replace(relations[p], recall=None if shared.sure[p] else _NOT_EXACT) for p in pairs))
+        searches = Searches(
+            *(replace(relations[p], recall=None if shared.sure[p] else _NOT_EXACT) for p in pairs_of(code))
+        )
         own = block.row[block.code == code]
         found = nearest_rows(Found(searches, insides[0], insides[code]), shared.copies, real, own)
         views.append(tables.nearest(names[code], found, shared.later))

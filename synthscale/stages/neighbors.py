@@ -30,7 +30,7 @@ from synthscale.selftest import SelfTest
 from synthscale.stages.cell_join import CellJoin, JoinFiles
 from synthscale.stages.context import Outcome, StageContext
 from synthscale.stages.copy_scan import Scan, scan
-from synthscale.stages.index_actors import Answers, Pair, Question
+from synthscale.stages.index_actors import Answers, Pair, Question, pairs_of
 from synthscale.stages.index_cluster import IndexCluster
 from synthscale.stages.neighbor_tables import write_tables
 from synthscale.stages.radius_test import start_self_test
@@ -154,7 +154,7 @@ class _Job:
         """Return the pairs of sets whose distances a generator's radius follows from."""
         if self.config.mode == "exact" and self.config.calibrate_on == "real":
             return [(0, 0)]
-        return [(0, 0), (0, code), (code, 0), (code, code)]
+        return pairs_of(code)
 
     # Edges and groups.
 
@@ -183,8 +183,7 @@ class _Job:
         for code, radius in found.radii.items():
             edges = distinct_edges([found.edges[code], copies.of_view(code)])
             groups = near_duplicate_groups(edges, radius.radius, lookup)
-            pairs = [(0, 0), (0, code), (code, 0), (code, code)]
-            recalls = [*(found.recalls[pair] for pair in pairs), found.inside[0], found.inside[code]]
+            recalls = [*(found.recalls[pair] for pair in pairs_of(code)), found.inside[0], found.inside[code]]
             name = self.tables.names[code]
             views[code] = View(
                 name, radius, groups, rows[0] + rows[code], searches_summary(recalls), self.config.mode == "exact"
@@ -206,8 +205,8 @@ def _sampled(rows: dict[int, int]) -> dict[int, int]:
 
 def _listed(answers: Answers, chunk: int, copies: Copies, code: int, radius: float) -> Edges:
     relations = answers.relations(chunk)
-    pairs = [(0, 0), (0, code), (code, 0), (code, code)]
-    return listed_edges(Searches(*(relations[pair] for pair in pairs)), copies, radius, (0, code))
+    searches = Searches(*(relations[pair] for pair in pairs_of(code)))
+    return listed_edges(searches, copies, radius, (0, code))
 
 
 def _summary(view: View, test: SelfTest | None) -> dict[str, Any]:
