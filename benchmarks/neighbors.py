@@ -33,7 +33,7 @@ from synthscale.copies import collapse, draw, equal_pairs, vector_keys
 from synthscale.edges import Edges, distinct_edges
 from synthscale.groups import near_duplicate_groups
 from synthscale.join import join_all
-from synthscale.memory_search import analyse
+from synthscale.memory_search import MemoryLookup, analyse
 from synthscale.search import distances_within, norms
 
 DIMENSIONS = 512
@@ -74,8 +74,7 @@ def join(x: Vectors, radius: float) -> Edges:
     found = join_all(plan, x[distinct], distinct, code[distinct])
     assert found.is_whole
     edges = distinct_edges([found.edges, copies.edges(code[copies.row])])
-    lengths = norms(x)
-    near_duplicate_groups(edges, radius, lambda a, b: distances_within(x, lengths, a, b))
+    near_duplicate_groups(edges, radius, MemoryLookup(x, norms(x)))
     return edges
 
 

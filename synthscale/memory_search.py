@@ -75,7 +75,7 @@ def analyse(
     for name, rows in sets.items():
         codes[rows] = code[name]
     copy_edges = copies.edges(codes[copies.row])
-    lookup = _Lookup(vectors, norms(vectors))
+    lookup = MemoryLookup(vectors, norms(vectors))
     is_whole = config.mode == "exact"
     views, nearest = [], {}
     for name in found:
@@ -109,16 +109,18 @@ def _joins(
 
 
 @dataclass(frozen=True)
-class _Lookup:
-    """See groups.Lookup; of rows in memory, whose norms are known."""
+class MemoryLookup:
+    """See groups.Lookup: of rows in memory, whose norms are known."""
 
     vectors: NDArray[np.float32]
     norms: Floats
 
     def distances(self, a: Rows, b: Rows) -> Floats:
+        """See groups.Lookup."""
         return distances_within(self.vectors, self.norms, a, b)
 
     def draws(self, rows: Rows) -> NDArray[np.uint64]:
+        """See groups.Lookup."""
         return draw(self.vectors[rows])
 
 
