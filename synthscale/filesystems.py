@@ -111,16 +111,21 @@ def write_bytes(uri: str, data: bytes, storage: StorageConfig) -> None:
         if is_s3(uri):
             fs.pipe_file(uri, data)
             return
-        os.makedirs(os.path.dirname(uri), exist_ok=True)
-        temporary = f"{uri}.{secrets.token_hex(4)}.tmp"
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-            os.replace(temporary, uri)
-        except BaseException:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-            raise
+        with _replaced(uri) as temporary, open(temporary, "wb") as file:
+            file.write(data)
+
+
+@contextmanager
+def _replaced(uri: str) -> Iterator[str]:
+    """Give a path beside a local file, and put what was written there in its place, or leave nothing behind."""
+    os.makedirs(os.path.dirname(uri), exist_ok=True)
+    temporary = f"{uri}.{secrets.token_hex(4)}.tmp"
+    try:
+        yield temporary
+        os.replace(temporary, uri)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
 
 
 def write_with(uri: str, write: Callable[[str], None], storage: StorageConfig) -> None:
@@ -131,14 +136,8 @@ def write_with(uri: str, write: Callable[[str], None], storage: StorageConfig) -
                 write(os.path.join(folder, "file"))
                 filesystem(uri, storage).put_file(os.path.join(folder, "file"), uri)
             return
-        os.makedirs(os.path.dirname(uri), exist_ok=True)
-        temporary = f"{uri}.{secrets.token_hex(4)}.tmp"
-        try:
+        with _replaced(uri) as temporary:
             write(temporary)
-            os.replace(temporary, uri)
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
 
 
 def remove(uri: str, storage: StorageConfig) -> None:

@@ -24,7 +24,7 @@ from synthscale.neighbors import (
     neighbors_listed,
     searches_summary,
 )
-from synthscale.radius import Calibration, Searches, calibrate
+from synthscale.radius import Calibration, Searches, calibrate, counts_only_real
 from synthscale.relations import (
     ALL_CELLS,
     FLAT_ROWS,
@@ -209,7 +209,7 @@ class _Searcher:
     def calibrate(self, name: str, searches: Searches, config: NeighborsConfig, copies: Copies) -> Calibration:
         """Return a view's radius; from a sample, searched exactly, where the searches themselves are not exact."""
         real, own = len(self._sets[REAL]), len(self._sets[name])
-        only_real = config.mode == "exact" and config.calibrate_on == "real"
+        only_real = counts_only_real(config)
         rows = real if only_real else real + own
         needed = [searches.real_real] if only_real else list(vars(searches).values())
         if any(relation.recall for relation in needed):

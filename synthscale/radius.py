@@ -63,6 +63,11 @@ class Searches:
     own_own: Relation
 
 
+def counts_only_real(config: NeighborsConfig) -> bool:
+    """Tell whether the median is over the distinct real rows alone, or over both sets."""
+    return config.mode == "exact" and config.calibrate_on == "real"
+
+
 def calibrate(view: Searches, rows: int, config: NeighborsConfig, copies: Copies) -> Calibration:
     """Return the radius of a generator's view.
 
@@ -93,7 +98,7 @@ def calibrate(view: Searches, rows: int, config: NeighborsConfig, copies: Copies
 
 def _nearest_distances(view: Searches, config: NeighborsConfig, copies: Copies) -> tuple[Floats, int]:
     """Return the distances that the median is of, and how many distinct rows were measured for them."""
-    if config.mode == "exact" and config.calibrate_on == "real":
+    if counts_only_real(config):
         return view.real_real.distance[:, 0], len(view.real_real.row)
     real = np.minimum(view.real_real.distance[:, 0], view.real_own.distance[:, 0])
     own = np.minimum(view.own_own.distance[:, 0], view.own_real.distance[:, 0])

@@ -90,15 +90,14 @@ class IndexCluster:
 
     def _for_all(self, method: str, argument: Any, what: str) -> None:
         """Ask every part about every chunk; an actor has done with a part before it turns to its next."""
-        name = "nearest" if method == "nearest" else "inside"
-        have = self._tables.saved(f"{name}-of-{self.parts}")
+        have = self._tables.saved(f"{method}-of-{self.parts}")
         turns = range(0, self.parts, len(self._actors))
         items = [
             (part, chunk)
             for start in turns
             for chunk in range(len(self._chunks))
             for part in self._parts[start : start + len(self._actors)]
-            if answer_name(name, chunk, part.number, self.parts) not in have
+            if answer_name(method, chunk, part.number, self.parts) not in have
         ]
 
         def submit(item: tuple[Part, int]) -> Any:

@@ -84,8 +84,7 @@ def _of_chunk(rows: Rows, chunk: Sequence[Shard]) -> Rows:
 
 
 def _ids(run_tables: Tables, chunk: list[Shard], rows: Rows) -> dict[int, str]:
-    parts = [run_tables.run.read_shard("manifest", shard, ["row", "id"]) for shard in chunk]
-    table = pa.concat_tables(parts).slice(0)
+    table = pa.concat_tables(run_tables.run.read_shard("manifest", shard, ["id"]) for shard in chunk)
     at = rows - chunk[0].start
     return dict(zip(rows.tolist(), table.column("id").take(pa.array(at)).to_pylist(), strict=True))
 

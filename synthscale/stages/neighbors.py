@@ -23,7 +23,7 @@ from synthscale.copies import Copies
 from synthscale.edges import Edges, distinct_edges
 from synthscale.groups import near_duplicate_groups
 from synthscale.neighbors import View, listed_edges, neighbors_listed, searches_summary
-from synthscale.radius import Calibration, Searches, calibrate
+from synthscale.radius import Calibration, Searches, calibrate, counts_only_real
 from synthscale.relations import ALL_CELLS, FLAT_ROWS, SAMPLED_QUERIES, Recall
 from synthscale.schemas import REAL
 from synthscale.selftest import SelfTest
@@ -152,9 +152,7 @@ class _Job:
 
     def _calibrating(self, code: int) -> list[Pair]:
         """Return the pairs of sets whose distances a generator's radius follows from."""
-        if self.config.mode == "exact" and self.config.calibrate_on == "real":
-            return [(0, 0)]
-        return pairs_of(code)
+        return [(0, 0)] if counts_only_real(self.config) else pairs_of(code)
 
     # Edges and groups.
 
