@@ -1,149 +1,247 @@
 """The k-fold real-vs-synthetic classifier of a run: folds by group, one feature map, heads for every generator.
 
-Pure, and the same for one process, Ray Train workers and ``score_features``: what differs is ``reduce_sum``.
+Pure, and the same for one process, Ray Train workers and ``score_features``: what differs is where the rows come
+from and ``reduce_sum``.
 """
 
-import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from synthscale.config import ClassifierConfig
-from synthscale.features import BANDWIDTH_ROWS, FeatureMap, fit_feature_map
+from synthscale.features import BANDWIDTH_ROWS, FOURIER_FEATURES, FeatureMap, Heads, fit_feature_map
 from synthscale.folds import deal_folds
-from synthscale.logistic import Fit, Rows, fit_folds
+from synthscale.keys import Keys, group_keys, mixed
+from synthscale.logistic import Fit, fit_views
+from synthscale.model import Model
+from synthscale.network import NetworkFit, fit_networks
+from synthscale.problem import FeatureBlock, View, Workers
+from synthscale.schemas import REAL
+
+_BANDWIDTH_STREAM = 11
+_MAPPED_ROWS = 8192
 
 
 @dataclass(frozen=True)
 class FoldPlan:
-    """One generator's view dealt to folds, arrays over its rows, ascending; ``folds`` 0: impossible."""
+    """One generator's view dealt to folds, arrays over its rows, ascending.
+
+    Attributes:
+        row: (n,) row numbers.
+        is_real: (n,).
+        key: (n,) the rows' own keys.
+        group: (n,) the keys of their near-duplicate groups.
+        fold: (n, deals); no column where no deal leaves both classes in every training part.
+        is_copy: (n,) equal to a row of a smaller id in its own set.
+    """
 
     row: NDArray[np.int64]
     is_real: NDArray[np.bool_]
+    key: Keys
+    group: Keys
     fold: NDArray[np.int8]
-    folds: int
     is_copy: NDArray[np.bool_]
 
-    def with_copies(self, is_copy: NDArray[np.bool_]) -> "FoldPlan":
-        """Return the plan with each row marked that equals one of a smaller id in its own set."""
-        return replace(self, is_copy=is_copy)
-
-    @property
-    def training_counts(self) -> list[list[int]]:
-        """Real and synthetic rows that each fold's head is trained on: k pairs."""
-        outside = [self.fold != f for f in range(self.folds)]
-        return [[int((o & self.is_real).sum()), int((o & ~self.is_real).sum())] for o in outside]
+    def views(self, generator: str) -> list[View]:
+        """Return a view for each deal; none where no classifier can be fitted."""
+        return [View(generator, i, int(self.fold[:, i].max()) + 1) for i in range(self.fold.shape[1])]
 
     @property
     def log_prior(self) -> NDArray[np.float64]:
-        """Log of synthetic over real rows that each row's head is trained on: (n,); 0 without a classifier."""
-        return log_prior(self.training_counts, self.fold)
-
-
-def log_prior(training_counts: list[list[int]], fold: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Return log of synthetic over real training rows by fold, for each row's fold (n,)."""
-    if not training_counts:
-        return np.zeros(len(fold))
-    counts = np.array(training_counts, dtype=np.float64)
-    result: NDArray[np.float64] = np.log(counts[:, 1] / counts[:, 0])[fold]
-    return result
+        """Log of synthetic over real rows that each row's heads are trained on, mean over deals: (n,)."""
+        prior = np.zeros(len(self.row))
+        for fold in self.fold.T:
+            inside = [
+                np.bincount(fold[own], minlength=int(fold.max()) + 1) for own in (self.is_real, ~self.is_real)
+            ]
+            real, synthetic = (count.sum() - count for count in inside)
+            prior += np.log(synthetic / real)[fold] / self.fold.shape[1]
+        return prior
 
 
 def plan_folds(
     rows: NDArray[np.int64],
-    ids: Sequence[str],
+    keys: Keys,
     is_real: NDArray[np.bool_],
+    is_copy: NDArray[np.bool_],
     groups: tuple[NDArray[np.int64], NDArray[np.int64]],
     settings: ClassifierConfig,
 ) -> FoldPlan:
-    """Deal one generator's view to folds by near-duplicate group.
+    """Deal one generator's view to folds by near-duplicate group, as often as ``settings.repeats`` says.
 
     Args:
         rows: (n,) row numbers of the view, ascending.
-        ids: their ids.
+        keys: (n,) their keys.
         is_real: (n,) their classes.
+        is_copy: (n,) which equal a row of a smaller id in their own set.
         groups: member rows and the group of each.
-        settings: folds and seed.
+        settings: folds, repeats and seed.
     """
-    key = list(ids)
-    smallest: dict[int, str] = {}
-    at = np.searchsorted(rows, groups[0])
-    for position, group in zip(at.tolist(), groups[1].tolist(), strict=True):
-        smallest[group] = min(smallest.get(group, ids[position]), ids[position])
-    for position, group in zip(at.tolist(), groups[1].tolist(), strict=True):
-        key[position] = smallest[group]
-    fold = deal_folds(key, is_real, settings.folds, settings.seed)
-    none = np.zeros(len(rows), np.bool_)
-    if fold is None:
-        return FoldPlan(rows, is_real, np.zeros(len(rows), np.int8), 0, none)
-    return FoldPlan(rows, is_real, fold, int(fold.max()) + 1, none)
+    group = group_keys(keys, rows, groups)
+    deals = [
+        deal_folds(group, is_real, settings.folds, seed)
+        for seed in range(settings.seed, settings.seed + settings.repeats)
+    ]
+    possible = [deal for deal in deals if deal is not None]
+    fold = np.stack(possible, 1) if len(possible) == len(deals) else np.zeros((len(rows), 0), np.int8)
+    return FoldPlan(rows, is_real, keys, group, fold, is_copy)
 
 
-def bandwidth_rows(plan: FoldPlan, ids: Sequence[str]) -> NDArray[np.int64]:
-    """Return the distinct real rows, few and chosen by a hash of their ids, that give the bandwidth."""
-    chosen = np.flatnonzero(plan.is_real & ~plan.is_copy).tolist()
-    chosen.sort(key=lambda i: hashlib.blake2b(ids[i].encode(), digest_size=16).digest())
-    return np.sort(plan.row[chosen[:BANDWIDTH_ROWS]])
+def bandwidth_sample(plan: FoldPlan) -> Keys:
+    """Return the numbers, ascending, of the few distinct real rows that give the bandwidth; see `_numbers`."""
+    return np.sort(_numbers(plan.key[plan.is_real & ~plan.is_copy]))[:BANDWIDTH_ROWS]
+
+
+def _numbers(keys: Keys) -> Keys:
+    return mixed(keys, _BANDWIDTH_STREAM)
 
 
 @dataclass(frozen=True)
-class TrainingRows:
-    """A worker's rows: numbers (n,), vectors (n, d), fold by generator ((n,), -1: not in its view), and marks."""
+class VectorBlock:
+    """Rows of one set: name, vectors (n, d), fold in each view (n, V; -1: not in it), keys (n,), copies (n,)."""
 
-    row: NDArray[np.int64]
-    vectors: torch.Tensor
-    fold: dict[str, NDArray[np.int8]]
-    is_real: NDArray[np.bool_]
+    name: str
+    vectors: NDArray[np.floating]
+    fold: NDArray[np.int8]
+    key: Keys
     is_copy: NDArray[np.bool_]
 
 
-def fit_generators(
-    rows: TrainingRows,
-    folds: dict[str, int],
-    sample: NDArray[np.int64],
-    settings: ClassifierConfig,
-    reduce_sum: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
-) -> tuple[FeatureMap, dict[str, Fit]]:
-    """Fit the feature map and every generator's heads.
+@dataclass(frozen=True)
+class Training:
+    """What heads are fitted on.
 
-    Args:
-        rows: this worker's rows.
-        folds: k of each generator.
-        sample: row numbers, the same on all workers, that give the bandwidth.
-        settings: the classifier's settings.
-        reduce_sum: adds a float64 tensor over workers.
+    Attributes:
+        views: every deal of every generator; the columns of the blocks' folds.
+        dimensions: d of the vectors.
+        blocks: a pass over this worker's rows, or those of the set that is named.
+        sample: what `bandwidth_sample` gives, the same on all workers.
+        rows: the number of rows of each set, over all workers.
+        is_cached: keep the features in memory; else every pass asks for the rows again.
+        workers: how they add up, and where an interrupted fit goes on.
+        fourier_features: beside the embedding, for the kernel head.
     """
-    feature_map = _feature_map(rows, sample, settings, reduce_sum)
-    features = feature_map(rows.vectors)
-    fits = {}
-    for name, k in folds.items():
-        own = torch.from_numpy(rows.fold[name] >= 0)
-        view = Rows(
-            features[own],
-            torch.from_numpy(~rows.is_real)[own],
-            torch.from_numpy(rows.fold[name])[own],
-        )
-        fits[name] = fit_folds(view, k, settings.strengths, settings.class_weight == "balanced", reduce_sum)
-    return feature_map, fits
+
+    views: list[View]
+    dimensions: int
+    blocks: Callable[[str | None], Iterable[VectorBlock]]
+    sample: Keys
+    rows: dict[str, int]
+    is_cached: bool = True
+    workers: Workers = field(default_factory=Workers)
+    fourier_features: int = FOURIER_FEATURES
 
 
-def _feature_map(
-    rows: TrainingRows,
-    sample: NDArray[np.int64],
-    settings: ClassifierConfig,
-    reduce_sum: Callable[[torch.Tensor], torch.Tensor],
-) -> FeatureMap:
-    distinct = rows.vectors[torch.from_numpy(rows.is_real & ~rows.is_copy)].double()
-    count = reduce_sum(torch.tensor(float(len(distinct)), dtype=torch.float64))
-    mean = reduce_sum(distinct.sum(0)) / count
+Fits = dict[str, Fit] | dict[str, NetworkFit]
+
+
+def fit_classifier(training: Training, settings: ClassifierConfig) -> tuple[Model, Fits]:
+    """Fit the feature map and every generator's heads."""
+    if training.is_cached:
+        held = list(training.blocks(None))
+        training = replace(training, blocks=lambda name: (b for b in held if name in (None, b.name)))
+    feature_map = _feature_map(training, settings)
+    mapped = _Mapped(training, feature_map)
+    fits: Fits
+    if settings.head == "mlp":
+        mapped.merge()
+        fits = {
+            generator: fit_networks(
+                [training.views[c] for c in columns],
+                columns,
+                mapped,
+                feature_map.dimensions,
+                settings.seed,
+                training.workers,
+            )
+            for generator, columns in _columns_of(training.views).items()
+        }
+    else:
+        mapped.narrow()
+        balanced = settings.class_weight == "balanced"
+        found = fit_views(training.views, settings.strengths, mapped, balanced=balanced, workers=training.workers)
+        fits = {name: fit.with_heads(tuple(map(mapped.widened, fit.heads))) for name, fit in found.items()}
+    return Model(feature_map, {name: fit.heads for name, fit in fits.items()}), fits
+
+
+def _columns_of(views: list[View]) -> dict[str, list[int]]:
+    columns: dict[str, list[int]] = {}
+    for c, view in enumerate(views):
+        columns.setdefault(view.generator, []).append(c)
+    return columns
+
+
+class _Mapped:
+    """A pass over features: held in float32 where they fit, else made anew from the rows of each pass."""
+
+    def __init__(self, training: Training, feature_map: FeatureMap) -> None:
+        self._training, self._map = training, feature_map
+        self._held = list(self._blocks(None)) if training.is_cached else None
+        self._basis: torch.Tensor | None = None
+
+    def __call__(self, name: str | None = None) -> Iterable[FeatureBlock]:
+        if self._held is None:
+            return self._blocks(name)
+        return [block for block in self._held if name in (None, block.name)]
+
+    def _blocks(self, name: str | None) -> Iterator[FeatureBlock]:
+        for block in self._training.blocks(name):
+            if len(block.key):
+                parts = np.array_split(block.vectors, math.ceil(len(block.key) / _MAPPED_ROWS))
+                features = torch.cat([self._map(torch.from_numpy(part.copy())).float() for part in parts])
+                yield FeatureBlock(block.name, features, torch.from_numpy(block.fold), block.key)
+
+    def merge(self) -> None:
+        """Make one block of each set's, where they are held: batches are then drawn from all of its rows."""
+        if self._held:
+            self._held = [
+                FeatureBlock(
+                    name,
+                    torch.cat([block.features for block in self(name)]),
+                    torch.cat([block.fold for block in self(name)]),
+                    np.concatenate([block.key for block in self(name)]),
+                )
+                for name in dict.fromkeys(block.name for block in self._held)
+            ]
+
+    def narrow(self) -> None:
+        """With fewer rows than dimensions, look at the span of the rows alone: the heads lie in it."""
+        rows = sum(len(block.key) for block in self._held or [])
+        if self._held and not self._training.workers.are_several and rows < self._map.dimensions:
+            self._basis = torch.linalg.qr(torch.cat([block.features for block in self._held]).double().T).Q
+            self._held = [replace(block, features=block.features.double() @ self._basis) for block in self._held]
+
+    def widened(self, heads: Heads) -> Heads:
+        """Return heads over the features that are heads over the span of the rows."""
+        return heads if self._basis is None else Heads(heads.weights @ self._basis.T, heads.intercepts)
+
+
+def _feature_map(training: Training, settings: ClassifierConfig) -> FeatureMap:
+    """Build the map from the distinct real rows of all workers: two passes."""
+    d = training.dimensions
+    sums, gathered = torch.zeros(d + 1, dtype=torch.float64), torch.zeros((len(training.sample), d)).double()
+    for rows, number in _distinct_real(training):
+        sums[:-1] += rows.sum(0)
+        sums[-1] += len(rows)
+        at = np.searchsorted(training.sample, number).clip(max=len(training.sample) - 1)
+        mine = training.sample[at] == number
+        gathered[torch.from_numpy(at[mine])] = rows[torch.from_numpy(mine)]
+    sums = training.workers.reduce_sum(sums)
+    mean = sums[:-1] / sums[-1]
     # The second pass keeps the precision that one pass of squares would lose.
-    deviation = (reduce_sum((distinct - mean).square().sum(0)) / count).sqrt()
-    gathered = torch.zeros((len(sample), rows.vectors.shape[1]), dtype=torch.float64)
-    if len(rows.row):
-        at = np.searchsorted(rows.row, sample).clip(max=len(rows.row) - 1)
-        mine = rows.row[at] == sample
-        gathered[torch.from_numpy(mine)] = rows.vectors[torch.from_numpy(at[mine])].double()
-    return fit_feature_map(mean, deviation, reduce_sum(gathered), settings.head, settings.seed)
+    squares = torch.zeros(d, dtype=torch.float64)
+    for rows, _ in _distinct_real(training):
+        squares += (rows - mean).square().sum(0)
+    deviation = (training.workers.reduce_sum(squares) / sums[-1]).sqrt()
+    fourier = training.fourier_features if settings.head == "kernel" else 0
+    return fit_feature_map(mean, deviation, training.workers.reduce_sum(gathered), fourier, settings.seed)
+
+
+def _distinct_real(training: Training) -> Iterator[tuple[torch.Tensor, Keys]]:
+    for block in training.blocks(REAL):
+        keep = ~block.is_copy
+        yield torch.from_numpy(block.vectors[keep]).double(), _numbers(block.key[keep])

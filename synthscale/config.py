@@ -76,10 +76,13 @@ class NeighborsConfig(_Section):
 class ClassifierConfig(_Section):
     """The k-fold real-vs-synthetic classifier."""
 
-    head: Literal["kernel", "linear"] = "kernel"
-    """``kernel`` (embedding and random Fourier features) sees spread as well as mean; ``linear`` only mean."""
+    head: Literal["kernel", "linear", "mlp"] = "kernel"
+    """``kernel`` (embedding and random Fourier features) sees spread as well as mean; ``linear`` only mean;
+    ``mlp`` (one hidden layer) finds what neither does, given tens of thousands of images."""
     folds: int = Field(default=5, ge=2, le=100)
     """k; near-duplicate groups are never split between folds."""
+    repeats: int = Field(default=1, ge=1, le=100)
+    """Deals to folds over which logits are averaged; with more than one, the metrics' spread is reported."""
     class_weight: Literal["balanced", "none"] = "balanced"
     """``balanced`` weighs the classes in the loss; ``none`` takes the prior out of the odds afterwards."""
     seed: int = Field(default=0, ge=0, lt=2**63)
@@ -87,7 +90,9 @@ class ClassifierConfig(_Section):
     strengths: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, math.inf)
     """L2 penalties to choose from by out-of-fold log-loss; ``inf`` is the intercept-only model."""
     workers: int | None = Field(default=None, ge=0)
-    """Ray Train workers; 0 fits inside the driver; chosen by size when not given. Never changes results."""
+    """Ray Train workers; 0 fits inside the driver; chosen by size when not given."""
+    worker_memory_gib: float = Field(default=4.0, gt=0, allow_inf_nan=False)
+    """Memory for a worker's features, in GiB; more rows than fit are read again from storage in each pass."""
 
     @field_validator("strengths")
     @classmethod
@@ -170,7 +175,7 @@ class Config(_Section):
         outside = {
             "encoder": {"device", "batch_size"},
             "neighbors": {"actor_memory_gib"},
-            "classifier": {"workers"},
+            "classifier": {"workers", "worker_memory_gib"},
         }[section]
         settings: dict[str, Any] = getattr(self, section).model_dump(mode="json", exclude=outside)
         return settings

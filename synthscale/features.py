@@ -5,10 +5,8 @@ A head that is linear in the embedding sees differences of mean and not of sprea
 Standardisation and bandwidth come from the distinct real rows alone, so that no generator changes another's.
 """
 
-import io
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -56,28 +54,40 @@ class FeatureMap:
         features: torch.Tensor = torch.cat([linear, waves], dim=1)
         return features
 
+    def pulled_back(self, vectors: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Return gradients by the standardised embedding, (n, d), of what has gradients (n, D) by the features."""
+        d = len(self.mean)
+        result = gradient[:, :d] / math.sqrt(d)
+        if len(self.phases):
+            sines = torch.sin(self.standardise(vectors) @ self.frequencies + self.phases)
+            result = result - (gradient[:, d:] * sines * math.sqrt(2.0 / len(self.phases))) @ self.frequencies.T
+        return result
+
 
 def fit_feature_map(
     mean: torch.Tensor,
     deviation: torch.Tensor,
     sample: torch.Tensor,
-    head: Literal["kernel", "linear"],
+    fourier_features: int,
     seed: int,
 ) -> FeatureMap:
-    """Build the map from the real rows' moments, (d,) each, and a sample of them, (s, d)."""
+    """Build the map from the real rows' moments, (d,) each, and a sample of them, (s, d).
+
+    ``fourier_features`` is m; 0 for heads that take the standardised embedding alone.
+    """
     # A dimension that is constant but for rounding must not explode; one that is merely small keeps its voice.
     floor = torch.maximum(1e-6 * mean.abs(), 1e-7 * deviation.square().mean().sqrt())
     scale = torch.where(torch.maximum(deviation, floor) > 0, torch.maximum(deviation, floor), 1.0)
     d = len(mean)
     empty = FeatureMap(mean, scale, mean.new_zeros((d, 0)), mean.new_zeros(0))
-    if head == "linear":
+    if fourier_features == 0:
         return empty
     distances = torch.pdist(empty.standardise(sample)) if len(sample) > 1 else mean.new_zeros(0)
     median = float(distances.median()) if len(distances) else 0.0
     bandwidth = median if median > 0 else d**0.5
     rng = np.random.default_rng(seed)
-    frequencies = torch.from_numpy(rng.standard_normal((d, FOURIER_FEATURES))) / bandwidth
-    phases = torch.from_numpy(rng.uniform(0, 2 * np.pi, FOURIER_FEATURES))
+    frequencies = torch.from_numpy(rng.standard_normal((d, fourier_features))) / bandwidth
+    phases = torch.from_numpy(rng.uniform(0, 2 * np.pi, fourier_features))
     return FeatureMap(mean, scale, frequencies.to(mean.device), phases.to(mean.device))
 
 
@@ -95,23 +105,6 @@ class Heads:
         result: NDArray[np.float64] = logits.gather(1, index[:, None])[:, 0].numpy()
         return result
 
-
-def save_model(feature_map: FeatureMap, heads: dict[str, Heads]) -> bytes:
-    """Return feature map and heads as the bytes of an ``.npz`` file."""
-    arrays = {f"map/{name}": getattr(feature_map, name).cpu().numpy() for name in FeatureMap.__annotations__}
-    for generator, head in heads.items():
-        arrays[f"weights/{generator}"] = head.weights.cpu().numpy()
-        arrays[f"intercepts/{generator}"] = head.intercepts.cpu().numpy()
-    out = io.BytesIO()
-    np.savez(out, **arrays)
-    return out.getvalue()
-
-
-def load_model(data: bytes) -> tuple[FeatureMap, dict[str, Heads]]:
-    """Read what ``save_model`` wrote."""
-    with np.load(io.BytesIO(data)) as arrays:
-        tensors = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    feature_map = FeatureMap(**{name: tensors[f"map/{name}"] for name in FeatureMap.__annotations__})
-    generators = [name.removeprefix("weights/") for name in tensors if name.startswith("weights/")]
-    heads = {g: Heads(tensors[f"weights/{g}"], tensors[f"intercepts/{g}"]) for g in generators}
-    return feature_map, heads
+    def gradients(self, features: torch.Tensor, fold: NDArray[np.int8]) -> torch.Tensor:
+        """Return the gradient of each row's out-of-fold logit by the features: (n, D), (n,) -> (n, D)."""
+        return self.weights[torch.from_numpy(fold.astype(np.int64))]

@@ -1,52 +1,66 @@
 """Deals near-duplicate groups to folds: no group is split, and both classes are spread evenly.
 
-Groups go in the order of a keyed hash of their smallest id, so the deal depends neither on row numbers nor on
-other generators.
+Groups go in the order of a seeded hash of their keys, so the deal depends neither on row numbers nor on other
+generators: groups of several rows first, each to the fold where it adds least to the spread of the class counts;
+then single rows fill the folds up evenly.
 """
-
-import hashlib
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from synthscale.keys import Keys, mixed
 
-def deal_folds(keys: Sequence[str], is_real: NDArray[np.bool_], folds: int, seed: int) -> NDArray[np.int8] | None:
+
+def deal_folds(keys: Keys, is_real: NDArray[np.bool_], folds: int, seed: int) -> NDArray[np.int8] | None:
     """Return each row's fold, shape (n,), or None when no deal leaves both classes in every training part.
 
     Args:
-        keys: the group key of each row: the smallest id among its group's members, or its own id.
+        keys: the key of each row's group (`keys.group_keys`), shape (n,).
         is_real: the class of each row, shape (n,).
         folds: k; lowered, down to 2, until every complement of a fold holds both classes.
         seed: enters the order of the groups.
     """
-    index = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-    unique, group = list(index), np.array([index[key] for key in keys], np.int64)
-    real = np.bincount(group, weights=is_real, minlength=len(unique)).astype(np.float64)
-    synthetic = np.bincount(group, weights=~is_real, minlength=len(unique)).astype(np.float64)
-    salt = seed.to_bytes(8, "little")
-    order = sorted(
-        range(len(unique)), key=lambda i: hashlib.blake2b(unique[i].encode(), digest_size=16, key=salt).digest()
-    )
+    unique, group, size = np.unique(keys, return_inverse=True, return_counts=True)
+    kinds = (is_real.astype(np.float64), (~is_real).astype(np.float64))
+    counts = np.stack([np.bincount(group, kind, len(unique)) for kind in kinds]).astype(np.float64)
+    order = np.lexsort((unique, mixed(mixed(unique, 0), seed)))
+    several, single = order[size[order] > 1], order[size[order] == 1]
     for k in range(folds, 1, -1):
-        fold_of_group = _deal(order, real, synthetic, k)
+        fold_of_group = np.zeros(len(unique), np.int8)
+        load = _deal_several(several, counts, k, fold_of_group)
+        for kind in (0, 1):
+            own = single[counts[kind, single] > 0]
+            fold_of_group[own] = _fill_up(load[kind], len(own))
         fold: NDArray[np.int8] = fold_of_group[group]
-        if all(is_real[fold != f].any() and (~is_real[fold != f]).any() for f in range(k)):
+        inside = np.stack([np.bincount(fold[own], minlength=k) for own in (is_real, ~is_real)])
+        if (inside < inside.sum(1, keepdims=True)).all():
             return fold
     return None
 
 
-def _deal(order: list[int], real: NDArray[np.float64], synthetic: NDArray[np.float64], k: int) -> NDArray[np.int8]:
-    """Give each group to the fold where it adds least to the spread of the class counts."""
-    # Sum over folds of (r_f / R)^2 + (s_f / S)^2 grows by this inner product (and a constant) with each choice.
-    share_real, share_synthetic = real / max(real.sum(), 1) ** 2, synthetic / max(synthetic.sum(), 1) ** 2
-    load_real, load_synthetic = [0.0] * k, [0.0] * k
-    fold_of_group = np.zeros(len(real), np.int8)
-    for i in order:
-        a, b = share_real[i], share_synthetic[i]
-        cost = [a * load_real[f] + b * load_synthetic[f] for f in range(k)]
+def _deal_several(
+    order: NDArray[np.int64], counts: NDArray[np.float64], k: int, fold_of_group: NDArray[np.int8]
+) -> NDArray[np.float64]:
+    """Deal groups in order, by setting their folds; return the rows in each fold by class: (2, k)."""
+    # The sum over folds of (r_f / R)^2 + (s_f / S)^2 grows by this product (and a constant) with each choice.
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1) ** 2
+    real, synthetic = [0.0] * k, [0.0] * k
+    own_share, own_counts = share[:, order].T.tolist(), counts[:, order].T.tolist()
+    for i, (a, b), (r, s) in zip(order.tolist(), own_share, own_counts, strict=True):
+        cost = [a * real[f] + b * synthetic[f] for f in range(k)]
         best = cost.index(min(cost))
         fold_of_group[i] = best
-        load_real[best] += real[i]
-        load_synthetic[best] += synthetic[i]
-    return fold_of_group
+        real[best] += r
+        synthetic[best] += s
+    return np.array([real, synthetic])
+
+
+def _fill_up(load: NDArray[np.float64], n: int) -> NDArray[np.int64]:
+    """Return the folds of n single rows, each given to the emptiest fold, the first of them on ties."""
+    k = len(load)
+    # The last row comes to lie no higher than if all folds were level in the end.
+    height = min(n, int(np.ceil((n + load.sum()) / k - load.min())) + 1)
+    places = load[:, None] + np.arange(height)
+    fold = np.repeat(np.arange(k), height)
+    chosen: NDArray[np.int64] = fold[np.lexsort((fold, places.ravel()))[:n]]
+    return chosen

@@ -1,67 +1,58 @@
-"""All folds and strengths of an L2-regularised logistic regression, full-batch, by preconditioned L-BFGS.
+"""All folds, strengths and deals of an L2-regularised logistic regression at once: preconditioned L-BFGS.
 
-Each head (a fold at one strength) minimises, over the rows outside its fold,
-
-    sum_i a_i log(1 + exp(-s_i (x_i w + b))) + strength / 2 |w|^2,   sum_i a_i = 1,
-
-so a strength means the same at any number of rows. A row is masked out of its own fold's head by a weight of 0,
-and one matrix product serves all folds. Strengths are solved from the strongest to the weakest, each starting at
-the last one's solution; L-BFGS (Liu and Nocedal 1989) starts from the inverse of the folds' mean Hessian at that
-point, or of each fold's own where that does not suffice, so few steps are needed even where the classes separate.
-Every head has its own step length, so heads never influence one another's optimum.
-
-Sums over rows go through ``reduce_sum``, which adds over workers: the same heads for any number of them. All in
-float64.
+Every pass over the rows evaluates every head that has not converged, each at its own trial point (problem.py), so
+a pass is one well-fed matrix product. What makes the passes few: the heads are first fitted to a sample of a few
+dozen rows a dimension, which is nearly free, and L-BFGS (Liu and Nocedal 1989) on all rows then starts at that
+solution, from the inverse of the sample's Hessian there. Heads have histories and step lengths of their own and
+never influence one another's optimum. The problem is convex and is solved to the arithmetic's limit, so sample,
+start and number of workers leave no trace in the answer.
 """
 
+import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.nn.functional import softplus
 
 from synthscale.features import Heads
+from synthscale.problem import LOG_2, Blocks, Columns, Problem, Resume, View, Workers
 
-ReduceSum = Callable[[torch.Tensor], torch.Tensor]
+_log = logging.getLogger(__name__)
 
 _TOLERANCE = 1e-8
 """On the Newton decrement: probabilities are then off by less than half of this times the root of n."""
-_BOUND = 1e-5
-"""On the gradient's norm over the root of the strength, which is never less than the Newton decrement."""
-_CLEARLY = 0.02
-"""Nats above the least log-loss at which weaker strengths are given up."""
-_ROUNDS = 30
-_STEPS_A_ROUND = 10
-"""Steps after which the Hessian is taken anew."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A worker's rows of one generator's view: features (n, D) float64, synthetic (n,) bool, fold (n,)."""
-
-    features: torch.Tensor
-    synthetic: torch.Tensor
-    fold: torch.Tensor
+_SAMPLE_TOLERANCE = 1e-4
+_BOUND = 1e3
+"""On the gradient's norm over the root of the strength, in tolerances: it is never less than the decrement."""
+_ROUNDS = 40
+_PASSES_A_ROUND = 10
+"""Passes after which the Hessian is taken anew."""
+_SAMPLE_A_DIMENSION = 32
+_LEAST_SAMPLE = 4096
+"""Rows of each set in the sample; fewer rows than twice that are not sampled."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The heads at the chosen strength, and what the choice was made by."""
+    """A generator's heads at the chosen strength, one ``Heads`` a deal, and what the choice was made by."""
 
-    heads: Heads
+    heads: tuple[Heads, ...]
     strength: float
     log_loss: dict[float, float]
-    steps: int
+    passes: int
     converged: bool
+
+    def with_heads(self, heads: tuple[Heads, ...]) -> "Fit":
+        """Return the fit with its heads in other coordinates."""
+        return replace(self, heads=heads)
 
     def summary(self) -> dict[str, Any]:
         """Return what was chosen and why, for JSON; the intercept-only model's strength is the text ``inf``."""
         return {
             "strength": _json_strength(self.strength),
             "log_loss_by_strength": [[_json_strength(s), loss] for s, loss in self.log_loss.items()],
-            "steps": self.steps,
+            "passes": self.passes,
             "converged": self.converged,
         }
 
@@ -70,207 +61,183 @@ def _json_strength(strength: float) -> float | str:
     return "inf" if math.isinf(strength) else strength
 
 
-def fit_folds(
-    rows: Rows, folds: int, strengths: tuple[float, ...], balanced: bool, reduce_sum: ReduceSum = lambda t: t
-) -> Fit:
-    """Fit ``folds`` heads at each strength and keep those with the least class-balanced out-of-fold log-loss.
+def fit_views(
+    views: list[View], strengths: tuple[float, ...], blocks: Blocks, *, balanced: bool, workers: Workers
+) -> dict[str, Fit]:
+    """Fit k heads for each view and strength; keep each generator's of least class-balanced out-of-fold log-loss.
 
     Args:
-        rows: this worker's rows; both classes occur outside every fold, over all workers.
-        folds: k.
-        strengths: L2 penalties, ascending; ``inf`` is the intercept-only model.
+        views: the generators' deals; both classes occur outside every fold, over all workers.
+        strengths: L2 penalties; ``inf`` is the intercept-only model.
+        blocks: gives this worker's rows, as often as asked.
         balanced: weigh the classes equally in the loss, else every row equally.
-        reduce_sum: adds a tensor over workers.
+        workers: how they add up, and where an interrupted fit goes on.
 
     Logits are balanced either way: without class weights the prior is taken out of the intercepts afterwards.
     """
-    weights, prior = _row_weights(rows, folds, balanced, reduce_sum)
-    solver = _Solver(rows, weights, reduce_sum)
-    heads: dict[float, Heads] = {}
-    losses: dict[float, float] = {}
-    steps, converged = 0, True
-    for strength in sorted(strengths, reverse=True):
-        if math.isinf(strength):
-            fitted = Heads(rows.features.new_zeros((folds, rows.features.shape[1])), prior)
+    finite = sorted((s for s in strengths if math.isfinite(s)), reverse=True)
+    problem = Problem(Columns.of(views, finite or [1.0]), blocks, balanced, workers.reduce_sum)
+    points = torch.zeros((problem.width + 1, len(problem.columns.view)), dtype=torch.float64)
+    points[-1] = problem.prior
+    descent = _Descent(problem, points, workers.resume)
+    if finite:
+        kept = workers.resume.state.get("points")
+        if kept is not None and kept.shape == points.shape:
+            descent.points = kept
         else:
-            taken, reached = solver.solve(strength)
-            fitted = solver.heads()
-            steps, converged = steps + taken, converged and reached
-        # Out of fold, every model answers balanced odds.
-        heads[strength] = Heads(fitted.weights, fitted.intercepts - prior)
-        losses[strength] = _out_of_fold_loss(rows, heads[strength], reduce_sum)
-        if _is_rising(list(losses.values())):
-            break
-    # Ties go to the stronger regularisation.
-    best = min(losses, key=lambda strength: (round(losses[strength], 10), -strength))
-    return Fit(heads[best], best, losses, steps, converged)
+            descent.start_on_a_sample()
+        descent.solve(_TOLERANCE)
+    return _chosen(problem, descent, strengths)
 
 
-def _is_rising(losses: list[float]) -> bool:
-    """Tell whether the last two strengths each made it clearly worse: weaker ones then only overfit more."""
-    return len(losses) > 2 and losses[-1] > losses[-2] > losses[-3] and losses[-1] > min(losses) + _CLEARLY
+def _chosen(problem: Problem, descent: "_Descent", strengths: tuple[float, ...]) -> dict[str, Fit]:
+    """Pick each generator's strength: over its deals, the one with the least log-loss; ties go to the stronger."""
+    columns, points = problem.columns, descent.points
+    sums = problem.held_out(points) if any(map(math.isfinite, strengths)) else None
+    fits = {}
+    for generator in dict.fromkeys(view.generator for view in columns.views):
+        own = torch.tensor([view.generator == generator for view in columns.views])[columns.view]
+        losses = {}
+        for strength in sorted(strengths, reverse=True):
+            if math.isinf(strength) or sums is None:
+                losses[strength] = LOG_2
+            else:
+                total = sums[:, :, own & (columns.strength == strength)].sum(2)
+                losses[strength] = float((total[:, 0] / total[:, 1]).mean())
+        best = min(losses, key=lambda strength: (round(losses[strength], 10), -strength))
+        heads = []
+        for v, view in enumerate(columns.views):
+            if view.generator == generator:
+                heads.append(_heads(problem, points, (columns.view == v) & (columns.strength == best), view.folds))
+        passes, converged = descent.passes, bool(descent.converged[own].all())
+        fits[generator] = Fit(tuple(heads), best, losses, passes, converged)
+    return fits
 
 
-def _row_weights(
-    rows: Rows, folds: int, balanced: bool, reduce_sum: ReduceSum
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss weights (n, k), summing to 1 over the rows outside a fold, and each head's prior log-odds (k,)."""
-    outside = (rows.fold[:, None] != torch.arange(folds)).double()
-    synthetic = rows.synthetic[:, None].double()
-    counts = reduce_sum(torch.stack([(outside * (1 - synthetic)).sum(0), (outside * synthetic).sum(0)]))
-    if balanced:
-        per_class = 0.5 / counts
-        return outside * (per_class[0] * (1 - synthetic) + per_class[1] * synthetic), counts.new_zeros(folds)
-    return outside / counts.sum(0), torch.log(counts[1] / counts[0])
+def _heads(problem: Problem, points: torch.Tensor, chosen: torch.Tensor, folds: int) -> Heads:
+    if not chosen.any():
+        return Heads(points.new_zeros((folds, problem.width)), points.new_zeros(folds))
+    # Out of fold, every model answers balanced odds.
+    return Heads(points[:-1, chosen].T.clone(), points[-1, chosen] - problem.prior[chosen])
 
 
-class _Solver:
-    """The heads of all folds at one strength after another; a column is one fold."""
+class _Descent:
+    """All heads on their way to their optima; a column is one head."""
 
-    def __init__(self, rows: Rows, weights: torch.Tensor, reduce_sum: ReduceSum) -> None:
-        self.weights, self.reduce_sum = weights, reduce_sum
-        mass = weights.mean(1, keepdim=True)
-        # Centred, so that the intercept and the weights hardly depend on one another.
-        self.centre = reduce_sum((rows.features * mass).sum(0)) / reduce_sum(mass.sum())
-        ones = rows.features.new_ones((len(rows.features), 1))
-        self.features = torch.cat([rows.features - self.centre, ones], dim=1)
-        # The Hessian only preconditions: half the precision is twice the speed, and moves no solution.
-        self.narrow = self.features.float()
-        self.sign = torch.where(rows.synthetic, 1.0, -1.0).double()[:, None]
-        self.point = rows.features.new_zeros((self.features.shape[1], weights.shape[1]))
-        self.penalty = rows.features.new_zeros(())
+    def __init__(self, problem: Problem, points: torch.Tensor, resume: Resume) -> None:
+        self.problem, self.points, self.resume = problem, points, resume
+        self.converged = torch.zeros(points.shape[1], dtype=torch.bool)
+        self.sample_rows = max(_LEAST_SAMPLE, _SAMPLE_A_DIMENSION * problem.width)
+        self.passes = 0
 
-    def heads(self) -> Heads:
-        """Return the heads at the current point, for features that are not centred."""
-        weights, intercepts = self.point[:-1].T.clone(), self.point[-1].clone()
-        return Heads(weights, intercepts - weights @ self.centre)
+    def start_on_a_sample(self) -> None:
+        """Move to the sample's solution, if there are enough rows for a sample to be worth it."""
+        if max(self.problem.rows.values()) < 2 * self.sample_rows:
+            return
+        ahead = _Descent(self.problem.sampled(self.sample_rows), self.points, Resume())
+        ahead.solve(_SAMPLE_TOLERANCE)
+        self.points = ahead.points
 
-    def solve(self, strength: float) -> tuple[int, bool]:
-        """Move to the solution at this strength; return the steps taken and whether every fold converged."""
-        self.penalty = torch.full((len(self.point), 1), strength, dtype=torch.float64)
-        self.penalty[-1] = 0  # the intercept bears none
-        steps = 0
+    def solve(self, tolerance: float) -> None:
+        """Move every head to its optimum; ``converged`` tells which got there."""
+        everyone = torch.arange(self.points.shape[1])
+        self.loss, self.gradient = self.problem.loss_and_gradient(self.points, everyone)
         for attempt in range(_ROUNDS):
-            # The folds' mean Hessian serves them all, unless a fold is unlike the others.
-            taken, converged = self._round(self._factors(per_fold=attempt > 2))
-            steps += taken
-            if converged:
-                return steps, True
-        return steps, False
+            self._round(self._curvature(attempt), tolerance)
+            if self.converged.all():
+                return
+            # A sample serves until it does not; then a larger one, in the end all rows.
+            self.sample_rows *= 4
+        _log.warning("%d of %d heads did not converge", int((~self.converged).sum()), len(everyone))
 
-    def _round(self, factors: torch.Tensor) -> tuple[int, bool]:
-        """Take some L-BFGS steps from the inverse of the Hessian that ``factors`` stand for."""
-        margin = self._margin(self.point)
-        loss, gradient = self._loss(margin, self.point), self._gradient(margin, self.point)
+    def _curvature(self, attempt: int) -> "_Curvature":
+        """Take the Hessian of the heads that still move: one for each strength, later one for each head."""
+        moving = (~self.converged).nonzero()[:, 0]
+        # A strength's folds share a Hessian, unless a fold is unlike the others.
+        groups = self.problem.columns.alike(moving) if attempt < 3 else list(moving[:, None])
+        hessians = self.problem.sampled(self.sample_rows).hessians(self.points, groups)
+        return _Curvature(hessians, [self.problem.penalty(group)[:, 0] for group in groups], groups)
+
+    def _round(self, curvature: "_Curvature", tolerance: float) -> None:
+        """Take some L-BFGS steps, each head until it has converged."""
+        length = torch.ones_like(self.loss)
         history: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for step in range(_STEPS_A_ROUND):
-            moving = self._is_moving(gradient, factors)
-            if not moving.any():
-                return step, True
-            direction = torch.where(moving, _two_loop(gradient, history, factors), 0.0)
-            along = self._margin(direction)
-            length, loss = self._line_search(direction, margin, along, (gradient * direction).sum(0), loss)
-            change = length * direction
-            if not change.any():
-                # No step lowers the loss in float64 any more: as close as the arithmetic allows.
-                return step, True
-            margin = margin + length * along
-            self.point = self.point + change
-            new_gradient = self._gradient(margin, self.point)
-            history.append((change, new_gradient - gradient))
-            gradient = new_gradient
-        return _STEPS_A_ROUND, False
+        for _ in range(_PASSES_A_ROUND):
+            self.converged |= self._arrived(curvature, tolerance) | (length < 2.0**-40)
+            chosen = (~self.converged).nonzero()[:, 0]
+            if len(chosen) == 0:
+                return
+            direction = _two_loop(self.gradient, history, curvature, chosen)
+            slope = (self.gradient[:, chosen] * direction).sum(0)
+            trial = self.points[:, chosen] + length[chosen] * direction
+            loss, gradient = self.problem.loss_and_gradient(trial, chosen)
+            self.passes += 1
+            before = self.loss[chosen]
+            # Near the optimum differences drown in rounding: the slack lets the last steps through.
+            good = loss <= before + 1e-4 * length[chosen] * slope + 4e-16 * before.abs()
+            length[chosen] = torch.where(good, 1.0, length[chosen] / 2)
+            step, difference = torch.zeros_like(self.points), torch.zeros_like(self.points)
+            moved = chosen[good]
+            step[:, moved] = trial[:, good] - self.points[:, moved]
+            difference[:, moved] = gradient[:, good] - self.gradient[:, moved]
+            self.points, self.loss, self.gradient = self.points.clone(), self.loss.clone(), self.gradient.clone()
+            self.points[:, moved], self.loss[moved], self.gradient[:, moved] = (
+                trial[:, good],
+                loss[good],
+                gradient[:, good],
+            )
+            history.append((step, difference))
+            self.resume.keep(lambda: {"points": self.points})
+        self.converged |= self._arrived(curvature, tolerance)
 
-    def _is_moving(self, gradient: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-        """Tell which folds have not converged, by the Newton decrement and by a bound that needs no Hessian."""
-        decrement = (gradient * _solve(gradient, factors)).sum(0).clamp_min(0).sqrt()
-        # Where a fold's own Hessian is far below the mean, the penalty still bounds its decrement.
-        bound = gradient[:-1].norm(dim=0) / self.penalty[0].sqrt()
-        moving: torch.Tensor = (decrement > _TOLERANCE) | (bound > _BOUND)
-        return moving
+    def _arrived(self, curvature: "_Curvature", tolerance: float) -> torch.Tensor:
+        """Tell which heads have converged, by the Newton decrement and by a bound that needs no Hessian."""
+        moving = (~self.converged).nonzero()[:, 0]
+        gradient = self.gradient[:, moving]
+        decrement = (gradient * curvature.solve(gradient, moving)).sum(0).clamp_min(0).sqrt()
+        # Where a head's own Hessian is far below the one it is judged by, the penalty still bounds its decrement.
+        bound = gradient[:-1].norm(dim=0) / self.problem.columns.strength[moving].sqrt()
+        arrived = torch.zeros_like(self.converged)
+        arrived[moving] = (decrement <= tolerance) & (bound <= _BOUND * tolerance)
+        return arrived
 
-    def _factors(self, *, per_fold: bool) -> torch.Tensor:
-        """Cholesky factors of every fold's Hessian at the current point, or of their mean: (k or 1, D, D)."""
-        p = torch.sigmoid(self._margin(self.point))
-        curvature = self.weights * p * (1 - p)
-        if not per_fold:
-            curvature = curvature.mean(1, keepdim=True)
-        hessians = self.reduce_sum(
-            torch.stack([((self.narrow * c[:, None].float()).T @ self.narrow).double() for c in curvature.T])
-        )
+
+class _Curvature:
+    """Cholesky factors of penalised Hessians, each for a group of columns."""
+
+    def __init__(self, hessians: torch.Tensor, penalties: list[torch.Tensor], groups: list[torch.Tensor]) -> None:
         diagonals = hessians.diagonal(dim1=1, dim2=2)
         # A sliver on the diagonal keeps it positive where all rows are settled, and above float32's rounding.
-        diagonals += self.penalty[:, 0] + 1e-12 + 1e-6 * diagonals.mean(1, keepdim=True)
-        factors: torch.Tensor = torch.linalg.cholesky(hessians)
-        return factors
+        diagonals += torch.stack(penalties) + 1e-12 + 1e-6 * diagonals.mean(1, keepdim=True)
+        self.factors = torch.linalg.cholesky(hessians)
+        self.group_of = {int(c): g for g, group in enumerate(groups) for c in group}
 
-    def _margin(self, point: torch.Tensor) -> torch.Tensor:
-        # This order of the product is about twice as fast for a few columns.
-        return (point.T @ self.features.T).T
-
-    def _loss(self, margin: torch.Tensor, point: torch.Tensor) -> torch.Tensor:
-        data = self.reduce_sum((self.weights * softplus(-self.sign * margin)).sum(0))
-        return data + (self.penalty * point.square()).sum(0) / 2
-
-    def _gradient(self, margin: torch.Tensor, point: torch.Tensor) -> torch.Tensor:
-        residual = -self.weights * self.sign * torch.sigmoid(-self.sign * margin)
-        return self.reduce_sum((residual.T @ self.features).T.contiguous()) + self.penalty * point
-
-    def _line_search(
-        self,
-        direction: torch.Tensor,
-        margin: torch.Tensor,
-        along: torch.Tensor,
-        slope: torch.Tensor,
-        loss: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Halve each fold's step until it lowers the loss enough (Armijo); no matrix product is needed."""
-        length = torch.ones_like(loss)
-        accepted = torch.zeros_like(loss, dtype=torch.bool)
-        new_loss = loss.clone()
-        for _ in range(40):
-            trial = self._loss(margin + length * along, self.point + length * direction)
-            # Near the optimum differences drown in rounding: the slack lets the last steps through.
-            good = trial <= loss + 1e-4 * length * slope + 1e-15 * loss.abs()
-            new_loss = torch.where(good & ~accepted, trial, new_loss)
-            accepted |= good
-            if accepted.all():
-                break
-            length = torch.where(accepted, length, length / 2)
-        return torch.where(accepted, length, 0.0), new_loss
-
-
-def _solve(gradient: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Inverse Hessian times gradient, (D, k), with one factor for all columns or one for each."""
-    if len(factors) == 1:
-        return torch.cholesky_solve(gradient, factors[0])
-    solved: torch.Tensor = torch.cholesky_solve(gradient.T[:, :, None], factors)
-    return solved[:, :, 0].T
+    def solve(self, gradient: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """Return the inverse Hessians times columns, (D + 1, c), of the chosen heads."""
+        solved = torch.empty_like(gradient)
+        own = torch.tensor([self.group_of[c] for c in chosen.tolist()], dtype=torch.int64)
+        for g in set(own.tolist()):
+            solved[:, own == g] = torch.cholesky_solve(gradient[:, own == g], self.factors[g])
+        return solved
 
 
 def _two_loop(
-    gradient: torch.Tensor, history: list[tuple[torch.Tensor, torch.Tensor]], factors: torch.Tensor
+    gradient: torch.Tensor,
+    history: list[tuple[torch.Tensor, torch.Tensor]],
+    curvature: _Curvature,
+    chosen: torch.Tensor,
 ) -> torch.Tensor:
-    """The L-BFGS direction of every column, from the inverse Hessian that ``factors`` stand for."""
-    direction = -gradient
+    """The L-BFGS direction of the chosen columns; a pass that moved a column not at all leaves it as it was."""
+    direction = -gradient[:, chosen]
     used = []
-    for change, difference in reversed(history):
-        curvature = (change * difference).sum(0)
-        inverse = torch.where(curvature > 0, 1 / curvature, 0.0)
+    for step, difference in reversed(history):
+        change, bend = step[:, chosen], difference[:, chosen]
+        product = (change * bend).sum(0)
+        inverse = torch.where(product > 0, 1 / product, 0.0)
         share = inverse * (change * direction).sum(0)
-        direction = direction - share * difference
-        used.append((inverse, share, change, difference))
-    direction = _solve(direction, factors)
-    for inverse, share, change, difference in reversed(used):
-        direction = direction + (share - inverse * (difference * direction).sum(0)) * change
+        direction = direction - share * bend
+        used.append((inverse, share, change, bend))
+    direction = curvature.solve(direction, chosen)
+    for inverse, share, change, bend in reversed(used):
+        direction = direction + (share - inverse * (bend * direction).sum(0)) * change
     return direction
-
-
-def _out_of_fold_loss(rows: Rows, heads: Heads, reduce_sum: ReduceSum) -> float:
-    """Class-balanced log-loss, in nats, of the out-of-fold answers."""
-    sign = torch.where(rows.synthetic, 1.0, -1.0).double()
-    logits = rows.features @ heads.weights.T + heads.intercepts
-    own = logits.gather(1, rows.fold.long()[:, None])[:, 0]
-    classes = torch.stack([~rows.synthetic, rows.synthetic]).double()
-    sums = reduce_sum(torch.stack([classes @ softplus(-sign * own), classes.sum(1)]))
-    return float((sums[0] / sums[1]).mean())

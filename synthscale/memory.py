@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,19 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from synthscale import tables
-from synthscale.classifier import FoldPlan, TrainingRows, bandwidth_rows, fit_generators, plan_folds
+from synthscale.classifier import FoldPlan, Training, VectorBlock, bandwidth_sample, fit_classifier, plan_folds
 from synthscale.config import Config, check_generator_name
 from synthscale.copies import collapse, equal_pairs, vector_keys
+from synthscale.directions import find_directions
 from synthscale.errors import InputError
-from synthscale.groups import Groups
+from synthscale.keys import id_keys
 from synthscale.memory_search import analyse
+from synthscale.metrics.classifier import spread, sum_logits
+from synthscale.metrics.evidence import Evidence
 from synthscale.metrics.summary import generator_block, sum_view
-from synthscale.schemas import REAL, SYNTHETIC
+from synthscale.problem import View
+from synthscale.schemas import DIRECTIONS, REAL, SYNTHETIC
 from synthscale.scores import ViewRows, score_rows
-from synthscale.search import Rows
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,11 @@ def score_features(
     later = copies.later(dict(enumerate(unique_ids)))
     is_copy = np.isin(np.arange(n), later)
     groups = {view.generator: view.groups for view in analysis.views}
-    plans = {
-        name: _plan(near.row, unique_ids, kinds == REAL, is_copy, groups[name], config)
-        for name, near in analysis.nearest.items()
-    }
-    logits, fits = _classify(vectors, plans, unique_ids, is_copy, kinds == REAL, config)
+    keys, plans = id_keys(unique_ids), {}
+    for name, near in analysis.nearest.items():
+        rows, members = np.sort(near.row), (groups[name].row, groups[name].near_duplicate_id)
+        plans[name] = plan_folds(rows, keys[rows], kinds[rows] == REAL, is_copy[rows], members, config.classifier)
+    logits, along, fits = _classify(vectors, plans, config)
     manifest = pa.table(
         {
             "row": np.arange(n),
@@ -95,11 +98,12 @@ def score_features(
         name, plan = view.generator, plans[view.generator]
         nearest = tables.nearest(name, analysis.nearest[name], later)
         nearest = nearest.take(pa.array(np.argsort(nearest.column("row").to_numpy())))
-        rows = ViewRows(manifest.take(pa.array(plan.row)), nearest, tables.groups(name, view.groups), logits[name])
-        table = score_rows(rows, unique_ids, view.median_distance)
-        sums = sum_view(rows, table, plan.log_prior)
-        fit = {"folds": plan.folds, **(fits[name].summary() if name in fits else {})}
-        metrics[name] = generator_block(sums, config.classifier.head, fit, view.summary())
+        own = ViewRows(manifest.take(pa.array(plan.row)), nearest, tables.groups(name, view.groups), logits[name])
+        table = score_rows(own, unique_ids, view.median_distance)
+        unknown = np.full(len(plan.row), np.nan)
+        evidence = Evidence(plan.log_prior, plan.group, unknown, unknown, along[name])
+        sums = sum_view(own, table, evidence)
+        metrics[name] = generator_block(sums, config.classifier.head, fits[name], view.summary())
         scores[name] = table.to_pandas()
     return FeatureScores(metrics, scores)
 
@@ -155,44 +159,55 @@ def _checked(
     return vectors, kinds, names, unique_ids
 
 
-def _plan(
-    rows: Rows,
-    ids: list[str],
-    is_real: NDArray[np.bool_],
-    is_copy: NDArray[np.bool_],
-    groups: Groups,
-    config: Config,
-) -> FoldPlan:
-    rows = np.sort(rows)
-    members = (groups.row, groups.near_duplicate_id)
-    plan = plan_folds(rows, [ids[row] for row in rows], is_real[rows], members, config.classifier)
-    return plan.with_copies(is_copy[rows])
-
-
 def _classify(
-    vectors: NDArray[np.float32],
-    plans: dict[str, FoldPlan],
-    ids: list[str],
-    is_copy: NDArray[np.bool_],
-    is_real: NDArray[np.bool_],
-    config: Config,
-) -> tuple[dict[str, NDArray[np.float64]], dict[str, Any]]:
-    """Out-of-fold logits of each view's rows (NaN without a classifier), and the fits."""
+    vectors: NDArray[np.float32], plans: dict[str, FoldPlan], config: Config
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]], dict[str, Any]]:
+    """Out-of-fold logits of each view's rows (NaN without a classifier), places along directions, and the fits."""
     logits = {name: np.full(len(plan.row), np.nan) for name, plan in plans.items()}
-    usable = {name: plan.folds for name, plan in plans.items() if plan.folds}
-    if not usable:
-        return logits, {}
-    n = len(vectors)
-    folds = {name: np.full(n, -1, np.int8) for name in usable}
-    for name in usable:
-        folds[name][plans[name].row] = plans[name].fold
-    rows = TrainingRows(np.arange(n), torch.from_numpy(vectors), folds, is_real, is_copy)
+    along = {name: np.full((len(plan.row), DIRECTIONS), np.nan) for name, plan in plans.items()}
+    views = [view for name, plan in plans.items() for view in plan.views(name)]
+    if not views:
+        return logits, along, {name: {"folds": 0} for name in plans}
+    blocks = _blocks(vectors, plans, views)
     first = next(iter(plans.values()))
-    sample = bandwidth_rows(first, [ids[row] for row in first.row])
-    feature_map, fits = fit_generators(rows, usable, sample, config.classifier)
-    for name in usable:
-        features = feature_map(torch.from_numpy(vectors[plans[name].row]))
+    training = Training(
+        views,
+        vectors.shape[1],
+        lambda name: [block for block in blocks if name in (None, block.name)],
+        bandwidth_sample(first),
+        {block.name: len(block.key) for block in blocks},
+    )
+    model, fits = fit_classifier(training, config.classifier)
+    model = replace(model, directions=find_directions(model, training))
+    summaries: dict[str, Any] = {name: {"folds": 0} for name in plans}
+    for name, fit in fits.items():
+        rows, fold = torch.from_numpy(vectors[plans[name].row]), plans[name].fold
+        deals = model.logits(name, model.feature_map(rows), fold)
         # As in a run, where predictions/ holds float32.
-        logit = fits[name].heads.out_of_fold_logits(features, plans[name].fold)
-        logits[name] = logit.astype(np.float32).astype(np.float64)
-    return logits, fits
+        logits[name] = deals.mean(1).astype(np.float32).astype(np.float64)
+        places = model.directions[name].places(model.feature_map.standardise(rows))
+        along[name][:, : places.shape[1]] = places
+        is_real = plans[name].is_real
+        summaries[name] = {
+            "folds": plans[name].views(name)[0].folds,
+            **fit.summary(),
+            "directions": model.directions[name].share.tolist(),
+            "repeats": spread([sum_logits(logit, is_real) for logit in deals.T]),
+        }
+    return logits, along, summaries
+
+
+def _blocks(vectors: NDArray[np.float32], plans: dict[str, FoldPlan], views: list[View]) -> list[VectorBlock]:
+    """Return the rows of each set."""
+    blocks = []
+    first = next(iter(plans.values()))
+    for kind, plan in [(REAL, first), *plans.items()]:
+        own = plan.is_real == (kind == REAL)
+        fold = np.full((int(own.sum()), len(views)), -1, np.int8)
+        for name, other in plans.items():
+            columns = [c for c, view in enumerate(views) if view.generator == name]
+            if columns and kind in (REAL, name):
+                # The real rows come first in every view, in one order.
+                fold[:, columns] = other.fold[other.is_real == (kind == REAL)]
+        blocks.append(VectorBlock(kind, vectors[plan.row[own]], fold, plan.key[own], plan.is_copy[own]))
+    return blocks

@@ -13,6 +13,8 @@ from synthscale.errors import SchemaError
 REAL, SYNTHETIC = "real", "synthetic"
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
+DIRECTIONS = 3
+"""Separating directions that a run keeps for each generator."""
 
 MANIFEST_COLUMNS = pa.schema(
     [
@@ -82,16 +84,35 @@ FOLDS = pa.schema(
     [
         ("generator", _NAME),
         ("row", pa.int64()),
-        ("fold", pa.int8()),
+        ("fold", pa.list_(pa.int8())),
         ("is_real", pa.bool_()),
         ("is_copy", pa.bool_()),
+        ("key", pa.uint64()),
+        ("group_key", pa.uint64()),
+        ("log_prior", pa.float64()),
     ]
 )
-"""``classifier/``: each row's fold per generator; null where no classifier can be fitted."""
+"""``classifier/``: each row per generator: its fold in each deal (null where no classifier can be fitted).
+
+``key`` and ``group_key`` stand for its id and its near-duplicate group (keys.py); ``log_prior`` is the log of
+synthetic over real rows that its heads are trained on.
+"""
 
 PREDICTIONS = pa.schema(
-    [("generator", _NAME), ("row", pa.int64()), ("fold", pa.int8()), ("logit_synthetic", pa.float32())]
+    [
+        ("generator", _NAME),
+        ("row", pa.int64()),
+        ("fold", pa.int8()),
+        ("logit_synthetic", pa.float32()),
+        ("logit_deviation", pa.float32()),
+        ("logit_file_facts", pa.float32()),
+        ("along", pa.list_(pa.float32(), DIRECTIONS)),
+    ]
 )
+"""Out of fold, per generator and row: the fold (of the first deal), the balanced logit (mean over deals) with its
+standard deviation over deals (null for one deal), the logit of a classifier that sees the file's facts alone (null
+for vectors), and the row's places along the directions that separate the sets most (directions.py).
+"""
 
 SCORES = pa.schema(
     [

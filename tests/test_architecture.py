@@ -27,6 +27,10 @@ STAGE_HELPERS = {
     "neighbor_tables",
     "row_lookup",
     "radius_test",
+    # The parts of classify.
+    "fold_tables",
+    "train_run",
+    "prediction",
 }
 
 # Arrays and bytes in, arrays out. demo.py may write local files.
@@ -47,10 +51,17 @@ PURE = [
     "neighbors",
     "memory_search",
     "selftest",
+    "keys",
     "folds",
     "features",
+    "facts",
+    "problem",
     "logistic",
+    "network",
     "classifier",
+    "model",
+    "directions",
+    "bootstrap",
     "scores",
     "images",
     "tables",

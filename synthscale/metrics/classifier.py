@@ -1,80 +1,113 @@
 """How well the classifier tells real from synthetic, and how honest its probabilities are; class-balanced.
 
-Everything is a sum over rows that merges over shards. Ranks come from a sparse histogram of the logits that keeps
-11 bits of mantissa: logits closer than 0.05 % count as tied, which bounds its size whatever the number of rows.
+Everything is a sum over rows that merges over shards, and each sum has its bootstrap replicates (bootstrap.py).
 """
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from synthscale.metrics.core import metric
+from synthscale.bootstrap import REPLICATES
+from synthscale.metrics.core import Metric, metric
+from synthscale.metrics.ranks import (
+    RankSums,
+    auc,
+    auc_metric,
+    interval,
+    standard_error,
+    sum_ranks,
+    two_sample_test,
+)
 from synthscale.scores import probability
 
 _BINS = 15
-_DROPPED_BITS = 12
+_Z = 1.959963984540054
 
 
 @dataclass
 class ClassifierSums:
-    """Sums by class (0 real, 1 synthetic) over out-of-fold logits; two of them add up."""
+    """Sums by class (0 real, 1 synthetic) over out-of-fold logits; two of them add up.
+
+    Attributes:
+        count, log_loss, brier, correct, probability: (2,); the last is of being synthetic.
+        bin_count, bin_probability: (2, bins).
+        replicates: (3, 2, REPLICATES): weighted count, log-loss and correct answers.
+        ranks: of the logits.
+    """
 
     count: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
     log_loss: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
     brier: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
     correct: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
+    probability: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
     bin_count: NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, _BINS)))
     bin_probability: NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, _BINS)))
-    logits: tuple[Counter[int], Counter[int]] = field(default_factory=lambda: (Counter(), Counter()))
+    replicates: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 2, REPLICATES)))
+    ranks: RankSums = field(default_factory=RankSums)
 
     def __add__(self, other: "ClassifierSums") -> "ClassifierSums":
         """Return the sums over both sets of rows."""
-        return ClassifierSums(
-            self.count + other.count,
-            self.log_loss + other.log_loss,
-            self.brier + other.brier,
-            self.correct + other.correct,
-            self.bin_count + other.bin_count,
-            self.bin_probability + other.bin_probability,
-            (self.logits[0] + other.logits[0], self.logits[1] + other.logits[1]),
-        )
+        return ClassifierSums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
-def sum_logits(logit: NDArray[np.float64], is_real: NDArray[np.bool_]) -> ClassifierSums:
-    """Sum over rows with logits (n,) of being synthetic and classes (n,); NaN logits are left out."""
-    sums = ClassifierSums()
+def sum_logits(
+    logit: NDArray[np.float64], is_real: NDArray[np.bool_], weights: NDArray[np.uint8] | None = None
+) -> ClassifierSums:
+    """Sum over rows with logits (n,) of being synthetic and classes (n,); NaN logits are left out.
+
+    ``weights``, (n, REPLICATES), are the bootstrap's; without them figures have no intervals.
+    """
+    sums = ClassifierSums(ranks=sum_ranks(logit, is_real, weights))
     for label in (0, 1):
-        own = logit[(is_real == (label == 0)) & ~np.isnan(logit)]
+        chosen = (is_real == (label == 0)) & ~np.isnan(logit)
+        own = logit[chosen]
         p = probability(own)
+        loss = np.logaddexp(0.0, -own if label else own)
+        correct = (p >= 0.5) == bool(label)
         sums.count[label] = len(own)
-        sums.log_loss[label] = np.logaddexp(0.0, -own if label else own).sum()
+        sums.log_loss[label] = loss.sum()
         sums.brier[label] = np.square(p - label).sum()
-        sums.correct[label] = ((p >= 0.5) == bool(label)).sum()
+        sums.correct[label] = correct.sum()
+        sums.probability[label] = p.sum()
         bins = np.minimum((p * _BINS).astype(int), _BINS - 1)
         sums.bin_count[label] = np.bincount(bins, minlength=_BINS)
         sums.bin_probability[label] = np.bincount(bins, weights=p, minlength=_BINS)
-        sums.logits[label].update(dict(zip(*_histogram(own), strict=True)))
+        if weights is not None:
+            sums.replicates[:, label] = np.stack([np.ones(len(own)), loss, correct]) @ weights[chosen]
     return sums
 
 
-def _histogram(logit: NDArray[np.float64]) -> tuple[list[int], list[int]]:
-    """Count logits by an integer that orders as they do: a float32's bits, sign folded, low bits dropped."""
-    bits = logit.astype(np.float32).view(np.int32).astype(np.int64)
-    ordered = np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
-    values, counts = np.unique(np.round(ordered / 2**_DROPPED_BITS).astype(np.int64), return_counts=True)
-    return values.tolist(), counts.tolist()
+def _balanced(sums: ClassifierSums, name: str, replicate: int) -> Metric:
+    """A class-balanced mean with its 95 % interval."""
+    value = float((getattr(sums, name) / sums.count).mean())
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = standard_error((sums.replicates[replicate] / sums.replicates[0]).mean(0))
+    top = 1.0 if name == "correct" else np.inf
+    # Nothing drawn at all: there were no weights.
+    error = error if sums.replicates.any() else np.nan
+    return interval(value, value - _Z * error, value + _Z * error, (0.0, top))
 
 
-def auc(sums: ClassifierSums) -> float:
-    """Return the area under the ROC curve: the chance that a synthetic row's logit is above a real row's."""
-    keys = sorted(set(sums.logits[0]) | set(sums.logits[1]))
-    real = np.array([sums.logits[0][k] for k in keys], np.float64)
-    synthetic = np.array([sums.logits[1][k] for k in keys], np.float64)
-    below = np.cumsum(real) - real
-    return float((synthetic * (below + real / 2)).sum() / (real.sum() * synthetic.sum()))
+def spread(deals: list[ClassifierSums]) -> dict[str, Any] | None:
+    """Return how far the figures differ between deals to folds: count, mean, standard deviation; None for one deal."""
+    if len(deals) < 2:
+        return None
+    figures = {
+        "fidelity": [1 - d.probability[1] / d.count[1] for d in deals],
+        "representativeness": [d.probability[0] / d.count[0] for d in deals],
+        "auc": [auc(d.ranks) for d in deals],
+        "log_loss": [(d.log_loss / d.count).mean() for d in deals],
+    }
+    summary = {
+        name: {"mean": float(np.mean(values)), "deviation": float(np.std(values, ddof=1))}
+        for name, values in figures.items()
+    }
+    return {"count": len(deals), **summary}
+
+
+_OF_THE_FIT = ("log_loss_by_strength", "epoch", "log_loss_by_epoch", "converged")
 
 
 def classifier_figures(sums: ClassifierSums, head: str, fit: dict[str, Any]) -> dict[str, Any]:
@@ -87,12 +120,11 @@ def classifier_figures(sums: ClassifierSums, head: str, fit: dict[str, Any]) -> 
     """
     reason = "no classifier: too few rows or groups in a class to cross-validate"
     if not fit.get("folds"):
-        figures = dict.fromkeys(("strength", "accuracy", "log_loss", "brier", "ece"))
         return {
             "head": head,
-            **figures,
-            "auc": metric(None, reason),
-            "p_value": metric(None, reason),
+            **dict.fromkeys(("strength", "brier", "ece")),
+            **{name: metric(None, reason) for name in ("auc", "accuracy", "log_loss")},
+            "p_value": {"value": None, "reason": reason},
             "reason": reason,
         }
     share = sums.bin_count / sums.count[:, None]
@@ -102,9 +134,9 @@ def classifier_figures(sums: ClassifierSums, head: str, fit: dict[str, Any]) -> 
         "head": head,
         "strength": fit["strength"],
         "folds": fit["folds"],
-        "auc": metric(auc(sums), reference=0.5),
-        "accuracy": float((sums.correct / sums.count).mean()),
-        "log_loss": float((sums.log_loss / sums.count).mean()),
+        "auc": auc_metric(sums.ranks),
+        "accuracy": _balanced(sums, "correct", 2),
+        "log_loss": _balanced(sums, "log_loss", 1),
         "brier": float((sums.brier / sums.count).mean()),
         # Expected calibration error with 15 equal bins (Guo et al. 2017), the classes weighing the same.
         "ece": float(np.abs(share[1] / 2 - mean_probability).sum()),
@@ -118,7 +150,7 @@ def classifier_figures(sums: ClassifierSums, head: str, fit: dict[str, Any]) -> 
             for b in range(_BINS)
             if mass[b] > 0
         ],
-        "log_loss_by_strength": fit["log_loss_by_strength"],
-        "converged": fit["converged"],
-        "p_value": metric(None, "the two-sample test is not part of this version"),
+        "p_value": two_sample_test(sums.ranks),
+        "repeats": fit.get("repeats"),
+        **{name: fit[name] for name in _OF_THE_FIT if name in fit},
     }

@@ -6,13 +6,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from synthscale import selftest
+from synthscale import bootstrap, selftest
 from synthscale.metrics.classifier import ClassifierSums, classifier_figures, sum_logits
 from synthscale.metrics.core import Indicators, Sums, core_metrics, coverage_reference, metric, sum_up
+from synthscale.metrics.evidence import (
+    AlongSums,
+    Evidence,
+    confounder_figures,
+    confounder_warning,
+    direction_figures,
+    sum_along,
+)
+from synthscale.metrics.ranks import RankSums, sum_ranks
 from synthscale.neighbors import K
-from synthscale.schemas import REAL
+from synthscale.schemas import DIRECTIONS, REAL
 from synthscale.scores import ViewRows, quality
 
 NO_IMAGES = "not run: the input is vectors, or neighbors.self_test_images is 0"
@@ -30,6 +38,9 @@ class ViewSums:
     by_label: dict[str, Sums] = field(default_factory=dict)
     classifier: ClassifierSums = field(default_factory=ClassifierSums)
     distinct_real: int = 0
+    file_facts: RankSums = field(default_factory=RankSums)
+    bytes_per_pixel: RankSums = field(default_factory=RankSums)
+    along: list[AlongSums] = field(default_factory=lambda: [AlongSums() for _ in range(DIRECTIONS)])
 
     def __add__(self, other: "ViewSums") -> "ViewSums":
         """Return the sums over both sets of rows."""
@@ -39,10 +50,13 @@ class ViewSums:
             {name: self.by_label.get(name, Sums()) + other.by_label.get(name, Sums()) for name in labels},
             self.classifier + other.classifier,
             self.distinct_real + other.distinct_real,
+            self.file_facts + other.file_facts,
+            self.bytes_per_pixel + other.bytes_per_pixel,
+            [one + two for one, two in zip(self.along, other.along, strict=True)],
         )
 
 
-def sum_view(view: ViewRows, scores: pa.Table, prior: NDArray[np.float64]) -> ViewSums:
+def sum_view(view: ViewRows, scores: pa.Table, evidence: Evidence) -> ViewSums:
     """Sum up some rows of a view.
 
     Args:
@@ -59,12 +73,14 @@ def sum_view(view: ViewRows, scores: pa.Table, prior: NDArray[np.float64]) -> Vi
     rows = Indicators(
         is_real=is_real,
         q=quality(view.logit, is_real),
-        q_unadjusted=quality(view.logit + prior, is_real),
+        q_unadjusted=quality(view.logit + evidence.log_prior, is_real),
         in_synthetic_group=in_synthetic,
         in_mixed_group=in_mixed,
         inside=np.asarray(scores.column("in_real_manifold")),
         covered=np.asarray(scores.column("covered").fill_null(False)),
     )
+    drawn = bootstrap.weights(evidence.group_key)
+    ids = scores.column("id").to_pylist()
     labels = scores.column("label").to_numpy(zero_copy_only=False)
     is_copy = np.asarray(view.nearest.column("is_copy"))
     return ViewSums(
@@ -74,8 +90,11 @@ def sum_view(view: ViewRows, scores: pa.Table, prior: NDArray[np.float64]) -> Vi
             for label in pc.unique(scores.column("label")).to_pylist()
             if label is not None
         },
-        sum_logits(view.logit, is_real),
+        sum_logits(view.logit, is_real, drawn),
         int((is_real & ~is_copy).sum()),
+        sum_ranks(evidence.logit_file_facts, is_real, drawn),
+        sum_ranks(evidence.bytes_per_pixel, is_real),
+        [sum_along(places, is_real, ids) for places in evidence.along.T],
     )
 
 
@@ -93,7 +112,7 @@ def generator_block(sums: ViewSums, head: str, fit: dict[str, Any], neighbors: d
         "precision": overall.real_inside / overall.real if overall.real else None,
         "coverage": coverage_reference(sums.distinct_real, int(overall.synthetic), K),
     }
-    missing = "not measured in this version"
+    confounders = confounder_figures(sums.file_facts, sums.bytes_per_pixel, bool(fit.get("folds")))
     self_test = neighbors.get("self_test") or metric(None, NO_IMAGES)
     no_manifold = "fewer than two distinct real rows" if sums.distinct_real < 2 else None
     return {
@@ -106,15 +125,18 @@ def generator_block(sums: ViewSums, head: str, fit: dict[str, Any], neighbors: d
             }
             for label, s in sorted(sums.by_label.items())
         },
-        "classifier": classifier_figures(sums.classifier, head, fit),
+        "classifier": {
+            **classifier_figures(sums.classifier, head, fit),
+            "directions": direction_figures(sums.along, fit.get("directions", [])),
+        },
         "neighbors": {
             **neighbors,
             "repeats": {"rows": int(overall.repeats)},
             "copies": {"rows": int(overall.copies)},
             "self_test": self_test,
         },
-        "confounders": {"auc": metric(None, missing), "bytes_per_pixel_auc": None, "reason": missing},
-        "warnings": warnings(sums, fit, neighbors),
+        "confounders": confounders,
+        "warnings": [*filter(None, [confounder_warning(confounders)]), *warnings(sums, fit, neighbors)],
     }
 
 

@@ -16,10 +16,11 @@ import ray.data
 from numpy.typing import NDArray
 
 from synthscale import filesystems as fsys
-from synthscale.classifier import log_prior
 from synthscale.errors import SchemaError
+from synthscale.facts import COLUMNS, bytes_per_pixel
+from synthscale.metrics.evidence import Evidence
 from synthscale.metrics.summary import ViewSums, generator_block, sum_view
-from synthscale.schemas import REAL, SCORES, Shard, conform
+from synthscale.schemas import DIRECTIONS, REAL, SCORES, Shard, conform
 from synthscale.scores import ViewRows, score_rows
 from synthscale.stages.context import Outcome, StageContext
 from synthscale.storage import RunDirectory
@@ -29,7 +30,7 @@ _MANIFEST_NAMES = ("real_or_synthetic", "generator")
 
 def fingerprint(context: StageContext) -> dict[str, Any]:
     """Return what scores and metrics depend on."""
-    return {"input": context.run.completed("classify").digest, "versions": {"algorithm": 1}}
+    return {"input": context.run.completed("classify").digest, "versions": {"algorithm": 2}}
 
 
 def run(context: StageContext) -> Outcome:
@@ -38,7 +39,7 @@ def run(context: StageContext) -> Outcome:
     classify = context.run.completed("classify").info["generators"]
     views = context.run.completed("neighbors").info["views"]
     totals = {name: ViewSums() for name in context.generators}
-    for part in _reduce_shards(context, classify, views):
+    for part in _reduce_shards(context, views):
         for name, sums in part.items():
             totals[name] = totals[name] + sums
     for name, sums in totals.items():
@@ -74,11 +75,9 @@ def _counts(embedded: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _reduce_shards(
-    context: StageContext, classify: dict[str, Any], views: dict[str, Any]
-) -> Iterator[dict[str, ViewSums]]:
+def _reduce_shards(context: StageContext, views: dict[str, Any]) -> Iterator[dict[str, ViewSums]]:
     ids = context.read_all("manifest", ["id"])
-    task = _ReduceTask(context.run, context.shards, classify, views, ray.put(ids.column("id").combine_chunks()))
+    task = _ReduceTask(context.run, context.shards, views, ray.put(ids.column("id").combine_chunks()))
     items = ray.data.from_items(
         [{"shard": shard.index} for shard in context.shards], override_num_blocks=len(context.shards)
     )
@@ -91,51 +90,68 @@ def _reduce_shards(
 class _ReduceTask:
     """Shard number -> its rows of ``scores/``, written; gives the pickled sums of each generator."""
 
-    def __init__(
-        self,
-        run: RunDirectory,
-        shards: list[Shard],
-        classify: dict[str, Any],
-        views: dict[str, Any],
-        ids: Any,
-    ) -> None:
-        self._run, self._shards, self._classify, self._views, self._ids = run, shards, classify, views, ids
+    def __init__(self, run: RunDirectory, shards: list[Shard], views: dict[str, Any], ids: Any) -> None:
+        self._run, self._shards, self._views, self._ids = run, shards, views, ids
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         shard = self._shards[batch.column("shard")[0].as_py()]
         ids = ray.get(self._ids)
         sums = {}
-        for name, (view, fold) in read_views(self._run, shard, list(self._views)).items():
+        for name, (view, evidence) in read_views(self._run, shard, list(self._views)).items():
             scores = score_rows(view, ids, self._views[name]["median_distance"])
             if scores.num_rows:
                 path = self._run.path("scores", f"generator={name}", shard.name)
                 fsys.write_table(path, conform(scores, SCORES, "scores"), self._run.storage)
-            sums[name] = sum_view(view, scores, log_prior(self._classify[name]["training"], fold))
+            sums[name] = sum_view(view, scores, evidence)
         return pa.table({"shard": [shard.index], "sums": [pickle.dumps(sums)]})
 
 
-def read_views(
-    run: RunDirectory, shard: Shard, generators: list[str]
-) -> dict[str, tuple[ViewRows, NDArray[np.int64]]]:
-    """Join the tables of one shard, for each generator's view, with the fold of each row."""
+def read_views(run: RunDirectory, shard: Shard, generators: list[str]) -> dict[str, tuple[ViewRows, Evidence]]:
+    """Join the tables of one shard, for each generator's view."""
     manifest = run.read_shard("manifest", shard)
     for name in _MANIFEST_NAMES:
         at = manifest.column_names.index(name)
         manifest = manifest.set_column(at, name, manifest.column(name).cast(pa.string()))
-    parts = {table: run.read_shard(table, shard) for table in ("nearest", "groups", "predictions")}
+    embedded = run.read_shard("embeddings", shard, ["row", *COLUMNS])
+    parts = {table: run.read_shard(table, shard) for table in ("nearest", "groups", "classifier", "predictions")}
     joined = {}
     for name in generators:
         own = {table: t.filter(pc.equal(t.column("generator"), name)) for table, t in parts.items()}
         rows = own["nearest"].column("row").to_numpy()
-        logit, fold = np.full(len(rows), np.nan), np.zeros(len(rows), np.int64)
-        predicted = own["predictions"]
-        if predicted.num_rows:
-            if not np.array_equal(predicted.column("row").to_numpy(), rows):
-                raise SchemaError(f"{name}: predictions and nearest do not align in {shard.name}")
-            logit = predicted.column("logit_synthetic").to_numpy().astype(np.float64)
-            fold = predicted.column("fold").to_numpy().astype(np.int64)
+        for table in ("classifier", "predictions"):
+            # Where no classifier can be fitted there are no predictions.
+            if own[table].num_rows and not np.array_equal(own[table].column("row").to_numpy(), rows):
+                raise SchemaError(f"{name}: {table} and nearest do not align in {shard.name}")
+        evidence = _evidence(own["classifier"], own["predictions"], embedded, rows)
         chosen = manifest.take(pa.array(rows - shard.start))
         # The generator stands in the partition's path.
-        view = ViewRows(chosen.drop_columns(["generator"]), own["nearest"], own["groups"], logit)
-        joined[name] = (view, fold)
+        logit = _numbers(own["predictions"], "logit_synthetic", len(rows))
+        joined[name] = (
+            ViewRows(chosen.drop_columns(["generator"]), own["nearest"], own["groups"], logit),
+            evidence,
+        )
     return joined
+
+
+def _numbers(table: pa.Table, name: str, n: int) -> NDArray[np.float64]:
+    """A column as float64, NaN where null; all NaN where the table is empty."""
+    if not table.num_rows:
+        return np.full(n, np.nan)
+    result: NDArray[np.float64] = table.column(name).cast(pa.float64()).fill_null(np.nan).to_numpy()
+    return result
+
+
+def _evidence(folds: pa.Table, predictions: pa.Table, embedded: pa.Table, rows: NDArray[np.int64]) -> Evidence:
+    n = len(rows)
+    along = np.full((n, DIRECTIONS), np.nan)
+    if predictions.num_rows:
+        flat = predictions.column("along").combine_chunks().flatten()
+        along = flat.cast(pa.float64()).fill_null(np.nan).to_numpy().reshape(n, DIRECTIONS)
+    files = embedded.take(pa.array(np.searchsorted(embedded.column("row").to_numpy(), rows)))
+    return Evidence(
+        log_prior=folds.column("log_prior").to_numpy(),
+        group_key=folds.column("group_key").to_numpy(),
+        logit_file_facts=_numbers(predictions, "logit_file_facts", n),
+        bytes_per_pixel=bytes_per_pixel(files),
+        along=along,
+    )

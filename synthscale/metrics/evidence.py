@@ -1,0 +1,140 @@
+"""What stands behind the classifier's figures: file facts that give the sets away, and directions that separate."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synthscale.metrics.core import metric
+from synthscale.metrics.ranks import RankSums, auc, auc_metric, sum_ranks
+
+CONFOUNDED = 0.6
+"""An AUC from file facts alone whose interval lies above this deserves a warning."""
+_ENDS = 5
+"""Examples of each set that are named at either end of a direction."""
+
+End = tuple[float, str]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of some rows beside their scores, (n,) each; NaN where unknown.
+
+    Attributes:
+        log_prior: log of synthetic over real rows that the row's heads are trained on.
+        group_key: the key of the row's near-duplicate group.
+        logit_file_facts: by the classifier that sees file facts alone.
+        bytes_per_pixel: of the file.
+        along: (n, a) places along the separating directions.
+    """
+
+    log_prior: NDArray[np.float64]
+    group_key: NDArray[np.uint64]
+    logit_file_facts: NDArray[np.float64]
+    bytes_per_pixel: NDArray[np.float64]
+    along: NDArray[np.float64]
+
+
+@dataclass
+class AlongSums:
+    """Sums over places along one direction, by class; two of them add up.
+
+    Attributes:
+        moments: (3, 2): count, sum and sum of squares.
+        ends: by class, the examples at the low and the high end, the outermost first.
+    """
+
+    moments: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 2)))
+    ranks: RankSums = field(default_factory=RankSums)
+    ends: tuple[tuple[list[End], list[End]], tuple[list[End], list[End]]] = (([], []), ([], []))
+
+    def __add__(self, other: "AlongSums") -> "AlongSums":
+        """Return the sums over both sets of rows."""
+        both = [
+            (sorted(low + lower)[:_ENDS], sorted(high + higher, key=_from_the_top)[:_ENDS])
+            for (low, high), (lower, higher) in zip(self.ends, other.ends, strict=True)
+        ]
+        return AlongSums(self.moments + other.moments, self.ranks + other.ranks, (both[0], both[1]))
+
+
+def _from_the_top(end: End) -> tuple[float, str]:
+    return -end[0], end[1]
+
+
+def sum_along(places: NDArray[np.float64], is_real: NDArray[np.bool_], ids: list[str]) -> AlongSums:
+    """Sum over rows with places (n,) along a direction, classes (n,) and ids; NaN is left out."""
+    moments, ends = np.zeros((3, 2)), []
+    for kind in (0, 1):
+        chosen = np.flatnonzero((is_real == (kind == 0)) & ~np.isnan(places))
+        own = places[chosen]
+        moments[:, kind] = len(own), own.sum(), np.square(own).sum()
+        # Ties at the cut must not depend on the order of rows, hence the ids.
+        low, high = (_outermost(own, chosen, ids, sign) for sign in (1, -1))
+        ends.append((low, high))
+    return AlongSums(moments, sum_ranks(places, is_real), (ends[0], ends[1]))
+
+
+def _outermost(own: NDArray[np.float64], chosen: NDArray[np.int64], ids: list[str], sign: int) -> list[End]:
+    if len(own) > _ENDS:
+        chosen, own = (
+            part[sign * own <= np.partition(sign * own, _ENDS - 1)[_ENDS - 1]] for part in (chosen, own)
+        )
+    found = [(float(value), ids[i]) for value, i in zip(own, chosen.tolist(), strict=True)]
+    return sorted(found, key=lambda end: (sign * end[0], end[1]))[:_ENDS]
+
+
+def direction_figures(sums: list[AlongSums], shares: list[float]) -> list[dict[str, Any]]:
+    """Return what metrics.json says of each separating direction, strongest first.
+
+    ``share`` of the logit's change that it holds; the sets' means and deviations along it, in standard deviations of
+    the real images; the ``auc`` of the place along it alone; and the ids at its ends.
+    """
+    figures = []
+    for along, share in zip(sums, shares, strict=False):
+        count, total, squares = along.moments
+        mean = total / count
+        deviation = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
+        names = ("real", "synthetic")
+        figures.append(
+            {
+                "share": share,
+                "auc": auc(along.ranks),
+                **{
+                    name: {
+                        "mean": float(mean[kind]),
+                        "deviation": float(deviation[kind]),
+                        "lowest": [example for _, example in along.ends[kind][0]],
+                        "highest": [example for _, example in along.ends[kind][1]],
+                    }
+                    for kind, name in enumerate(names)
+                },
+            }
+        )
+    return figures
+
+
+def confounder_figures(file_facts: RankSums, bytes_per_pixel: RankSums, classified: bool) -> dict[str, Any]:
+    """Return the ``confounders`` block: how well the files alone tell the sets apart.
+
+    ``auc`` is out of fold, of the same kernel classifier, on format, mode, width, height, aspect ratio and JPEG
+    quality. ``bytes_per_pixel_auc``, 0.5..1, depends on the picture as well and is for information.
+    """
+    if not all(bytes_per_pixel.counts):
+        reason = "the input is vectors: there are no files to compare"
+        return {"auc": metric(None, reason), "bytes_per_pixel_auc": None, "reason": reason}
+    size = auc(bytes_per_pixel)
+    no_folds = "no classifier: too few rows or groups in a class to cross-validate"
+    found = auc_metric(file_facts) if classified else metric(None, no_folds)
+    return {"auc": found, "bytes_per_pixel_auc": max(size, 1 - size)}
+
+
+def confounder_warning(figures: dict[str, Any]) -> str | None:
+    """Return the warning that file facts give the sets away, if they do."""
+    low = figures["auc"]["low"]
+    if low is None or low <= CONFOUNDED:
+        return None
+    return (
+        f"the files alone (format, size, mode, JPEG quality) tell real from synthetic with an AUC of "
+        f"{figures['auc']['value']:.2f}: fidelity partly measures the file format; save both sets alike and score again"
+    )

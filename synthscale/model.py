@@ -1,0 +1,96 @@
+"""A run's fitted classifier: feature map, heads and separating directions, and their form in a file."""
+
+import io
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from synthscale.features import FeatureMap, Heads
+from synthscale.network import Networks
+
+
+class OutOfFold(Protocol):
+    """Fitted heads of one deal, whatever their kind: a dataclass of tensors."""
+
+    def out_of_fold_logits(self, features: torch.Tensor, fold: NDArray[np.int8]) -> NDArray[np.float64]:
+        """Return each row's logit of being synthetic, by the head that did not see it: (n, D), (n,) -> (n,)."""
+        ...
+
+    def gradients(self, features: torch.Tensor, fold: NDArray[np.int8]) -> torch.Tensor:
+        """Return the logits' gradients by the features: (n, D)."""
+        ...
+
+
+_KINDS: dict[str, type[Any]] = {"logistic": Heads, "mlp": Networks}
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Directions that separate a generator from the real set most, strongest first.
+
+    Attributes:
+        axes: (a, d) unit vectors in the standardised embedding; synthetic rows lie towards the positive end.
+        share: (a,) of the change of the logit that each one holds, 0..1.
+    """
+
+    axes: torch.Tensor
+    share: torch.Tensor
+
+    def places(self, standardised: torch.Tensor) -> NDArray[np.float64]:
+        """Return where rows, (n, d), lie along each direction: (n, a)."""
+        result: NDArray[np.float64] = (standardised @ self.axes.T).numpy()
+        return result
+
+
+@dataclass(frozen=True)
+class Model:
+    """A feature map, each generator's heads, one a deal, and the directions that they separate by."""
+
+    feature_map: FeatureMap
+    heads: dict[str, tuple[OutOfFold, ...]]
+    directions: dict[str, Directions] = field(default_factory=dict)
+
+    def logits(self, generator: str, features: torch.Tensor, fold: NDArray[np.int8]) -> NDArray[np.float64]:
+        """Return out-of-fold logits of rows with features (n, D) and folds (n, deals): (n, deals)."""
+        deals = [h.out_of_fold_logits(features, fold[:, i]) for i, h in enumerate(self.heads[generator])]
+        return np.stack(deals, 1)
+
+    def to_bytes(self) -> bytes:
+        """Return the model as the bytes of an ``.npz`` file."""
+        arrays = {f"map/{f.name}": getattr(self.feature_map, f.name).cpu().numpy() for f in fields(FeatureMap)}
+        for generator, deals in self.heads.items():
+            for i, heads in enumerate(deals):
+                kind = next(name for name, kept in _KINDS.items() if isinstance(heads, kept))
+                for part in fields(_KINDS[kind]):
+                    arrays[f"{kind}/{i}/{part.name}/{generator}"] = getattr(heads, part.name).cpu().numpy()
+        for generator, found in self.directions.items():
+            arrays |= {f"directions/{f.name}/{generator}": getattr(found, f.name).numpy() for f in fields(found)}
+        out = io.BytesIO()
+        np.savez(out, allow_pickle=False, **arrays)
+        return out.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Model":
+        """Read what `to_bytes` gave."""
+        with np.load(io.BytesIO(data)) as arrays:
+            tensors = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        feature_map = FeatureMap(**{f.name: tensors[f"map/{f.name}"] for f in fields(FeatureMap)})
+        found: dict[str, dict[int, tuple[str, dict[str, torch.Tensor]]]] = {}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition("/")
+            if kind in _KINDS:
+                deal, part, generator = rest.split("/", 2)
+                found.setdefault(generator, {}).setdefault(int(deal), (kind, {}))[1][part] = tensor
+        heads = {
+            generator: tuple(_KINDS[kind](**parts) for _, (kind, parts) in sorted(deals.items()))
+            for generator, deals in found.items()
+        }
+        directions = {
+            generator: Directions(*(tensors[f"directions/{f.name}/{generator}"] for f in fields(Directions)))
+            for generator in heads
+            if f"directions/axes/{generator}" in tensors
+        }
+        return cls(feature_map, heads, directions)

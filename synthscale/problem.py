@@ -1,0 +1,293 @@
+"""The loss of many logistic heads at once over rows in blocks: values, gradients, Hessians and held-out losses.
+
+A head belongs to one view (a generator's rows in one deal to folds), one fold and one L2 strength. It minimises,
+over the rows of its view outside its fold,
+
+    sum_i a_i log(1 + exp(-s_i (x_i w + b))) + strength / 2 |w|^2,   sum_i a_i = 1,
+
+so a strength means the same at any number of rows. A row is masked out of the heads of its own fold, and one
+matrix product serves all heads: every fold, strength, deal and generator. Real rows are in every view, so what
+generators share is read once. Sums over rows are in float64 and go through ``reduce_sum``, which adds over workers.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import softplus
+
+from synthscale.keys import Keys, mixed
+from synthscale.schemas import REAL
+
+ReduceSum = Callable[[torch.Tensor], torch.Tensor]
+_CHUNK_ROWS = 2048
+"""Rows whose features and margins stay in the processor's cache between the two products."""
+_SAMPLE_STREAM = 77
+
+
+@dataclass(frozen=True)
+class Resume:
+    """How a fit goes on after an interruption.
+
+    Attributes:
+        state: what was kept last; empty at the first start.
+        keep: is offered the state from time to time, as a function that gives it.
+    """
+
+    state: dict[str, torch.Tensor] = field(default_factory=dict)
+    keep: Callable[[Callable[[], dict[str, torch.Tensor]]], None] = lambda give: None
+
+    def part(self, name: str) -> "Resume":
+        """Return the same for one of several fits, whose states then lie side by side."""
+        mark = f"{name}//"
+        own = {key.removeprefix(mark): value for key, value in self.state.items() if key.startswith(mark)}
+
+        def keep(give: Callable[[], dict[str, torch.Tensor]]) -> None:
+            def everything() -> dict[str, torch.Tensor]:
+                self.state.update({mark + key: value for key, value in give().items()})
+                return self.state
+
+            self.keep(everything)
+
+        return Resume(own, keep)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What a fit knows of the processes that share it.
+
+    Attributes:
+        reduce_sum: adds a float64 tensor over them.
+        are_several: whether there is more than one.
+        resume: where an interrupted fit goes on.
+    """
+
+    reduce_sum: ReduceSum = lambda tensor: tensor
+    are_several: bool = False
+    resume: Resume = field(default_factory=Resume)
+
+
+@dataclass(frozen=True)
+class View:
+    """A generator's rows and the real rows, dealt to ``folds`` folds; a deal is one of ``classifier.repeats``."""
+
+    generator: str
+    deal: int
+    folds: int
+
+
+@dataclass(frozen=True)
+class FeatureBlock:
+    """Rows of one set: its name, features (n, D), fold in each view (n, V; -1: not in it), and keys (n,)."""
+
+    name: str
+    features: torch.Tensor
+    fold: torch.Tensor
+    key: Keys
+
+    @property
+    def sign(self) -> float:
+        """1 for synthetic rows, -1 for real ones."""
+        return -1.0 if self.name == REAL else 1.0
+
+    def sampled(self, one_in: int) -> "FeatureBlock":
+        """Return about one in so many rows, chosen by their keys."""
+        return self.rows(np.flatnonzero(mixed(self.key, _SAMPLE_STREAM) % np.uint64(one_in) == 0))
+
+    def rows(self, chosen: NDArray[np.int64]) -> "FeatureBlock":
+        """Return some rows."""
+        index = torch.from_numpy(chosen).to(self.features.device)
+        return FeatureBlock(self.name, self.features[index], self.fold[index], self.key[chosen])
+
+    def chunks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield features, in float64, and folds of a few rows at a time."""
+        for features, fold in zip(
+            torch.split(self.features, _CHUNK_ROWS), torch.split(self.fold, _CHUNK_ROWS), strict=True
+        ):
+            yield features.double(), fold
+
+
+Blocks = Callable[[], Iterable[FeatureBlock]]
+"""A pass over this worker's rows."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The heads, one a column: the view, fold and strength of each, (C,)."""
+
+    views: tuple[View, ...]
+    view: torch.Tensor
+    fold: torch.Tensor
+    strength: torch.Tensor
+
+    @classmethod
+    def of(cls, views: Iterable[View], strengths: Iterable[float]) -> "Columns":
+        """Return a head for each view, strength and fold."""
+        listed, values = tuple(views), list(strengths)
+        heads = [(v, f, s) for v, view in enumerate(listed) for s in values for f in range(view.folds)]
+        view, fold, strength = zip(*heads, strict=True)
+        return cls(listed, torch.tensor(view), torch.tensor(fold), torch.tensor(strength, dtype=torch.float64))
+
+    @cached_property
+    def _generator_of(self) -> list[str]:
+        return [self.views[v].generator for v in self.view.tolist()]
+
+    def within(self, name: str) -> torch.Tensor:
+        """Tell which heads see rows of a set: (C,) bool; all see the real ones."""
+        return torch.tensor([name in (REAL, generator) for generator in self._generator_of])
+
+    def alike(self, chosen: torch.Tensor) -> list[torch.Tensor]:
+        """Return the chosen columns (indices) in groups of one generator and strength."""
+        keys: dict[tuple[str, float], list[int]] = {}
+        for c in chosen.tolist():
+            keys.setdefault((self._generator_of[c], float(self.strength[c])), []).append(c)
+        return [torch.tensor(columns) for columns in keys.values()]
+
+
+class Problem:
+    """The heads' losses over rows in blocks, as functions of points: (D + 1, C), the intercepts last."""
+
+    def __init__(
+        self,
+        columns: Columns,
+        blocks: Blocks,
+        balanced: bool,
+        reduce_sum: ReduceSum,
+        stands_for: dict[str, int] | None = None,
+    ) -> None:
+        """Count the rows: one pass.
+
+        Args:
+            columns: the heads.
+            blocks: gives this worker's rows, as often as asked.
+            balanced: weigh the classes equally, else every row equally.
+            reduce_sum: adds a float64 tensor over workers.
+            stands_for: rows of each set that these are a sample of.
+        """
+        self.columns, self.blocks, self.balanced, self.reduce_sum = columns, blocks, balanced, reduce_sum
+        self.within: dict[str, torch.Tensor] = {
+            name: columns.within(name) for name in [REAL, *dict.fromkeys(v.generator for v in columns.views)]
+        }
+        self.rows, outside, self.width = self._count()
+        whole = stands_for or self.rows
+        self._weigh(outside, {name: whole[name] / max(rows, 1) for name, rows in self.rows.items()})
+
+    def _count(self) -> tuple[dict[str, int], dict[str, torch.Tensor], int]:
+        """Rows of each set, those of each set outside each head's fold (C,), and D; over all workers."""
+        names = list(self.within)
+        counts = torch.zeros((len(names), len(self.columns.view) + 1), dtype=torch.float64)
+        width = torch.zeros(1, dtype=torch.float64)
+        for block in self.blocks():
+            at = names.index(block.name)
+            seen = self.within[block.name].nonzero()[:, 0]
+            for fold in torch.split(block.fold, _CHUNK_ROWS):
+                counts[at, seen] += self._outside(fold, seen).sum(1)
+                counts[at, -1] += len(fold)
+            width = torch.tensor([float(block.features.shape[1])], dtype=torch.float64)
+        share = torch.cat([width, (width > 0).double()])
+        total, sizes = self.reduce_sum(counts), self.reduce_sum(share)
+        rows = {name: int(total[i, -1]) for i, name in enumerate(names)}
+        return rows, {name: total[i, :-1] for i, name in enumerate(names)}, int(sizes[0] / sizes[1])
+
+    def _outside(self, fold: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """1 where a row is outside the fold of a head, 0 where inside: (c, n), for the chosen heads."""
+        return (fold.T[self.columns.view[chosen]] != self.columns.fold[chosen][:, None]).double()
+
+    def _weigh(self, outside: dict[str, torch.Tensor], scale: dict[str, float]) -> None:
+        """Set each set's row weight for each head, (C,), and the log of synthetic over real weight, (C,)."""
+        real = outside[REAL] * scale[REAL]
+        synthetic = torch.stack([outside[name] * scale[name] for name in scale if name != REAL]).sum(0)
+
+        def inverse(total: torch.Tensor) -> torch.Tensor:
+            return torch.where(total > 0, 1 / total, 0.0)
+
+        if self.balanced:
+            by_class, self.prior = (inverse(real) / 2, inverse(synthetic) / 2), torch.zeros_like(real)
+        else:
+            both = inverse(real + synthetic)
+            by_class = both, both
+            self.prior = torch.where((real > 0) & (synthetic > 0), torch.log(synthetic / real), 0.0)
+        self.weight = {name: by_class[name != REAL] * scale[name] * within for name, within in self.within.items()}
+
+    def sampled(self, rows: int) -> "Problem":
+        """Return the problem on about so many rows of each set, held in memory; itself if there are no more."""
+        one_in = {name: max(1, total // rows) for name, total in self.rows.items()}
+        if all(step == 1 for step in one_in.values()):
+            return self
+        held = [block.sampled(one_in[block.name]) for block in self.blocks()]
+        return Problem(self.columns, lambda: held, self.balanced, self.reduce_sum, self.rows)
+
+    def loss_and_gradient(self, points: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the chosen heads' losses (c,) and gradients (D + 1, c) at their points (D + 1, c): one pass."""
+        sums = torch.zeros((self.width + 2, len(chosen)), dtype=torch.float64)
+        for block in self.blocks():
+            seen = self.within[block.name][chosen].nonzero()[:, 0]
+            if len(seen) == 0:
+                continue
+            # Heads as rows: for a few dozen heads both products are twice as fast in this order.
+            weights, intercepts = points[:-1, seen].T.contiguous(), points[-1, seen][:, None]
+            part = torch.zeros((len(seen), self.width + 2), dtype=torch.float64)
+            for features, fold in block.chunks():
+                signed = block.sign * torch.addmm(intercepts, weights, features.T)
+                outside = self._outside(fold, chosen[seen])
+                part[:, -1] += (softplus(-signed) * outside).sum(1)
+                residual = torch.sigmoid(-signed) * outside
+                part[:, :-2] += residual @ features
+                part[:, -2] += residual.sum(1)
+            part[:, :-1] *= -block.sign
+            sums[:, seen] += part.T * self.weight[block.name][chosen[seen]]
+        sums = self.reduce_sum(sums)
+        penalty = self.penalty(chosen)
+        loss = sums[-1] + (penalty * points.square()).sum(0) / 2
+        return loss, sums[:-1] + penalty * points
+
+    def penalty(self, chosen: torch.Tensor) -> torch.Tensor:
+        """Return the L2 penalty of each coefficient: (D + 1, c); the intercepts bear none."""
+        penalty = self.columns.strength[chosen].expand(self.width + 1, -1).clone()
+        penalty[-1] = 0
+        return penalty
+
+    def hessians(self, points: torch.Tensor, groups: list[torch.Tensor]) -> torch.Tensor:
+        """Return the mean Hessian of each group of heads, without penalty: (g, D + 1, D + 1).
+
+        In float32, which is twice as fast: it only preconditions, and so moves no solution.
+        """
+        total = torch.zeros((len(groups), self.width + 1, self.width + 1), dtype=torch.float64)
+        for block in self.blocks():
+            within = self.within[block.name]
+            for features, fold in block.chunks():
+                narrow = torch.cat([features, features.new_ones((len(features), 1))], 1).float()
+                for g, group in enumerate(groups):
+                    if not within[group].all():
+                        continue
+                    margin = torch.addmm(points[-1, group][:, None], points[:-1, group].T, features.T)
+                    p = torch.sigmoid(margin)
+                    curvature = p * (1 - p) * self._outside(fold, group)
+                    weight = (self.weight[block.name][group] @ curvature / len(group)).float()[:, None]
+                    total[g] += ((narrow * weight).T @ narrow).double()
+        return self.reduce_sum(total)
+
+    def held_out(self, points: torch.Tensor) -> torch.Tensor:
+        """Return each head's class-balanced log-loss sums on its own fold: (2, 2, C): real, synthetic; loss, rows.
+
+        The prior is taken out of the odds: out of fold, every model answers balanced odds.
+        """
+        sums = torch.zeros((2, 2, len(self.columns.view)), dtype=torch.float64)
+        for block in self.blocks():
+            seen = self.within[block.name].nonzero()[:, 0]
+            weights, intercepts = points[:-1, seen].T.contiguous(), (points[-1] - self.prior)[seen][:, None]
+            at = int(block.sign > 0)
+            for features, fold in block.chunks():
+                logit = torch.addmm(intercepts, weights, features.T)
+                inside = 1 - self._outside(fold, seen)
+                sums[at, 0, seen] += (softplus(-block.sign * logit) * inside).sum(1)
+                sums[at, 1, seen] += inside.sum(1)
+        return self.reduce_sum(sums)
+
+
+LOG_2 = math.log(2)
+"""The log-loss of the intercept-only model under balanced odds."""
