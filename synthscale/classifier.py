@@ -4,7 +4,6 @@ Pure, and the same for one process, Ray Train workers and ``score_features``: wh
 from and ``reduce_sum``.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -12,12 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from synthscale.calibration import Logits, fit_calibration
 from synthscale.config import ClassifierConfig
 from synthscale.features import BANDWIDTH_ROWS, FOURIER_FEATURES, FeatureMap, Heads, fit_feature_map
 from synthscale.folds import deal_folds
 from synthscale.keys import Keys, group_keys, mixed
 from synthscale.logistic import Fit, fit_views
-from synthscale.model import Model
+from synthscale.model import Model, OutOfFold, out_of_fold
 from synthscale.network import NetworkFit, fit_networks
 from synthscale.problem import FeatureBlock, View, Workers
 from synthscale.schemas import REAL
@@ -147,25 +147,34 @@ def fit_classifier(training: Training, settings: ClassifierConfig) -> tuple[Mode
     feature_map = _feature_map(training, settings)
     mapped = _Mapped(training, feature_map)
     fits: Fits
+    columns = _columns_of(training.views)
     if settings.head == "mlp":
-        mapped.merge()
         fits = {
             generator: fit_networks(
-                [training.views[c] for c in columns],
-                columns,
+                [training.views[c] for c in own],
+                own,
                 mapped,
                 feature_map.dimensions,
                 settings.seed,
                 training.workers,
             )
-            for generator, columns in _columns_of(training.views).items()
+            for generator, own in columns.items()
         }
     else:
         mapped.narrow()
         balanced = settings.class_weight == "balanced"
-        found = fit_views(training.views, settings.strengths, mapped, balanced=balanced, workers=training.workers)
-        fits = {name: fit.with_heads(tuple(map(mapped.widened, fit.heads))) for name, fit in found.items()}
-    return Model(feature_map, {name: fit.heads for name, fit in fits.items()}), fits
+        fits = fit_views(training.views, settings.strengths, mapped, balanced=balanced, workers=training.workers)
+    calibrations = {
+        name: fit_calibration(
+            mapped.logits(name, fit.heads, columns[name]),
+            len(fit.heads),
+            max(training.views[c].folds for c in columns[name]),
+            training.workers.reduce_sum,
+        )
+        for name, fit in fits.items()
+    }
+    heads = {name: tuple(map(mapped.widened, fit.heads)) for name, fit in fits.items()}
+    return Model(feature_map, heads, calibrations), fits
 
 
 def _columns_of(views: list[View]) -> dict[str, list[int]]:
@@ -180,7 +189,7 @@ class _Mapped:
 
     def __init__(self, training: Training, feature_map: FeatureMap) -> None:
         self._training, self._map = training, feature_map
-        self._held = list(self._blocks(None)) if training.is_cached else None
+        self._held = self._merged() if training.is_cached else None
         self._basis: torch.Tensor | None = None
 
     def __call__(self, name: str | None = None) -> Iterable[FeatureBlock]:
@@ -191,22 +200,30 @@ class _Mapped:
     def _blocks(self, name: str | None) -> Iterator[FeatureBlock]:
         for block in self._training.blocks(name):
             if len(block.key):
-                parts = np.array_split(block.vectors, math.ceil(len(block.key) / _MAPPED_ROWS))
-                features = torch.cat([self._map(torch.from_numpy(part.copy())).float() for part in parts])
+                features = torch.cat(list(self._features(block)))
                 yield FeatureBlock(block.name, features, torch.from_numpy(block.fold), block.key)
 
-    def merge(self) -> None:
-        """Make one block of each set's, where they are held: batches are then drawn from all of its rows."""
-        if self._held:
-            self._held = [
-                FeatureBlock(
-                    name,
-                    torch.cat([block.features for block in self(name)]),
-                    torch.cat([block.fold for block in self(name)]),
-                    np.concatenate([block.key for block in self(name)]),
-                )
-                for name in dict.fromkeys(block.name for block in self._held)
-            ]
+    def _merged(self) -> list[FeatureBlock]:
+        """Return all rows, one block a set: larger products, and batches drawn from all of a set's rows."""
+        held = []
+        for name in self._training.rows:
+            blocks = list(self._training.blocks(name))
+            n = sum(len(block.key) for block in blocks)
+            features = torch.empty((n, self._map.dimensions), dtype=torch.float32)
+            start = 0
+            for block in blocks:
+                for part in self._features(block):
+                    features[start : start + len(part)] = part
+                    start += len(part)
+            if n:
+                fold = torch.from_numpy(np.concatenate([block.fold for block in blocks]))
+                held.append(FeatureBlock(name, features, fold, np.concatenate([block.key for block in blocks])))
+        return held
+
+    def _features(self, block: VectorBlock) -> Iterator[torch.Tensor]:
+        for i in range(0, len(block.key), _MAPPED_ROWS):
+            # A copy: torch warns of arrays that may not be written.
+            yield self._map(torch.from_numpy(block.vectors[i : i + _MAPPED_ROWS].copy())).float()
 
     def narrow(self) -> None:
         """With fewer rows than dimensions, look at the span of the rows alone: the heads lie in it."""
@@ -215,9 +232,20 @@ class _Mapped:
             self._basis = torch.linalg.qr(torch.cat([block.features for block in self._held]).double().T).Q
             self._held = [replace(block, features=block.features.double() @ self._basis) for block in self._held]
 
-    def widened(self, heads: Heads) -> Heads:
+    def logits(self, generator: str, heads: tuple[OutOfFold, ...], columns: list[int]) -> Logits:
+        """Yield out-of-fold logits of the rows in a generator's view, by class."""
+        for name in (REAL, generator):
+            for block in self(name):
+                for start in range(0, len(block.key), _MAPPED_ROWS):
+                    part = slice(start, start + _MAPPED_ROWS)
+                    fold = block.fold[part][:, columns].numpy()
+                    yield name != REAL, out_of_fold(heads, block.features[part].double(), fold), fold
+
+    def widened(self, heads: OutOfFold) -> OutOfFold:
         """Return heads over the features that are heads over the span of the rows."""
-        return heads if self._basis is None else Heads(heads.weights @ self._basis.T, heads.intercepts)
+        if self._basis is None or not isinstance(heads, Heads):
+            return heads
+        return Heads(heads.weights @ self._basis.T, heads.intercepts)
 
 
 def _feature_map(training: Training, settings: ClassifierConfig) -> FeatureMap:

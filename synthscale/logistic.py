@@ -10,7 +10,7 @@ start and number of workers leave no trace in the answer.
 
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,10 +42,6 @@ class Fit:
     log_loss: dict[float, float]
     passes: int
     converged: bool
-
-    def with_heads(self, heads: tuple[Heads, ...]) -> "Fit":
-        """Return the fit with its heads in other coordinates."""
-        return replace(self, heads=heads)
 
     def summary(self) -> dict[str, Any]:
         """Return what was chosen and why, for JSON; the intercept-only model's strength is the text ``inf``."""
@@ -155,7 +151,13 @@ class _Descent:
         moving = (~self.converged).nonzero()[:, 0]
         # A strength's folds share a Hessian, unless a fold is unlike the others.
         groups = self.problem.columns.alike(moving) if attempt < 3 else list(moving[:, None])
-        hessians = self.problem.sampled(self.sample_rows).hessians(self.points, groups)
+        at_zero = not self.points[:-1].any()
+        # Before the first step a generator's strengths have one Hessian.
+        generators = [self.problem.columns.generator_of(group) for group in groups]
+        shared = [generators.index(name) if at_zero else g for g, name in enumerate(generators)]
+        needed = sorted(set(shared))
+        sample = self.problem.sampled(self.sample_rows)
+        hessians = sample.hessians(self.points, [groups[g] for g in needed])[[needed.index(g) for g in shared]]
         return _Curvature(hessians, [self.problem.penalty(group)[:, 0] for group in groups], groups)
 
     def _round(self, curvature: "_Curvature", tolerance: float) -> None:

@@ -191,6 +191,7 @@ def _classify(
         summaries[name] = {
             "folds": plans[name].views(name)[0].folds,
             **fit.summary(),
+            "calibrated": model.calibrations[name].summary(),
             "directions": model.directions[name].share.tolist(),
             "repeats": spread([sum_logits(logit, is_real) for logit in deals.T]),
         }
@@ -201,13 +202,14 @@ def _blocks(vectors: NDArray[np.float32], plans: dict[str, FoldPlan], views: lis
     """Return the rows of each set."""
     blocks = []
     first = next(iter(plans.values()))
-    for kind, plan in [(REAL, first), *plans.items()]:
+    classified = {view.generator for view in views}
+    for kind, plan in [(REAL, first), *((name, plan) for name, plan in plans.items() if name in classified)]:
         own = plan.is_real == (kind == REAL)
         fold = np.full((int(own.sum()), len(views)), -1, np.int8)
         for name, other in plans.items():
             columns = [c for c, view in enumerate(views) if view.generator == name]
             if columns and kind in (REAL, name):
-                # The real rows come first in every view, in one order.
+                # The real rows have one order in every view.
                 fold[:, columns] = other.fold[other.is_real == (kind == REAL)]
         blocks.append(VectorBlock(kind, vectors[plan.row[own]], fold, plan.key[own], plan.is_copy[own]))
     return blocks

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from synthscale.calibration import Calibration
 from synthscale.features import FeatureMap, Heads
 from synthscale.network import Networks
 
@@ -22,6 +23,13 @@ class OutOfFold(Protocol):
     def gradients(self, features: torch.Tensor, fold: NDArray[np.int8]) -> torch.Tensor:
         """Return the logits' gradients by the features: (n, D)."""
         ...
+
+
+def out_of_fold(
+    heads: tuple[OutOfFold, ...], features: torch.Tensor, fold: NDArray[np.int8]
+) -> NDArray[np.float64]:
+    """Return each deal's out-of-fold logits of rows with features (n, D) and folds (n, deals): (n, deals)."""
+    return np.stack([deal.out_of_fold_logits(features, fold[:, i]) for i, deal in enumerate(heads)], 1)
 
 
 _KINDS: dict[str, type[Any]] = {"logistic": Heads, "mlp": Networks}
@@ -47,16 +55,17 @@ class Directions:
 
 @dataclass(frozen=True)
 class Model:
-    """A feature map, each generator's heads, one a deal, and the directions that they separate by."""
+    """A feature map, each generator's heads, one a deal, how they are calibrated, and what they separate by."""
 
     feature_map: FeatureMap
     heads: dict[str, tuple[OutOfFold, ...]]
+    calibrations: dict[str, Calibration] = field(default_factory=dict)
     directions: dict[str, Directions] = field(default_factory=dict)
 
     def logits(self, generator: str, features: torch.Tensor, fold: NDArray[np.int8]) -> NDArray[np.float64]:
-        """Return out-of-fold logits of rows with features (n, D) and folds (n, deals): (n, deals)."""
-        deals = [h.out_of_fold_logits(features, fold[:, i]) for i, h in enumerate(self.heads[generator])]
-        return np.stack(deals, 1)
+        """Return calibrated out-of-fold logits of rows with features (n, D) and folds (n, deals): (n, deals)."""
+        logits = out_of_fold(self.heads[generator], features, fold)
+        return self.calibrations[generator](logits, fold) if generator in self.calibrations else logits
 
     def to_bytes(self) -> bytes:
         """Return the model as the bytes of an ``.npz`` file."""
@@ -66,6 +75,9 @@ class Model:
                 kind = next(name for name, kept in _KINDS.items() if isinstance(heads, kept))
                 for part in fields(_KINDS[kind]):
                     arrays[f"{kind}/{i}/{part.name}/{generator}"] = getattr(heads, part.name).cpu().numpy()
+        for generator, calibration in self.calibrations.items():
+            for part in fields(Calibration):
+                arrays[f"calibration/{part.name}/{generator}"] = np.asarray(getattr(calibration, part.name))
         for generator, found in self.directions.items():
             arrays |= {f"directions/{f.name}/{generator}": getattr(found, f.name).numpy() for f in fields(found)}
         out = io.BytesIO()
@@ -88,9 +100,18 @@ class Model:
             generator: tuple(_KINDS[kind](**parts) for _, (kind, parts) in sorted(deals.items()))
             for generator, deals in found.items()
         }
+        calibrations = {
+            generator: Calibration(
+                tensors[f"calibration/slope/{generator}"].numpy(),
+                tensors[f"calibration/offset/{generator}"].numpy(),
+                tuple(tensors[f"calibration/log_loss/{generator}"].tolist()),
+            )
+            for generator in heads
+            if f"calibration/slope/{generator}" in tensors
+        }
         directions = {
             generator: Directions(*(tensors[f"directions/{f.name}/{generator}"] for f in fields(Directions)))
             for generator in heads
             if f"directions/axes/{generator}" in tensors
         }
-        return cls(feature_map, heads, directions)
+        return cls(feature_map, heads, calibrations, directions)

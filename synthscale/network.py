@@ -1,9 +1,9 @@
 """Small networks for large data: one hidden layer, all folds and deals of a generator at once, by AdamW.
 
 Which epoch to stop at is chosen as the strength of the other heads is: one for all folds, by class-balanced
-out-of-fold log-loss, from the network that knows nothing (every row 0.5) on. A row's batch is drawn from its key, so
-batches do not depend on the order of rows or the number of workers; on a CPU all is in float64, so neither do the
-answers. On a GPU products are in bfloat16.
+out-of-fold log-loss, from the network that knows nothing (every row 0.5) on. A row's batch is drawn from its key,
+so batches do not depend on the order of rows or the number of workers; on a CPU all is in float64, so neither do
+the answers. On a GPU products are in bfloat16.
 """
 
 import math
@@ -35,7 +35,7 @@ _BATCH_STREAM = 1_000_000
 
 @dataclass(frozen=True)
 class Networks:
-    """k networks: logit of row x for fold f is silu(x @ hidden[f] + hidden_bias[f]) @ output[f] + output_bias[f]."""
+    """k networks: the logit for fold f is silu(x @ hidden[f] + hidden_bias[f]) @ output[f] + output_bias[f]."""
 
     hidden: torch.Tensor
     hidden_bias: torch.Tensor
@@ -85,7 +85,6 @@ class NetworkFit:
     def summary(self) -> dict[str, Any]:
         """Return what was chosen and why, for JSON."""
         return {
-            "strength": None,
             "epoch": self.epoch,
             "log_loss_by_epoch": self.log_loss,
             "converged": self.converged,

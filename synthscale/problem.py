@@ -7,7 +7,7 @@ over the rows of its view outside its fold,
 
 so a strength means the same at any number of rows. A row is masked out of the heads of its own fold, and one
 matrix product serves all heads: every fold, strength, deal and generator. Real rows are in every view, so what
-generators share is read once. Sums over rows are in float64 and go through ``reduce_sum``, which adds over workers.
+generators share is read once. Sums are in float64 and go through ``reduce_sum``, which adds over workers.
 """
 
 import math
@@ -26,6 +26,8 @@ from synthscale.schemas import REAL
 ReduceSum = Callable[[torch.Tensor], torch.Tensor]
 _CHUNK_ROWS = 2048
 """Rows whose features and margins stay in the processor's cache between the two products."""
+_HESSIAN_ROWS = 8192
+"""Rows of one product of a Hessian: adding up its squares of D numbers must cost little beside it."""
 _SAMPLE_STREAM = 77
 
 
@@ -103,11 +105,9 @@ class FeatureBlock:
         index = torch.from_numpy(chosen).to(self.features.device)
         return FeatureBlock(self.name, self.features[index], self.fold[index], self.key[chosen])
 
-    def chunks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield features, in float64, and folds of a few rows at a time."""
-        for features, fold in zip(
-            torch.split(self.features, _CHUNK_ROWS), torch.split(self.fold, _CHUNK_ROWS), strict=True
-        ):
+    def chunks(self, rows: int = _CHUNK_ROWS) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield features, in float64, and folds of some rows at a time."""
+        for features, fold in zip(torch.split(self.features, rows), torch.split(self.fold, rows), strict=True):
             yield features.double(), fold
 
 
@@ -133,18 +133,22 @@ class Columns:
         return cls(listed, torch.tensor(view), torch.tensor(fold), torch.tensor(strength, dtype=torch.float64))
 
     @cached_property
-    def _generator_of(self) -> list[str]:
+    def _generators(self) -> list[str]:
         return [self.views[v].generator for v in self.view.tolist()]
+
+    def generator_of(self, group: torch.Tensor) -> str:
+        """Return the generator of some columns of one generator."""
+        return self._generators[int(group[0])]
 
     def within(self, name: str) -> torch.Tensor:
         """Tell which heads see rows of a set: (C,) bool; all see the real ones."""
-        return torch.tensor([name in (REAL, generator) for generator in self._generator_of])
+        return torch.tensor([name in (REAL, generator) for generator in self._generators])
 
     def alike(self, chosen: torch.Tensor) -> list[torch.Tensor]:
         """Return the chosen columns (indices) in groups of one generator and strength."""
         keys: dict[tuple[str, float], list[int]] = {}
         for c in chosen.tolist():
-            keys.setdefault((self._generator_of[c], float(self.strength[c])), []).append(c)
+            keys.setdefault((self._generators[c], float(self.strength[c])), []).append(c)
         return [torch.tensor(columns) for columns in keys.values()]
 
 
@@ -259,7 +263,7 @@ class Problem:
         total = torch.zeros((len(groups), self.width + 1, self.width + 1), dtype=torch.float64)
         for block in self.blocks():
             within = self.within[block.name]
-            for features, fold in block.chunks():
+            for features, fold in block.chunks(_HESSIAN_ROWS):
                 narrow = torch.cat([features, features.new_ones((len(features), 1))], 1).float()
                 for g, group in enumerate(groups):
                     if not within[group].all():

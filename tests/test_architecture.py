@@ -58,6 +58,7 @@ PURE = [
     "problem",
     "logistic",
     "network",
+    "calibration",
     "classifier",
     "model",
     "directions",

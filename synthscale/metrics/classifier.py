@@ -91,7 +91,7 @@ def _balanced(sums: ClassifierSums, name: str, replicate: int) -> Metric:
 
 
 def spread(deals: list[ClassifierSums]) -> dict[str, Any] | None:
-    """Return how far the figures differ between deals to folds: count, mean, standard deviation; None for one deal."""
+    """Return mean and standard deviation of the figures over deals to folds; None for one deal."""
     if len(deals) < 2:
         return None
     figures = {
@@ -107,7 +107,15 @@ def spread(deals: list[ClassifierSums]) -> dict[str, Any] | None:
     return {"count": len(deals), **summary}
 
 
-_OF_THE_FIT = ("log_loss_by_strength", "epoch", "log_loss_by_epoch", "converged")
+_OF_THE_FIT = (
+    "strength",
+    "repeats",
+    "log_loss_by_strength",
+    "epoch",
+    "log_loss_by_epoch",
+    "converged",
+    "calibrated",
+)
 
 
 def classifier_figures(sums: ClassifierSums, head: str, fit: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +140,6 @@ def classifier_figures(sums: ClassifierSums, head: str, fit: dict[str, Any]) -> 
     mean_probability = (sums.bin_probability / sums.count[:, None]).sum(0) / 2
     return {
         "head": head,
-        "strength": fit["strength"],
         "folds": fit["folds"],
         "auc": auc_metric(sums.ranks),
         "accuracy": _balanced(sums, "correct", 2),
@@ -151,6 +158,5 @@ def classifier_figures(sums: ClassifierSums, head: str, fit: dict[str, Any]) -> 
             if mass[b] > 0
         ],
         "p_value": two_sample_test(sums.ranks),
-        "repeats": fit.get("repeats"),
-        **{name: fit[name] for name in _OF_THE_FIT if name in fit},
+        **{name: fit[name] for name in _OF_THE_FIT if fit.get(name) is not None},
     }

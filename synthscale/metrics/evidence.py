@@ -1,4 +1,4 @@
-"""What stands behind the classifier's figures: file facts that give the sets away, and directions that separate."""
+"""What stands behind the classifier's figures: file facts that give sets away, and directions that separate."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,8 +87,8 @@ def _outermost(own: NDArray[np.float64], chosen: NDArray[np.int64], ids: list[st
 def direction_figures(sums: list[AlongSums], shares: list[float]) -> list[dict[str, Any]]:
     """Return what metrics.json says of each separating direction, strongest first.
 
-    ``share`` of the logit's change that it holds; the sets' means and deviations along it, in standard deviations of
-    the real images; the ``auc`` of the place along it alone; and the ids at its ends.
+    ``share`` of the logit's change that it holds; the ``auc`` of the place along it alone; the sets' means and
+    deviations along it, in standard deviations of the real images; and the ids at its ends.
     """
     figures = []
     for along, share in zip(sums, shares, strict=False):
@@ -136,5 +136,6 @@ def confounder_warning(figures: dict[str, Any]) -> str | None:
         return None
     return (
         f"the files alone (format, size, mode, JPEG quality) tell real from synthetic with an AUC of "
-        f"{figures['auc']['value']:.2f}: fidelity partly measures the file format; save both sets alike and score again"
+        f"{figures['auc']['value']:.2f}: fidelity partly measures the file format; save both sets alike and score "
+        "again"
     )

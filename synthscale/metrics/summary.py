@@ -62,7 +62,7 @@ def sum_view(view: ViewRows, scores: pa.Table, evidence: Evidence) -> ViewSums:
     Args:
         view: the rows and what is known of them.
         scores: their scores.
-        prior: log of synthetic over real rows that each row's head was trained on, (n,).
+        evidence: what is known of them beside their scores.
     """
     is_real = np.asarray(pc.equal(scores.column("real_or_synthetic"), REAL))
     groups = view.groups

@@ -1,8 +1,8 @@
 """Classify: ``embeddings/`` and ``groups/`` -> ``classifier/`` (folds, fitted heads) and ``predictions/``.
 
-Near-duplicate groups are dealt to folds, one Ray Train run fits every fold of every generator, and Ray Data answers
-out of fold. A second, small classifier sees the files' facts alone: where it tells the sets apart, the first may
-have looked at the file format.
+Near-duplicate groups are dealt to folds, one Ray Train run fits every fold of every generator, and Ray Data
+answers out of fold. A second, small classifier sees the files' facts alone: where it tells the sets apart, the
+first may have looked at the file format.
 """
 
 from typing import Any

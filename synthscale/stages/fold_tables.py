@@ -1,4 +1,4 @@
-"""A part of classify: ``groups/``, ``nearest/`` and ``manifest/`` -> ``classifier/`` (folds), and what trains on it.
+"""A part of classify: ``groups/``, ``nearest/``, ``manifest/`` -> ``classifier/`` (folds), and who trains on it.
 
 The driver holds a few numbers a row; ids are read shard by shard and kept as 64-bit keys.
 """

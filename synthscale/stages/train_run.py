@@ -1,8 +1,8 @@
 """A part of classify: the one Ray Train run that fits all heads, in this process or over workers.
 
-A worker reads its own shards, holds their features in memory or reads them again in each pass, and adds up with the
-others. What an interrupted fit needs to go on lies under ``classifier/`` in the run directory, so that a worker
-group or a driver that dies goes on from there, with any number of workers.
+A worker reads its own shards, holds their features in memory or reads them again in each pass, and adds up with
+the others. What an interrupted fit needs to go on lies under ``classifier/`` in the run directory, so that a
+worker group or a driver that dies goes on from there, with any number of workers.
 """
 
 import functools
@@ -161,7 +161,14 @@ def _fit_part(job: Job, part: Part, rank: int, size: int) -> None:
 
 def _summaries(model: Model, fits: Fits) -> dict[str, Any]:
     shares = {name: found.share.tolist() for name, found in model.directions.items()}
-    return {name: {**fit.summary(), "directions": shares.get(name, [])} for name, fit in fits.items()}
+    return {
+        name: {
+            **fit.summary(),
+            "calibrated": model.calibrations[name].summary(),
+            "directions": shares.get(name, []),
+        }
+        for name, fit in fits.items()
+    }
 
 
 def _ahead(tables: FoldTables, shards: list[Shard], part: Part, name: str | None) -> Iterator[VectorBlock]:
