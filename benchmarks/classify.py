@@ -238,7 +238,7 @@ def heads(n: int) -> None:
         p = expit(model.logits("fake", model.feature_map(torch.from_numpy(x)), plan.fold).mean(1))
         result[head] = {"log_loss": round(log_loss(~is_real, p), 4), "cpu_s": round(cpu_s() - start, 1)}
     claim(
-        f"{n:,} + {n:,} x 32, sets that differ in which features agree: log-loss of mlp over the better other head",
+        f"{n:,} + {n:,} x 32, sets that differ in which features agree: log-loss of mlp over the best other's",
         result["mlp"]["log_loss"] / min(result["linear"]["log_loss"], result["kernel"]["log_loss"]),
         1.0,
         "lower",

@@ -126,12 +126,15 @@ def test_every_table_is_there_with_every_row(finished):
 def test_metrics_json_holds_no_number_without_a_value_or_a_reason(finished):
     def walk(item):
         if isinstance(item, dict):
-            if "value" in item and (item["value"] is None or item["low"] is None):
+            # A p-value alone has no interval.
+            if "value" in item and (item["value"] is None or item.get("low", 0) is None):
                 assert item["reason"]
             for child in item.values():
                 walk(child)
 
     walk(finished.metrics)
+    for block in finished.metrics["generators"].values():
+        assert all({"value", "low", "high"} <= set(block["classifier"][k]) for k in ("auc", "accuracy", "log_loss"))
     assert finished.metrics["schema_version"] == 1
 
 
