@@ -13,6 +13,7 @@ from synthscale.bootstrap import REPLICATES
 from synthscale.metrics.core import Metric, metric
 from synthscale.metrics.ranks import (
     RankSums,
+    Z,
     auc,
     auc_metric,
     interval,
@@ -23,7 +24,6 @@ from synthscale.metrics.ranks import (
 from synthscale.scores import probability
 
 _BINS = 15
-_Z = 1.959963984540054
 
 
 @dataclass
@@ -87,7 +87,7 @@ def _balanced(sums: ClassifierSums, name: str, replicate: int) -> Metric:
     top = 1.0 if name == "correct" else np.inf
     # Nothing drawn at all: there were no weights.
     error = error if sums.replicates.any() else np.nan
-    return interval(value, value - _Z * error, value + _Z * error, (0.0, top))
+    return interval(value, value - Z * error, value + Z * error, (0.0, top))
 
 
 def spread(deals: list[ClassifierSums]) -> dict[str, Any] | None:

@@ -1,16 +1,18 @@
 import functools
+import json
 import math
 import operator
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import expit
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_score
 
-from synthscale.metrics.classifier import ClassifierSums, auc, classifier_figures, sum_logits
+from synthscale.bootstrap import weights
+from synthscale.metrics.classifier import ClassifierSums, classifier_figures, spread, sum_logits
 from synthscale.metrics.core import Indicators, Sums, core_metrics, coverage_reference, metric, sum_up
 from tests.reference import brute
 
@@ -27,16 +29,98 @@ def balanced(is_real: NDArray[np.bool_]) -> NDArray[np.float64]:
     return np.where(is_real, 0.5 / is_real.sum(), 0.5 / (~is_real).sum())
 
 
-@pytest.mark.parametrize("seed", range(4))
+def own_weights(n: int, copies: int = 1) -> NDArray[np.uint8]:
+    """Bootstrap weights of n rows, every so many neighbours of which are a group."""
+    return weights(np.arange(n, dtype=np.uint64) // np.uint64(copies))
+
+
+def figures_of(logit: NDArray[np.float64], is_real: NDArray[np.bool_], copies: int = 1) -> dict[str, Any]:
+    return classifier_figures(sum_logits(logit, is_real, own_weights(len(logit), copies)), "kernel", FIT)
+
+
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(("n", "m", "shift"), [(200, 202, 0.5), (1000, 50, 3.0), (30, 700, -1.0), (300, 300, 0.0)])
 def test_classifier_figures_are_those_of_scikit_learn(seed: int, n: int, m: int, shift: float) -> None:
     logit, is_real = answers(seed, n, m, shift)
     weight, p = balanced(is_real), expit(logit)
-    figures = classifier_figures(sum_logits(logit, is_real), "kernel", FIT)
+    figures = figures_of(logit, is_real)
     assert figures["auc"]["value"] == pytest.approx(roc_auc_score(~is_real, logit), abs=1e-3)
-    assert figures["log_loss"] == pytest.approx(log_loss(~is_real, p, sample_weight=weight))
+    assert figures["log_loss"]["value"] == pytest.approx(log_loss(~is_real, p, sample_weight=weight))
     assert figures["brier"] == pytest.approx(brier_score_loss(~is_real, p, sample_weight=weight))
-    assert figures["accuracy"] == pytest.approx(accuracy_score(~is_real, p >= 0.5, sample_weight=weight))
+    accuracy = accuracy_score(~is_real, p >= 0.5, sample_weight=weight)
+    assert figures["accuracy"]["value"] == pytest.approx(accuracy)
+
+
+def per_row(logit: NDArray[np.float64], is_real: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:
+    """Each row's part of the two figures that are means."""
+    right = (logit >= 0) != is_real
+    loss = np.logaddexp(0, np.where(is_real, logit, -logit))
+    return {"accuracy": right.astype(float), "log_loss": loss}
+
+
+@pytest.mark.parametrize("copies", [1, 4])
+@pytest.mark.parametrize(("n", "m", "shift"), [(240, 200, 0.5), (1000, 80, 1.5), (60, 700, -1.0)])
+def test_intervals_of_means_are_by_the_standard_errors_of_groups(
+    n: int, m: int, shift: float, copies: int
+) -> None:
+    # Of groups, for rows that come four times say no more than once. Out-of-fold answers vary by up to 1.4 times
+    # those of a fixed classifier, which these errors are of.
+    ratios: dict[str, list[float]] = {"accuracy": [], "log_loss": []}
+    for seed in range(15):
+        logit, is_real = answers(seed, n // copies, m // copies, shift)
+        rows = per_row(logit, is_real)
+        found = figures_of(np.repeat(logit, copies), np.repeat(is_real, copies), copies)
+        for name, values in rows.items():
+            one = found[name]
+            error = math.hypot(*(values[own].std() / own.sum() ** 0.5 for own in (is_real, ~is_real))) / 2
+            ratios[name].append((one["high"] - one["low"]) / (2 * 1.96 * error))
+            assert "reason" not in one
+    for values in ratios.values():
+        assert 0.94 < np.mean(values) < 1.5
+
+
+def test_intervals_hold_the_expected_figures_in_at_least_95_of_100_data_sets() -> None:
+    # Scores of a fixed classifier: N(0, 1) against N(1, 1), log-odds x - 1/2.
+    logit, is_real = answers(99, 200_000, 200_000)
+    true = {name: float(values.mean()) for name, values in per_row(logit - 0.5, is_real).items()}
+    hits = dict.fromkeys(true, 0)
+    for seed in range(150):
+        logit, is_real = answers(seed, 90, 60)
+        found = figures_of(logit - 0.5, is_real)
+        for name, value in true.items():
+            hits[name] += found[name]["low"] <= value <= found[name]["high"]
+    assert all(count / 150 >= 0.92 for count in hits.values()), hits
+
+
+def test_intervals_stay_in_the_range_of_their_figures() -> None:
+    for scale, n in ((1.0, 3), (30.0, 3), (30.0, 40), (0.0, 10)):
+        logit, is_real = answers(3, n, n)
+        found = figures_of(scale * logit, is_real)
+        for name, top in (("accuracy", 1.0), ("auc", 1.0), ("log_loss", math.inf)):
+            one = found[name]
+            assert 0 <= one["low"] <= one["value"] <= one["high"] <= top
+
+
+@pytest.mark.parametrize("answer", [-1.0, 1.0], ids=["all right", "all wrong"])
+def test_an_accuracy_of_all_or_nothing_does_not_claim_to_be_certain(answer: float) -> None:
+    # As for any share near 0 or 1 the interval is the exact binomial one; ten rows of each class cannot say more.
+    is_real = np.arange(20) < 10
+    found = figures_of(np.where(is_real, answer, -answer), is_real)["accuracy"]
+    widest = binomtest(10, 10).proportion_ci(0.95, method="exact").low
+    tightest = binomtest(20, 20).proportion_ci(0.95, method="exact").low
+    end = found["low"] if answer < 0 else 1 - found["high"]
+    assert widest - 1e-9 <= end <= tightest + 1e-9
+
+
+def test_without_weights_figures_have_no_interval_and_say_so() -> None:
+    logit, is_real = answers(4, 60, 50)
+    found = classifier_figures(sum_logits(logit, is_real), "kernel", FIT)
+    for name in ("auc", "accuracy", "log_loss"):
+        assert found[name]["value"] > 0
+        assert (found[name]["low"], found[name]["high"]) == (None, None)
+        assert found[name]["reason"]
+    assert found["p_value"]["value"] is None
+    assert found["p_value"]["reason"]
 
 
 def expected_calibration_error(p: NDArray[np.float64], y: NDArray[np.bool_], weight: NDArray[np.float64]) -> float:
@@ -57,7 +141,7 @@ def expected_calibration_error(p: NDArray[np.float64], y: NDArray[np.bool_], wei
 @pytest.mark.parametrize(("n", "m"), [(400, 400), (900, 60)])
 def test_calibration_error_is_that_of_its_definition(scale: float, n: int, m: int) -> None:
     logit, is_real = answers(7, n, m)
-    figures = classifier_figures(sum_logits(scale * logit, is_real), "kernel", FIT)
+    figures = figures_of(scale * logit, is_real)
     p, weight = expit(scale * logit), balanced(is_real)
     assert figures["ece"] == pytest.approx(expected_calibration_error(p, ~is_real, weight), abs=1e-12)
     assert sum(line["weight"] for line in figures["calibration"]) == pytest.approx(1)
@@ -69,69 +153,93 @@ def test_calibration_error_is_that_of_its_definition(scale: float, n: int, m: in
 
 
 def test_over_confidence_shows_in_the_calibration_error() -> None:
-    rng = np.random.default_rng(0)
-    is_real, logit = np.arange(4000) < 2000, np.empty(4000)
     # For N(0, 1) against N(1, 1) the true log-odds are x - 1/2.
-    logit[:] = rng.normal(size=4000) + ~is_real - 0.5
-    honest = classifier_figures(sum_logits(logit, is_real), "kernel", FIT)
-    boastful = classifier_figures(sum_logits(4 * logit, is_real), "kernel", FIT)
+    logit, is_real = answers(0, 2000, 2000)
+    honest, boastful = figures_of(logit - 0.5, is_real), figures_of(4 * logit - 2, is_real)
     assert honest["ece"] < 0.04
     assert boastful["ece"] > 0.15
-    assert boastful["log_loss"] > honest["log_loss"]
+    assert boastful["log_loss"]["low"] > honest["log_loss"]["high"]
+    assert boastful["auc"]["value"] == pytest.approx(honest["auc"]["value"], abs=1e-3)
 
 
-@given(st.lists(st.tuples(st.sampled_from([-2.0, -0.5, 0.0, 0.5, 2.0]), st.booleans()), min_size=2, max_size=40))
-@settings(deadline=None)
-def test_ties_count_one_half_in_the_auc(rows: list[tuple[float, bool]]) -> None:
-    real = [logit for logit, is_real in rows if is_real]
-    synthetic = [logit for logit, is_real in rows if not is_real]
-    if not real or not synthetic:
-        return
-    wins = sum((s > r) + 0.5 * (s == r) for s in synthetic for r in real)
-    sums = sum_logits(np.array(real + synthetic), np.arange(len(rows)) < len(real))
-    assert auc(sums) == pytest.approx(wins / (len(real) * len(synthetic)))
-
-
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e3])
-def test_the_auc_does_not_depend_on_the_scale_of_the_logits(scale: float) -> None:
-    logit, is_real = answers(8, 500, 500)
-    assert auc(sum_logits(scale * logit, is_real)) == pytest.approx(roc_auc_score(~is_real, logit), abs=1e-3)
-
-
-def test_equal_answers_have_an_auc_of_one_half_and_separate_ones_of_one() -> None:
-    is_real = np.arange(10) < 4
-    assert auc(sum_logits(np.zeros(10), is_real)) == 0.5
-    assert auc(sum_logits(np.where(is_real, -1.0, 1.0), is_real)) == 1.0
-    assert auc(sum_logits(np.where(is_real, 1.0, -1.0), is_real)) == 0.0
-    assert auc(sum_logits(np.where(is_real, -0.0, 0.0), is_real)) == 0.5
+def test_answers_that_are_certain_give_finite_figures() -> None:
+    is_real = np.arange(100) < 50
+    for answer in (800.0, -800.0):
+        found = figures_of(np.where(is_real, -answer, answer), is_real)
+        assert found["log_loss"]["value"] == pytest.approx(0 if answer > 0 else 800)
+        assert found["brier"] == pytest.approx(float(answer < 0))
+        assert found["ece"] == pytest.approx(float(answer < 0))
+        json.dumps(found, allow_nan=False)
 
 
 def test_rows_without_an_answer_are_left_out() -> None:
     logit, is_real = answers(9, 40, 30)
-    more = np.concatenate([logit, [np.nan, np.nan]])
-    found = classifier_figures(sum_logits(more, np.append(is_real, [True, False])), "kernel", FIT)
-    assert found == classifier_figures(sum_logits(logit, is_real), "kernel", FIT)
+    more, kinds = np.append(logit, [np.nan, np.nan]), np.append(is_real, [True, False])
+    assert figures_of(more, kinds) == figures_of(logit, is_real)
 
 
 @pytest.mark.parametrize("cuts", [(100,), (0, 17, 350)])
 def test_classifier_sums_merge_over_any_split(cuts: tuple[int, ...]) -> None:
     logit, is_real = answers(10, 200, 200)
-    order = np.random.default_rng(0).permutation(400)
-    parts = [sum_logits(logit[part], is_real[part]) for part in np.split(order, cuts)]
+    order, drawn = np.random.default_rng(0).permutation(400), own_weights(400, 2)
+    parts = [sum_logits(logit[part], is_real[part], drawn[part]) for part in np.split(order, cuts)]
     merged = functools.reduce(operator.add, parts, ClassifierSums())
-    whole = sum_logits(logit, is_real)
-    assert merged.logits == whole.logits
-    assert auc(merged) == auc(whole)
-    for name in ("count", "log_loss", "brier", "correct", "bin_count", "bin_probability"):
-        np.testing.assert_allclose(getattr(merged, name), getattr(whole, name), rtol=1e-12)
+    whole = sum_logits(logit, is_real, drawn)
+    found, expected = (classifier_figures(sums, "kernel", FIT) for sums in (merged, whole))
+    # The areas count rows, exactly; the rest are sums of floats.
+    assert (found["auc"], found["p_value"]) == (expected["auc"], expected["p_value"])
+    for name in ("accuracy", "log_loss"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-12)
+    assert (found["brier"], found["ece"]) == pytest.approx((expected["brier"], expected["ece"]), abs=1e-12)
+    for one, two in zip(found["calibration"], expected["calibration"], strict=True):
+        assert one == pytest.approx(two)
 
 
-def test_without_a_classifier_every_figure_is_null_with_a_reason() -> None:
-    figures = classifier_figures(ClassifierSums(), "kernel", {"folds": 0})
+def test_the_figures_are_plain_json_and_say_how_they_were_made() -> None:
+    fit = FIT | {"epoch": None, "repeats": None, "calibrated": {"used": False}, "passes": 17}
+    logit, is_real = answers(11, 50, 50)
+    found = json.loads(json.dumps(classifier_figures(sum_logits(logit, is_real), "linear", fit), allow_nan=False))
+    assert found["head"] == "linear"
+    assert (found["folds"], found["strength"], found["converged"]) == (5, 0.1, True)
+    assert found["calibrated"] == {"used": False}
+    # What a head of this kind does not have is not there.
+    assert not {"epoch", "repeats", "log_loss_by_epoch"} & set(found)
+
+
+@pytest.mark.parametrize("fit", [{"folds": 0}, {}])
+def test_without_a_classifier_every_figure_is_null_with_a_reason(fit: dict[str, Any]) -> None:
+    figures = classifier_figures(ClassifierSums(), "kernel", fit)
     assert figures["reason"]
-    assert figures["auc"]["value"] is None
-    assert figures["auc"]["reason"]
-    assert [figures[name] for name in ("strength", "accuracy", "log_loss", "brier", "ece")] == [None] * 5
+    for name in ("auc", "accuracy", "log_loss", "p_value"):
+        assert figures[name]["value"] is None
+        assert figures[name]["reason"]
+    assert [figures[name] for name in ("strength", "brier", "ece")] == [None] * 3
+
+
+def test_the_spread_over_deals_is_that_of_figures_made_of_each_by_itself() -> None:
+    deals = [answers(seed, 80, 60, 0.7) for seed in range(4)]
+    found = spread([sum_logits(logit, is_real) for logit, is_real in deals])
+    assert found is not None
+    assert found.pop("count") == 4
+    expected = {
+        "fidelity": [1 - expit(logit[~is_real]).mean() for logit, is_real in deals],
+        "representativeness": [1 - expit(-logit[is_real]).mean() for logit, is_real in deals],
+        "auc": [roc_auc_score(~is_real, logit) for logit, is_real in deals],
+        "log_loss": [log_loss(~y, expit(z), sample_weight=balanced(y)) for z, y in deals],
+    }
+    assert set(found) == set(expected)
+    for name, values in expected.items():
+        assert found[name]["mean"] == pytest.approx(np.mean(values), abs=1e-3)
+        assert found[name]["deviation"] == pytest.approx(np.std(values, ddof=1), abs=1e-3)
+
+
+def test_one_deal_has_no_spread_and_equal_ones_a_spread_of_zero() -> None:
+    sums = sum_logits(*answers(12, 30, 30))
+    assert spread([sums]) is None
+    assert spread([]) is None
+    found = spread([sums, sums])
+    assert found is not None
+    assert [found[name]["deviation"] for name in ("fidelity", "representativeness", "auc", "log_loss")] == [0] * 4
 
 
 def indicators(seed: int, n: int) -> Indicators:

@@ -125,7 +125,53 @@ def test_the_manifest_and_failures_hold_the_columns_that_the_design_promises():
     assert promised <= set(MANIFEST_COLUMNS.names)
     assert schemas.FAILURES.names == ["row", "id", "uri", "reason", "detail"]
     assert schemas.NEIGHBORS.names == ["left", "right", "cosine_distance", "kind"]
-    assert {"generator", "row", "fold", "logit_synthetic"} == set(schemas.PREDICTIONS.names)
+    assert schemas.PREDICTIONS.names[:4] == ["generator", "row", "fold", "logit_synthetic"]
+    assert set(schemas.PREDICTIONS.names[4:]) == {"logit_deviation", "logit_file_facts", "along"}
+
+
+def test_predictions_without_further_answers_conform():
+    # One deal, vectors instead of files, and a classifier that knows of a single direction.
+    places = pa.array([[0.5, None, None], [-0.25, None, None]])
+    lines = pa.table(
+        {
+            "generator": ["gan", "gan"],
+            "row": [0, 1],
+            "fold": pa.array([4, 0], pa.int64()),
+            "logit_synthetic": [0.1, -2.5],
+            "logit_deviation": pa.nulls(2),
+            "logit_file_facts": pa.nulls(2),
+            "along": places,
+        }
+    )
+    table = conform(lines, schemas.PREDICTIONS, "predictions")
+    assert table.schema == schemas.PREDICTIONS
+    assert table.column("along").to_pylist() == places.to_pylist()
+    assert table.column("logit_deviation").null_count == 2
+    with pytest.raises(SchemaError, match="predictions: column fold"):
+        conform(lines.set_column(2, "fold", pa.array([128, 0])), schemas.PREDICTIONS, "predictions")
+    with pytest.raises(SchemaError, match="predictions: column along"):
+        conform(lines.set_column(6, "along", pa.array([[0.5], [0.1]])), schemas.PREDICTIONS, "predictions")
+
+
+def test_folds_hold_a_fold_for_each_deal_and_what_stands_for_a_row():
+    assert schemas.FOLDS.names[:3] == ["generator", "row", "fold"]
+    assert {"is_real", "is_copy", "key", "group_key", "log_prior"} == set(schemas.FOLDS.names[3:])
+    largest = 2**64 - 1
+    lines = pa.table(
+        {
+            "generator": ["gan", "gan"],
+            "row": [0, 1],
+            "fold": [[0, 4, 1], None],
+            "is_real": [True, False],
+            "is_copy": [False, True],
+            "key": pa.array([largest, 0], pa.uint64()),
+            "group_key": pa.array([largest, 1], pa.uint64()),
+            "log_prior": [0.0, -0.5],
+        }
+    )
+    table = conform(lines, schemas.FOLDS, "folds")
+    assert table.column("key").to_pylist() == [largest, 0]
+    assert table.column("fold").to_pylist() == [[0, 4, 1], None]
 
 
 def test_file_names_of_shards_sort_as_their_rows_do():
