@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from synthscale.calibration import Logits, fit_calibration
+from synthscale.calibration import Calibration, Logits, fit_calibration
 from synthscale.config import ClassifierConfig
 from synthscale.features import BANDWIDTH_ROWS, FOURIER_FEATURES, FeatureMap, Heads, fit_feature_map
 from synthscale.folds import deal_folds
 from synthscale.keys import Keys, group_keys, mixed
 from synthscale.logistic import Fit, fit_views
-from synthscale.model import Model, OutOfFold, out_of_fold
+from synthscale.model import Model, OutOfFold, on_cpu, out_of_fold
 from synthscale.network import NetworkFit, fit_networks
 from synthscale.problem import FeatureBlock, View, Workers
 from synthscale.schemas import REAL
@@ -146,35 +146,38 @@ def fit_classifier(training: Training, settings: ClassifierConfig) -> tuple[Mode
         training = replace(training, blocks=lambda name: (b for b in held if name in (None, b.name)))
     feature_map = _feature_map(training, settings)
     mapped = _Mapped(training, feature_map)
-    fits: Fits
-    columns = _columns_of(training.views)
-    if settings.head == "mlp":
-        fits = {
-            generator: fit_networks(
-                [training.views[c] for c in own],
-                own,
-                mapped,
-                feature_map.dimensions,
-                settings.seed,
-                training.workers,
-            )
-            for generator, own in columns.items()
-        }
-    else:
+    with torch.device(training.workers.device):
+        fits = _fit_heads(training, settings, mapped)
+        calibrations = {name: _calibration(training, mapped, name, fit.heads) for name, fit in fits.items()}
+        heads = {name: tuple(on_cpu(mapped.widened(deal)) for deal in fit.heads) for name, fit in fits.items()}
+    return Model(feature_map, heads, calibrations), fits
+
+
+def _fit_heads(training: Training, settings: ClassifierConfig, mapped: "_Mapped") -> Fits:
+    if settings.head != "mlp":
         mapped.narrow()
         balanced = settings.class_weight == "balanced"
-        fits = fit_views(training.views, settings.strengths, mapped, balanced=balanced, workers=training.workers)
-    calibrations = {
-        name: fit_calibration(
-            mapped.logits(name, fit.heads, columns[name]),
-            len(fit.heads),
-            max(training.views[c].folds for c in columns[name]),
-            training.workers.reduce_sum,
+        return fit_views(training.views, settings.strengths, mapped, balanced=balanced, workers=training.workers)
+    return {
+        generator: fit_networks(
+            [training.views[c] for c in columns],
+            columns,
+            mapped,
+            training.dimensions,
+            settings.seed,
+            training.workers,
         )
-        for name, fit in fits.items()
+        for generator, columns in _columns_of(training.views).items()
     }
-    heads = {name: tuple(map(mapped.widened, fit.heads)) for name, fit in fits.items()}
-    return Model(feature_map, heads, calibrations), fits
+
+
+def _calibration(
+    training: Training, mapped: "_Mapped", generator: str, heads: tuple[OutOfFold, ...]
+) -> Calibration:
+    columns = _columns_of(training.views)[generator]
+    folds = max(training.views[c].folds for c in columns)
+    logits = mapped.logits(generator, heads, columns)
+    return fit_calibration(logits, len(heads), folds, training.workers.reduce_sum)
 
 
 def _columns_of(views: list[View]) -> dict[str, list[int]]:
@@ -188,7 +191,7 @@ class _Mapped:
     """A pass over features: held in float32 where they fit, else made anew from the rows of each pass."""
 
     def __init__(self, training: Training, feature_map: FeatureMap) -> None:
-        self._training, self._map = training, feature_map
+        self._training, self._map, self._device = training, feature_map, training.workers.device
         self._held = self._merged() if training.is_cached else None
         self._basis: torch.Tensor | None = None
 
@@ -200,8 +203,8 @@ class _Mapped:
     def _blocks(self, name: str | None) -> Iterator[FeatureBlock]:
         for block in self._training.blocks(name):
             if len(block.key):
-                features = torch.cat(list(self._features(block)))
-                yield FeatureBlock(block.name, features, torch.from_numpy(block.fold), block.key)
+                features, fold = torch.cat(list(self._features(block))), torch.from_numpy(block.fold)
+                yield FeatureBlock(block.name, features.to(self._device), fold.to(self._device), block.key)
 
     def _merged(self) -> list[FeatureBlock]:
         """Return all rows, one block a set: larger products, and batches drawn from all of a set's rows."""
@@ -209,7 +212,7 @@ class _Mapped:
         for name in self._training.rows:
             blocks = list(self._training.blocks(name))
             n = sum(len(block.key) for block in blocks)
-            features = torch.empty((n, self._map.dimensions), dtype=torch.float32)
+            features = torch.empty((n, self._map.dimensions), dtype=torch.float32, device=self._device)
             start = 0
             for block in blocks:
                 for part in self._features(block):
@@ -217,7 +220,11 @@ class _Mapped:
                     start += len(part)
             if n:
                 fold = torch.from_numpy(np.concatenate([block.fold for block in blocks]))
-                held.append(FeatureBlock(name, features, fold, np.concatenate([block.key for block in blocks])))
+                held.append(
+                    FeatureBlock(
+                        name, features, fold.to(self._device), np.concatenate([block.key for block in blocks])
+                    )
+                )
         return held
 
     def _features(self, block: VectorBlock) -> Iterator[torch.Tensor]:
@@ -238,7 +245,7 @@ class _Mapped:
             for block in self(name):
                 for start in range(0, len(block.key), _MAPPED_ROWS):
                     part = slice(start, start + _MAPPED_ROWS)
-                    fold = block.fold[part][:, columns].numpy()
+                    fold = block.fold[part][:, columns].cpu().numpy()
                     yield name != REAL, out_of_fold(heads, block.features[part].double(), fold), fold
 
     def widened(self, heads: OutOfFold) -> OutOfFold:

@@ -102,7 +102,7 @@ class Heads:
         """Return each row's logit of being synthetic, by the head that did not see it: (n, D), (n,) -> (n,)."""
         index = torch.from_numpy(fold.astype(np.int64))
         logits = features @ self.weights.T + self.intercepts
-        result: NDArray[np.float64] = logits.gather(1, index[:, None])[:, 0].numpy()
+        result: NDArray[np.float64] = logits.gather(1, index.to(logits.device)[:, None])[:, 0].cpu().numpy()
         return result
 
     def gradients(self, features: torch.Tensor, fold: NDArray[np.int8]) -> torch.Tensor:

@@ -79,7 +79,7 @@ def fit_views(
     if finite:
         kept = workers.resume.state.get("points")
         if kept is not None and kept.shape == points.shape:
-            descent.points = kept
+            descent.points = kept.to(points.device)
         else:
             descent.start_on_a_sample()
         descent.solve(_TOLERANCE)

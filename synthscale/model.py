@@ -2,7 +2,7 @@
 
 import io
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,13 @@ class OutOfFold(Protocol):
     def gradients(self, features: torch.Tensor, fold: NDArray[np.int8]) -> torch.Tensor:
         """Return the logits' gradients by the features: (n, D)."""
         ...
+
+
+def on_cpu(heads: OutOfFold) -> OutOfFold:
+    """Return heads with their tensors in the processor's memory."""
+    kind = type(heads)
+    moved: OutOfFold = kind(*(getattr(heads, f.name).cpu() for f in fields(cast(Any, kind))))
+    return moved
 
 
 def out_of_fold(

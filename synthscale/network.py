@@ -60,7 +60,7 @@ class Networks:
             for f in np.unique(fold).tolist():
                 own = np.flatnonzero(fold == f)
                 for part in np.array_split(own, math.ceil(len(own) / _CHUNK_ROWS)):
-                    result[part] = self.of(f).logits(features[torch.from_numpy(part)])[0].numpy()
+                    result[part] = self.of(f).logits(features[torch.from_numpy(part)])[0].cpu().numpy()
         return result
 
     def gradients(self, features: torch.Tensor, fold: NDArray[np.int8]) -> torch.Tensor:
@@ -154,11 +154,12 @@ class _Course:
 
     def _load(self, state: dict[str, torch.Tensor]) -> None:
         self.losses, self.chosen = state["losses"].tolist(), int(state["chosen"])
-        self.best = Networks(*(state[f"best/{f.name}"] for f in fields(Networks)))
+        device = self._parameters[0].device
+        self.best = Networks(*(state[f"best/{f.name}"].to(device) for f in fields(Networks)))
         for f, parameter in zip(fields(Networks), self._parameters, strict=True):
             parameter.data.copy_(state[f"now/{f.name}"])
             self._optimiser.state[parameter] = {
-                key: state[f"{key}/{f.name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")
+                key: state[f"{key}/{f.name}"].to(device, copy=True) for key in ("step", "exp_avg", "exp_avg_sq")
             }
 
 
@@ -189,8 +190,8 @@ class _Training:
         """Return networks with small random weights, of each fold and deal its own."""
         rng = np.random.default_rng(seed)
         # Features have a norm of about 1, so this gives the hidden units a deviation of about 1.
-        hidden = torch.from_numpy(rng.normal(size=(len(self.fold), dimensions, _HIDDEN)))
-        output = torch.from_numpy(rng.normal(size=(len(self.fold), _HIDDEN))) * (0.1 / math.sqrt(_HIDDEN))
+        hidden = torch.tensor(rng.normal(size=(len(self.fold), dimensions, _HIDDEN)))
+        output = torch.tensor(rng.normal(size=(len(self.fold), _HIDDEN))) * (0.1 / math.sqrt(_HIDDEN))
         return Networks(
             hidden, torch.zeros((len(self.fold), _HIDDEN)).double(), output, hidden.new_zeros(len(self.fold))
         )

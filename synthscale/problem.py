@@ -65,11 +65,13 @@ class Workers:
     Attributes:
         reduce_sum: adds a float64 tensor over them.
         are_several: whether there is more than one.
+        device: torch device of features and heads while they are fitted.
         resume: where an interrupted fit goes on.
     """
 
     reduce_sum: ReduceSum = lambda tensor: tensor
     are_several: bool = False
+    device: str = "cpu"
     resume: Resume = field(default_factory=Resume)
 
 

@@ -21,7 +21,7 @@ import ray.train
 import torch
 import torch.distributed
 from pyarrow.fs import FSSpecHandler, PyFileSystem
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from synthscale import filesystems as fsys
 from synthscale.classifier import Fits, Training, VectorBlock, fit_classifier
@@ -53,6 +53,7 @@ class Job:
         parts: what classifiers see.
         rows: of each set.
         is_cached: whether a worker holds its features.
+        device: where it fits.
     """
 
     tables: FoldTables
@@ -62,6 +63,7 @@ class Job:
     rows: dict[str, int]
     parts: tuple[Part, ...]
     is_cached: bool
+    device: str = "cpu"
 
 
 def model_path(run: RunDirectory, part: Part) -> str:
@@ -72,7 +74,8 @@ def model_path(run: RunDirectory, part: Part) -> str:
 def fit(context: StageContext, job: Job) -> dict[str, Any]:
     """Fit all heads; return what each fit says of itself, by part and generator, and how it was carried out."""
     workers, is_cached = _plan(context, job)
-    job = replace(job, is_cached=is_cached)
+    on_gpu = workers > 0 and context.gpus > 0
+    job = replace(job, is_cached=is_cached, device="cuda" if on_gpu else "cpu")
     how = "held in memory" if is_cached else "read from storage in each pass"
     where = f"{workers} workers" if workers else "this process"
     _log.info("classify: features are %s, in %s", how, where)
@@ -82,10 +85,13 @@ def fit(context: StageContext, job: Job) -> dict[str, Any]:
         functools.partial(_train, job),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
+            use_gpu=on_gpu,
             resources_per_worker={"CPU": 0.5 if context.is_local else 1},
             placement_strategy="PACK" if context.is_local else "SPREAD",
         ),
         run_config=_run_config(context) if workers else None,
+        # Sums of either kind of memory are added.
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl") if on_gpu else None,
     ).fit()
     fsys.remove(context.run.path(_SCRATCH), context.run.storage)
     summaries = {part: context.run.read_json(f"classifier/{part}.json") for part in job.parts}
@@ -114,8 +120,12 @@ def _plan(context: StageContext, job: Job) -> tuple[int, bool]:
     workers = settings.workers
     if workers is None:
         workers = 0 if size_bytes <= limit_bytes else min(math.ceil(size_bytes / limit_bytes), context.cpus // 2)
-        # A group of one on the machine of the driver would only cost its start.
-        workers = 0 if context.is_local and workers <= 1 else workers
+        if context.gpus:
+            # One worker a GPU; a network is what a GPU is worth starting a group for.
+            workers = min(max(workers, int(settings.head == "mlp")), context.gpus)
+        elif context.is_local and workers == 1:
+            # A group of one on the machine of the driver would only cost its start.
+            workers = 0
     return workers, size_bytes <= limit_bytes * max(workers, 1)
 
 
@@ -146,7 +156,7 @@ def _fit_part(job: Job, part: Part, rank: int, size: int) -> None:
         sample=job.sample,
         rows=job.rows,
         is_cached=job.is_cached,
-        workers=Workers(_reducer(size), size > 1, Resume(kept.load(), kept.offer)),
+        workers=Workers(_reducer(size), size > 1, job.device, Resume(kept.load(), kept.offer)),
         fourier_features=FOURIER_FEATURES if part == "embedding" else _FACT_FOURIER_FEATURES,
     )
     model, fits = fit_classifier(training, settings)
@@ -213,6 +223,6 @@ class _Kept:
         """Keep the state if the last time is long enough ago."""
         if self._writes and time.monotonic() - self._last >= _KEEP_EVERY_S:
             out = io.BytesIO()
-            np.savez(out, allow_pickle=False, **{name: tensor.numpy() for name, tensor in give().items()})
+            np.savez(out, allow_pickle=False, **{name: tensor.cpu().numpy() for name, tensor in give().items()})
             fsys.write_bytes(self.path, out.getvalue(), self._run.storage)
             self._last = time.monotonic()
