@@ -124,5 +124,7 @@ def _platt(count: NDArray[np.float64], mean: NDArray[np.float64]) -> tuple[float
         gradient = np.array([(slope * mean).sum(), slope.sum()]) + 2 * _RIDGE * away
         return float((weight * np.logaddexp(0.0, margin)).sum() + _RIDGE * away @ away), gradient
 
-    found = minimize(value, np.array([1.0, 0.0]), jac=True, method="BFGS", options={"gtol": 1e-9}).x
+    options = {"ftol": 1e-15, "gtol": 1e-10}
+    bounds = [(0.0, None), (None, None)]
+    found = minimize(value, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
     return (float(found[0]), float(found[1])) if found[0] > 0 else (0.0, 0.0)

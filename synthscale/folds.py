@@ -5,10 +5,15 @@ generators: groups of several rows first, each to the fold where it adds least t
 then single rows fill the folds up evenly.
 """
 
+import itertools
+
 import numpy as np
 from numpy.typing import NDArray
 
 from synthscale.keys import Keys, mixed
+
+_FEW_GROUPS = 10
+"""So many groups are dealt to two folds by trying all ways, where dealing them in turn fails."""
 
 
 def deal_folds(keys: Keys, is_real: NDArray[np.bool_], folds: int, seed: int) -> NDArray[np.int8] | None:
@@ -35,7 +40,23 @@ def deal_folds(keys: Keys, is_real: NDArray[np.bool_], folds: int, seed: int) ->
         inside = np.stack([np.bincount(fold[own], minlength=k) for own in (is_real, ~is_real)])
         if (inside < inside.sum(1, keepdims=True)).all():
             return fold
+    if 1 < len(unique) <= _FEW_GROUPS:
+        halves = _two_halves(order, counts)
+        return None if halves is None else halves[group]
     return None
+
+
+def _two_halves(order: NDArray[np.int64], counts: NDArray[np.float64]) -> NDArray[np.int8] | None:
+    """Return the fold of each of a few groups in the most even of all deals to two folds with both classes."""
+    best, least = None, np.inf
+    for choice in itertools.product((0, 1), repeat=len(order) - 1):
+        fold = np.zeros(len(order), np.int8)
+        fold[order[1:]] = choice
+        share = counts[:, fold == 1].sum(1) / np.maximum(counts.sum(1), 1)
+        unevenness = float(np.square(share - 0.5).sum())
+        if (share > 0).all() and (share < 1).all() and unevenness < least:
+            best, least = fold, unevenness
+    return best
 
 
 def _deal_several(

@@ -25,6 +25,8 @@ _TOLERANCE = 1e-8
 _SAMPLE_TOLERANCE = 1e-4
 _BOUND = 1e3
 """On the gradient's norm over the root of the strength, in tolerances: it is never less than the decrement."""
+_STUCK = 2.0**-20
+"""A step that was halved down to this lowers the loss no more: as close as the arithmetic allows."""
 _ROUNDS = 40
 _PASSES_A_ROUND = 10
 """Passes after which the Hessian is taken anew."""
@@ -83,6 +85,8 @@ def fit_views(
         else:
             descent.start_on_a_sample()
         descent.solve(_TOLERANCE)
+    else:
+        descent.converged[:] = True
     return _chosen(problem, descent, strengths)
 
 
@@ -125,6 +129,7 @@ class _Descent:
         self.converged = torch.zeros(points.shape[1], dtype=torch.bool)
         self.sample_rows = max(_LEAST_SAMPLE, _SAMPLE_A_DIMENSION * problem.width)
         self.passes = 0
+        self.length = torch.ones(points.shape[1], dtype=torch.float64)
 
     def start_on_a_sample(self) -> None:
         """Move to the sample's solution, if there are enough rows for a sample to be worth it."""
@@ -162,22 +167,21 @@ class _Descent:
 
     def _round(self, curvature: "_Curvature", tolerance: float) -> None:
         """Take some L-BFGS steps, each head until it has converged."""
-        length = torch.ones_like(self.loss)
         history: list[tuple[torch.Tensor, torch.Tensor]] = []
         for _ in range(_PASSES_A_ROUND):
-            self.converged |= self._arrived(curvature, tolerance) | (length < 2.0**-40)
+            self.converged |= self._arrived(curvature, tolerance) | (self.length < _STUCK)
             chosen = (~self.converged).nonzero()[:, 0]
             if len(chosen) == 0:
                 return
             direction = _two_loop(self.gradient, history, curvature, chosen)
             slope = (self.gradient[:, chosen] * direction).sum(0)
-            trial = self.points[:, chosen] + length[chosen] * direction
+            trial = self.points[:, chosen] + self.length[chosen] * direction
             loss, gradient = self.problem.loss_and_gradient(trial, chosen)
             self.passes += 1
             before = self.loss[chosen]
-            # Near the optimum differences drown in rounding: the slack lets the last steps through.
-            good = loss <= before + 1e-4 * length[chosen] * slope + 4e-16 * before.abs()
-            length[chosen] = torch.where(good, 1.0, length[chosen] / 2)
+            # Near the optimum differences drown in the sums' rounding: the slack lets the last steps through.
+            good = loss <= before + 1e-4 * self.length[chosen] * slope + 1e-14 * before.abs()
+            self.length[chosen] = torch.where(good, 1.0, self.length[chosen] / 2)
             step, difference = torch.zeros_like(self.points), torch.zeros_like(self.points)
             moved = chosen[good]
             step[:, moved] = trial[:, good] - self.points[:, moved]
@@ -211,7 +215,13 @@ class _Curvature:
         diagonals = hessians.diagonal(dim1=1, dim2=2)
         # A sliver on the diagonal keeps it positive where all rows are settled, and above float32's rounding.
         diagonals += torch.stack(penalties) + 1e-12 + 1e-6 * diagonals.mean(1, keepdim=True)
-        self.factors = torch.linalg.cholesky(hessians)
+        self.factors, failed = torch.linalg.cholesky_ex(hessians)
+        sliver = 1e-5 * diagonals.mean(1, keepdim=True)
+        while failed.any():
+            # Of low rank, and a strength far below float32's rounding.
+            diagonals += sliver * (failed > 0)[:, None]
+            sliver *= 10
+            self.factors, failed = torch.linalg.cholesky_ex(hessians)
         self.group_of = {int(c): g for g, group in enumerate(groups) for c in group}
 
     def solve(self, gradient: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

@@ -81,12 +81,12 @@ class Model:
             for i, heads in enumerate(deals):
                 kind = next(name for name, kept in _KINDS.items() if isinstance(heads, kept))
                 for part in fields(_KINDS[kind]):
-                    arrays[f"{kind}/{i}/{part.name}/{generator}"] = getattr(heads, part.name).cpu().numpy()
+                    arrays[f"{kind}/{i}/{generator}/{part.name}"] = getattr(heads, part.name).cpu().numpy()
         for generator, calibration in self.calibrations.items():
             for part in fields(Calibration):
-                arrays[f"calibration/{part.name}/{generator}"] = np.asarray(getattr(calibration, part.name))
+                arrays[f"calibration/{generator}/{part.name}"] = np.asarray(getattr(calibration, part.name))
         for generator, found in self.directions.items():
-            arrays |= {f"directions/{f.name}/{generator}": getattr(found, f.name).numpy() for f in fields(found)}
+            arrays |= {f"directions/{generator}/{f.name}": getattr(found, f.name).numpy() for f in fields(found)}
         out = io.BytesIO()
         np.savez(out, allow_pickle=False, **arrays)
         return out.getvalue()
@@ -101,7 +101,7 @@ class Model:
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
             if kind in _KINDS:
-                deal, part, generator = rest.split("/", 2)
+                deal, generator, part = rest.split("/")
                 found.setdefault(generator, {}).setdefault(int(deal), (kind, {}))[1][part] = tensor
         heads = {
             generator: tuple(_KINDS[kind](**parts) for _, (kind, parts) in sorted(deals.items()))
@@ -109,16 +109,16 @@ class Model:
         }
         calibrations = {
             generator: Calibration(
-                tensors[f"calibration/slope/{generator}"].numpy(),
-                tensors[f"calibration/offset/{generator}"].numpy(),
-                tuple(tensors[f"calibration/log_loss/{generator}"].tolist()),
+                tensors[f"calibration/{generator}/slope"].numpy(),
+                tensors[f"calibration/{generator}/offset"].numpy(),
+                tuple(tensors[f"calibration/{generator}/log_loss"].tolist()),
             )
             for generator in heads
-            if f"calibration/slope/{generator}" in tensors
+            if f"calibration/{generator}/slope" in tensors
         }
         directions = {
-            generator: Directions(*(tensors[f"directions/{f.name}/{generator}"] for f in fields(Directions)))
+            generator: Directions(*(tensors[f"directions/{generator}/{f.name}"] for f in fields(Directions)))
             for generator in heads
-            if f"directions/axes/{generator}" in tensors
+            if f"directions/{generator}/axes" in tensors
         }
         return cls(feature_map, heads, calibrations, directions)

@@ -179,8 +179,8 @@ class Problem:
             name: columns.within(name) for name in [REAL, *dict.fromkeys(v.generator for v in columns.views)]
         }
         self.rows, outside, self.width = self._count()
-        whole = stands_for or self.rows
-        self._weigh(outside, {name: whole[name] / max(rows, 1) for name, rows in self.rows.items()})
+        self._whole = stands_for or self.rows
+        self._weigh(outside, {name: self._whole[name] / max(rows, 1) for name, rows in self.rows.items()})
 
     def _count(self) -> tuple[dict[str, int], dict[str, torch.Tensor], int]:
         """Rows of each set, those of each set outside each head's fold (C,), and D; over all workers."""
@@ -225,7 +225,7 @@ class Problem:
         if all(step == 1 for step in one_in.values()):
             return self
         held = [block.sampled(one_in[block.name]) for block in self.blocks()]
-        return Problem(self.columns, lambda: held, self.balanced, self.reduce_sum, self.rows)
+        return Problem(self.columns, lambda: held, self.balanced, self.reduce_sum, self._whole)
 
     def loss_and_gradient(self, points: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the chosen heads' losses (c,) and gradients (D + 1, c) at their points (D + 1, c): one pass."""

@@ -92,7 +92,7 @@ FOLDS = pa.schema(
         ("log_prior", pa.float64()),
     ]
 )
-"""``classifier/``: each row per generator: its fold in each deal (null where no classifier can be fitted).
+"""``classifier/``: each row per generator: its fold in each deal (none where no classifier can be fitted).
 
 ``key`` and ``group_key`` stand for its id and its near-duplicate group (keys.py); ``log_prior`` is the log of
 synthetic over real rows that its heads are trained on.
