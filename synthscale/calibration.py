@@ -24,7 +24,7 @@ _HALF = int(np.log(_LARGEST / _SMALLEST) / np.log(_RATIO)) + 2
 _RIDGE = 1e-3
 """Pulls slope and offset towards 1 and 0, so that separable classes do not run away."""
 _GAIN = 1e-3
-"""Nats by which the log-loss must fall."""
+"""Nats by which the log-loss must fall, and no less than by one standard error."""
 
 Logits = Iterable[tuple[bool, NDArray[np.float64], NDArray[np.int8]]]
 """Rows of one class after another: whether synthetic, out-of-fold logits (n, deals), folds (n, deals)."""
@@ -38,23 +38,30 @@ class Calibration:
         slope: (deals, k).
         offset: (deals, k).
         log_loss: class-balanced, of the logits as they were and as scaled.
+        error: standard error of their difference, rows taken as independent.
     """
 
     slope: NDArray[np.float64]
     offset: NDArray[np.float64]
     log_loss: tuple[float, float]
+    error: float
 
     @property
     def helps(self) -> bool:
         """Whether the scaled logits are clearly better."""
-        return self.log_loss[1] < self.log_loss[0] - _GAIN
+        return self.log_loss[0] - self.log_loss[1] > max(_GAIN, self.error)
 
     def __call__(self, logits: NDArray[np.float64], fold: NDArray[np.int8]) -> NDArray[np.float64]:
         """Return logits (n, deals) scaled by their folds, or as they are where that does not help."""
         if not self.helps:
             return logits
-        deal = np.arange(logits.shape[1])
-        return self.slope[deal, fold] * logits + self.offset[deal, fold]
+        return self.slopes(fold) * logits + self.offset[np.arange(logits.shape[1]), fold]
+
+    def slopes(self, fold: NDArray[np.int8]) -> NDArray[np.float64]:
+        """Return what logits with folds (n, deals) are multiplied by: (n, deals)."""
+        if not self.helps:
+            return np.ones(fold.shape)
+        return self.slope[np.arange(fold.shape[1]), fold]
 
     def summary(self) -> dict[str, Any]:
         """Return the means of slope and offset, the log-losses and whether they are used, for JSON."""
@@ -87,15 +94,17 @@ def fit_calibration(logits: Logits, deals: int, folds: int, reduce_sum: ReduceSu
     count, total = reduce_sum(torch.from_numpy(bins)).numpy()
     mean = total / np.maximum(count, 1)
     slope, offset = np.ones((deals, folds)), np.zeros((deals, folds))
-    losses = np.zeros((2, 2))
+    before, after = _loss(mean), np.zeros_like(mean)
     for i in range(deals):
         for f in range(folds):
-            others = np.arange(folds) != f
-            slope[i, f], offset[i, f] = _platt(count[i, others], mean[i, others])
-            for j, (a, b) in enumerate(((1.0, 0.0), (slope[i, f], offset[i, f]))):
-                losses[j] += (count[i, f] * _loss(a * mean[i, f] + b)).sum(-1)
-    by_class = losses / count.sum((0, 1, 3))
-    return Calibration(slope, offset, (float(by_class[0].mean()), float(by_class[1].mean())))
+            slope[i, f], offset[i, f] = _platt(count[i, np.arange(folds) != f], mean[i, np.arange(folds) != f])
+            after[i, f] = _loss(slope[i, f] * mean[i, f] + offset[i, f])
+    rows = count.sum((0, 1, 3))
+    sums = [(count * values).sum((0, 1, 3)) / rows for values in (before, after, np.square(after - before))]
+    # By class; deals repeat the rows.
+    variance = (sums[2] - np.square(sums[1] - sums[0])) / (rows / deals)
+    error = float(np.sqrt(np.maximum(variance, 0).sum()) / 2)
+    return Calibration(slope, offset, (float(sums[0].mean()), float(sums[1].mean())), error)
 
 
 def _bin(logits: NDArray[np.float64]) -> NDArray[np.int64]:

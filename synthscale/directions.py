@@ -60,7 +60,9 @@ def _add(sums: _Sums, model: Model, training: Training, name: str, block: Vector
     columns = [c for c, view in enumerate(training.views) if view.generator == name]
     vectors = torch.from_numpy(block.vectors)
     features = model.feature_map(vectors)
-    deals = [h.gradients(features, block.fold[:, c]) for c, h in zip(columns, model.heads[name], strict=True)]
+    fold = block.fold[:, columns]
+    slope = torch.from_numpy(model.calibrations[name].slopes(fold))
+    deals = [h.gradients(features, fold[:, i]) * slope[:, i, None] for i, h in enumerate(model.heads[name])]
     gradient = model.feature_map.pulled_back(vectors, torch.stack(deals).mean(0))
     at = int(block.name != REAL)
     sums.outer[at] += gradient.T @ gradient

@@ -112,6 +112,7 @@ class Model:
                 tensors[f"calibration/{generator}/slope"].numpy(),
                 tensors[f"calibration/{generator}/offset"].numpy(),
                 tuple(tensors[f"calibration/{generator}/log_loss"].tolist()),
+                float(tensors[f"calibration/{generator}/error"]),
             )
             for generator in heads
             if f"calibration/{generator}/slope" in tensors

@@ -2,8 +2,9 @@
 
 Which epoch to stop at is chosen as the strength of the other heads is: one for all folds, by class-balanced
 out-of-fold log-loss, from the network that knows nothing (every row 0.5) on. A row's batch is drawn from its key,
-so batches do not depend on the order of rows or the number of workers; on a CPU all is in float64, so neither do
-the answers. On a GPU products are in bfloat16.
+so where rows are held in memory batches do not depend on their order or the number of workers; on a CPU all is in
+float64, so neither do the answers. Rows that are read in each pass take turns by files. On a GPU products are in
+bfloat16.
 """
 
 import math

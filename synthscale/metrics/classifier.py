@@ -16,6 +16,8 @@ from synthscale.metrics.ranks import (
     Z,
     auc,
     auc_metric,
+    certain_up_to,
+    independent_rows,
     interval,
     standard_error,
     sum_ranks,
@@ -80,13 +82,17 @@ def sum_logits(
 
 
 def _balanced(sums: ClassifierSums, name: str, replicate: int) -> Metric:
-    """A class-balanced mean with its 95 % interval."""
+    """A class-balanced mean with its 95 % interval; for a share of 0 or 1 the mean of the classes' exact ones."""
     value = float((getattr(sums, name) / sums.count).mean())
     with np.errstate(invalid="ignore", divide="ignore"):
         error = standard_error((sums.replicates[replicate] / sums.replicates[0]).mean(0))
+    if not sums.replicates.any():
+        # Nothing drawn at all: there were no weights.
+        return metric(value)
+    if name == "correct" and value in (0.0, 1.0):
+        bound = float(np.mean([certain_up_to(independent_rows(drawn)) for drawn in sums.replicates[0]]))
+        return interval(value, *((bound, 1.0) if value else (0.0, 1 - bound)))
     top = 1.0 if name == "correct" else np.inf
-    # Nothing drawn at all: there were no weights.
-    error = error if sums.replicates.any() else np.nan
     return interval(value, value - Z * error, value + Z * error, (0.0, top))
 
 

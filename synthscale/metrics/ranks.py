@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from scipy.special import ndtr
+from scipy.special import expit, logit, ndtr
 
 from synthscale.bootstrap import REPLICATES
 from synthscale.metrics.core import Metric, metric
@@ -56,6 +56,11 @@ class RankSums:
     def counts(self) -> tuple[int, int]:
         """Real and synthetic rows."""
         return self.fine[0].total(), self.fine[1].total()
+
+    @property
+    def independent(self) -> float:
+        """Return how many independent rows the smaller class is worth; see `independent_rows`."""
+        return min(independent_rows(weighted) for weighted in self.replicates.sum(0))
 
 
 def sum_ranks(
@@ -122,24 +127,44 @@ def standard_error(replicates: NDArray[np.float64]) -> float:
     return float(drawn.std(ddof=1)) if len(drawn) > 1 else float("nan")
 
 
-def auc_metric(sums: RankSums) -> Metric:
-    """Return the AUC with its 95 % interval.
+def independent_rows(weighted: NDArray[np.float64]) -> float:
+    """Return how many independent rows some rows in groups are worth: (sum c)^2 / sum c^2 over group sizes.
 
-    Where all pairs are ordered the bootstrap sees no error at all; the interval then ends where the smaller class
-    could hold one row in 20 data sets that is not (exact binomial).
+    Read off the weighted counts, (REPLICATES,): their variance is the sum of the squares.
+    """
+    variance = float(weighted.var(ddof=1))
+    return max(1.0, float(weighted.mean()) ** 2 / variance) if variance > 0 else 1.0
+
+
+def certain_up_to(rows: float) -> float:
+    """Return the lower end of the exact 95 % binomial interval of a share that is 1 over so many rows."""
+    return float(0.025 ** (1 / rows))
+
+
+def auc_metric(sums: RankSums) -> Metric:
+    """Return the AUC with its 95 % interval, which is symmetric in its log-odds.
+
+    Where all pairs are ordered the bootstrap sees no error at all; the interval is then the exact binomial one
+    over the groups of the smaller class.
     """
     value, error = auc(sums), auc_error(sums)
-    low, high = value - Z * error, value + Z * error
-    bound = 0.025 ** (1 / max(1, min(sums.counts)))
-    if value == 1.0:
-        low = bound
-    elif value == 0.0:
-        high = 1 - bound
-    return interval(value, low, high, (0.0, 1.0), reference=0.5)
+    if not np.isfinite(error):
+        low = high = error
+    elif value in (0.0, 1.0):
+        bound = certain_up_to(sums.independent)
+        low, high = (bound, 1.0) if value else (0.0, 1 - bound)
+    else:
+        away = Z * error / (value * (1 - value))
+        low, high = expit(logit(value) - away), expit(logit(value) + away)
+    return interval(value, low, high, reference=0.5)
 
 
 def interval(
-    value: float, low: float, high: float, within: tuple[float, float], reference: float | None = None
+    value: float,
+    low: float,
+    high: float,
+    within: tuple[float, float] = (0.0, 1.0),
+    reference: float | None = None,
 ) -> Metric:
     """Return a metric with its 95 % interval, cut to its range; without one where it is not finite."""
     result: dict[str, Any] = metric(value, reference=reference)
@@ -161,6 +186,6 @@ def two_sample_test(sums: RankSums) -> dict[str, Any]:
         return {"value": None, "reason": "too few rows or groups for a standard error"}
     if error == 0:
         # Every row was answered alike, or every pair is ordered: then as far as the rows can say.
-        value = 1.0 if excess <= 0 else 0.5 ** min(sums.counts)
+        value = 1.0 if excess <= 0 else 0.5**sums.independent
         return {"value": value}
     return {"value": float(ndtr(-excess / (math.sqrt(2) * error)))}

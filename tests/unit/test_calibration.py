@@ -204,7 +204,7 @@ def test_a_fold_is_not_calibrated_by_its_own_rows() -> None:
 
 def test_every_deal_and_fold_has_its_own_slope_and_offset() -> None:
     calibration = Calibration(
-        np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[0.0, 10.0], [20.0, 30.0]]), (0.5, 0.1)
+        np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[0.0, 10.0], [20.0, 30.0]]), (0.5, 0.1), 0.01
     )
     fold = np.array([[0, 1], [1, 0]], np.int8)
     assert calibration(np.array([[1.0, 1.0], [-1.0, -1.0]]), fold).tolist() == [[1.0, 34.0], [8.0, 17.0]]

@@ -53,6 +53,11 @@ def test_size_and_aspect_ratio_are_logarithms_and_the_jpeg_quality_is_last() -> 
     np.testing.assert_allclose(found[1, -NUMBERS:], [*expected[:3], 83, 1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("quality", [1, 30, 100])
+def test_every_jpeg_quality_counts_as_known(quality: int) -> None:
+    assert vectors_of(PNG | {"format": "JPEG", "jpeg_quality": quality})[0, -2:].tolist() == [quality, 1]
+
+
 modes = st.sampled_from(["1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "F", "LA"])
 
 

@@ -49,7 +49,9 @@ def networks(rng: np.random.Generator, folds: int, dimensions: int) -> Networks:
 
 
 def calibration(rng: np.random.Generator, deals: int, folds: int, gain: float = 0.3) -> Calibration:
-    return Calibration(rng.uniform(0.2, 2, (deals, folds)), rng.normal(size=(deals, folds)), (0.6, 0.6 - gain))
+    return Calibration(
+        rng.uniform(0.2, 2, (deals, folds)), rng.normal(size=(deals, folds)), (0.6, 0.6 - gain), 1e-4
+    )
 
 
 def again(model: Model) -> Model:
@@ -161,7 +163,7 @@ def test_logits_are_scaled_only_where_that_helps() -> None:
     features = draw(rng, 3, DIMENSIONS)
     plain = Model(own_map, heads).logits("a", features, fold)
     slope, offset = np.array([[2.0, 0.5]]), np.array([[1.0, -1.0]])
-    helps, harms = Calibration(slope, offset, (0.6, 0.5)), Calibration(slope, offset, (0.6, 0.5999))
+    helps, harms = Calibration(slope, offset, (0.6, 0.5), 0.01), Calibration(slope, offset, (0.6, 0.5999), 0.0)
     scaled = Model(own_map, heads, {"a": helps}).logits("a", features, fold)
     np.testing.assert_allclose(scaled[:, 0], [2 * plain[0, 0] + 1, plain[1, 0] / 2 - 1, plain[2, 0] / 2 - 1])
     np.testing.assert_array_equal(Model(own_map, heads, {"a": harms}).logits("a", features, fold), plain)
