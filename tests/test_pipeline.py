@@ -134,7 +134,9 @@ def test_metrics_json_holds_no_number_without_a_value_or_a_reason(finished):
 
     walk(finished.metrics)
     for block in finished.metrics["generators"].values():
-        assert all({"value", "low", "high"} <= set(block["classifier"][k]) for k in ("auc", "accuracy", "log_loss"))
+        assert all(
+            {"value", "low", "high"} <= set(block["classifier"][k]) for k in ("auc", "accuracy", "log_loss")
+        )
     assert finished.metrics["schema_version"] == 1
 
 
