@@ -109,8 +109,8 @@ def _chosen(problem: Problem, descent: "_Descent", strengths: tuple[float, ...])
         for v, view in enumerate(columns.views):
             if view.generator == generator:
                 heads.append(_heads(problem, points, (columns.view == v) & (columns.strength == best), view.folds))
-        passes, converged = descent.passes, bool(descent.converged[own].all())
-        fits[generator] = Fit(tuple(heads), best, losses, passes, converged)
+        converged = bool(descent.converged[own & (columns.strength == best)].all())
+        fits[generator] = Fit(tuple(heads), best, losses, descent.passes, converged)
     return fits
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from synthscale import tables
@@ -180,21 +179,13 @@ def _classify(
     model, fits = fit_classifier(training, config.classifier)
     model = replace(model, directions=find_directions(model, training))
     summaries: dict[str, Any] = {name: {"folds": 0} for name in plans}
-    for name, fit in fits.items():
-        rows, fold = torch.from_numpy(vectors[plans[name].row]), plans[name].fold
-        deals = model.logits(name, model.feature_map(rows), fold)
+    for name, summary in model.summaries(fits).items():
+        plan = plans[name]
+        deals, along[name] = model.answers(name, vectors[plan.row], plan.fold)
         # As in a run, where predictions/ holds float32.
         logits[name] = deals.mean(1).astype(np.float32).astype(np.float64)
-        places = model.directions[name].places(model.feature_map.standardise(rows))
-        along[name][:, : places.shape[1]] = places
-        is_real = plans[name].is_real
-        summaries[name] = {
-            "folds": plans[name].views(name)[0].folds,
-            **fit.summary(),
-            "calibrated": model.calibrations[name].summary(),
-            "directions": model.directions[name].share.tolist(),
-            "repeats": spread([sum_logits(logit, is_real) for logit in deals.T]),
-        }
+        repeats = [sum_logits(logit, plan.is_real) for logit in deals.T] if deals.shape[1] > 1 else []
+        summaries[name] = {"folds": plan.views(name)[0].folds, **summary, "repeats": spread(repeats)}
     return logits, along, summaries
 
 

@@ -1,6 +1,7 @@
 """A run's fitted classifier: feature map, heads and separating directions, and their form in a file."""
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, cast
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from synthscale.calibration import Calibration
 from synthscale.features import FeatureMap, Heads
 from synthscale.network import Networks
+from synthscale.schemas import DIRECTIONS
 
 
 class OutOfFold(Protocol):
@@ -39,6 +41,16 @@ def out_of_fold(
     return np.stack([deal.out_of_fold_logits(features, fold[:, i]) for i, deal in enumerate(heads)], 1)
 
 
+class Summarised(Protocol):
+    """A fit that can say what was chosen and why."""
+
+    def summary(self) -> dict[str, Any]:
+        """Return it, for JSON."""
+        ...
+
+
+_ROWS = 8192
+"""Rows whose features are in memory at once when rows are answered."""
 _KINDS: dict[str, type[Any]] = {"logistic": Heads, "mlp": Networks}
 
 
@@ -73,6 +85,37 @@ class Model:
         """Return calibrated out-of-fold logits of rows with features (n, D) and folds (n, deals): (n, deals)."""
         logits = out_of_fold(self.heads[generator], features, fold)
         return self.calibrations[generator](logits, fold) if generator in self.calibrations else logits
+
+    def answers(
+        self, generator: str, vectors: NDArray[np.floating], fold: NDArray[np.int8]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Answer rows with vectors (n, d) and folds (n, deals), some at a time.
+
+        Returns:
+            Calibrated out-of-fold logits, (n, deals), and places along the generator's directions,
+            (n, DIRECTIONS); NaN where it has fewer.
+        """
+        logits, along = np.empty(fold.shape), np.full((len(fold), DIRECTIONS), np.nan)
+        found = self.directions.get(generator)
+        for start in range(0, len(fold), _ROWS):
+            part = slice(start, start + _ROWS)
+            # A copy: torch warns of arrays that may not be written.
+            rows = torch.from_numpy(vectors[part].copy())
+            logits[part] = self.logits(generator, self.feature_map(rows), fold[part])
+            if found is not None:
+                along[part, : len(found.axes)] = found.places(self.feature_map.standardise(rows))
+        return logits, along
+
+    def summaries(self, fits: Mapping[str, Summarised]) -> dict[str, Any]:
+        """Return what each generator's fit, calibration and directions say of themselves, for JSON."""
+        return {
+            name: {
+                **fit.summary(),
+                "calibrated": self.calibrations[name].summary(),
+                "directions": self.directions[name].share.tolist() if name in self.directions else [],
+            }
+            for name, fit in fits.items()
+        }
 
     def to_bytes(self) -> bytes:
         """Return the model as the bytes of an ``.npz`` file."""

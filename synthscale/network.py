@@ -92,6 +92,13 @@ class NetworkFit:
         }
 
 
+def in_bfloat16(networks: Networks, features: torch.Tensor) -> torch.Tensor:
+    """Return every network's logits, (n, D) -> (k, n), with products in bfloat16 and all else in float32."""
+    narrow = Networks(*(getattr(networks, f.name).float() for f in fields(networks)))
+    with torch.autocast(features.device.type, dtype=torch.bfloat16):
+        return narrow.logits(features.float()).double()
+
+
 SetBlocks = Callable[[str], Iterable[FeatureBlock]]
 """A pass over this worker's rows of one set."""
 
@@ -173,10 +180,11 @@ class _Training:
         # One network for each deal and fold.
         self.column = torch.tensor([c for c, view in zip(columns, views, strict=True) for _ in range(view.folds)])
         self.fold = torch.tensor([f for view in views for f in range(view.folds)])
-        self.windows = {name: sum(1 for _ in blocks(name)) for name in self.sets}
+        self.windows = dict.fromkeys(self.sets, 0)
         outside = torch.zeros((2, len(self.fold) + 1), dtype=torch.float64)
         for at, name in enumerate(self.sets):
             for block in blocks(name):
+                self.windows[name] += 1
                 outside[at, :-1] += self._outside(block).sum(1)
                 outside[at, -1] += len(block.fold)
         outside = reduce_sum(outside)
@@ -231,10 +239,7 @@ class _Training:
             parameter.grad = piece.view(shape)
 
     def _logits(self, networks: Networks, features: torch.Tensor) -> torch.Tensor:
-        if features.is_cuda:
-            with torch.autocast("cuda", dtype=torch.bfloat16):
-                return networks.logits(features.float()).double()
-        return networks.logits(features.double())
+        return in_bfloat16(networks, features) if features.is_cuda else networks.logits(features.double())
 
     def held_out_loss(self, networks: Networks) -> float:
         """Return the class-balanced out-of-fold log-loss over all deals."""

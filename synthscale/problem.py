@@ -29,6 +29,8 @@ _CHUNK_ROWS = 2048
 _HESSIAN_ROWS = 8192
 """Rows of one product of a Hessian: adding up its squares of D numbers must cost little beside it."""
 _SAMPLE_STREAM = 77
+_SAMPLE_BYTES = 2**30
+"""Memory that a sample may take beside the rows."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,12 @@ class FeatureBlock:
         """Yield features, in float64, and folds of some rows at a time."""
         for features, fold in zip(torch.split(self.features, rows), torch.split(self.fold, rows), strict=True):
             yield features.double(), fold
+
+
+def joined(blocks: list[FeatureBlock]) -> FeatureBlock:
+    """Return blocks of one set as one."""
+    features, fold = (torch.cat([getattr(block, name) for block in blocks]) for name in ("features", "fold"))
+    return FeatureBlock(blocks[0].name, features, fold, np.concatenate([block.key for block in blocks]))
 
 
 Blocks = Callable[[], Iterable[FeatureBlock]]
@@ -220,11 +228,19 @@ class Problem:
         self.weight = {name: by_class[name != REAL] * scale[name] * within for name, within in self.within.items()}
 
     def sampled(self, rows: int) -> "Problem":
-        """Return the problem on about so many rows of each set, held in memory; itself if there are no more."""
+        """Return the problem on about so many rows of each set, held in memory.
+
+        Itself where there are no more rows, or where the sample would need too much memory.
+        """
         one_in = {name: max(1, total // rows) for name, total in self.rows.items()}
-        if all(step == 1 for step in one_in.values()):
+        held_bytes = 4 * self.width * sum(total / one_in[name] for name, total in self.rows.items())
+        if all(step == 1 for step in one_in.values()) or held_bytes > _SAMPLE_BYTES:
             return self
-        held = [block.sampled(one_in[block.name]) for block in self.blocks()]
+        drawn: dict[str, list[FeatureBlock]] = {name: [] for name in self.rows}
+        for block in self.blocks():
+            drawn[block.name].append(block.sampled(one_in[block.name]))
+        # One block a set: small products are slow ones.
+        held = [joined(blocks) for blocks in drawn.values() if blocks]
         return Problem(self.columns, lambda: held, self.balanced, self.reduce_sum, self._whole)
 
     def loss_and_gradient(self, points: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,7 +24,7 @@ TABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "ingest": ("manifest",),
     "embed": ("embeddings", "failures"),
     "neighbors": ("neighbors", "nearest", "groups", "index", "_neighbors"),
-    "classify": ("classifier", "predictions"),
+    "classify": ("classifier", "predictions", "_train"),
     "reduce": ("scores", "metrics.json"),
     "report": ("report.html",),
 }

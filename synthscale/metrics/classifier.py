@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthscale.bootstrap import REPLICATES
-from synthscale.metrics.core import Metric, metric
+from synthscale.metrics.core import NO_CLASSIFIER, Metric, metric
 from synthscale.metrics.ranks import (
+    ERRORS,
     RankSums,
-    Z,
     auc,
     auc_metric,
     certain_up_to,
@@ -93,7 +93,7 @@ def _balanced(sums: ClassifierSums, name: str, replicate: int) -> Metric:
         bound = float(np.mean([certain_up_to(independent_rows(drawn)) for drawn in sums.replicates[0]]))
         return interval(value, *((bound, 1.0) if value else (0.0, 1 - bound)))
     top = 1.0 if name == "correct" else np.inf
-    return interval(value, value - Z * error, value + Z * error, (0.0, top))
+    return interval(value, value - ERRORS * error, value + ERRORS * error, (0.0, top))
 
 
 def spread(deals: list[ClassifierSums]) -> dict[str, Any] | None:
@@ -132,14 +132,13 @@ def classifier_figures(sums: ClassifierSums, head: str, fit: dict[str, Any]) -> 
         head: the configured head.
         fit: what the fit recorded; empty when there was none.
     """
-    reason = "no classifier: too few rows or groups in a class to cross-validate"
     if not fit.get("folds"):
         return {
             "head": head,
             **dict.fromkeys(("strength", "brier", "ece")),
-            **{name: metric(None, reason) for name in ("auc", "accuracy", "log_loss")},
-            "p_value": {"value": None, "reason": reason},
-            "reason": reason,
+            **{name: metric(None, NO_CLASSIFIER) for name in ("auc", "accuracy", "log_loss")},
+            "p_value": {"value": None, "reason": NO_CLASSIFIER},
+            "reason": NO_CLASSIFIER,
         }
     share = sums.bin_count / sums.count[:, None]
     mass = share.sum(0) / 2

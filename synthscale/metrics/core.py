@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 Metric = dict[str, Any]
 
+NO_CLASSIFIER = "no classifier: too few rows or groups in a class to cross-validate"
 NO_INTERVAL = "no interval: this version does not compute one"
 
 
@@ -96,7 +97,7 @@ def core_metrics(
     scored = sums.scored > 0
     no_synthetic = "no synthetic rows" if sums.synthetic == 0 else None
     no_real = "no real rows" if sums.real == 0 else None
-    no_scores = None if scored else "no classifier: too few rows or groups in a class to cross-validate"
+    no_scores = None if scored else NO_CLASSIFIER
 
     def one_minus(total: float, count: float) -> float | None:
         return 1.0 - total / count if count else None

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from synthscale.metrics.core import metric
+from synthscale.metrics.core import NO_CLASSIFIER, metric
 from synthscale.metrics.ranks import RankSums, auc, auc_metric, sum_ranks
 
 CONFOUNDED = 0.6
@@ -124,8 +124,7 @@ def confounder_figures(file_facts: RankSums, bytes_per_pixel: RankSums, classifi
         reason = "the input is vectors: there are no files to compare"
         return {"auc": metric(None, reason), "bytes_per_pixel_auc": None, "reason": reason}
     size = auc(bytes_per_pixel)
-    no_folds = "no classifier: too few rows or groups in a class to cross-validate"
-    found = auc_metric(file_facts) if classified else metric(None, no_folds)
+    found = auc_metric(file_facts) if classified else metric(None, NO_CLASSIFIER)
     return {"auc": found, "bytes_per_pixel_auc": max(size, 1 - size)}
 
 

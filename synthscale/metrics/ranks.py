@@ -20,7 +20,7 @@ from synthscale.metrics.core import Metric, metric
 
 _DROPPED_BITS = 12
 _COARSE_BITS = 19
-Z = 1.959963984540054 * math.sqrt(2)
+ERRORS = 1.959963984540054 * math.sqrt(2)
 """Bootstrap standard errors on either side of a 95 % interval of an out-of-fold figure.
 
 The bootstrap holds the fitted heads still. But each two rows meet twice: either is in the training part of the
@@ -41,7 +41,7 @@ class RankSums:
 
     fine: tuple[Counter[int], Counter[int]] = field(default_factory=lambda: (Counter(), Counter()))
     codes: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    replicates: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2, REPLICATES)))
+    replicates: NDArray[np.floating] = field(default_factory=lambda: np.zeros((0, 2, REPLICATES)))
 
     def __add__(self, other: "RankSums") -> "RankSums":
         """Return the histograms of both sets of rows."""
@@ -80,8 +80,9 @@ def sum_ranks(
     codes, own = np.unique(_rounded(ordered, _COARSE_BITS), return_inverse=True)
     shape = (2 * len(codes), len(values))
     cell = csr_array((np.ones(len(values)), (2 * own + ~is_real, np.arange(len(values)))), shape=shape)
-    replicates = cell @ weights[known].astype(np.float64)
-    return RankSums(sums.fine, codes, replicates.reshape(len(codes), 2, REPLICATES))
+    # Whole numbers: exact in float32 for the rows of a shard, and half to send.
+    replicates = (cell.astype(np.float32) @ weights[known].astype(np.float32)).reshape(len(codes), 2, REPLICATES)
+    return RankSums(sums.fine, codes, replicates)
 
 
 def _ordered(values: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -108,7 +109,7 @@ def auc(sums: RankSums) -> float:
     return float(_area(counts[0][:, None], counts[1][:, None])[0])
 
 
-def _area(real: NDArray[np.float64], synthetic: NDArray[np.float64]) -> NDArray[np.float64]:
+def _area(real: NDArray[np.floating], synthetic: NDArray[np.floating]) -> NDArray[np.float64]:
     """AUCs of histograms (u, m) over ascending values: (m,)."""
     below = np.cumsum(real, axis=0) - real
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -154,7 +155,7 @@ def auc_metric(sums: RankSums) -> Metric:
         bound = certain_up_to(sums.independent)
         low, high = (bound, 1.0) if value else (0.0, 1 - bound)
     else:
-        away = Z * error / (value * (1 - value))
+        away = ERRORS * error / (value * (1 - value))
         low, high = expit(logit(value) - away), expit(logit(value) + away)
     return interval(value, low, high, reference=0.5)
 
@@ -179,7 +180,7 @@ def two_sample_test(sums: RankSums) -> dict[str, Any]:
     """Return the p-value of "these cannot be told apart" against an AUC above one half.
 
     A classifier two-sample test (Lopez-Paz and Oquab 2017) on the out-of-fold AUC, one-sided and normal, with the
-    bootstrap's standard error times the root of 2 (see `Z`).
+    bootstrap's standard error times the root of 2 (see `ERRORS`).
     """
     excess, error = auc(sums) - 0.5, auc_error(sums)
     if not np.isfinite(error):

@@ -55,7 +55,6 @@ def _job(context: StageContext, plans: dict[str, FoldPlan], tables: FoldTables, 
         sample=bandwidth_sample(first),
         rows={REAL: int(first.is_real.sum()), **rows},
         parts=parts,
-        is_cached=True,
     )
 
 

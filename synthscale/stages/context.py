@@ -1,6 +1,6 @@
 """What a stage is given and what it gives back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from synthscale.config import Config
+from synthscale.errors import StageError
 from synthscale.schemas import Layout, Shard, shards_of
 from synthscale.storage import RunDirectory
 from synthscale.vectors import VectorSource
@@ -57,6 +58,26 @@ class StageContext:
         """What the dimensions of the vectors are for, as embed recorded it."""
         info = self.run.completed("embed").info
         return Layout(info["dimensions"], tuple(info["search"]), tuple(info["classify"]))
+
+    def in_order(self, answers: Iterable[dict[str, Any]], stage: str) -> Iterator[dict[str, Any]]:
+        """Yield the answers of tasks, one a shard, in the order of the shards; each is there exactly once.
+
+        So that sums of floats do not depend on which task ended first, and few answers are held at a time.
+        """
+        early: dict[int, dict[str, Any]] = {}
+        expected = iter(self.shards)
+        following = next(expected, None)
+        for answer in answers:
+            if answer["shard"] in early or (following is None or answer["shard"] < following.index):
+                raise StageError(
+                    f"{stage}: shard {answer['shard']} was done twice; rerun with --redo-from {stage}"
+                )
+            early[answer["shard"]] = answer
+            while following is not None and following.index in early:
+                yield early.pop(following.index)
+                following = next(expected, None)
+        if following is not None:
+            raise StageError(f"{stage}: shard {following.index} was not done; rerun with --redo-from {stage}")
 
     def read_all(self, table: str, columns: list[str]) -> pa.Table:
         """Read some columns of all shards of a table, in row order."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from synthscale import tables
 from synthscale.classifier import FoldPlan, VectorBlock, plan_folds
+from synthscale.errors import SchemaError
 from synthscale.facts import COLUMNS, DIMENSIONS, fact_vectors
 from synthscale.keys import Keys, id_keys
 from synthscale.problem import View
@@ -92,7 +93,13 @@ class ShardRows:
     def of(self, generator: str, deals: int) -> tuple[NDArray[np.int64], pa.Table, NDArray[np.int8]]:
         """Return where the rows of a generator's view are, their lines, and their folds (m, deals)."""
         own = only(self.folds, generator)
-        at = np.searchsorted(self.row, own.column("row").to_numpy())
+        wanted = own.column("row").to_numpy()
+        at = np.searchsorted(self.row, wanted)
+        if not np.isin(wanted, self.row).all():
+            raise SchemaError(
+                f"{generator}: classifier/ has rows that embeddings/ lacks, "
+                f"{wanted[~np.isin(wanted, self.row)][:3].tolist()}; repeat with --redo-from embed"
+            )
         fold = own.column("fold").combine_chunks().flatten().to_numpy().reshape(-1, deals)
         return at, own, fold
 

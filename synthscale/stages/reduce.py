@@ -39,7 +39,7 @@ def run(context: StageContext) -> Outcome:
     classify = context.run.completed("classify").info["generators"]
     views = context.run.completed("neighbors").info["views"]
     totals = {name: ViewSums() for name in context.generators}
-    for part in _reduce_shards(context, views):
+    for part in _reduce_shards(context, classify, views):
         for name, sums in part.items():
             totals[name] = totals[name] + sums
     for name, sums in totals.items():
@@ -75,29 +75,34 @@ def _counts(embedded: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _reduce_shards(context: StageContext, views: dict[str, Any]) -> Iterator[dict[str, ViewSums]]:
+def _reduce_shards(
+    context: StageContext, classify: dict[str, Any], views: dict[str, Any]
+) -> Iterator[dict[str, ViewSums]]:
+    classified = {name: bool(info["folds"]) for name, info in classify.items()}
     ids = context.read_all("manifest", ["id"])
-    task = _ReduceTask(context.run, context.shards, views, ray.put(ids.column("id").combine_chunks()))
+    task = _ReduceTask(context, classified, views, ray.put(ids.column("id").combine_chunks()))
     items = ray.data.from_items(
         [{"shard": shard.index} for shard in context.shards], override_num_blocks=len(context.shards)
     )
-    answers = items.map_batches(task, batch_size=1, batch_format="pyarrow").take_all()
-    # In shard order, so that sums of floats do not depend on which task came first.
-    for answer in sorted(answers, key=lambda row: row["shard"]):
+    answers = items.map_batches(task, batch_size=1, batch_format="pyarrow").iter_rows()
+    for answer in context.in_order(answers, "reduce"):
         yield pickle.loads(answer["sums"])
 
 
 class _ReduceTask:
     """Shard number -> its rows of ``scores/``, written; gives the pickled sums of each generator."""
 
-    def __init__(self, run: RunDirectory, shards: list[Shard], views: dict[str, Any], ids: Any) -> None:
-        self._run, self._shards, self._views, self._ids = run, shards, views, ids
+    def __init__(
+        self, context: StageContext, classified: dict[str, bool], views: dict[str, Any], ids: Any
+    ) -> None:
+        self._run, self._shards = context.run, context.shards
+        self._classified, self._views, self._ids = classified, views, ids
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         shard = self._shards[batch.column("shard")[0].as_py()]
         ids = ray.get(self._ids)
         sums = {}
-        for name, (view, evidence) in read_views(self._run, shard, list(self._views)).items():
+        for name, (view, evidence) in read_views(self._run, shard, self._classified).items():
             scores = score_rows(view, ids, self._views[name]["median_distance"])
             if scores.num_rows:
                 path = self._run.path("scores", f"generator={name}", shard.name)
@@ -106,8 +111,10 @@ class _ReduceTask:
         return pa.table({"shard": [shard.index], "sums": [pickle.dumps(sums)]})
 
 
-def read_views(run: RunDirectory, shard: Shard, generators: list[str]) -> dict[str, tuple[ViewRows, Evidence]]:
-    """Join the tables of one shard, for each generator's view."""
+def read_views(
+    run: RunDirectory, shard: Shard, classified: dict[str, bool]
+) -> dict[str, tuple[ViewRows, Evidence]]:
+    """Join the tables of one shard for each generator's view; ``classified`` tells which have predictions."""
     manifest = run.read_shard("manifest", shard)
     for name in _MANIFEST_NAMES:
         at = manifest.column_names.index(name)
@@ -115,13 +122,15 @@ def read_views(run: RunDirectory, shard: Shard, generators: list[str]) -> dict[s
     embedded = run.read_shard("embeddings", shard, ["row", *COLUMNS])
     parts = {table: run.read_shard(table, shard) for table in ("nearest", "groups", "classifier", "predictions")}
     joined = {}
-    for name in generators:
+    for name in classified:
         own = {table: t.filter(pc.equal(t.column("generator"), name)) for table, t in parts.items()}
         rows = own["nearest"].column("row").to_numpy()
-        for table in ("classifier", "predictions"):
-            # Where no classifier can be fitted there are no predictions.
-            if own[table].num_rows and not np.array_equal(own[table].column("row").to_numpy(), rows):
-                raise SchemaError(f"{name}: {table} and nearest do not align in {shard.name}")
+        # Where no classifier can be fitted there are no predictions.
+        for table in ("classifier", "predictions") if classified[name] else ("classifier",):
+            if not np.array_equal(own[table].column("row").to_numpy(), rows):
+                raise SchemaError(
+                    f"{name}: {table} and nearest do not align in {shard.name}; repeat with --redo-from classify"
+                )
         evidence = _evidence(own["classifier"], own["predictions"], embedded, rows)
         chosen = manifest.take(pa.array(rows - shard.start))
         # The generator stands in the partition's path.

@@ -154,6 +154,8 @@ def set_up_data(verbose: bool) -> None:
     context.enable_progress_bars = verbose
     context.enable_rich_progress_bars, context.use_ray_tqdm = True, False
     # A GPU or spot node that is hours away, or one that is lost while an actor starts, is ordinary and no failure.
+    # A task's own error names the place and the remedy.
+    context.raise_original_map_exception = True
     context.execution_no_progress_timeout_s = _PATIENCE_S
     context.max_consecutive_actor_init_deaths = _ACTOR_INIT_DEATHS
     if not verbose:

@@ -24,12 +24,11 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from synthscale import filesystems as fsys
-from synthscale.classifier import Fits, Training, VectorBlock, fit_classifier
+from synthscale.classifier import Training, VectorBlock, fit_classifier
 from synthscale.config import ClassifierConfig
 from synthscale.directions import find_directions
 from synthscale.features import FOURIER_FEATURES
 from synthscale.keys import Keys
-from synthscale.model import Model
 from synthscale.problem import Resume, Workers
 from synthscale.schemas import Shard
 from synthscale.stages.context import StageContext
@@ -47,13 +46,11 @@ _SCRATCH = "_train"
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker is told.
+    """What is to be fitted.
 
     Attributes:
-        parts: what classifiers see.
         rows: of each set.
-        is_cached: whether a worker holds its features.
-        device: where it fits.
+        parts: what classifiers see.
     """
 
     tables: FoldTables
@@ -62,8 +59,15 @@ class Job:
     sample: Keys
     rows: dict[str, int]
     parts: tuple[Part, ...]
-    is_cached: bool
-    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a job is carried out: workers (0: this process), what they hold in memory, and on which device."""
+
+    workers: int
+    cached: tuple[Part, ...]
+    device: str
 
 
 def model_path(run: RunDirectory, part: Part) -> str:
@@ -73,29 +77,45 @@ def model_path(run: RunDirectory, part: Part) -> str:
 
 def fit(context: StageContext, job: Job) -> dict[str, Any]:
     """Fit all heads; return what each fit says of itself, by part and generator, and how it was carried out."""
-    workers, is_cached = _plan(context, job)
-    on_gpu = workers > 0 and context.gpus > 0
-    job = replace(job, is_cached=is_cached, device="cuda" if on_gpu else "cpu")
+    placement = _placement(context, job)
+    if not all(_is_done(job, part) for part in job.parts):
+        _train_all(context, job, placement)
+    summaries = {part: context.run.read_json(_summary_name(part)) for part in job.parts}
+    return {"summaries": summaries, "workers": placement.workers, "cached": "embedding" in placement.cached}
+
+
+def _train_all(context: StageContext, job: Job, placement: Placement) -> None:
+    where = f"{placement.workers} workers" if placement.workers else "this process"
+    is_cached = "embedding" in placement.cached
     how = "held in memory" if is_cached else "read from storage in each pass"
-    where = f"{workers} workers" if workers else "this process"
-    _log.info("classify: features are %s, in %s", how, where)
+    _log.info("classify: features are %s, in %s on %s", how, where, placement.device)
     if not is_cached:
         context.tell(f"features are {how}: they need more than classifier.worker_memory_gib in {where}")
-    TorchTrainer(
-        functools.partial(_train, job),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,
-            use_gpu=on_gpu,
-            resources_per_worker={"CPU": 0.5 if context.is_local else 1},
-            placement_strategy="PACK" if context.is_local else "SPREAD",
-        ),
-        run_config=_run_config(context) if workers else None,
-        # Sums of either kind of memory are added.
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl") if on_gpu else None,
-    ).fit()
-    fsys.remove(context.run.path(_SCRATCH), context.run.storage)
-    summaries = {part: context.run.read_json(f"classifier/{part}.json") for part in job.parts}
-    return {"summaries": summaries, "workers": workers, "cached": is_cached}
+    on_gpu = placement.device == "cuda"
+    try:
+        TorchTrainer(
+            functools.partial(_train, job, placement),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=placement.workers,
+                use_gpu=on_gpu,
+                resources_per_worker={"CPU": 0.5 if context.is_local else 1},
+                placement_strategy="PACK" if context.is_local else "SPREAD",
+            ),
+            run_config=_run_config(context) if placement.workers else None,
+            # Sums of either kind of memory are added.
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl") if on_gpu else None,
+        ).fit()
+    finally:
+        fsys.remove(context.run.path(_SCRATCH), context.run.storage)
+
+
+def _summary_name(part: Part) -> str:
+    return f"classifier/{part}.json"
+
+
+def _is_done(job: Job, part: Part) -> bool:
+    run = job.tables.run
+    return fsys.exists(run.path(_summary_name(part)), run.storage)
 
 
 def _run_config(context: StageContext) -> ray.train.RunConfig:
@@ -110,75 +130,83 @@ def _run_config(context: StageContext) -> ray.train.RunConfig:
     )
 
 
-def _plan(context: StageContext, job: Job) -> tuple[int, bool]:
-    """Return the number of workers, 0 for this process, and whether their memory holds the features."""
+def _placement(context: StageContext, job: Job) -> Placement:
     settings = context.config.classifier
-    fourier = FOURIER_FEATURES if settings.head == "kernel" else 0
-    # Float32 features, and the vectors that they are made of.
-    width = 2 * job.tables.dimensions("embedding") + fourier
-    size_bytes, limit_bytes = 4 * width * sum(job.rows.values()), settings.worker_memory_gib * 2**30
+    limit_bytes = settings.worker_memory_gib * 2**30
+    needed = {part: _feature_bytes(job, part) for part in job.parts}
     workers = settings.workers
     if workers is None:
-        workers = 0 if size_bytes <= limit_bytes else min(math.ceil(size_bytes / limit_bytes), context.cpus // 2)
-        if context.gpus:
-            # One worker a GPU; a network is what a GPU is worth starting a group for.
-            workers = min(max(workers, int(settings.head == "mlp")), context.gpus)
-        elif context.is_local and workers == 1:
-            # A group of one on the machine of the driver would only cost its start.
-            workers = 0
-    return workers, size_bytes <= limit_bytes * max(workers, 1)
+        most = context.gpus if settings.head == "mlp" and context.gpus else context.cpus // 2
+        workers = min(math.ceil(needed["embedding"] / limit_bytes), most)
+        # A group of one on the machine of the driver would only cost its start, but for a GPU's sake.
+        is_alone = workers <= 1 and (context.is_local or needed["embedding"] <= limit_bytes)
+        workers = 0 if is_alone and not (settings.head == "mlp" and context.gpus) else max(1, workers)
+    # Networks are worth a GPU; logistic heads take a dozen passes, which processors do as fast as they can read.
+    device = "cuda" if settings.head == "mlp" and 0 < workers <= context.gpus else "cpu"
+    held = tuple(part for part in job.parts if needed[part] <= limit_bytes * max(workers, 1))
+    return Placement(workers, held, device)
 
 
-def _train(job: Job) -> None:
-    """What each Ray Train worker does: fit with sums over all workers; rank 0 writes."""
+def _feature_bytes(job: Job, part: Part) -> int:
+    """Float32 features of all rows, and the vectors that they are made of."""
+    fourier = _fourier_features(part) if _settings(job, part).head == "kernel" else 0
+    return 4 * (2 * job.tables.dimensions(part) + fourier) * sum(job.rows.values())
+
+
+def _settings(job: Job, part: Part) -> ClassifierConfig:
+    """File facts are few and their sizes matter in no simple way: for them it is always the kernel head."""
+    return job.settings if part == "embedding" else job.settings.model_copy(update={"head": "kernel"})
+
+
+def _fourier_features(part: Part) -> int:
+    return FOURIER_FEATURES if part == "embedding" else _FACT_FOURIER_FEATURES
+
+
+def _train(job: Job, placement: Placement) -> None:
+    """What each Ray Train worker does: fit with sums over all workers; rank 0 reads what was kept, and writes."""
     world = ray.train.get_context()
     rank, size = world.get_world_rank(), world.get_world_size()
-    if size > 1:
+    if placement.workers:
         # Ray gives a worker one thread; its node's others would idle.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.get_local_world_size()))
-    run = job.tables.run
-    done = [part for part in job.parts if fsys.exists(run.path("classifier", f"{part}.json"), run.storage)]
     for part in job.parts:
-        if part not in done:
-            _fit_part(job, part, rank, size)
+        if not _agreed(functools.partial(_is_done, job, part), rank, size):
+            _fit_part(job, placement, part, (rank, size))
     if size > 1:
         torch.distributed.barrier()
 
 
-def _fit_part(job: Job, part: Part, rank: int, size: int) -> None:
+def _agreed(ask: Callable[[], Any], rank: int, size: int) -> Any:
+    """Return what rank 0 finds: storage may show its workers different moments."""
+    found = [ask() if rank == 0 else None]
+    if size > 1:
+        torch.distributed.broadcast_object_list(found)
+    return found[0]
+
+
+def _fit_part(job: Job, placement: Placement, part: Part, place: tuple[int, int]) -> None:
+    rank, size = place
     run, shards = job.tables.run, job.shards[rank::size]
     kept = _Kept(run, run.path("classifier", f"{part}.state"), writes=rank == 0)
-    settings = job.settings if part == "embedding" else job.settings.model_copy(update={"head": "kernel"})
+    resume = Resume(_agreed(kept.load, rank, size), kept.offer)
     training = Training(
         views=job.tables.views,
         dimensions=job.tables.dimensions(part),
         blocks=lambda name: _ahead(job.tables, shards, part, name),
         sample=job.sample,
         rows=job.rows,
-        is_cached=job.is_cached,
-        workers=Workers(_reducer(size), size > 1, job.device, Resume(kept.load(), kept.offer)),
-        fourier_features=FOURIER_FEATURES if part == "embedding" else _FACT_FOURIER_FEATURES,
+        is_cached=part in placement.cached,
+        workers=Workers(_reducer(size), size > 1, placement.device if part == "embedding" else "cpu", resume),
+        fourier_features=_fourier_features(part),
     )
-    model, fits = fit_classifier(training, settings)
+    model, fits = fit_classifier(training, _settings(job, part))
     if part == "embedding":
         model = replace(model, directions=find_directions(model, training))
     if rank == 0:
         fsys.write_bytes(model_path(run, part), model.to_bytes(), run.storage)
         # Last: it says that the part is done.
-        run.write_json(f"classifier/{part}.json", _summaries(model, fits))
+        run.write_json(_summary_name(part), model.summaries(fits))
         fsys.remove(kept.path, run.storage)
-
-
-def _summaries(model: Model, fits: Fits) -> dict[str, Any]:
-    shares = {name: found.share.tolist() for name, found in model.directions.items()}
-    return {
-        name: {
-            **fit.summary(),
-            "calibrated": model.calibrations[name].summary(),
-            "directions": shares.get(name, []),
-        }
-        for name, fit in fits.items()
-    }
 
 
 def _ahead(tables: FoldTables, shards: list[Shard], part: Part, name: str | None) -> Iterator[VectorBlock]:

@@ -309,7 +309,7 @@ def test_workers_are_as_many_as_hold_the_features_on_half_of_the_cpus(
         pass
 
     def trainer(train, *, scaling_config, **settings):
-        raise Asked(scaling_config.num_workers, train.args[0].is_cached)
+        raise Asked(scaling_config.num_workers, "embedding" in train.args[1].cached)
 
     monkeypatch.setattr(train_run, "TorchTrainer", trainer)
     with pytest.raises(Asked) as asked:
@@ -362,8 +362,6 @@ def test_repeats_average_the_logits_over_deals_and_report_their_spread(prepared,
     result = score(copy_of(prepared, tmp_path / "run", **settings, repeats=3))
     together = Classified(result.run, result.run.completed("classify").info, [])
     for name in TELLABLE:
-        used = {found.of(name)["calibrated"]["used"] for found in (*deals, together)}
-        assert len(used) == 1
         ours = together.predictions().query("generator == @name")
         single = [found.predictions() for found in deals]
         single = [rows[rows.generator == name] for rows in single]
@@ -371,6 +369,11 @@ def test_repeats_average_the_logits_over_deals_and_report_their_spread(prepared,
         assert (ours["row"].to_numpy() == single[0]["row"].to_numpy()).all()
         assert (ours.fold.to_numpy() == single[0].fold.to_numpy()).all()
         assert (ours.fold.to_numpy() != single[1].fold.to_numpy()).any()
+        assert (ours.logit_deviation > 0).all()
+        if len({found.of(name)["calibrated"]["used"] for found in (*deals, together)}) > 1:
+            # All deals are calibrated or none is, so that one may differ from its own run. Not so the fakes'.
+            assert name != "fake"
+            continue
         np.testing.assert_allclose(ours.logit_synthetic, logits.mean(1), atol=1e-4)
         np.testing.assert_allclose(ours.logit_deviation, logits.std(1, ddof=1), atol=1e-4)
         synthetic = (ours["row"] >= SIZES["real"]).to_numpy()
@@ -427,12 +430,12 @@ def wait_for(what, seconds, alive=lambda: True):
 
 
 def test_a_killed_worker_is_replaced_and_the_fit_goes_on(prepared_long, tmp_path, monkeypatch):
-    def impatient(job):
+    def impatient(job, placement):
         # In a worker: this function travels there whole, and changes nothing here.
         from synthscale.stages import train_run
 
         train_run._KEEP_EVERY_S = 0.3
-        train_run._train(job)
+        train_run._train(job, placement)
 
     whole = classify_alone(copy_of(prepared_long, tmp_path / "whole", head="mlp", workers=0))
     config = copy_of(prepared_long, tmp_path / "run", head="mlp", workers=2)
@@ -489,7 +492,7 @@ score(Config.model_validate_json(sys.argv[1]))
 
 
 def test_a_killed_driver_goes_on_where_it_was(prepared_long, tmp_path, caplog):
-    settings = {"folds": 10, "repeats": 4, "strengths": tuple(10.0**-k for k in np.linspace(1, 6, 11))}
+    settings = {"folds": 10, "repeats": 2, "strengths": tuple(10.0**-k for k in np.linspace(1, 6, 11))}
     whole = score(copy_of(prepared_long, tmp_path / "whole", **settings))
     config = copy_of(prepared_long, tmp_path / "run", **settings)
     state = Path(config.output) / "classifier" / "embedding.state"
@@ -605,7 +608,7 @@ def reducible(finished, tmp_path):
 def test_tables_of_one_shard_that_do_not_align_are_not_joined(reducible, name, change):
     spoil(reducible.run, name, change)
     with pytest.raises(SchemaError, match=r"fake.*part-000004"):
-        reduce.read_views(reducible.run, reducible.shards[4], reducible.generators)
+        reduce.read_views(reducible.run, reducible.shards[4], dict.fromkeys(reducible.generators, True))
 
 
 @pytest.mark.parametrize("name", ["classifier", "predictions"])
