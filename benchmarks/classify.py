@@ -14,12 +14,11 @@ import resource
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from scipy.special import expit
@@ -27,13 +26,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
-from benchmarks.common import claim
+from benchmarks.common import claim, write_images
 from synthscale import Config, score_features
 from synthscale.config import parse_config
 from synthscale.keys import mixed
 from synthscale.logistic import Fit, fit_views
-from synthscale.problem import FeatureBlock, View, Workers
+from synthscale.problem import FeatureBlock, View
 from synthscale.schemas import REAL
+from synthscale.workers import Workers
 
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 FOLDS = 5
@@ -146,35 +146,67 @@ def growth(n: int, d: int, repeats: int) -> None:
 
 
 def small_stage(repeats: int) -> None:
-    """Time the classify stage of 402 rows, kernel head, once Ray is up."""
+    """Time the classify stage of 402 images, kernel head and file facts, once Ray is up."""
     from synthscale.pipeline import score
     from synthscale.storage import RunDirectory
 
-    rng = np.random.default_rng(0)
-    rows = 402
-    vectors = rng.normal(size=(rows, 512)).astype(np.float32) + 0.1 * (np.arange(rows)[:, None] >= 200)
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
-        table = pa.table(
-            {
-                "id": [str(i) for i in range(rows)],
-                "real_or_synthetic": ["real"] * 200 + ["synthetic"] * 202,
-                "embedding": list(vectors),
-            }
-        )
-        pq.write_table(table, Path(folder) / "vectors.parquet")
+        write_images(Path(folder) / "real", 200, 64, 0)
+        write_images(Path(folder) / "fake", 202, 64, 1)
         for i in range(repeats):
             output = str(Path(folder) / f"run-{i}")
-            config = parse_config({"manifest": str(Path(folder) / "vectors.parquet"), "output": output})
+            synthetic = {"fake": f"{folder}/fake"}
+            config = parse_config({"real": f"{folder}/real", "synthetic": synthetic, "output": output})
             score(config)
             seconds.append(RunDirectory.existing(output, config.storage).completed("classify").seconds)
     claim(
-        "classify stage, 402 x 512, kernel head, 7 strengths: seconds beside Ray's start",
+        "classify stage, 402 images, kernel head, 7 strengths, and file facts: seconds beside Ray's start",
         statistics.median(seconds),
         1.0,
         "lower",
         "the limit that the design sets",
         seconds=[round(value, 2) for value in seconds],
+    )
+
+
+def on_a_gpu(n: int, d: int) -> None:
+    """Compare the solver on one GPU with the bare matrix products of its passes."""
+    if not torch.cuda.is_available():
+        print("no GPU here: the race on one is left out", file=sys.stderr)
+        return
+    generator = torch.Generator("cuda").manual_seed(0)
+    x = torch.randn((n, d), generator=generator, device="cuda") / math.sqrt(d)
+    x[n // 2 :] += 0.5 / d
+    fold = torch.randint(0, FOLDS, (n, 1), generator=generator, device="cuda", dtype=torch.int8)
+    key = mixed(np.arange(n, dtype=np.uint64), 1)
+    halves = ((REAL, slice(0, n // 2)), ("fake", slice(n // 2, n)))
+    blocks = [FeatureBlock(name, x[half], fold[half], key[half]) for name, half in halves]
+    workers = Workers(device="cuda")
+    times: dict[str, list[float]] = {"solver": [], "products": []}
+    for _ in range(3):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        with torch.device("cuda"):
+            fit = fit_views([View("fake", 0, FOLDS)], STRENGTHS, lambda: blocks, balanced=True, workers=workers)
+        torch.cuda.synchronize()
+        times["solver"].append(time.perf_counter() - start)
+        points = torch.randn((d, FOLDS * len(STRENGTHS)), device="cuda", dtype=torch.float64)
+        start = time.perf_counter()
+        for _ in range(fit["fake"].passes):
+            for part in torch.split(x, 1 << 17):
+                wide = part.double()
+                wide.T @ (wide @ points)
+        torch.cuda.synchronize()
+        times["products"].append(time.perf_counter() - start)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    claim(
+        f"one GPU, {n:,} x {d}: seconds of the solver over those of its passes' bare products",
+        median["solver"] / median["products"],
+        2.0,
+        "lower",
+        f"torch.matmul in float64, {fit['fake'].passes} passes, on {torch.cuda.get_device_name()}",
+        seconds={name: [round(v, 2) for v in values] for name, values in times.items()},
     )
 
 
@@ -252,7 +284,9 @@ def main() -> None:
     parser.add_argument(
         "--full", action="store_true", help="half an hour: 200,000 rows, three runs, growth to 800,000"
     )
-    parser.add_argument("--only", choices=("solver", "growth", "stage", "test", "heads"), help="one of the races")
+    parser.add_argument(
+        "--only", choices=("solver", "growth", "stage", "gpu", "test", "heads"), help="one of the races"
+    )
     chosen = parser.parse_args()
     if "OMP_NUM_THREADS" not in os.environ:
         # As in Ray's workers; BLAS threads that wait for each other would count as CPU time, ours and the peer's.
@@ -263,6 +297,7 @@ def main() -> None:
         "growth": lambda: growth(*((200_000, 512, 3) if chosen.full else (50_000, 256, 1))),
         "stage": lambda: small_stage(3),
         "test": lambda: honest_p_value(400 if chosen.full else 50),
+        "gpu": lambda: on_a_gpu(2_000_000, 768),
         "heads": lambda: heads(50_000 if chosen.full else 5_000),
     }
     for name, race in races.items():

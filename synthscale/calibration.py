@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from synthscale.problem import ReduceSum
+from synthscale.workers import ReduceSum
 
 _RATIO = 1.03
 _SMALLEST, _LARGEST = 1e-4, 1e2

@@ -4,6 +4,7 @@ Pure, and the same for one process, Ray Train workers and ``score_features``: wh
 from and ``reduce_sum``.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -19,8 +20,9 @@ from synthscale.keys import Keys, group_keys, mixed
 from synthscale.logistic import Fit, fit_views
 from synthscale.model import Model, OutOfFold, on_cpu, out_of_fold
 from synthscale.network import NetworkFit, fit_networks
-from synthscale.problem import FeatureBlock, View, Workers
+from synthscale.problem import FeatureBlock, View
 from synthscale.schemas import REAL
+from synthscale.workers import Workers
 
 _BANDWIDTH_STREAM = 11
 _MAPPED_ROWS = 8192
@@ -146,7 +148,9 @@ def fit_classifier(training: Training, settings: ClassifierConfig) -> tuple[Mode
         training = replace(training, blocks=lambda name: (b for b in held if name in (None, b.name)))
     feature_map = _feature_map(training, settings)
     mapped = _Mapped(training, feature_map)
-    with torch.device(training.workers.device):
+    # On a processor the context would only slow every small operation down.
+    on_gpu = training.workers.device != "cpu"
+    with torch.device(training.workers.device) if on_gpu else contextlib.nullcontext():
         fits = _fit_heads(training, settings, mapped)
         calibrations = {name: _calibration(training, mapped, name, fit.heads) for name, fit in fits.items()}
         heads = {name: tuple(on_cpu(mapped.widened(deal)) for deal in fit.heads) for name, fit in fits.items()}

@@ -78,7 +78,7 @@ class ClassifierConfig(_Section):
 
     head: Literal["kernel", "linear", "mlp"] = "kernel"
     """``kernel`` (embedding and random Fourier features) sees spread as well as mean; ``linear`` only mean;
-    ``mlp`` (one hidden layer) finds what neither does, given tens of thousands of images."""
+    ``mlp`` (one hidden layer) finds what neither does, given thousands of images or more."""
     folds: int = Field(default=5, ge=2, le=100)
     """k; near-duplicate groups are never split between folds."""
     repeats: int = Field(default=1, ge=1, le=100)
@@ -90,9 +90,11 @@ class ClassifierConfig(_Section):
     strengths: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, math.inf)
     """L2 penalties to choose from by out-of-fold log-loss; ``inf`` is the intercept-only model."""
     workers: int | None = Field(default=None, ge=0)
-    """Ray Train workers; 0 fits inside the driver; chosen by size when not given."""
+    """Ray Train workers; 0 fits inside the driver; chosen by size when not given. Never changes results, but those
+    of ``mlp`` where features are read in each pass."""
     worker_memory_gib: float = Field(default=4.0, gt=0, allow_inf_nan=False)
-    """Memory for a worker's features, in GiB; more rows than fit are read again from storage in each pass."""
+    """Memory for a worker's features, in GiB; more rows than fit are read again from storage in each pass. Never
+    changes results, but those of ``mlp``, whose batches then follow the files."""
 
     @field_validator("strengths")
     @classmethod

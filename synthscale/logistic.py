@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from synthscale.features import Heads
-from synthscale.problem import LOG_2, Blocks, Columns, Problem, Resume, View, Workers
+from synthscale.problem import LOG_2, Blocks, Columns, Problem, View
+from synthscale.workers import Resume, Workers
 
 _log = logging.getLogger(__name__)
 

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch.nn.functional import silu, softplus
 
 from synthscale.keys import mixed
-from synthscale.problem import LOG_2, FeatureBlock, ReduceSum, Resume, View, Workers
+from synthscale.problem import LOG_2, FeatureBlock, View
 from synthscale.schemas import REAL
+from synthscale.workers import ReduceSum, Resume, Workers
 
 _HIDDEN = 128
 _BATCH_ROWS = 1024

@@ -12,7 +12,7 @@ generators share is read once. Sums are in float64 and go through ``reduce_sum``
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -22,8 +22,8 @@ from torch.nn.functional import softplus
 
 from synthscale.keys import Keys, mixed
 from synthscale.schemas import REAL
+from synthscale.workers import ReduceSum
 
-ReduceSum = Callable[[torch.Tensor], torch.Tensor]
 _CHUNK_ROWS = 2048
 """Rows whose features and margins stay in the processor's cache between the two products."""
 _HESSIAN_ROWS = 8192
@@ -31,50 +31,6 @@ _HESSIAN_ROWS = 8192
 _SAMPLE_STREAM = 77
 _SAMPLE_BYTES = 2**30
 """Memory that a sample may take beside the rows."""
-
-
-@dataclass(frozen=True)
-class Resume:
-    """How a fit goes on after an interruption.
-
-    Attributes:
-        state: what was kept last; empty at the first start.
-        keep: is offered the state from time to time, as a function that gives it.
-    """
-
-    state: dict[str, torch.Tensor] = field(default_factory=dict)
-    keep: Callable[[Callable[[], dict[str, torch.Tensor]]], None] = lambda give: None
-
-    def part(self, name: str) -> "Resume":
-        """Return the same for one of several fits, whose states then lie side by side."""
-        mark = f"{name}//"
-        own = {key.removeprefix(mark): value for key, value in self.state.items() if key.startswith(mark)}
-
-        def keep(give: Callable[[], dict[str, torch.Tensor]]) -> None:
-            def everything() -> dict[str, torch.Tensor]:
-                self.state.update({mark + key: value for key, value in give().items()})
-                return self.state
-
-            self.keep(everything)
-
-        return Resume(own, keep)
-
-
-@dataclass(frozen=True)
-class Workers:
-    """What a fit knows of the processes that share it.
-
-    Attributes:
-        reduce_sum: adds a float64 tensor over them.
-        are_several: whether there is more than one.
-        device: torch device of features and heads while they are fitted.
-        resume: where an interrupted fit goes on.
-    """
-
-    reduce_sum: ReduceSum = lambda tensor: tensor
-    are_several: bool = False
-    device: str = "cpu"
-    resume: Resume = field(default_factory=Resume)
 
 
 @dataclass(frozen=True)

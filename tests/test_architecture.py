@@ -55,6 +55,7 @@ PURE = [
     "folds",
     "features",
     "facts",
+    "workers",
     "problem",
     "logistic",
     "network",

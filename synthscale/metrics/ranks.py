@@ -60,7 +60,7 @@ class RankSums:
     @property
     def independent(self) -> float:
         """Return how many independent rows the smaller class is worth; see `independent_rows`."""
-        return min(independent_rows(weighted) for weighted in self.replicates.sum(0))
+        return min(independent_rows(weighted) for weighted in self.replicates.sum(0, dtype=np.float64))
 
 
 def sum_ranks(
@@ -119,7 +119,8 @@ def _area(real: NDArray[np.floating], synthetic: NDArray[np.floating]) -> NDArra
 
 def auc_error(sums: RankSums) -> float:
     """Return the standard error of the AUC by the bootstrap over groups; NaN without its weights."""
-    return standard_error(_area(sums.replicates[:, 0], sums.replicates[:, 1]))
+    replicates = sums.replicates.astype(np.float64)
+    return standard_error(_area(replicates[:, 0], replicates[:, 1]))
 
 
 def standard_error(replicates: NDArray[np.float64]) -> float:

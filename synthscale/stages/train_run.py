@@ -29,11 +29,11 @@ from synthscale.config import ClassifierConfig
 from synthscale.directions import find_directions
 from synthscale.features import FOURIER_FEATURES
 from synthscale.keys import Keys
-from synthscale.problem import Resume, Workers
 from synthscale.schemas import Shard
 from synthscale.stages.context import StageContext
 from synthscale.stages.fold_tables import FoldTables, Part
 from synthscale.storage import RunDirectory
+from synthscale.workers import Resume, Workers
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from synthscale.calibration import Calibration, fit_calibration
-from synthscale.problem import ReduceSum
+from synthscale.workers import ReduceSum
 from tests.unit.trainings import on_workers
 
 Distort = Callable[[NDArray[np.float64]], NDArray[np.float64]]

@@ -25,8 +25,9 @@ from synthscale.folds import deal_folds
 from synthscale.keys import Keys, id_keys
 from synthscale.logistic import Fit
 from synthscale.model import Model, out_of_fold
-from synthscale.problem import View, Workers
+from synthscale.problem import View
 from synthscale.schemas import REAL
+from synthscale.workers import Workers
 from tests.unit.trainings import cut, given, normal, on_workers, shared, taken
 
 Groups = tuple[NDArray[np.int64], NDArray[np.int64]]

@@ -14,8 +14,9 @@ from sklearn.metrics import log_loss
 from synthscale import logistic
 from synthscale.keys import Keys, id_keys
 from synthscale.logistic import Fit, fit_views
-from synthscale.problem import FeatureBlock, ReduceSum, Resume, View, Workers
+from synthscale.problem import FeatureBlock, View
 from synthscale.schemas import REAL
+from synthscale.workers import ReduceSum, Resume, Workers
 from tests.unit.trainings import on_workers
 
 FOLDS = 4

@@ -15,8 +15,9 @@ from synthscale.config import ClassifierConfig
 from synthscale.keys import id_keys
 from synthscale.model import Model
 from synthscale.network import NetworkFit, Networks, fit_networks
-from synthscale.problem import FeatureBlock, ReduceSum, Resume, View, Workers
+from synthscale.problem import FeatureBlock, View
 from synthscale.schemas import REAL
+from synthscale.workers import ReduceSum, Resume, Workers
 from tests.unit.trainings import Sets, cut, dealt, fit_on_workers, normal, on_workers
 
 MLP = ClassifierConfig(head="mlp")

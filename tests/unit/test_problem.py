@@ -11,8 +11,9 @@ from scipy.optimize import approx_fprime
 from scipy.special import expit
 
 from synthscale.keys import Keys, id_keys
-from synthscale.problem import LOG_2, Columns, FeatureBlock, Problem, ReduceSum, Resume, View
+from synthscale.problem import LOG_2, Columns, FeatureBlock, Problem, View
 from synthscale.schemas import REAL
+from synthscale.workers import ReduceSum, Resume
 from tests.unit.trainings import on_workers
 
 Floats = NDArray[np.float64]

@@ -21,8 +21,8 @@ from synthscale.classifier import (
 from synthscale.config import ClassifierConfig
 from synthscale.keys import id_keys
 from synthscale.model import Model
-from synthscale.problem import ReduceSum, Workers
 from synthscale.schemas import REAL
+from synthscale.workers import ReduceSum, Workers
 
 Vectors = NDArray[np.float64]
 NO_GROUPS = (np.empty(0, np.int64), np.empty(0, np.int64))

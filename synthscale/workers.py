@@ -1,0 +1,52 @@
+"""What a fit knows of the processes that share it: how sums are added up, and where an interrupted fit goes on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+ReduceSum = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Resume:
+    """How a fit goes on after an interruption.
+
+    Attributes:
+        state: what was kept last; empty at the first start.
+        keep: is offered the state from time to time, as a function that gives it.
+    """
+
+    state: dict[str, torch.Tensor] = field(default_factory=dict)
+    keep: Callable[[Callable[[], dict[str, torch.Tensor]]], None] = lambda give: None
+
+    def part(self, name: str) -> "Resume":
+        """Return the same for one of several fits, whose states then lie side by side."""
+        mark = f"{name}//"
+        own = {key.removeprefix(mark): value for key, value in self.state.items() if key.startswith(mark)}
+
+        def keep(give: Callable[[], dict[str, torch.Tensor]]) -> None:
+            def everything() -> dict[str, torch.Tensor]:
+                self.state.update({mark + key: value for key, value in give().items()})
+                return self.state
+
+            self.keep(everything)
+
+        return Resume(own, keep)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What a fit knows of the processes that share it.
+
+    Attributes:
+        reduce_sum: adds a float64 tensor over them.
+        are_several: whether there is more than one.
+        device: torch device of features and heads while they are fitted.
+        resume: where an interrupted fit goes on.
+    """
+
+    reduce_sum: ReduceSum = lambda tensor: tensor
+    are_several: bool = False
+    device: str = "cpu"
+    resume: Resume = field(default_factory=Resume)
