@@ -433,3 +433,17 @@ def test_few_rows_of_one_class_train_without_fault() -> None:
     sets = dealt(MLP, real=normal(17, 400), fake=normal(18, 3))
     model, _ = fitted(sets)
     assert np.isfinite(sets.logits(model)).all()
+
+
+def test_products_in_bfloat16_give_the_logits_to_its_precision_and_gradients_too() -> None:
+    # As on a GPU, where parameters stay in float64 and products do not.
+    networks, features = random_networks(0, 3, 20), torch.from_numpy(normal(31, 50, 20))
+    exact = networks.logits(features)
+    networks.hidden.requires_grad_()
+    found = network.in_bfloat16(networks, features.float())
+    assert found.dtype == torch.float64
+    assert (found - exact).abs().max() < 0.05 * exact.abs().max()
+    found.square().sum().backward()  # type: ignore[no-untyped-call]
+    assert networks.hidden.grad is not None
+    assert networks.hidden.grad.dtype == torch.float64
+    assert torch.isfinite(networks.hidden.grad).all()
