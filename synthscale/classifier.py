@@ -94,7 +94,7 @@ def plan_folds(
 
 
 def bandwidth_sample(plan: FoldPlan) -> Keys:
-    """Return the numbers, ascending, of the few distinct real rows that give the bandwidth; see `_numbers`."""
+    """Return the numbers, ascending, of the few distinct real rows that give the bandwidth."""
     return np.sort(_numbers(plan.key[plan.is_real & ~plan.is_copy]))[:BANDWIDTH_ROWS]
 
 
@@ -281,6 +281,9 @@ def _feature_map(training: Training, settings: ClassifierConfig) -> FeatureMap:
 
 
 def _distinct_real(training: Training) -> Iterator[tuple[torch.Tensor, Keys]]:
+    """Yield the distinct real rows, some at a time, with the numbers that samples are drawn by."""
     for block in training.blocks(REAL):
-        keep = ~block.is_copy
-        yield torch.from_numpy(block.vectors[keep]).double(), _numbers(block.key[keep])
+        distinct = np.flatnonzero(~block.is_copy)
+        for i in range(0, len(distinct), _MAPPED_ROWS):
+            part = distinct[i : i + _MAPPED_ROWS]
+            yield torch.from_numpy(block.vectors[part]).double(), _numbers(block.key[part])

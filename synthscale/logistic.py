@@ -82,7 +82,7 @@ def fit_views(
     if finite:
         kept = workers.resume.state.get("points")
         if kept is not None and kept.shape == points.shape:
-            descent.points = kept.to(points.device)
+            descent.points = kept.to(points.device, copy=True)
         else:
             descent.start_on_a_sample()
         descent.solve(_TOLERANCE)
@@ -126,7 +126,7 @@ class _Descent:
     """All heads on their way to their optima; a column is one head."""
 
     def __init__(self, problem: Problem, points: torch.Tensor, resume: Resume) -> None:
-        self.problem, self.points, self.resume = problem, points, resume
+        self.problem, self.points, self.resume = problem, points.clone(), resume
         self.converged = torch.zeros(points.shape[1], dtype=torch.bool)
         self.sample_rows = max(_LEAST_SAMPLE, _SAMPLE_A_DIMENSION * problem.width)
         self.passes = 0
@@ -187,13 +187,9 @@ class _Descent:
             moved = chosen[good]
             step[:, moved] = trial[:, good] - self.points[:, moved]
             difference[:, moved] = gradient[:, good] - self.gradient[:, moved]
-            self.points, self.loss, self.gradient = self.points.clone(), self.loss.clone(), self.gradient.clone()
-            self.points[:, moved], self.loss[moved], self.gradient[:, moved] = (
-                trial[:, good],
-                loss[good],
-                gradient[:, good],
-            )
             history.append((step, difference))
+            self.points[:, moved], self.gradient[:, moved] = trial[:, good], gradient[:, good]
+            self.loss[moved] = loss[good]
             self.resume.keep(lambda: {"points": self.points})
         self.converged |= self._arrived(curvature, tolerance)
 
