@@ -31,6 +31,8 @@ _STUCK = 2.0**-20
 _ROUNDS = 40
 _PASSES_A_ROUND = 10
 """Passes after which the Hessian is taken anew."""
+_FACTOR_BYTES = 2 * 2**30
+"""Memory for Hessians and their factors."""
 _SAMPLE_A_DIMENSION = 32
 _LEAST_SAMPLE = 4096
 """Rows of each set in the sample; fewer rows than twice that are not sampled."""
@@ -144,19 +146,22 @@ class _Descent:
         """Move every head to its optimum; ``converged`` tells which got there."""
         everyone = torch.arange(self.points.shape[1])
         self.loss, self.gradient = self.problem.loss_and_gradient(self.points, everyone)
+        # As many Hessians at once as fit into memory.
+        most = max(1, _FACTOR_BYTES // (24 * self.points.shape[0] ** 2))
         for attempt in range(_ROUNDS):
-            self._round(self._curvature(attempt), tolerance)
+            moving = (~self.converged).nonzero()[:, 0]
+            # A strength's folds share a Hessian, unless a fold is unlike the others.
+            groups = self.problem.columns.alike(moving) if attempt < 3 else list(moving[:, None])
+            for start in range(0, len(groups), most):
+                self._round(self._curvature(groups[start : start + most]), tolerance)
             if self.converged.all():
                 return
             # A sample serves until it does not; then a larger one, in the end all rows.
             self.sample_rows *= 4
         _log.warning("%d of %d heads did not converge", int((~self.converged).sum()), len(everyone))
 
-    def _curvature(self, attempt: int) -> "_Curvature":
-        """Take the Hessian of the heads that still move: one for each strength, later one for each head."""
-        moving = (~self.converged).nonzero()[:, 0]
-        # A strength's folds share a Hessian, unless a fold is unlike the others.
-        groups = self.problem.columns.alike(moving) if attempt < 3 else list(moving[:, None])
+    def _curvature(self, groups: list[torch.Tensor]) -> "_Curvature":
+        """Take the Hessians of groups of heads at their present points."""
         at_zero = not self.points[:-1].any()
         # Before the first step a generator's strengths have one Hessian.
         generators = [self.problem.columns.generator_of(group) for group in groups]
@@ -171,7 +176,7 @@ class _Descent:
         history: list[tuple[torch.Tensor, torch.Tensor]] = []
         for _ in range(_PASSES_A_ROUND):
             self.converged |= self._arrived(curvature, tolerance) | (self.length < _STUCK)
-            chosen = (~self.converged).nonzero()[:, 0]
+            chosen = self._moving(curvature)
             if len(chosen) == 0:
                 return
             direction = _two_loop(self.gradient, history, curvature, chosen)
@@ -193,9 +198,15 @@ class _Descent:
             self.resume.keep(lambda: {"points": self.points})
         self.converged |= self._arrived(curvature, tolerance)
 
+    def _moving(self, curvature: "_Curvature") -> torch.Tensor:
+        """Return the heads that have not converged, of those that the Hessians are of."""
+        own = torch.zeros_like(self.converged)
+        own[list(curvature.group_of)] = True
+        return (own & ~self.converged).nonzero()[:, 0]
+
     def _arrived(self, curvature: "_Curvature", tolerance: float) -> torch.Tensor:
         """Tell which heads have converged, by the Newton decrement and by a bound that needs no Hessian."""
-        moving = (~self.converged).nonzero()[:, 0]
+        moving = self._moving(curvature)
         gradient = self.gradient[:, moving]
         decrement = (gradient * curvature.solve(gradient, moving)).sum(0).clamp_min(0).sqrt()
         # Where a head's own Hessian is far below the one it is judged by, the penalty still bounds its decrement.

@@ -119,10 +119,10 @@ def fit_networks(
     """
     training = _Training(views, columns, blocks, workers.reduce_sum)
     course = _Course(training, dimensions, seed, workers.resume.part(views[0].generator))
-    while course.epoch < _EPOCHS and course.epoch - course.chosen < _PATIENCE:
+    while course.epoch < _EPOCHS and not course.is_settled:
         course.train_an_epoch()
-    ended = course.epoch - course.chosen >= _PATIENCE
-    return NetworkFit(training.by_deal(course.best), course.chosen, course.losses, ended)
+    course.end()
+    return NetworkFit(training.by_deal(course.best), course.chosen, course.losses, course.is_settled)
 
 
 class _Course:
@@ -142,6 +142,11 @@ class _Course:
         """Epochs done."""
         return len(self.losses) - 1
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether more epochs did not help."""
+        return self.epoch - self.chosen >= _PATIENCE
+
     def train_an_epoch(self) -> None:
         """Go once over the rows; keep the networks if they are the best yet."""
         for batch in self.training.batches(self.epoch + 1):
@@ -154,10 +159,18 @@ class _Course:
             self.best = Networks(*(p.detach().clone() for p in self._parameters))
         self._resume.keep(self._state)
 
+    def end(self) -> None:
+        """Leave only the answer with what other fits keep: neither parameters nor optimiser are needed again."""
+        self._resume.settle(self._answer())
+
+    def _answer(self) -> dict[str, torch.Tensor]:
+        numbers = {"losses": torch.tensor(self.losses, dtype=torch.float64), "chosen": torch.tensor(self.chosen)}
+        return numbers | {f"best/{f.name}": getattr(self.best, f.name) for f in fields(Networks)}
+
     def _state(self) -> dict[str, torch.Tensor]:
-        state = {"losses": torch.tensor(self.losses, dtype=torch.float64), "chosen": torch.tensor(self.chosen)}
+        state = self._answer()
         for f, parameter in zip(fields(Networks), self._parameters, strict=True):
-            state |= {f"now/{f.name}": parameter.detach(), f"best/{f.name}": getattr(self.best, f.name)}
+            state[f"now/{f.name}"] = parameter.detach()
             state |= {f"{key}/{f.name}": value for key, value in self._optimiser.state[parameter].items()}
         return state
 
@@ -165,6 +178,8 @@ class _Course:
         self.losses, self.chosen = state["losses"].tolist(), int(state["chosen"])
         device = self._parameters[0].device
         self.best = Networks(*(state[f"best/{f.name}"].to(device) for f in fields(Networks)))
+        if "now/hidden" not in state:
+            return  # it had ended
         for f, parameter in zip(fields(Networks), self._parameters, strict=True):
             parameter.data.copy_(state[f"now/{f.name}"])
             self._optimiser.state[parameter] = {

@@ -15,24 +15,31 @@ class Resume:
     Attributes:
         state: what was kept last; empty at the first start.
         keep: is offered the state from time to time, as a function that gives it.
+        settle: is told the last state of a fit that has ended; it goes with what others keep later.
     """
 
     state: dict[str, torch.Tensor] = field(default_factory=dict)
     keep: Callable[[Callable[[], dict[str, torch.Tensor]]], None] = lambda give: None
+    settle: Callable[[dict[str, torch.Tensor]], None] = lambda state: None
 
     def part(self, name: str) -> "Resume":
         """Return the same for one of several fits, whose states then lie side by side."""
         mark = f"{name}//"
         own = {key.removeprefix(mark): value for key, value in self.state.items() if key.startswith(mark)}
 
+        def settle(state: dict[str, torch.Tensor]) -> None:
+            for key in [key for key in self.state if key.startswith(mark)]:
+                del self.state[key]
+            self.state.update({mark + key: value for key, value in state.items()})
+
         def keep(give: Callable[[], dict[str, torch.Tensor]]) -> None:
             def everything() -> dict[str, torch.Tensor]:
-                self.state.update({mark + key: value for key, value in give().items()})
+                settle(give())
                 return self.state
 
             self.keep(everything)
 
-        return Resume(own, keep)
+        return Resume(own, keep, settle)
 
 
 @dataclass(frozen=True)

@@ -454,3 +454,15 @@ def test_the_summary_is_plain_json() -> None:
     assert summary["passes"] > 0
     nothing = Rows.of(np.zeros((40, 1)), np.arange(40) % 2 == 0, np.arange(40) // 2 % FOLDS).fit((1.0, math.inf))
     assert nothing.summary()["strength"] == "inf"
+
+
+def test_heads_that_take_turns_for_memory_end_at_the_same_optima(monkeypatch: pytest.MonkeyPatch) -> None:
+    # One Hessian at a time.
+    data = rows(3, 120, 80)
+    strengths = (1e-5, 1e-2)
+    together = data.fit(strengths)
+    monkeypatch.setattr(logistic, "_FACTOR_BYTES", 1)
+    apart = data.fit(strengths)
+    assert apart.converged
+    assert apart.passes > together.passes
+    np.testing.assert_allclose(data.probabilities(apart), data.probabilities(together), atol=1e-6)

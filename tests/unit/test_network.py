@@ -447,3 +447,21 @@ def test_products_in_bfloat16_give_the_logits_to_its_precision_and_gradients_too
     assert networks.hidden.grad is not None
     assert networks.hidden.grad.dtype == torch.float64
     assert torch.isfinite(networks.hidden.grad).all()
+
+
+@pytest.mark.usefixtures("few_epochs")
+def test_a_fit_that_has_ended_keeps_only_its_answer_beside_one_that_goes_on() -> None:
+    sets, states = three_sets(), list[dict[str, torch.Tensor]]()
+    whole, _ = fitted(sets)
+    workers = Workers(resume=Resume({}, lambda give: states.append(dict(give()))))
+    fit_classifier(replace(sets.training(), workers=workers), MLP)
+    ended = {name.removeprefix("fake//") for name in states[-1] if name.startswith("fake//")}
+    assert ended == {"losses", "chosen", *(f"best/{part}" for part in vars(whole.heads["fake"][0]))}
+    assert "other//now/hidden" in states[-1]
+    # Which is all that going on needs.
+    again = replace(sets.training(), workers=Workers(resume=Resume(states[-1])))
+    resumed, _ = fitted(sets, training=again)
+    for name in sets.plans:
+        np.testing.assert_allclose(
+            sets.probabilities(resumed, name), sets.probabilities(whole, name), rtol=0, atol=1e-9
+        )
