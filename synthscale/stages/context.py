@@ -59,6 +59,15 @@ class StageContext:
         info = self.run.completed("embed").info
         return Layout(info["dimensions"], tuple(info["search"]), tuple(info["classify"]))
 
+    def on_every_shard(self, task: Callable[[pa.Table], pa.Table], stage: str) -> Iterator[dict[str, Any]]:
+        """Run a task on every shard (its ``shard`` column has the number); yield the answers in shard order."""
+        # Stages alone import Ray, and this module is read before it is needed.
+        import ray.data
+
+        numbers = [{"shard": shard.index} for shard in self.shards]
+        items = ray.data.from_items(numbers, override_num_blocks=len(numbers))
+        return self.in_order(items.map_batches(task, batch_size=1, batch_format="pyarrow").iter_rows(), stage)
+
     def in_order(self, answers: Iterable[dict[str, Any]], stage: str) -> Iterator[dict[str, Any]]:
         """Yield the answers of tasks, one a shard, in the order of the shards; each is there exactly once.
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 from numpy.typing import NDArray
 
 from synthscale import filesystems as fsys
@@ -25,14 +24,10 @@ _Deals = dict[str, list[ClassifierSums]]
 
 def predict(context: StageContext, tables: FoldTables, parts: tuple[Part, ...]) -> tuple[dict[str, int], _Deals]:
     """Write ``predictions/``; return the rows written for each generator, and the sums over each of its deals."""
-    items = ray.data.from_items(
-        [{"shard": shard.index} for shard in context.shards], override_num_blocks=len(context.shards)
-    )
     task = _PredictTask(tables, context.shards, parts, uuid.uuid4().hex)
     totals = dict.fromkeys(tables.deals, 0)
     sums: _Deals = {name: [ClassifierSums() for _ in range(n)] for name, n in tables.deals.items() if n > 1}
-    answers = items.map_batches(task, batch_size=1, batch_format="pyarrow").iter_rows()
-    for answer in context.in_order(answers, "classify"):
+    for answer in context.on_every_shard(task, "classify"):
         for name, count in json.loads(answer["rows"]).items():
             totals[name] += count
         for name, deals in pickle.loads(answer["sums"]).items():

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-import ray.data
 from numpy.typing import NDArray
 
 from synthscale import filesystems as fsys
@@ -81,11 +80,7 @@ def _reduce_shards(
     classified = {name: bool(info["folds"]) for name, info in classify.items()}
     ids = context.read_all("manifest", ["id"])
     task = _ReduceTask(context, classified, views, ray.put(ids.column("id").combine_chunks()))
-    items = ray.data.from_items(
-        [{"shard": shard.index} for shard in context.shards], override_num_blocks=len(context.shards)
-    )
-    answers = items.map_batches(task, batch_size=1, batch_format="pyarrow").iter_rows()
-    for answer in context.in_order(answers, "reduce"):
+    for answer in context.on_every_shard(task, "reduce"):
         yield pickle.loads(answer["sums"])
 
 
