@@ -20,7 +20,7 @@ from synthscale.keys import Keys, group_keys, mixed
 from synthscale.logistic import Fit, fit_views
 from synthscale.model import Model, OutOfFold, on_cpu, out_of_fold
 from synthscale.network import NetworkFit, fit_networks
-from synthscale.problem import FeatureBlock, View
+from synthscale.problem import FeatureBlock, View, columns_of
 from synthscale.schemas import REAL
 from synthscale.workers import Workers
 
@@ -171,24 +171,17 @@ def _fit_heads(training: Training, settings: ClassifierConfig, mapped: "_Mapped"
             settings.seed,
             training.workers,
         )
-        for generator, columns in _columns_of(training.views).items()
+        for generator, columns in columns_of(training.views).items()
     }
 
 
 def _calibration(
     training: Training, mapped: "_Mapped", generator: str, heads: tuple[OutOfFold, ...]
 ) -> Calibration:
-    columns = _columns_of(training.views)[generator]
+    columns = columns_of(training.views)[generator]
     folds = max(training.views[c].folds for c in columns)
     logits = mapped.logits(generator, heads, columns)
     return fit_calibration(logits, len(heads), folds, training.workers.reduce_sum)
-
-
-def _columns_of(views: list[View]) -> dict[str, list[int]]:
-    columns: dict[str, list[int]] = {}
-    for c, view in enumerate(views):
-        columns.setdefault(view.generator, []).append(c)
-    return columns
 
 
 class _Mapped:

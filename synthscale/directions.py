@@ -15,6 +15,7 @@ import torch
 from synthscale.classifier import Training, VectorBlock
 from synthscale.keys import mixed
 from synthscale.model import Directions, Model
+from synthscale.problem import columns_of
 from synthscale.schemas import DIRECTIONS, REAL
 
 _SAMPLE_ROWS = 4096
@@ -57,10 +58,9 @@ def _sampled(training: Training) -> Iterator[VectorBlock]:
 
 
 def _add(sums: _Sums, model: Model, training: Training, name: str, block: VectorBlock) -> None:
-    columns = [c for c, view in enumerate(training.views) if view.generator == name]
     vectors = torch.from_numpy(block.vectors)
     features = model.feature_map(vectors)
-    fold = block.fold[:, columns]
+    fold = block.fold[:, columns_of(training.views)[name]]
     slope = torch.from_numpy(model.calibrations[name].slopes(fold))
     deals = [h.gradients(features, fold[:, i]) * slope[:, i, None] for i, h in enumerate(model.heads[name])]
     gradient = model.feature_map.pulled_back(vectors, torch.stack(deals).mean(0))

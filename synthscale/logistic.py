@@ -82,12 +82,13 @@ def fit_views(
     points[-1] = problem.prior
     descent = _Descent(problem, points, workers.resume)
     if finite:
+        sample = None
         kept = workers.resume.state.get("points")
         if kept is not None and kept.shape == points.shape:
             descent.points = kept.to(points.device, copy=True)
         else:
-            descent.start_on_a_sample()
-        descent.solve(_TOLERANCE)
+            sample = descent.start_on_a_sample()
+        descent.solve(_TOLERANCE, sample)
     else:
         descent.converged[:] = True
     return _chosen(problem, descent, strengths)
@@ -134,16 +135,21 @@ class _Descent:
         self.passes = 0
         self.length = torch.ones(points.shape[1], dtype=torch.float64)
 
-    def start_on_a_sample(self) -> None:
-        """Move to the sample's solution, if there are enough rows for a sample to be worth it."""
+    def start_on_a_sample(self) -> Problem | None:
+        """Move to the solution of a sample and return it, if there are enough rows for one to be worth it."""
         if max(self.problem.rows.values()) < 2 * self.sample_rows:
-            return
-        ahead = _Descent(self.problem.sampled(self.sample_rows), self.points, Resume())
+            return None
+        sample = self.problem.sampled(self.sample_rows)
+        ahead = _Descent(sample, self.points, Resume())
         ahead.solve(_SAMPLE_TOLERANCE)
         self.points = ahead.points
+        return sample
 
-    def solve(self, tolerance: float) -> None:
-        """Move every head to its optimum; ``converged`` tells which got there."""
+    def solve(self, tolerance: float, sample: Problem | None = None) -> None:
+        """Move every head to its optimum; ``converged`` tells which got there.
+
+        ``sample`` gives the first Hessians, where one was drawn already.
+        """
         everyone = torch.arange(self.points.shape[1])
         self.loss, self.gradient = self.problem.loss_and_gradient(self.points, everyone)
         # As many Hessians at once as fit into memory.
@@ -152,22 +158,23 @@ class _Descent:
             moving = (~self.converged).nonzero()[:, 0]
             # A strength's folds share a Hessian, unless a fold is unlike the others.
             groups = self.problem.columns.alike(moving) if attempt < 3 else list(moving[:, None])
+            sample = sample or self.problem.sampled(self.sample_rows)
             for start in range(0, len(groups), most):
-                self._round(self._curvature(groups[start : start + most]), tolerance)
+                self._round(self._curvature(groups[start : start + most], sample), tolerance)
             if self.converged.all():
                 return
             # A sample serves until it does not; then a larger one, in the end all rows.
             self.sample_rows *= 4
+            sample = None
         _log.warning("%d of %d heads did not converge", int((~self.converged).sum()), len(everyone))
 
-    def _curvature(self, groups: list[torch.Tensor]) -> "_Curvature":
-        """Take the Hessians of groups of heads at their present points."""
+    def _curvature(self, groups: list[torch.Tensor], sample: Problem) -> "_Curvature":
+        """Take the Hessians of groups of heads at their present points, over a sample of the rows."""
         at_zero = not self.points[:-1].any()
         # Before the first step a generator's strengths have one Hessian.
         generators = [self.problem.columns.generator_of(group) for group in groups]
         shared = [generators.index(name) if at_zero else g for g, name in enumerate(generators)]
         needed = sorted(set(shared))
-        sample = self.problem.sampled(self.sample_rows)
         hessians = sample.hessians(self.points, [groups[g] for g in needed])[[needed.index(g) for g in shared]]
         return _Curvature(hessians, [self.problem.penalty(group)[:, 0] for group in groups], groups)
 

@@ -21,7 +21,7 @@ from synthscale.memory_search import analyse
 from synthscale.metrics.classifier import spread, sum_logits
 from synthscale.metrics.evidence import Evidence
 from synthscale.metrics.summary import generator_block, sum_view
-from synthscale.problem import View
+from synthscale.problem import View, columns_of
 from synthscale.schemas import DIRECTIONS, REAL, SYNTHETIC
 from synthscale.scores import ViewRows, score_rows
 
@@ -193,14 +193,13 @@ def _blocks(vectors: NDArray[np.float32], plans: dict[str, FoldPlan], views: lis
     """Return the rows of each set."""
     blocks = []
     first = next(iter(plans.values()))
-    classified = {view.generator for view in views}
-    for kind, plan in [(REAL, first), *((name, plan) for name, plan in plans.items() if name in classified)]:
+    columns = columns_of(views)
+    for kind, plan in [(REAL, first), *((name, plans[name]) for name in columns)]:
         own = plan.is_real == (kind == REAL)
         fold = np.full((int(own.sum()), len(views)), -1, np.int8)
-        for name, other in plans.items():
-            columns = [c for c, view in enumerate(views) if view.generator == name]
-            if columns and kind in (REAL, name):
+        for name, own_columns in columns.items():
+            if kind in (REAL, name):
                 # The real rows have one order in every view.
-                fold[:, columns] = other.fold[other.is_real == (kind == REAL)]
+                fold[:, own_columns] = plans[name].fold[plans[name].is_real == (kind == REAL)]
         blocks.append(VectorBlock(kind, vectors[plan.row[own]], fold, plan.key[own], plan.is_copy[own]))
     return blocks

@@ -42,6 +42,14 @@ class View:
     folds: int
 
 
+def columns_of(views: Iterable[View]) -> dict[str, list[int]]:
+    """Return where each generator's deals stand among the views: the columns of folds (n, V)."""
+    columns: dict[str, list[int]] = {}
+    for c, view in enumerate(views):
+        columns.setdefault(view.generator, []).append(c)
+    return columns
+
+
 @dataclass(frozen=True)
 class FeatureBlock:
     """Rows of one set: its name, features (n, D), fold in each view (n, V; -1: not in it), and keys (n,)."""

@@ -17,7 +17,7 @@ from synthscale.classifier import FoldPlan, VectorBlock, plan_folds
 from synthscale.errors import SchemaError
 from synthscale.facts import COLUMNS, DIMENSIONS, fact_vectors
 from synthscale.keys import Keys, id_keys
-from synthscale.problem import View
+from synthscale.problem import View, columns_of
 from synthscale.schemas import FOLDS, REAL, Layout, Shard
 from synthscale.stages.context import StageContext
 from synthscale.storage import RunDirectory
@@ -133,8 +133,7 @@ class FoldTables:
     @property
     def deals(self) -> dict[str, int]:
         """How often each generator's rows are dealt."""
-        names = [view.generator for view in self.views]
-        return {name: names.count(name) for name in names}
+        return {name: len(columns) for name, columns in columns_of(self.views).items()}
 
     def dimensions(self, part: Part) -> int:
         """Return the length of what a classifier sees."""
@@ -166,13 +165,12 @@ class FoldTables:
         n = len(rows.row)
         fold, key = np.full((n, len(self.views)), -1, np.int8), np.zeros(n, np.uint64)
         own, is_copy = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
-        for generator, deals in self.deals.items():
+        for generator, columns in columns_of(self.views).items():
             if kind not in (REAL, generator):
                 continue
-            at, lines, dealt = rows.of(generator, deals)
+            at, lines, dealt = rows.of(generator, len(columns))
             chosen = lines.column("is_real").to_numpy(zero_copy_only=False) == (kind == REAL)
             at, dealt, lines = at[chosen], dealt[chosen], lines.filter(pa.array(chosen))
-            columns = [c for c, view in enumerate(self.views) if view.generator == generator]
             fold[np.ix_(at, columns)] = dealt
             key[at] = lines.column("key").to_numpy()
             is_copy[at] = lines.column("is_copy").to_numpy(zero_copy_only=False)
