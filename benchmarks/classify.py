@@ -238,8 +238,9 @@ def _bayes_auc(shift: float, d: int) -> float:
 
 def heads(n: int) -> None:
     """Compare the three heads' out-of-fold log-loss where the difference is a product of features."""
-    from synthscale.classifier import Training, VectorBlock, bandwidth_sample, fit_classifier, plan_folds
+    from synthscale.classifier import fit_classifier
     from synthscale.config import ClassifierConfig
+    from synthscale.training import Training, VectorBlock, bandwidth_sample, plan_folds
 
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2 * n, 32)).astype(np.float32)

@@ -5,140 +5,30 @@ from and ``reduce_sum``.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from synthscale.calibration import Calibration, Logits, fit_calibration
 from synthscale.config import ClassifierConfig
-from synthscale.features import BANDWIDTH_ROWS, FOURIER_FEATURES, FeatureMap, Heads, fit_feature_map
-from synthscale.folds import deal_folds
-from synthscale.keys import Keys, group_keys, mixed
+from synthscale.features import FeatureMap, Heads, fit_feature_map
+from synthscale.keys import Keys
 from synthscale.logistic import Fit, fit_views
 from synthscale.model import Model, OutOfFold, on_cpu, out_of_fold
 from synthscale.network import NetworkFit, fit_networks
-from synthscale.problem import FeatureBlock, View, columns_of
+from synthscale.problem import FeatureBlock, columns_of
+from synthscale.refits import Refits, fit_refits
 from synthscale.schemas import REAL
-from synthscale.workers import Workers
+from synthscale.training import Training, VectorBlock, sample_numbers
 
-_BANDWIDTH_STREAM = 11
 _MAPPED_ROWS = 8192
 
 
-@dataclass(frozen=True)
-class FoldPlan:
-    """One generator's view dealt to folds, arrays over its rows, ascending.
-
-    Attributes:
-        row: (n,) row numbers.
-        is_real: (n,).
-        key: (n,) the rows' own keys.
-        group: (n,) the keys of their near-duplicate groups.
-        fold: (n, deals); no column where no deal leaves both classes in every training part.
-        is_copy: (n,) equal to a row of a smaller id in its own set.
-    """
-
-    row: NDArray[np.int64]
-    is_real: NDArray[np.bool_]
-    key: Keys
-    group: Keys
-    fold: NDArray[np.int8]
-    is_copy: NDArray[np.bool_]
-
-    def views(self, generator: str) -> list[View]:
-        """Return a view for each deal; none where no classifier can be fitted."""
-        return [View(generator, i, int(self.fold[:, i].max()) + 1) for i in range(self.fold.shape[1])]
-
-    @property
-    def log_prior(self) -> NDArray[np.float64]:
-        """Log of synthetic over real rows that each row's heads are trained on, mean over deals: (n,)."""
-        prior = np.zeros(len(self.row))
-        for fold in self.fold.T:
-            inside = [
-                np.bincount(fold[own], minlength=int(fold.max()) + 1) for own in (self.is_real, ~self.is_real)
-            ]
-            real, synthetic = (count.sum() - count for count in inside)
-            prior += np.log(synthetic / real)[fold] / self.fold.shape[1]
-        return prior
-
-
-def plan_folds(
-    rows: NDArray[np.int64],
-    keys: Keys,
-    is_real: NDArray[np.bool_],
-    is_copy: NDArray[np.bool_],
-    groups: tuple[NDArray[np.int64], NDArray[np.int64]],
-    settings: ClassifierConfig,
-) -> FoldPlan:
-    """Deal one generator's view to folds by near-duplicate group, as often as ``settings.repeats`` says.
-
-    Args:
-        rows: (n,) row numbers of the view, ascending.
-        keys: (n,) their keys.
-        is_real: (n,) their classes.
-        is_copy: (n,) which equal a row of a smaller id in their own set.
-        groups: member rows and the group of each.
-        settings: folds, repeats and seed.
-    """
-    group = group_keys(keys, rows, groups)
-    deals = [
-        deal_folds(group, is_real, settings.folds, seed)
-        for seed in range(settings.seed, settings.seed + settings.repeats)
-    ]
-    possible = [deal for deal in deals if deal is not None]
-    fold = np.stack(possible, 1) if len(possible) == len(deals) else np.zeros((len(rows), 0), np.int8)
-    return FoldPlan(rows, is_real, keys, group, fold, is_copy)
-
-
-def bandwidth_sample(plan: FoldPlan) -> Keys:
-    """Return the numbers, ascending, of the few distinct real rows that give the bandwidth."""
-    return np.sort(_numbers(plan.key[plan.is_real & ~plan.is_copy]))[:BANDWIDTH_ROWS]
-
-
-def _numbers(keys: Keys) -> Keys:
-    return mixed(keys, _BANDWIDTH_STREAM)
-
-
-@dataclass(frozen=True)
-class VectorBlock:
-    """Rows of one set: name, vectors (n, d), fold in each view (n, V; -1: not in it), keys (n,), copies (n,)."""
-
-    name: str
-    vectors: NDArray[np.floating]
-    fold: NDArray[np.int8]
-    key: Keys
-    is_copy: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Training:
-    """What heads are fitted on.
-
-    Attributes:
-        views: every deal of every generator; the columns of the blocks' folds.
-        dimensions: d of the vectors.
-        blocks: a pass over this worker's rows, or those of the set that is named.
-        sample: what `bandwidth_sample` gives, the same on all workers.
-        rows: the number of rows of each set, over all workers.
-        is_cached: keep the features in memory; else every pass asks for the rows again.
-        workers: how they add up, and where an interrupted fit goes on.
-        fourier_features: beside the embedding, for the kernel head.
-    """
-
-    views: list[View]
-    dimensions: int
-    blocks: Callable[[str | None], Iterable[VectorBlock]]
-    sample: Keys
-    rows: dict[str, int]
-    is_cached: bool = True
-    workers: Workers = field(default_factory=Workers)
-    fourier_features: int = FOURIER_FEATURES
-
-
 Fits = dict[str, Fit] | dict[str, NetworkFit]
+AnyHeads = TypeVar("AnyHeads", bound=OutOfFold)
 
 
 def fit_classifier(training: Training, settings: ClassifierConfig) -> tuple[Model, Fits]:
@@ -153,8 +43,9 @@ def fit_classifier(training: Training, settings: ClassifierConfig) -> tuple[Mode
     with torch.device(training.workers.device) if on_gpu else contextlib.nullcontext():
         fits = _fit_heads(training, settings, mapped)
         calibrations = {name: _calibration(training, mapped, name, fit.heads) for name, fit in fits.items()}
+        refits = _refits(training, settings, mapped, fits, calibrations)
         heads = {name: tuple(on_cpu(mapped.widened(deal)) for deal in fit.heads) for name, fit in fits.items()}
-    return Model(feature_map, heads, calibrations), fits
+    return Model(feature_map, heads, calibrations, refits=refits), fits
 
 
 def _fit_heads(training: Training, settings: ClassifierConfig, mapped: "_Mapped") -> Fits:
@@ -173,6 +64,28 @@ def _fit_heads(training: Training, settings: ClassifierConfig, mapped: "_Mapped"
         )
         for generator, columns in columns_of(training.views).items()
     }
+
+
+def _refits(
+    training: Training,
+    settings: ClassifierConfig,
+    mapped: "_Mapped",
+    fits: Fits,
+    calibrations: dict[str, Calibration],
+) -> dict[str, Refits]:
+    """The logistic heads without each block of the jackknife; a network would take too long to fit 20 times."""
+    logistic = {name: fit for name, fit in fits.items() if isinstance(fit, Fit)}
+    if not training.is_refitted or len(logistic) < len(fits):
+        return {}
+    found = fit_refits(
+        training.views,
+        logistic,
+        {name for name, calibration in calibrations.items() if calibration.is_used},
+        mapped,
+        balanced=settings.class_weight == "balanced",
+        workers=training.workers,
+    )
+    return {name: replace(own, heads=mapped.widened(own.heads)) for name, own in found.items()}
 
 
 def _calibration(
@@ -201,7 +114,8 @@ class _Mapped:
         for block in self._training.blocks(name):
             if len(block.key):
                 features, fold = torch.cat(list(self._features(block))), torch.from_numpy(block.fold)
-                yield FeatureBlock(block.name, features.to(self._device), fold.to(self._device), block.key)
+                own = None if block.block is None else torch.from_numpy(block.block).to(self._device)
+                yield FeatureBlock(block.name, features.to(self._device), fold.to(self._device), block.key, own)
 
     def _merged(self) -> list[FeatureBlock]:
         """Return all rows, one block a set: larger products, and batches drawn from all of a set's rows."""
@@ -217,11 +131,10 @@ class _Mapped:
                     start += len(part)
             if n:
                 fold = torch.from_numpy(np.concatenate([block.fold for block in blocks]))
-                held.append(
-                    FeatureBlock(
-                        name, features, fold.to(self._device), np.concatenate([block.key for block in blocks])
-                    )
-                )
+                key = np.concatenate([block.key for block in blocks])
+                parts = [block.block for block in blocks if block.block is not None]
+                own = torch.from_numpy(np.concatenate(parts)).to(self._device) if parts else None
+                held.append(FeatureBlock(name, features, fold.to(self._device), key, own))
         return held
 
     def _features(self, block: VectorBlock) -> Iterator[torch.Tensor]:
@@ -245,11 +158,11 @@ class _Mapped:
                     fold = block.fold[part][:, columns].cpu().numpy()
                     yield name != REAL, out_of_fold(heads, block.features[part].double(), fold), fold
 
-    def widened(self, heads: OutOfFold) -> OutOfFold:
+    def widened(self, heads: AnyHeads) -> AnyHeads:
         """Return heads over the features that are heads over the span of the rows."""
         if self._basis is None or not isinstance(heads, Heads):
             return heads
-        return Heads(heads.weights @ self._basis.T, heads.intercepts)
+        return cast(AnyHeads, Heads(heads.weights @ self._basis.T, heads.intercepts))
 
 
 def _feature_map(training: Training, settings: ClassifierConfig) -> FeatureMap:
@@ -279,4 +192,4 @@ def _distinct_real(training: Training) -> Iterator[tuple[torch.Tensor, Keys]]:
         distinct = np.flatnonzero(~block.is_copy)
         for i in range(0, len(distinct), _MAPPED_ROWS):
             part = distinct[i : i + _MAPPED_ROWS]
-            yield torch.from_numpy(block.vectors[part]).double(), _numbers(block.key[part])
+            yield torch.from_numpy(block.vectors[part]).double(), sample_numbers(block.key[part])

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from synthscale.result import RunResult
 
 DEMO_DATA, DEMO_OUTPUT = "runs/demo-data", "runs/demo"
+GATE_MISSED = 3
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed but resumable, 2 unusable input."""
+    """Run one command and return its exit code: 0 done, 1 failed but resumable, 2 unusable input, 3 gate missed."""
     parsed = _parser().parse_args(arguments)
     _configure_logging(verbose=parsed.verbose)
     if threading.current_thread() is threading.main_thread():
@@ -60,8 +61,7 @@ def _configure_logging(*, verbose: bool) -> None:
 
 
 def _score(parsed: argparse.Namespace, console: Console) -> int:
-    _run(config_from(parsed), parsed, console)
-    return 0
+    return _run(config_from(parsed), parsed, console)
 
 
 def _demo(parsed: argparse.Namespace, console: Console) -> int:
@@ -71,11 +71,10 @@ def _demo(parsed: argparse.Namespace, console: Console) -> int:
     write_demo(Path(parsed.data))
     folders = {name: str(Path(parsed.data) / name) for name in SETS}
     values = {"real": folders.pop("real"), "synthetic": folders, "output": parsed.output or DEMO_OUTPUT}
-    _run(parse_config(apply_overrides(values, parsed.set)), parsed, console)
-    return 0
+    return _run(parse_config(apply_overrides(with_scoring(values, parsed), parsed.set)), parsed, console)
 
 
-def _run(config: Config, parsed: argparse.Namespace, console: Console) -> None:
+def _run(config: Config, parsed: argparse.Namespace, console: Console) -> int:
     from synthscale.pipeline import Options, score
 
     options = Options(
@@ -91,6 +90,7 @@ def _run(config: Config, parsed: argparse.Namespace, console: Console) -> None:
     console.print(metrics_table(result.metrics))
     print_warnings(result.metrics, console)
     _print_places(result, console)
+    return print_gates(result.metrics, console)
 
 
 def _validate(parsed: argparse.Namespace, console: Console) -> int:
@@ -169,6 +169,16 @@ def print_warnings(metrics: dict[str, Any], console: Console) -> None:
         console.print(f"warning ({', '.join(names)}): {warning}", markup=False)
 
 
+def print_gates(metrics: dict[str, Any], console: Console) -> int:
+    """Print each gate's decision; return the exit code: 3 where one was missed."""
+    for gate in metrics["gates"]:
+        found = "n/a" if gate["value"] is None else f"{gate['value']:.4g}"
+        found += f" ({gate['reason']})" if "reason" in gate else ""
+        word = "passed" if gate["passed"] else "missed"
+        console.print(f"gate    {word}: {gate['generator']}: {gate['gate']}, is {found}", markup=False)
+    return 0 if all(gate["passed"] for gate in metrics["gates"]) else GATE_MISSED
+
+
 def _print_places(result: "RunResult", console: Console) -> None:
     console.print(f"report  {result.report_path}", markup=False)
     console.print(f"scores  {result.scores_path}", markup=False)
@@ -195,7 +205,20 @@ def config_from(parsed: argparse.Namespace) -> Config:
         if not isinstance(from_file, dict):
             raise ConfigError(f"{parsed.config}: synthetic must map names to folders")
         values["synthetic"] = {**from_file, **given}
+    values = with_scoring(values, parsed)
     return parse_config(apply_overrides(values, parsed.set), parsed.config or "arguments")
+
+
+def with_scoring(values: dict[str, Any], parsed: argparse.Namespace) -> dict[str, Any]:
+    """Lay ``--families``, ``--slice-by``, ``--gate`` and ``--control`` over the values of a configuration."""
+    given = {"families": getattr(parsed, "families", None), "slice_by": getattr(parsed, "slice_by", None)}
+    metrics = {**(values.get("metrics") or {}), **{name: value for name, value in given.items() if value}}
+    result = {**values, "metrics": metrics} if metrics else dict(values)
+    if getattr(parsed, "gate", None):
+        result["gates"] = parsed.gate
+    if getattr(parsed, "control", False):
+        result["control"] = True
+    return result
 
 
 def split_synthetic(text: str) -> tuple[str, str]:
@@ -227,6 +250,10 @@ def _parser() -> argparse.ArgumentParser:
     work.add_argument(
         "--ray-address", default="local", metavar="ADDRESS", help="local (default), auto or a cluster's"
     )
+    work.add_argument("--families", metavar="NAMES", help="metrics beyond the core: all, or names with commas")
+    work.add_argument("--slice-by", metavar="COLUMNS", help="columns that metrics are also given by")
+    work.add_argument("--gate", action="append", metavar="GATE", help="fidelity>=0.3; missed: exit code 3")
+    work.add_argument("--control", action="store_true", help="also score a held-out half of the real set")
     work.add_argument("--redo-from", metavar="STAGE", help="repeat this stage and all after it")
     output = argparse.ArgumentParser(add_help=False)
     output.add_argument("--output", metavar="URI", help="the run directory")

@@ -23,6 +23,8 @@ from pydantic import (
 )
 
 from synthscale.errors import ConfigError
+from synthscale.metrics import CORE_METRICS, FAMILIES
+from synthscale.metrics.gates import parse_gate
 
 GENERATOR_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -108,6 +110,35 @@ class ClassifierConfig(_Section):
         return [strength if math.isfinite(strength) else "inf" for strength in value]
 
 
+class MetricsConfig(_Section):
+    """Which metrics are given, and for which parts of the sets."""
+
+    families: tuple[str, ...] = ()
+    """Metrics beyond the core: ``core`` (none), ``all``, or names of families (metrics/__init__.py)."""
+    slice_by: tuple[str, ...] = ()
+    """Columns of the input that metrics are also given by, beside ``label``: prompt, model version, seed."""
+    frechet_infinity: bool = False
+    """Extrapolate the Frechet distance to infinitely many images (Chong and Forsyth 2020)."""
+
+    @field_validator("families", mode="before")
+    @classmethod
+    def _named_families(cls, value: Any) -> tuple[str, ...]:
+        names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value)
+        unknown = [name for name in names if name not in {"core", "all", *FAMILIES}]
+        if unknown:
+            raise ValueError(
+                f"no family {', '.join(map(str, unknown))}; there are core, all, {', '.join(FAMILIES)}"
+            )
+        # In one order, so that the same families are the same configuration.
+        return tuple(name for name in FAMILIES if "all" in names or name in names)
+
+    @field_validator("slice_by", mode="before")
+    @classmethod
+    def _columns(cls, value: Any) -> tuple[str, ...]:
+        names = value.split(",") if isinstance(value, str) else list(value)
+        return tuple(dict.fromkeys(str(name).strip() for name in names))
+
+
 class StorageConfig(_Section):
     """How storage is reached; credentials come from the environment or a profile, never from here."""
 
@@ -145,6 +176,11 @@ class Config(_Section):
     neighbors: NeighborsConfig = NeighborsConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     storage: StorageConfig = StorageConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    gates: tuple[str, ...] = ()
+    """What a run must meet, else its exit code is 3: ``fidelity>=0.3``, ``generator=sdxl freshness.low>=0.98``."""
+    control: bool = False
+    """Hold out half of the real set and score it as a generator, ``control``: what a perfect one would get."""
     max_failure_fraction: float = Field(default=0.01, ge=0, le=1)
     """Largest share of unusable rows, in each set on its own, that a run may go on with."""
 
@@ -154,6 +190,18 @@ class Config(_Section):
             check_generator_name(name)
             if not uri:
                 raise ValueError(f"the folder of {name!r} is empty text")
+        return self
+
+    @field_validator("gates", mode="before")
+    @classmethod
+    def _gates_are_listed(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _gates_can_be_decided(self) -> Self:
+        known = [*CORE_METRICS, "auc", *(name for family in self.metrics.families for name in FAMILIES[family])]
+        for text in self.gates:
+            parse_gate(text, known)
         return self
 
     def check_runnable(self) -> None:
@@ -170,14 +218,18 @@ class Config(_Section):
         if self.output is None:
             raise ConfigError("no output: give --output FOLDER for the run directory")
 
-    def result_settings(self, section: Literal["input", "encoder", "neighbors", "classifier"]) -> dict[str, Any]:
+    def result_settings(
+        self, section: Literal["input", "encoder", "neighbors", "classifier", "metrics"]
+    ) -> dict[str, Any]:
         """Return the settings of one section that change results, ready for JSON."""
         if section == "input":
-            return {"real": self.real, "synthetic": dict(self.synthetic), "manifest": self.manifest}
+            inputs = {"real": self.real, "synthetic": dict(self.synthetic), "manifest": self.manifest}
+            return {**inputs, "control": self.control}
         outside = {
             "encoder": {"device", "batch_size"},
             "neighbors": {"actor_memory_gib"},
             "classifier": {"workers", "worker_memory_gib"},
+            "metrics": set[str](),
         }[section]
         settings: dict[str, Any] = getattr(self, section).model_dump(mode="json", exclude=outside)
         return settings

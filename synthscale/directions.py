@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from synthscale.classifier import Training, VectorBlock
 from synthscale.keys import mixed
 from synthscale.model import Directions, Model
 from synthscale.problem import columns_of
 from synthscale.schemas import DIRECTIONS, REAL
+from synthscale.training import Training, VectorBlock
 
 _SAMPLE_ROWS = 4096
 """Rows of each set whose gradients are taken."""

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
 from synthscale import tables
-from synthscale.classifier import FoldPlan, Training, VectorBlock, bandwidth_sample, fit_classifier, plan_folds
+from synthscale.classifier import fit_classifier
 from synthscale.config import Config, check_generator_name
 from synthscale.copies import collapse, equal_pairs, vector_keys
 from synthscale.directions import find_directions
@@ -20,10 +21,13 @@ from synthscale.keys import id_keys
 from synthscale.memory_search import analyse
 from synthscale.metrics.classifier import spread, sum_logits
 from synthscale.metrics.evidence import Evidence
-from synthscale.metrics.summary import generator_block, sum_view
+from synthscale.metrics.slices import count, slicing
+from synthscale.metrics.summary import generator_figures
+from synthscale.metrics.view import sum_view
 from synthscale.problem import View, columns_of
 from synthscale.schemas import DIRECTIONS, REAL, SYNTHETIC
 from synthscale.scores import ViewRows, score_rows
+from synthscale.training import FoldPlan, Training, VectorBlock, bandwidth_sample, plan_folds
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def score_features(
     for name, near in analysis.nearest.items():
         rows, members = np.sort(near.row), (groups[name].row, groups[name].near_duplicate_id)
         plans[name] = plan_folds(rows, keys[rows], kinds[rows] == REAL, is_copy[rows], members, config.classifier)
-    logits, along, fits = _classify(vectors, plans, config)
+    answers = _classify(vectors, plans, config)
     manifest = pa.table(
         {
             "row": np.arange(n),
@@ -92,17 +96,22 @@ def score_features(
             "real_or_synthetic": pa.array(kinds.tolist(), pa.string()),
         }
     )
+    real_ids = manifest.filter(pc.equal(manifest.column("real_or_synthetic"), REAL)).select(["row", "id"])
     metrics, scores = {}, {}
     for view in analysis.views:
         name, plan = view.generator, plans[view.generator]
         nearest = tables.nearest(name, analysis.nearest[name], later)
         nearest = nearest.take(pa.array(np.argsort(nearest.column("row").to_numpy())))
-        own = ViewRows(manifest.take(pa.array(plan.row)), nearest, tables.groups(name, view.groups), logits[name])
-        table = score_rows(own, unique_ids, view.median_distance)
+        logit = answers[name].logit
+        own = ViewRows(manifest.take(pa.array(plan.row)), nearest, tables.groups(name, view.groups), logit)
+        table = score_rows(own, real_ids, view.median_distance)
         unknown = np.full(len(plan.row), np.nan)
-        evidence = Evidence(plan.log_prior, plan.group, unknown, unknown, along[name])
-        sums = sum_view(own, table, evidence)
-        metrics[name] = generator_block(sums, config.classifier.head, fits[name], view.summary())
+        fold = plan.fold[:, 0] if plan.fold.shape[1] else np.empty(0, np.int8)
+        answer = answers[name]
+        evidence = Evidence(plan.log_prior, plan.group, unknown, unknown, answer.along, fold, answer.without)
+        sums = sum_view(own, table, evidence, [slicing("label", count(manifest.column("label")))])
+        neighbors = {**view.summary(), "spreads": view.spreads}
+        metrics[name] = generator_figures(sums, config.classifier.head, answer.fit, neighbors).block
         scores[name] = table.to_pandas()
     return FeatureScores(metrics, scores)
 
@@ -158,15 +167,24 @@ def _checked(
     return vectors, kinds, names, unique_ids
 
 
-def _classify(
-    vectors: NDArray[np.float32], plans: dict[str, FoldPlan], config: Config
-) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]], dict[str, Any]]:
-    """Out-of-fold logits of each view's rows (NaN without a classifier), places along directions, and the fits."""
-    logits = {name: np.full(len(plan.row), np.nan) for name, plan in plans.items()}
-    along = {name: np.full((len(plan.row), DIRECTIONS), np.nan) for name, plan in plans.items()}
+@dataclass
+class _Answers:
+    """What a generator's classifier says of its view's rows (NaN without one), and how it was fitted."""
+
+    logit: NDArray[np.float64]
+    along: NDArray[np.float64]
+    without: NDArray[np.float64] | None
+    fit: dict[str, Any]
+
+
+def _classify(vectors: NDArray[np.float32], plans: dict[str, FoldPlan], config: Config) -> dict[str, _Answers]:
+    answers = {
+        name: _Answers(np.full(n, np.nan), np.full((n, DIRECTIONS), np.nan), None, {"folds": 0})
+        for name, n in ((name, len(plan.row)) for name, plan in plans.items())
+    }
     views = [view for name, plan in plans.items() for view in plan.views(name)]
     if not views:
-        return logits, along, {name: {"folds": 0} for name in plans}
+        return answers
     blocks = _blocks(vectors, plans, views)
     first = next(iter(plans.values()))
     training = Training(
@@ -175,18 +193,26 @@ def _classify(
         lambda name: [block for block in blocks if name in (None, block.name)],
         bandwidth_sample(first),
         {block.name: len(block.key) for block in blocks},
+        is_refitted=True,
     )
     model, fits = fit_classifier(training, config.classifier)
     model = replace(model, directions=find_directions(model, training))
-    summaries: dict[str, Any] = {name: {"folds": 0} for name in plans}
     for name, summary in model.summaries(fits).items():
-        plan = plans[name]
-        deals, along[name] = model.answers(name, vectors[plan.row], plan.fold)
-        # As in a run, where predictions/ holds float32.
-        logits[name] = deals.mean(1).astype(np.float32).astype(np.float64)
+        plan, rows = plans[name], vectors[plans[name].row]
+        deals, along = model.answers(name, rows, plan.fold)
         repeats = [sum_logits(logit, plan.is_real) for logit in deals.T] if deals.shape[1] > 1 else []
-        summaries[name] = {"folds": plan.views(name)[0].folds, **summary, "repeats": spread(repeats)}
-    return logits, along, summaries
+        answers[name] = _Answers(
+            # As in a run, where predictions/ holds float32.
+            deals.mean(1).astype(np.float32).astype(np.float64),
+            along,
+            _as_stored(model.without_blocks(name, rows, plan.fold[:, 0], plan.block)),
+            {"folds": plan.views(name)[0].folds, **summary, "repeats": spread(repeats)},
+        )
+    return answers
+
+
+def _as_stored(logits: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+    return None if logits is None else logits.astype(np.float16).astype(np.float64)
 
 
 def _blocks(vectors: NDArray[np.float32], plans: dict[str, FoldPlan], views: list[View]) -> list[VectorBlock]:
@@ -196,10 +222,12 @@ def _blocks(vectors: NDArray[np.float32], plans: dict[str, FoldPlan], views: lis
     columns = columns_of(views)
     for kind, plan in [(REAL, first), *((name, plans[name]) for name in columns)]:
         own = plan.is_real == (kind == REAL)
-        fold = np.full((int(own.sum()), len(views)), -1, np.int8)
+        fold, block = (np.full((int(own.sum()), len(views)), -1, np.int8) for _ in range(2))
         for name, own_columns in columns.items():
             if kind in (REAL, name):
                 # The real rows have one order in every view.
-                fold[:, own_columns] = plans[name].fold[plans[name].is_real == (kind == REAL)]
-        blocks.append(VectorBlock(kind, vectors[plan.row[own]], fold, plan.key[own], plan.is_copy[own]))
+                there = plans[name].is_real == (kind == REAL)
+                fold[:, own_columns] = plans[name].fold[there]
+                block[:, own_columns] = plans[name].block[there, None]
+        blocks.append(VectorBlock(kind, vectors[plan.row[own]], fold, plan.key[own], plan.is_copy[own], block))
     return blocks

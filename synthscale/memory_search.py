@@ -12,7 +12,9 @@ from synthscale.config import NeighborsConfig
 from synthscale.copies import Copies, draw
 from synthscale.edges import Edges, distinct_edges
 from synthscale.groups import near_duplicate_groups
+from synthscale.jackknife import Blocks
 from synthscale.join import join_all
+from synthscale.manifold import sample_rows, spreads
 from synthscale.neighbors import (
     Found,
     Inside,
@@ -82,7 +84,8 @@ def analyse(
         own = distinct_edges([joins[name], copy_edges.of_view(code[name])])
         groups = near_duplicate_groups(own, radii[name].radius, lookup)
         count = len(sets[REAL]) + len(sets[name])
-        views.append(View(name, radii[name], groups, count, searches_summary(found[name].recalls), is_whole))
+        summary = searches_summary(found[name].recalls)
+        views.append(View(name, radii[name], groups, count, summary, is_whole, searcher.spreads(name)))
         nearest[name] = nearest_rows(found[name], copies, sets[REAL], sets[name])
     return Analysis(distinct_edges([copy_edges, *joins.values()]), views, nearest)
 
@@ -205,6 +208,12 @@ class _Searcher:
     def _sampled(self, name: str, count: int) -> Rows:
         rows = self._sets[name]
         return np.sort(rows[_drawn(self._vectors[rows], count)])
+
+    def spreads(self, name: str) -> dict[str, Blocks]:
+        """Return how precision and coverage spread (manifold.py)."""
+        sizes = sample_rows(len(self._sets[REAL]), len(self._sets[name]))
+        real, own = (self._sampled(kind, size) for kind, size in zip((REAL, name), sizes, strict=True))
+        return spreads(self._vectors[real], self._vectors[own], K)
 
     def calibrate(self, name: str, searches: Searches, config: NeighborsConfig, copies: Copies) -> Calibration:
         """Return a view's radius; from a sample, searched exactly, where the searches themselves are not exact."""

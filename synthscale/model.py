@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from synthscale.calibration import Calibration
 from synthscale.features import FeatureMap, Heads
+from synthscale.jackknife import BLOCKS
 from synthscale.network import Networks
+from synthscale.refits import Refits
 from synthscale.schemas import DIRECTIONS
 
 
@@ -74,12 +76,16 @@ class Directions:
 
 @dataclass(frozen=True)
 class Model:
-    """A feature map, each generator's heads, one a deal, how they are calibrated, and what they separate by."""
+    """A feature map, each generator's heads, one a deal, how they are calibrated, and what they separate by.
+
+    ``refits`` are the heads without each block of the jackknife, where they are logistic.
+    """
 
     feature_map: FeatureMap
     heads: dict[str, tuple[OutOfFold, ...]]
     calibrations: dict[str, Calibration] = field(default_factory=dict)
     directions: dict[str, Directions] = field(default_factory=dict)
+    refits: dict[str, Refits] = field(default_factory=dict)
 
     def logits(self, generator: str, features: torch.Tensor, fold: NDArray[np.int8]) -> NDArray[np.float64]:
         """Return calibrated out-of-fold logits of rows with features (n, D) and folds (n, deals): (n, deals)."""
@@ -106,6 +112,25 @@ class Model:
                 along[part, : len(found.axes)] = found.places(self.feature_map.standardise(rows))
         return logits, along
 
+    def without_blocks(
+        self, generator: str, vectors: NDArray[np.floating], fold: NDArray[np.int8], block: NDArray[np.int8]
+    ) -> NDArray[np.float64] | None:
+        """Answer rows with vectors (n, d), folds (n,) of the first deal and blocks (n,), without each block.
+
+        Returns:
+            Calibrated out-of-fold logits, (n, BLOCKS), NaN in the row's own block; None where nothing was
+            refitted.
+        """
+        found = self.refits.get(generator)
+        if found is None:
+            return None
+        logits = np.empty((len(fold), BLOCKS))
+        for start in range(0, len(fold), _ROWS):
+            part = slice(start, start + _ROWS)
+            features = self.feature_map(torch.from_numpy(vectors[part].copy()))
+            logits[part] = found.logits(features, fold[part], block[part])
+        return logits
+
     def summaries(self, fits: Mapping[str, Summarised]) -> dict[str, Any]:
         """Return what each generator's fit, calibration and directions say of themselves, for JSON."""
         return {
@@ -130,6 +155,11 @@ class Model:
                 arrays[f"calibration/{generator}/{part.name}"] = np.asarray(getattr(calibration, part.name))
         for generator, found in self.directions.items():
             arrays |= {f"directions/{generator}/{f.name}": getattr(found, f.name).numpy() for f in fields(found)}
+        for generator, own in self.refits.items():
+            # Half the size; they only say how far figures spread.
+            arrays[f"refits/{generator}/weights"] = own.heads.weights.cpu().numpy().astype(np.float32)
+            arrays[f"refits/{generator}/intercepts"] = own.heads.intercepts.cpu().numpy()
+            arrays |= {f"refits/{generator}/slope": own.slope, f"refits/{generator}/offset": own.offset}
         out = io.BytesIO()
         np.savez(out, allow_pickle=False, **arrays)
         return out.getvalue()
@@ -165,4 +195,13 @@ class Model:
             for generator in heads
             if f"directions/{generator}/axes" in tensors
         }
-        return cls(feature_map, heads, calibrations, directions)
+        refits = {
+            generator: Refits(
+                Heads(tensors[f"refits/{generator}/weights"].double(), tensors[f"refits/{generator}/intercepts"]),
+                tensors[f"refits/{generator}/slope"].numpy(),
+                tensors[f"refits/{generator}/offset"].numpy(),
+            )
+            for generator in heads
+            if f"refits/{generator}/slope" in tensors
+        }
+        return cls(feature_map, heads, calibrations, directions, refits)

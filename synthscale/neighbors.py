@@ -5,7 +5,7 @@ shard of a run and a whole set in memory.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from synthscale.config import NeighborsConfig
 from synthscale.copies import Copies
 from synthscale.edges import Codes, Edges, distinct_edges
 from synthscale.groups import Groups
+from synthscale.jackknife import Blocks
 from synthscale.radius import EXACT_COPIES_ONLY, Calibration, Searches
 from synthscale.relations import Recall, Relation
 from synthscale.search import Floats, Rows
@@ -160,7 +161,8 @@ def listed_edges(searches: Searches, copies: Copies, radius: float, codes: tuple
 class View:
     """What one generator's rows and the real rows are to each other: the numbers behind metrics.json.
 
-    ``is_whole`` tells that every near-duplicate pair was looked for: not so in datalab mode.
+    ``is_whole`` tells that every near-duplicate pair was looked for: not so in datalab mode. ``spreads`` are
+    those of precision and coverage (manifold.py).
     """
 
     generator: str
@@ -169,6 +171,7 @@ class View:
     rows: int
     searches: dict[str, Any]
     is_whole: bool = True
+    spreads: dict[str, Blocks] = field(default_factory=dict)
 
     @property
     def median_distance(self) -> float | None:

@@ -101,6 +101,7 @@ class _Job:
     def work(self) -> None:
         dataset = discover(self.config)
         ingest.check_rows(dataset.rows)
+        ingest.check_slices(self.config.metrics.slice_by, dataset.rows.column_names)
         self._begin()
         context = StageContext(self.config, self.run)
         self._stage("ingest", ingest.fingerprint(context, dataset), lambda: ingest.run(context, dataset))
@@ -115,6 +116,7 @@ class _Job:
         self._stage("neighbors", neighbors.fingerprint(context), lambda: neighbors.run(self._on_ray()))
         self._stage("classify", classify.fingerprint(context), lambda: classify.run(self._on_ray()))
         self._stage("reduce", reduce.fingerprint(context), lambda: reduce.run(self._on_ray()))
+        reduce.decide_gates(context)
         self._stage("report", report.fingerprint(context), lambda: report.run(context))
         self._record()
 

@@ -11,7 +11,7 @@ generators share is read once. Sums are in float64 and go through ``reduce_sum``
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,11 +35,15 @@ _SAMPLE_BYTES = 2**30
 
 @dataclass(frozen=True)
 class View:
-    """A generator's rows and the real rows, dealt to ``folds`` folds; a deal is one of ``classifier.repeats``."""
+    """A generator's rows and the real rows, dealt to ``folds`` folds; a deal is one of ``classifier.repeats``.
+
+    ``without`` is the jackknife's block that is left out of it; -1 is none.
+    """
 
     generator: str
     deal: int
     folds: int
+    without: int = -1
 
 
 def columns_of(views: Iterable[View]) -> dict[str, list[int]]:
@@ -52,12 +56,16 @@ def columns_of(views: Iterable[View]) -> dict[str, list[int]]:
 
 @dataclass(frozen=True)
 class FeatureBlock:
-    """Rows of one set: its name, features (n, D), fold in each view (n, V; -1: not in it), and keys (n,)."""
+    """Rows of one set: its name, features (n, D), fold in each view (n, V; -1: not in it), and keys (n,).
+
+    ``block`` is the row's jackknife block in each view (n, V), where heads are refitted without it.
+    """
 
     name: str
     features: torch.Tensor
     fold: torch.Tensor
     key: Keys
+    block: torch.Tensor | None = None
 
     @property
     def sign(self) -> float:
@@ -71,7 +79,8 @@ class FeatureBlock:
     def rows(self, chosen: NDArray[np.int64]) -> "FeatureBlock":
         """Return some rows."""
         index = torch.from_numpy(chosen).to(self.features.device)
-        return FeatureBlock(self.name, self.features[index], self.fold[index], self.key[chosen])
+        block = None if self.block is None else self.block[index]
+        return FeatureBlock(self.name, self.features[index], self.fold[index], self.key[chosen], block)
 
     def chunks(self, rows: int = _CHUNK_ROWS) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield features, in float64, and folds of some rows at a time."""
@@ -99,10 +108,15 @@ class Columns:
     strength: torch.Tensor
 
     @classmethod
-    def of(cls, views: Iterable[View], strengths: Iterable[float]) -> "Columns":
-        """Return a head for each view, strength and fold."""
-        listed, values = tuple(views), list(strengths)
-        heads = [(v, f, s) for v, view in enumerate(listed) for s in values for f in range(view.folds)]
+    def of(cls, views: Iterable[View], strengths: Mapping[str, Sequence[float]]) -> "Columns":
+        """Return a head for each view, strength (of its generator) and fold."""
+        listed = tuple(views)
+        heads = [
+            (v, f, s)
+            for v, view in enumerate(listed)
+            for s in strengths[view.generator]
+            for f in range(view.folds)
+        ]
         view, fold, strength = zip(*heads, strict=True)
         return cls(listed, torch.tensor(view), torch.tensor(fold), torch.tensor(strength, dtype=torch.float64))
 
@@ -172,8 +186,9 @@ class Problem:
         return rows, {name: total[i, :-1] for i, name in enumerate(names)}, int(sizes[0] / sizes[1])
 
     def _outside(self, fold: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        """1 where a row is outside the fold of a head, 0 where inside: (c, n), for the chosen heads."""
-        return (fold.T[self.columns.view[chosen]] != self.columns.fold[chosen][:, None]).double()
+        """1 where a row of a head's view is outside the head's fold, else 0: (c, n), for the chosen heads."""
+        own = fold.T[self.columns.view[chosen]]
+        return ((own != self.columns.fold[chosen][:, None]) & (own >= 0)).double()
 
     def _weigh(self, outside: dict[str, torch.Tensor], scale: dict[str, float]) -> None:
         """Set each set's row weight for each head, (C,), and the log of synthetic over real weight, (C,)."""
@@ -269,7 +284,7 @@ class Problem:
             at = int(block.sign > 0)
             for features, fold in block.chunks():
                 logit = torch.addmm(intercepts, weights, features.T)
-                inside = 1 - self._outside(fold, seen)
+                inside = (fold.T[self.columns.view[seen]] == self.columns.fold[seen][:, None]).double()
                 sums[at, 0, seen] += (softplus(-block.sign * logit) * inside).sum(1)
                 sums[at, 1, seen] += inside.sum(1)
         return self.reduce_sum(sums)

@@ -9,6 +9,7 @@ from enum import StrEnum
 import pyarrow as pa
 
 from synthscale.errors import SchemaError
+from synthscale.jackknife import BLOCKS
 
 REAL, SYNTHETIC = "real", "synthetic"
 
@@ -107,12 +108,14 @@ PREDICTIONS = pa.schema(
         ("logit_deviation", pa.float32()),
         ("logit_file_facts", pa.float32()),
         ("along", pa.list_(pa.float32(), DIRECTIONS)),
+        ("logit_without", pa.list_(pa.float16(), BLOCKS)),
     ]
 )
 """Out of fold, per generator and row: the fold (of the first deal), the balanced logit (mean over deals) with its
 standard deviation over deals (null for one deal), the logit of a classifier that sees the file's facts alone (null
 for vectors), and the row's places along the directions that separate the sets most (directions.py).
-"""
+``logit_without`` is the first deal's logit from heads that were fitted without each block of the jackknife
+(refits.py): null in the row's own block, and for ``mlp``. """
 
 SCORES = pa.schema(
     [
@@ -136,6 +139,33 @@ SCORES = pa.schema(
     ]
 )
 """The columns of ``scores/``; the user's own columns follow them."""
+
+
+METRICS = pa.schema(
+    [
+        ("generator", pa.string()),
+        ("family", pa.string()),
+        ("metric", pa.string()),
+        ("slice_by", pa.string()),
+        ("slice", pa.string()),
+        ("value", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("unadjusted", pa.float64()),
+        ("reference", pa.float64()),
+        ("real", pa.int64()),
+        ("synthetic", pa.int64()),
+        ("is_small", pa.bool_()),
+        ("reason", pa.string()),
+        ("deviations", pa.list_(pa.float64(), BLOCKS)),
+    ]
+)
+"""``metrics.parquet``: a line for each generator, metric and slice (``slice_by`` is empty over all rows).
+
+``low`` and ``high`` are the ends of the 95 % interval; ``is_small`` marks what rests on too few rows to say much;
+``reason`` says why a value or an interval is null. The squares of ``deviations`` add up to the variance, and the
+deviations of a difference are the differences of deviations (jackknife.py): so lines are compared in pairs.
+"""
 
 
 class Reason(StrEnum):

@@ -4,7 +4,6 @@ Pure: takes tables that are aligned by row and gives the table; the same for a s
 ``score_features``.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,12 +47,12 @@ def near_duplicate_score(distance: NDArray[np.float64], median: float | None) ->
     return np.where(distance <= COPY_DISTANCE, 0.0, score)
 
 
-def score_rows(view: ViewRows, real_ids: Sequence[str] | pa.Array, median: float | None) -> pa.Table:
+def score_rows(view: ViewRows, real_ids: pa.Table, median: float | None) -> pa.Table:
     """Return the scores of some rows.
 
     Args:
         view: the rows and what is known of them.
-        real_ids: id by row number, for the nearest real row of each.
+        real_ids: ``row``, ascending, and ``id`` of all real rows, for the nearest one of each row.
         median: the median distance that near_duplicate_score is measured by.
     """
     manifest, nearest = view.manifest, view.nearest
@@ -79,7 +78,7 @@ def score_rows(view: ViewRows, real_ids: Sequence[str] | pa.Array, median: float
         "near_duplicate_id": pa.array(group, mask=group < 0),
         "near_duplicate_score": pa.array(duplicate, mask=np.isnan(duplicate)),
         "distance_to_nearest_neighbor": pa.array(distance, mask=np.isnan(distance)),
-        "nearest_real_id": pa.array(real_ids).take(nearest.column("nearest_real_row").combine_chunks()),
+        "nearest_real_id": _ids_of(nearest.column("nearest_real_row"), real_ids),
         "distance_to_nearest_real": nearest.column("nearest_real_distance").cast(pa.float64()),
         "in_real_manifold": nearest.column("in_real_manifold"),
         "covered": nearest.column("covered"),
@@ -89,6 +88,13 @@ def score_rows(view: ViewRows, real_ids: Sequence[str] | pa.Array, median: float
             columns[name] = manifest.column(name)
     ordered = [columns[name] for name in SCORES.names] + [c for n, c in columns.items() if n not in SCORES.names]
     return pa.table(ordered, names=[*SCORES.names, *(n for n in columns if n not in SCORES.names)])
+
+
+def _ids_of(rows: pa.ChunkedArray, real_ids: pa.Table) -> pa.ChunkedArray:
+    """Return the ids of real rows; null stays null."""
+    known = rows.is_valid().to_numpy()
+    at = np.searchsorted(real_ids.column("row").to_numpy(), rows.fill_null(-1).to_numpy())
+    return real_ids.column("id").take(pa.array(at, mask=~known))
 
 
 def _group_of(rows: NDArray[np.int64], groups: pa.Table) -> NDArray[np.int64]:

@@ -25,7 +25,7 @@ TABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "embed": ("embeddings", "failures"),
     "neighbors": ("neighbors", "nearest", "groups", "index", "_neighbors"),
     "classify": ("classifier", "predictions", "_train"),
-    "reduce": ("scores", "metrics.json"),
+    "reduce": ("scores", "metrics.json", "metrics.parquet"),
     "report": ("report.html",),
 }
 """What each stage writes into the run directory."""

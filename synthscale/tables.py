@@ -1,5 +1,6 @@
 """Between Arrow tables and the arrays that the pure modules compute with."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,10 @@ from numpy.typing import NDArray
 
 from synthscale.edges import KINDS, Edges
 from synthscale.groups import Groups
+from synthscale.jackknife import BLOCKS
+from synthscale.metrics.summary import Line
 from synthscale.neighbors import Nearest
+from synthscale.schemas import METRICS
 from synthscale.search import Rows
 
 
@@ -19,6 +23,45 @@ def vectors(table: pa.Table, dimensions: tuple[int, int]) -> NDArray[np.floating
     flat = column.flatten().to_numpy(zero_copy_only=False)
     result: NDArray[np.floating] = flat.reshape(-1, width)[:, dimensions[0] : dimensions[1]]
     return result
+
+
+def lists(values: NDArray[np.floating]) -> pa.FixedSizeListArray:
+    """Return the rows of an array (n, m) as lists of m numbers; NaN becomes null."""
+    flat = values.ravel()
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat, mask=np.isnan(flat)), values.shape[1])
+
+
+def of_lists(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """Return a column of lists of one length as (n, m); null becomes NaN."""
+    flat = column.combine_chunks().flatten()
+    if len(flat) == 0:
+        return np.empty((0, column.type.list_size))
+    known = flat.is_valid().to_numpy(zero_copy_only=False)
+    # Arrow can neither cast float16 with nulls nor fill them.
+    values = np.frombuffer(flat.buffers()[1], flat.type.to_pandas_dtype())[flat.offset : flat.offset + len(flat)]
+    result: NDArray[np.float64] = np.where(known, values.astype(np.float64), np.nan).reshape(
+        -1, column.type.list_size
+    )
+    return result
+
+
+def metric_lines(lines: Mapping[str, Sequence[Line]]) -> pa.Table:
+    """Return the lines of generators as ``metrics.parquet`` has them."""
+    rows = [(name, line) for name, own in lines.items() for line in own]
+    deviations = [
+        np.full(BLOCKS, np.nan) if line.estimate.deviations is None else line.estimate.deviations
+        for _, line in rows
+    ]
+    columns: dict[str, Any] = {"generator": [name for name, _ in rows]}
+    for name in ("family", "metric", "slice_by", "slice", "real", "synthetic"):
+        columns[name] = [getattr(line, name) for _, line in rows]
+    for name in ("value", "low", "high", "unadjusted", "reference", "is_small"):
+        columns[name] = [getattr(line.estimate, name) for _, line in rows]
+    # As in metrics.json: what is null has a reason.
+    columns["reason"] = [line.estimate.metric().get("reason") for _, line in rows]
+    columns["deviations"] = lists(np.stack(deviations))
+    order = METRICS.names
+    return pa.table({name: columns[name] for name in order}, schema=METRICS)
 
 
 def edges(found: Edges) -> pa.Table:

@@ -2,3 +2,16 @@
 
 CORE_METRICS = ("fidelity", "representativeness", "diversity", "freshness", "precision", "coverage")
 """The metrics of every run, in the order in which people are shown them."""
+
+FAMILIES = {
+    "manifold": ("density", "recall"),
+    "frechet": ("frechet_distance",),
+    "kernel": ("kid",),
+    "vendi": ("vendi_score",),
+    "copying": ("exact_match_share", "authenticity", "privacy_ratio", "privacy_tail"),
+    "facts": ("brightness_ks", "contrast_ks", "sharpness_ks", "width_ks", "height_ks", "aspect_ks"),
+    "utility": ("utility", "accuracy_synthetic", "accuracy_real"),
+    "completeness": ("complete_share", "label_coverage"),
+    "stability": ("fidelity_over_folds", "representativeness_over_folds"),
+}
+"""The metrics beyond the core, by family (`metrics.families`)."""

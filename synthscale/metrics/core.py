@@ -5,45 +5,79 @@ real rows; diversity and freshness = 1 - the share of synthetic rows in near-dup
 real member (Cleanlab Studio's definitions). precision = share of synthetic rows inside the k-NN radius of some
 real row; coverage = share of real rows whose radius holds a synthetic row (Kynkaanniemi et al. 2019, Naeem et al.
 2020). All lie in 0..1. ``unadjusted`` puts the class shares back into the odds of q, as in Studio's numbers.
+
+Every sum is kept by the jackknife's block, so that each metric has its 95 % interval (jackknife.py).
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from synthscale import jackknife
+from synthscale.jackknife import BLOCKS, Blocks
+
 Metric = dict[str, Any]
 
 NO_CLASSIFIER = "no classifier: too few rows or groups in a class to cross-validate"
-NO_INTERVAL = "no interval: this version does not compute one"
+NO_INTERVAL = "no interval: too few rows or groups"
+SMALL = 30
+"""A slice with fewer rows of the class that a metric is a mean over says little."""
+
+FIELDS = (
+    "real",
+    "synthetic",
+    "scored",
+    "quality_real",
+    "quality_synthetic",
+    "unadjusted_real",
+    "unadjusted_synthetic",
+    "repeats",
+    "copies",
+    "inside",
+    "covered",
+    "real_inside",
+    # Rows times the size of their groups: how many rows go together.
+    "grouped_real",
+    "grouped_synthetic",
+    # Sums of q over the rows outside a block, by the heads that were fitted without it.
+    "without_real",
+    "without_synthetic",
+)
+_PLACE = {name: i for i, name in enumerate(FIELDS)}
 
 
 @dataclass
 class Sums:
-    """Sums over some rows of a generator's view; two of them add up."""
+    """Sums over some rows of a generator's view, by block: (FIELDS, BLOCKS); two of them add up."""
 
-    real: float = 0
-    synthetic: float = 0
-    scored: float = 0
-    quality_real: float = 0
-    quality_synthetic: float = 0
-    unadjusted_real: float = 0
-    unadjusted_synthetic: float = 0
-    repeats: float = 0
-    copies: float = 0
-    inside: float = 0
-    covered: float = 0
-    real_inside: float = 0
+    values: Blocks = field(default_factory=lambda: np.zeros((len(FIELDS), BLOCKS)))
 
     def __add__(self, other: "Sums") -> "Sums":
         """Return the sums over both sets of rows."""
-        return Sums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return Sums(self.values + other.values)
+
+    def by_block(self, name: str) -> Blocks:
+        """Return one sum by block: (BLOCKS,)."""
+        result: Blocks = self.values[_PLACE[name]]
+        return result
+
+    def __getitem__(self, name: str) -> float:
+        """Return one sum over all blocks."""
+        return float(self.by_block(name).sum())
 
 
 @dataclass(frozen=True)
 class Indicators:
-    """Per-row values of a generator's view, (n,) each; NaN in q where there is no classifier."""
+    """Per-row values of a generator's view, (n,) each; NaN in q where there is no classifier.
+
+    Attributes:
+        block: of the row's group.
+        group_size: rows in its near-duplicate group, 1 where it has none.
+        q_without: (n, BLOCKS) q without each block, NaN in the row's own; None where nothing was refitted.
+    """
 
     is_real: NDArray[np.bool_]
     q: NDArray[np.float64]
@@ -52,27 +86,81 @@ class Indicators:
     in_mixed_group: NDArray[np.bool_]
     inside: NDArray[np.bool_]
     covered: NDArray[np.bool_]
+    block: NDArray[np.int8]
+    group_size: NDArray[np.int64]
+    q_without: NDArray[np.float64] | None = None
 
 
-def sum_up(rows: Indicators, chosen: NDArray[np.bool_] | None = None) -> Sums:
-    """Sum over all rows, or the chosen ones."""
-    keep = np.ones(len(rows.is_real), np.bool_) if chosen is None else chosen
-    real, synthetic = keep & rows.is_real, keep & ~rows.is_real
-    scored = ~np.isnan(rows.q)
-    return Sums(
-        real=int(real.sum()),
-        synthetic=int(synthetic.sum()),
-        scored=int((keep & scored).sum()),
-        quality_real=float(rows.q[real & scored].sum()),
-        quality_synthetic=float(rows.q[synthetic & scored].sum()),
-        unadjusted_real=float(rows.q_unadjusted[real & scored].sum()),
-        unadjusted_synthetic=float(rows.q_unadjusted[synthetic & scored].sum()),
-        repeats=int((synthetic & rows.in_synthetic_group).sum()),
-        copies=int((synthetic & rows.in_mixed_group).sum()),
-        inside=int((synthetic & rows.inside).sum()),
-        covered=int((real & rows.covered).sum()),
-        real_inside=int((real & rows.inside).sum()),
-    )
+def sum_slices(rows: Indicators, slices: NDArray[np.int64], count: int) -> list[Sums]:
+    """Sum over each of ``count`` slices of the rows; ``slices`` has the slice of each row, -1 for none: (n,)."""
+    real, synthetic, scored = rows.is_real, ~rows.is_real, ~np.isnan(rows.q)
+    q, unadjusted = np.nan_to_num(rows.q), np.nan_to_num(rows.q_unadjusted)
+    columns = {
+        "real": real,
+        "synthetic": synthetic,
+        "scored": scored,
+        "quality_real": q * real,
+        "quality_synthetic": q * synthetic,
+        "unadjusted_real": unadjusted * real,
+        "unadjusted_synthetic": unadjusted * synthetic,
+        "repeats": synthetic & rows.in_synthetic_group,
+        "copies": synthetic & rows.in_mixed_group,
+        "inside": synthetic & rows.inside,
+        "covered": real & rows.covered,
+        "real_inside": real & rows.inside,
+        "grouped_real": rows.group_size * real,
+        "grouped_synthetic": rows.group_size * synthetic,
+    }
+    own = slices >= 0
+    cell = slices[own] * BLOCKS + rows.block[own]
+    values = np.zeros((count, len(FIELDS), BLOCKS))
+    for name, column in columns.items():
+        found = np.bincount(cell, column[own].astype(np.float64), count * BLOCKS)
+        values[:, _PLACE[name]] = found.reshape(count, BLOCKS)
+    if rows.q_without is not None:
+        for name, kind in (("without_real", real), ("without_synthetic", synthetic)):
+            chosen = own & kind
+            for block, column in enumerate(np.nan_to_num(rows.q_without[chosen]).T):
+                values[:, _PLACE[name], block] = np.bincount(slices[chosen], column, count)
+    return [Sums(part) for part in values]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric with its 95 % interval.
+
+    Attributes:
+        value: None where it is undefined; ``reason`` then says why.
+        reason: why there is no value, or no interval.
+        deviations: (BLOCKS,) numbers whose squares add up to its variance (jackknife.py).
+        is_small: whether it rests on too few rows to say much.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    reason: str | None = None
+    unadjusted: float | None = None
+    reference: float | None = None
+    deviations: Blocks | None = None
+    is_small: bool = False
+
+    @classmethod
+    def none(cls, reason: str) -> "Estimate":
+        """Return an undefined metric."""
+        return cls(None, reason=reason)
+
+    def metric(self) -> Metric:
+        """Return it in the shape of metrics.json."""
+        if self.value is None:
+            return metric(None, self.reason)
+        result = metric(self.value, unadjusted=self.unadjusted, reference=self.reference)
+        if self.low is not None and self.high is not None:
+            result |= {"low": self.low, "high": self.high}
+            result.pop("reason")
+        elif self.reason:
+            result["reason"] = self.reason
+        return result | ({"small": True} if self.is_small else {})
 
 
 def metric(value: float | None, reason: str | None = None, **more: float | None) -> Metric:
@@ -84,41 +172,103 @@ def metric(value: float | None, reason: str | None = None, **more: float | None)
     return result | {"reason": NO_INTERVAL}
 
 
-def core_metrics(
-    sums: Sums, references: dict[str, float | None], no_manifold: str | None = None
-) -> dict[str, Metric]:
-    """Return the six core metrics of some rows.
+@dataclass(frozen=True)
+class Context:
+    """What a slice's metrics need to know of the whole view.
 
-    Args:
-        sums: over those rows.
-        references: of precision and coverage, over the whole view.
+    Attributes:
+        references: of precision and coverage.
         no_manifold: why there are no k-NN radii, if there are none.
+        spreads: of precision and coverage, (BLOCKS,): deviations in units of a share's standard error over
+            independent rows (manifold.py); none where there were too few rows to measure them.
     """
-    scored = sums.scored > 0
-    no_synthetic = "no synthetic rows" if sums.synthetic == 0 else None
-    no_real = "no real rows" if sums.real == 0 else None
-    no_scores = None if scored else NO_CLASSIFIER
 
-    def one_minus(total: float, count: float) -> float | None:
-        return 1.0 - total / count if count else None
+    references: Mapping[str, float | None]
+    no_manifold: str | None = None
+    spreads: Mapping[str, Blocks] = field(default_factory=dict)
 
-    def judged(total: float, plain: float, count: float, reason: str | None) -> Metric:
-        if reason or no_scores:
-            return metric(None, reason or no_scores)
-        return metric(one_minus(total, count), unadjusted=one_minus(plain, count), reference=0.5)
 
-    def within(total: float, count: float, reason: str | None, reference: float | None) -> Metric:
-        reason = reason or no_manifold
-        return metric(None if reason else total / count, reason, reference=reference)
-
+def core_metrics(sums: Sums, context: Context) -> dict[str, Estimate]:
+    """Return the six core metrics of some rows."""
+    references = context.references
     return {
-        "fidelity": judged(sums.quality_synthetic, sums.unadjusted_synthetic, sums.synthetic, no_synthetic),
-        "representativeness": judged(sums.quality_real, sums.unadjusted_real, sums.real, no_real),
-        "diversity": metric(one_minus(sums.repeats, sums.synthetic), no_synthetic, reference=1.0),
-        "freshness": metric(one_minus(sums.copies, sums.synthetic), no_synthetic, reference=1.0),
-        "precision": within(sums.inside, sums.synthetic, no_synthetic, references["precision"]),
-        "coverage": within(sums.covered, sums.real, no_real, references["coverage"]),
+        "fidelity": _judged(sums, "synthetic"),
+        "representativeness": _judged(sums, "real"),
+        "diversity": _share(sums, "repeats", "synthetic", is_complement=True, reference=1.0),
+        "freshness": _share(sums, "copies", "synthetic", is_complement=True, reference=1.0),
+        "precision": _within(sums, "inside", "synthetic", context, references["precision"]),
+        "coverage": _within(sums, "covered", "real", context, references["coverage"]),
     }
+
+
+def _judged(sums: Sums, kind: str) -> Estimate:
+    """Fidelity or representativeness."""
+    count = sums[kind]
+    if not count or not sums["scored"]:
+        return Estimate.none(f"no {kind} rows" if not count else NO_CLASSIFIER)
+    value = 1.0 - sums[f"quality_{kind}"] / count
+    total, by_block = sums[f"quality_{kind}"], sums.by_block(kind)
+    without = sums.by_block(f"without_{kind}")
+    rows = sums.by_block("real") + sums.by_block("synthetic")
+    if without.any():
+        remaining = count - by_block
+        # A slice that lies in one block is never seen without it.
+        replicates = 1 - np.divide(without, remaining, out=np.full(BLOCKS, total / count), where=remaining > 0)
+        deviations = jackknife.of_replicates(value, replicates, rows / rows.sum())
+    else:
+        # Heads that were not refitted: each two rows meet twice (see ranks.ERRORS).
+        deviations = np.sqrt(2) * jackknife.of_ratio(-sums.by_block(f"quality_{kind}"), by_block)
+    return _estimate(
+        value,
+        deviations,
+        (count, _independent(sums, kind)),
+        is_share=False,
+        unadjusted=1.0 - sums[f"unadjusted_{kind}"] / count,
+        reference=0.5,
+    )
+
+
+def _share(sums: Sums, name: str, kind: str, *, is_complement: bool, reference: float | None) -> Estimate:
+    count = sums[kind]
+    if not count:
+        return Estimate.none(f"no {kind} rows")
+    found = sums.by_block(kind) - sums.by_block(name) if is_complement else sums.by_block(name)
+    deviations = jackknife.of_ratio(found, sums.by_block(kind))
+    rows = (count, _independent(sums, kind))
+    return _estimate(float(found.sum() / count), deviations, rows, is_share=True, reference=reference)
+
+
+def _within(sums: Sums, name: str, kind: str, context: Context, reference: float | None) -> Estimate:
+    """Precision or coverage: rows share the radii and rows that decide, so that they vary together."""
+    count = sums[kind]
+    if not count or context.no_manifold:
+        return Estimate.none(context.no_manifold or f"no {kind} rows")
+    value = sums[name] / count
+    deviations = jackknife.of_ratio(sums.by_block(name), sums.by_block(kind))
+    independent = _independent(sums, kind)
+    spread = context.spreads.get("precision" if name == "inside" else "coverage")
+    if spread is not None:
+        together = spread * np.sqrt(value * (1 - value) / count)
+        if jackknife.standard_error(together) > jackknife.standard_error(deviations):
+            deviations = together
+        independent /= max(1.0, jackknife.standard_error(spread) ** 2)
+    return _estimate(value, deviations, (count, independent), is_share=True, reference=reference)
+
+
+def _independent(sums: Sums, kind: str) -> float:
+    """How many independent rows some rows in groups are worth: (sum c)^2 / sum c^2 over group sizes."""
+    return sums[kind] ** 2 / sums[f"grouped_{kind}"]
+
+
+def _estimate(
+    value: float, deviations: Blocks, rows: tuple[float, float], *, is_share: bool, **more: float | None
+) -> Estimate:
+    count, independent = rows
+    error = jackknife.standard_error(deviations)
+    low, high = jackknife.interval(value, error, independent, is_share=is_share) or (None, None)
+    return Estimate(
+        value, low, high, None, deviations=deviations, is_small=independent < SMALL and count > 0, **more
+    )
 
 
 def coverage_reference(real: int, synthetic: int, k: int) -> float | None:

@@ -27,6 +27,8 @@ class Evidence:
         logit_file_facts: by the classifier that sees file facts alone.
         bytes_per_pixel: of the file.
         along: (n, a) places along the separating directions.
+        fold: in the first deal; none where there is no classifier.
+        logit_without: (n, BLOCKS) without each block of the jackknife; None where nothing was refitted.
     """
 
     log_prior: NDArray[np.float64]
@@ -34,6 +36,8 @@ class Evidence:
     logit_file_facts: NDArray[np.float64]
     bytes_per_pixel: NDArray[np.float64]
     along: NDArray[np.float64]
+    fold: NDArray[np.int8] = field(default_factory=lambda: np.empty(0, np.int8))
+    logit_without: NDArray[np.float64] | None = None
 
 
 @dataclass

@@ -1,28 +1,20 @@
 """Puts a generator's sums and facts together to its block of metrics.json."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from synthscale import bootstrap, selftest
-from synthscale.metrics.classifier import ClassifierSums, classifier_figures, sum_logits
-from synthscale.metrics.core import Indicators, Sums, core_metrics, coverage_reference, metric, sum_up
-from synthscale.metrics.evidence import (
-    AlongSums,
-    Evidence,
-    confounder_figures,
-    confounder_warning,
-    direction_figures,
-    sum_along,
-)
-from synthscale.metrics.ranks import RankSums, sum_ranks
+from synthscale import selftest
+from synthscale.metrics import CORE_METRICS
+from synthscale.metrics.classifier import classifier_figures
+from synthscale.metrics.core import Context, Estimate, Metric, Sums, core_metrics, coverage_reference, metric
+from synthscale.metrics.evidence import confounder_figures, confounder_warning, direction_figures
+from synthscale.metrics.view import FOLD, ViewSums
 from synthscale.neighbors import K
-from synthscale.schemas import DIRECTIONS, REAL
-from synthscale.scores import ViewRows, quality
 
+NO_P_INTERVAL = "a p-value has no interval"
 NO_IMAGES = "not run: the input is vectors, or neighbors.self_test_images is 0"
 _MOST_GROUPED = 0.25
 """A larger share of all rows in one near-duplicate group deserves a look at a radius that is not tight."""
@@ -30,120 +22,125 @@ SMALL_CLASS = 200
 """Below this many rows of a class the classifier's metrics deserve a warning."""
 
 
-@dataclass
-class ViewSums:
-    """All sums of a generator's view, or of some of its rows; two of them add up."""
+@dataclass(frozen=True)
+class Line:
+    """A metric of a generator, over all its rows (``slice_by`` is empty) or a slice: a line of metrics.parquet."""
 
-    overall: Sums = field(default_factory=Sums)
-    by_label: dict[str, Sums] = field(default_factory=dict)
-    classifier: ClassifierSums = field(default_factory=ClassifierSums)
-    distinct_real: int = 0
-    file_facts: RankSums = field(default_factory=RankSums)
-    bytes_per_pixel: RankSums = field(default_factory=RankSums)
-    along: list[AlongSums] = field(default_factory=lambda: [AlongSums() for _ in range(DIRECTIONS)])
-
-    def __add__(self, other: "ViewSums") -> "ViewSums":
-        """Return the sums over both sets of rows."""
-        labels = dict.fromkeys([*self.by_label, *other.by_label])
-        return ViewSums(
-            self.overall + other.overall,
-            {name: self.by_label.get(name, Sums()) + other.by_label.get(name, Sums()) for name in labels},
-            self.classifier + other.classifier,
-            self.distinct_real + other.distinct_real,
-            self.file_facts + other.file_facts,
-            self.bytes_per_pixel + other.bytes_per_pixel,
-            [one + two for one, two in zip(self.along, other.along, strict=True)],
-        )
+    family: str
+    metric: str
+    estimate: Estimate
+    real: int
+    synthetic: int
+    slice_by: str = ""
+    slice: str = ""
 
 
-def sum_view(view: ViewRows, scores: pa.Table, evidence: Evidence) -> ViewSums:
-    """Sum up some rows of a view.
+@dataclass(frozen=True)
+class GeneratorFigures:
+    """A generator's block of metrics.json, and its lines of metrics.parquet."""
 
-    Args:
-        view: the rows and what is known of them.
-        scores: their scores.
-        evidence: what is known of them beside their scores.
-    """
-    is_real = np.asarray(pc.equal(scores.column("real_or_synthetic"), REAL))
-    groups = view.groups
-    mixed = np.asarray(groups.column("has_real").fill_null(False)) if len(groups) else np.empty(0, np.bool_)
-    at = np.searchsorted(view.manifest.column("row").to_numpy(), groups.column("row").to_numpy())
-    in_mixed, in_synthetic = np.zeros(len(is_real), np.bool_), np.zeros(len(is_real), np.bool_)
-    in_mixed[at[mixed]], in_synthetic[at[~mixed]] = True, True
-    rows = Indicators(
-        is_real=is_real,
-        q=quality(view.logit, is_real),
-        q_unadjusted=quality(view.logit + evidence.log_prior, is_real),
-        in_synthetic_group=in_synthetic,
-        in_mixed_group=in_mixed,
-        inside=np.asarray(scores.column("in_real_manifold")),
-        covered=np.asarray(scores.column("covered").fill_null(False)),
-    )
-    drawn = bootstrap.weights(evidence.group_key)
-    ids = scores.column("id").to_pylist()
-    labels = scores.column("label").to_numpy(zero_copy_only=False)
-    is_copy = np.asarray(view.nearest.column("is_copy"))
-    return ViewSums(
-        sum_up(rows),
-        {
-            str(label): sum_up(rows, labels == label)
-            for label in pc.unique(scores.column("label")).to_pylist()
-            if label is not None
-        },
-        sum_logits(view.logit, is_real, drawn),
-        int((is_real & ~is_copy).sum()),
-        sum_ranks(evidence.logit_file_facts, is_real, drawn),
-        sum_ranks(evidence.bytes_per_pixel, is_real),
-        [sum_along(places, is_real, ids) for places in evidence.along.T],
-    )
+    block: dict[str, Any]
+    lines: list[Line]
 
 
-def generator_block(sums: ViewSums, head: str, fit: dict[str, Any], neighbors: dict[str, Any]) -> dict[str, Any]:
-    """Return a generator's block of metrics.json.
+def generator_figures(
+    sums: ViewSums, head: str, fit: dict[str, Any], neighbors: dict[str, Any]
+) -> GeneratorFigures:
+    """Return what is said of a generator.
 
     Args:
         sums: over the whole view.
         head: the classifier's head.
         fit: what the fit recorded.
-        neighbors: what `View.summary` gives, and ``self_test`` where there are images.
+        neighbors: what `View.summary` gives, ``spreads``, and ``self_test`` where there are images.
     """
     overall = sums.overall
-    references = {
-        "precision": overall.real_inside / overall.real if overall.real else None,
-        "coverage": coverage_reference(sums.distinct_real, int(overall.synthetic), K),
-    }
+    context = _context(sums, neighbors)
+    lines = _lines(overall, context)
+    by: dict[str, dict[str, Any]] = {"label": {}}
+    for (column, name), part in sorted(sums.slices.items()):
+        if column != FOLD:
+            own = _lines(part, context, column, name)
+            lines += own
+            by.setdefault(column, {})[name] = {"counts": _counts(part), **_as_json(own)}
     confounders = confounder_figures(sums.file_facts, sums.bytes_per_pixel, bool(fit.get("folds")))
     self_test = neighbors.get("self_test") or metric(None, NO_IMAGES)
-    no_manifold = "fewer than two distinct real rows" if sums.distinct_real < 2 else None
-    return {
-        "counts": {"real": int(overall.real), "synthetic": int(overall.synthetic)},
-        "metrics": core_metrics(overall, references, no_manifold),
-        "by_label": {
-            label: {
-                "counts": {"real": int(s.real), "synthetic": int(s.synthetic)},
-                **core_metrics(s, references, no_manifold),
-            }
-            for label, s in sorted(sums.by_label.items())
-        },
-        "classifier": {
-            **classifier_figures(sums.classifier, head, fit),
-            "directions": direction_figures(sums.along, fit.get("directions", [])),
-        },
+    shown = {name: value for name, value in neighbors.items() if name != "spreads"}
+    classifier = classifier_figures(sums.classifier, head, fit)
+    lines += _classifier_lines(classifier, confounders, overall)
+    block = {
+        "counts": _counts(overall),
+        "metrics": _as_json(lines[: len(CORE_METRICS)]),
+        "by_label": by.pop("label"),
+        "by": by,
+        "classifier": {**classifier, "directions": direction_figures(sums.along, fit.get("directions", []))},
         "neighbors": {
-            **neighbors,
-            "repeats": {"rows": int(overall.repeats)},
-            "copies": {"rows": int(overall.copies)},
+            **shown,
+            "repeats": {"rows": int(overall["repeats"])},
+            "copies": {"rows": int(overall["copies"])},
             "self_test": self_test,
         },
         "confounders": confounders,
         "warnings": [*filter(None, [confounder_warning(confounders)]), *warnings(sums, fit, neighbors)],
     }
+    return GeneratorFigures(block, lines)
+
+
+def _context(sums: ViewSums, neighbors: dict[str, Any]) -> Context:
+    overall = sums.overall
+    references = {
+        "precision": overall["real_inside"] / overall["real"] if overall["real"] else None,
+        "coverage": coverage_reference(sums.distinct_real, int(overall["synthetic"]), K),
+    }
+    no_manifold = "fewer than two distinct real rows" if sums.distinct_real < 2 else None
+    spreads = {name: np.asarray(spread) for name, spread in neighbors["spreads"].items()}
+    return Context(references, no_manifold, spreads)
+
+
+def _counts(sums: Sums) -> dict[str, int]:
+    return {"real": int(sums["real"]), "synthetic": int(sums["synthetic"])}
+
+
+def _lines(sums: Sums, context: Context, column: str = "", name: str = "") -> list[Line]:
+    counts = _counts(sums)
+    return [
+        Line("core", metric_name, estimate, counts["real"], counts["synthetic"], column, name)
+        for metric_name, estimate in core_metrics(sums, context).items()
+    ]
+
+
+def _as_json(lines: Sequence[Line]) -> dict[str, Metric]:
+    return {line.metric: line.estimate.metric() for line in lines}
+
+
+def _classifier_lines(classifier: dict[str, Any], confounders: dict[str, Any], overall: Sums) -> list[Line]:
+    """Return the classifier's figures as lines; their intervals are the bootstrap's."""
+    counts = _counts(overall)
+    figures = {name: classifier[name] for name in ("auc", "accuracy", "log_loss", "p_value")}
+    found = [("classifier", name, figure) for name, figure in figures.items()]
+    found.append(("confounders", "file_facts_auc", confounders["auc"]))
+    return [
+        Line(
+            family,
+            name,
+            Estimate(
+                figure["value"],
+                figure.get("low"),
+                figure.get("high"),
+                figure.get("reason") or (NO_P_INTERVAL if name == "p_value" else None),
+                reference=figure.get("reference"),
+            ),
+            counts["real"],
+            counts["synthetic"],
+        )
+        for family, name, figure in found
+    ]
 
 
 def warnings(sums: ViewSums, fit: dict[str, Any], neighbors: dict[str, Any]) -> list[str]:
     """Return what a reader of the numbers should know first."""
     found = []
-    for name, count in (("real", sums.overall.real), ("synthetic", sums.overall.synthetic)):
+    for name, count in (("real", sums.overall["real"]), ("synthetic", sums.overall["synthetic"])):
         if count < SMALL_CLASS:
             found.append(
                 f"only {int(count)} {name} rows: fidelity and representativeness are uncertain below {SMALL_CLASS}"

@@ -7,7 +7,6 @@ first may have looked at the file format.
 
 from typing import Any
 
-from synthscale.classifier import FoldPlan, bandwidth_sample
 from synthscale.errors import StageError
 from synthscale.metrics.classifier import ClassifierSums, spread
 from synthscale.schemas import REAL
@@ -15,6 +14,7 @@ from synthscale.stages.context import Outcome, StageContext
 from synthscale.stages.fold_tables import FoldTables, Part, deal, write
 from synthscale.stages.prediction import predict
 from synthscale.stages.train_run import Job, fit
+from synthscale.training import FoldPlan, bandwidth_sample
 
 
 def fingerprint(context: StageContext) -> dict[str, Any]:

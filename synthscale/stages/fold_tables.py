@@ -13,14 +13,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from synthscale import tables
-from synthscale.classifier import FoldPlan, VectorBlock, plan_folds
 from synthscale.errors import SchemaError
 from synthscale.facts import COLUMNS, DIMENSIONS, fact_vectors
+from synthscale.jackknife import blocks_of
 from synthscale.keys import Keys, id_keys
 from synthscale.problem import View, columns_of
 from synthscale.schemas import FOLDS, REAL, Layout, Shard
 from synthscale.stages.context import StageContext
 from synthscale.storage import RunDirectory
+from synthscale.training import FoldPlan, VectorBlock, plan_folds
 
 Part = Literal["embedding", "file_facts"]
 """What a classifier sees: the picture's embedding, or what the file says apart from the picture."""
@@ -163,7 +164,8 @@ class FoldTables:
 
     def _block(self, rows: ShardRows, kind: str) -> VectorBlock | None:
         n = len(rows.row)
-        fold, key = np.full((n, len(self.views)), -1, np.int8), np.zeros(n, np.uint64)
+        fold, block = (np.full((n, len(self.views)), -1, np.int8) for _ in range(2))
+        key = np.zeros(n, np.uint64)
         own, is_copy = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
         for generator, columns in columns_of(self.views).items():
             if kind not in (REAL, generator):
@@ -172,9 +174,10 @@ class FoldTables:
             chosen = lines.column("is_real").to_numpy(zero_copy_only=False) == (kind == REAL)
             at, dealt, lines = at[chosen], dealt[chosen], lines.filter(pa.array(chosen))
             fold[np.ix_(at, columns)] = dealt
+            block[np.ix_(at, columns)] = blocks_of(lines.column("group_key").to_numpy())[:, None]
             key[at] = lines.column("key").to_numpy()
             is_copy[at] = lines.column("is_copy").to_numpy(zero_copy_only=False)
             own[at] = True
         if rows.vectors is None or not own.any():
             return None
-        return VectorBlock(kind, rows.vectors[own], fold[own], key[own], is_copy[own])
+        return VectorBlock(kind, rows.vectors[own], fold[own], key[own], is_copy[own], block[own])

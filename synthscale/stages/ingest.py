@@ -6,13 +6,14 @@ sizes that pass through the driver here, so no Ray is needed and a rerun can aff
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from synthscale.config import check_generator_name
-from synthscale.errors import InputError
+from synthscale.errors import ConfigError, InputError
 from synthscale.schemas import MANIFEST_COLUMNS, REAL, SCORES, SYNTHETIC, Shard
 from synthscale.sources import Dataset
 from synthscale.stages.context import Outcome, StageContext
@@ -74,6 +75,16 @@ def rename_clashing_columns(rows: pa.Table) -> pa.Table:
                 name = f"user_{name}"
             names[i] = name
     return rows.rename_columns(names)
+
+
+def check_slices(slice_by: Sequence[str], columns: Sequence[str]) -> None:
+    """Raise ConfigError where ``metrics.slice_by`` names a column that the input has not."""
+    there = ["label", *(name for name in columns if name not in MANIFEST_COLUMNS.names)]
+    missing = [name for name in slice_by if name not in there]
+    if missing:
+        raise ConfigError(
+            f"metrics.slice_by: the input has no column {', '.join(missing)}; there are {', '.join(there)}"
+        )
 
 
 def check_rows(rows: pa.Table) -> None:

@@ -22,14 +22,16 @@ from synthscale.cells import sample_size
 from synthscale.copies import Copies
 from synthscale.edges import Edges, distinct_edges
 from synthscale.groups import near_duplicate_groups
-from synthscale.neighbors import View, listed_edges, neighbors_listed, searches_summary
+from synthscale.jackknife import Blocks
+from synthscale.manifold import SAMPLE_ROWS, sample_rows, spreads
+from synthscale.neighbors import K, View, listed_edges, neighbors_listed, searches_summary
 from synthscale.radius import Calibration, Searches, calibrate, counts_only_real
 from synthscale.relations import ALL_CELLS, FLAT_ROWS, SAMPLED_QUERIES, Recall
 from synthscale.schemas import REAL
 from synthscale.selftest import SelfTest
 from synthscale.stages.cell_join import CellJoin, JoinFiles
 from synthscale.stages.context import Outcome, StageContext
-from synthscale.stages.copy_scan import Scan, scan
+from synthscale.stages.copy_scan import Scan, sample, scan
 from synthscale.stages.index_actors import Answers, Pair, Question, pairs_of
 from synthscale.stages.index_cluster import IndexCluster
 from synthscale.stages.neighbor_tables import write_tables
@@ -45,7 +47,7 @@ def fingerprint(context: StageContext) -> dict[str, Any]:
     return {
         "input": context.run.completed("embed").digest,
         "settings": context.config.result_settings("neighbors"),
-        "versions": {"algorithm": 2},
+        "versions": {"algorithm": 3},
     }
 
 
@@ -105,7 +107,8 @@ class _Job:
         clock.stop("search")
         self._join(scanned, found, answers)
         clock.stop("join")
-        views = self._groups(scanned, found, rows)
+        spread = self._spreads(scanned)
+        views = self._groups(scanned, found, rows, spread)
         clock.stop("groups")
         edges = distinct_edges([scanned.copies.edges(scanned.codes), *found.edges.values()])
         write_tables(answers, scanned.copies, found.recalls, edges, views, self.crew)
@@ -174,7 +177,14 @@ class _Job:
             found.joins.append(summary)
             found.edges |= {code: edges.of_view(code) for code in codes}
 
-    def _groups(self, scanned: Scan, found: _Found, rows: dict[int, int]) -> dict[int, View]:
+    def _spreads(self, scanned: Scan) -> dict[int, dict[str, Blocks]]:
+        """Return how every generator's precision and coverage spread."""
+        task, codes = ray.remote(_spread).options(num_cpus=1), self.codes[1:]
+        return dict(zip(codes, ray.get([task.remote(scanned, code) for code in codes]), strict=True))
+
+    def _groups(
+        self, scanned: Scan, found: _Found, rows: dict[int, int], spread: dict[int, dict[str, Blocks]]
+    ) -> dict[int, View]:
         copies = scanned.copies.edges(scanned.codes)
         lookup = RowLookup(self.tables, self.chunks, self.crew)
         views = {}
@@ -183,9 +193,8 @@ class _Job:
             groups = near_duplicate_groups(edges, radius.radius, lookup)
             recalls = [*(found.recalls[pair] for pair in pairs_of(code)), found.inside[0], found.inside[code]]
             name = self.tables.names[code]
-            views[code] = View(
-                name, radius, groups, rows[0] + rows[code], searches_summary(recalls), self.config.mode == "exact"
-            )
+            count, is_whole = rows[0] + rows[code], self.config.mode == "exact"
+            views[code] = View(name, radius, groups, count, searches_summary(recalls), is_whole, spread[code])
         return views
 
 
@@ -193,7 +202,9 @@ def _sampled(rows: dict[int, int]) -> dict[int, int]:
     """Return how many rows of each set the plans and measurements want to see."""
     share = sample_size(sum(rows.values())) / sum(rows.values())
     return {
-        code: max(index_sample_size(n) if n > FLAT_ROWS else 0, SAMPLED_QUERIES, int(np.ceil(share * n)))
+        code: max(
+            index_sample_size(n) if n > FLAT_ROWS else 0, SAMPLED_QUERIES, SAMPLE_ROWS, int(np.ceil(share * n))
+        )
         for code, n in rows.items()
     }
 
@@ -207,6 +218,16 @@ def _listed(answers: Answers, chunk: int, copies: Copies, code: int, radius: flo
     return listed_edges(searches, copies, radius, (0, code))
 
 
+def _spread(scanned: Scan, code: int) -> dict[str, Blocks]:
+    counts = dict(zip((0, code), sample_rows(scanned.distinct[0], scanned.distinct[code]), strict=True))
+    drawn = sample(scanned, counts)
+    return spreads(drawn.of_set(0).vectors, drawn.of_set(code).vectors, K)
+
+
 def _summary(view: View, test: SelfTest | None) -> dict[str, Any]:
     summary = view.summary()
-    return {**summary, "self_test": None if test is None else test.summary(summary["radius"])}
+    return {
+        **summary,
+        "spreads": {name: spread.tolist() for name, spread in view.spreads.items()},
+        "self_test": None if test is None else test.summary(summary["radius"]),
+    }

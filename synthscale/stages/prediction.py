@@ -11,13 +11,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from synthscale import filesystems as fsys
+from synthscale.jackknife import BLOCKS, blocks_of
 from synthscale.metrics.classifier import ClassifierSums, sum_logits
 from synthscale.model import Model
-from synthscale.schemas import DIRECTIONS, PREDICTIONS, Shard
+from synthscale.schemas import PREDICTIONS, Shard
 from synthscale.stages.context import StageContext
 from synthscale.stages.fold_tables import FoldTables, Part, ShardRows
 from synthscale.stages.train_run import model_path
 from synthscale.storage import RunDirectory
+from synthscale.tables import lists
 
 _Deals = dict[str, list[ClassifierSums]]
 
@@ -79,6 +81,8 @@ class _PredictTask:
         if facts is not None and facts.vectors is not None:
             by_facts = self._model("file_facts").answers(name, facts.vectors[at], fold)[0].mean(1)
         deviation = logits.std(1, ddof=1) if deals > 1 else np.full(len(at), np.nan)
+        blocks = blocks_of(own.column("group_key").to_numpy())
+        without = self._model("embedding").without_blocks(name, shown.vectors[at], fold[:, 0], blocks)
         columns = {
             "generator": pa.array([name] * len(at), pa.string()),
             "row": shown.row[at],
@@ -86,8 +90,9 @@ class _PredictTask:
             "logit_synthetic": logits.mean(1),
             "logit_deviation": pa.array(deviation, mask=np.isnan(deviation)),
             "logit_file_facts": pa.array(by_facts, mask=np.isnan(by_facts)),
-            "along": pa.FixedSizeListArray.from_arrays(
-                pa.array(along.ravel().astype(np.float32), mask=np.isnan(along.ravel())), DIRECTIONS
+            "along": lists(along.astype(np.float32)),
+            "logit_without": lists(
+                np.full((len(at), BLOCKS), np.nan, np.float16) if without is None else without.astype(np.float16)
             ),
         }
         return pa.table(columns).cast(PREDICTIONS), logits, own.column("is_real").to_numpy(zero_copy_only=False)

@@ -1,62 +1,90 @@
-"""Reduce: all tables -> ``scores/`` and ``metrics.json``, in one Ray Data pass over shards.
+"""Reduce: all tables -> ``scores/``, ``metrics.json`` and ``metrics.parquet``, in one Ray Data pass over shards.
 
 Every table is cut by the same row ranges, so shard i of one joins shard i of the others in one task and nothing
 is shuffled. A task writes its scores and gives back sums; the driver adds them up.
 """
 
 import pickle
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from numpy.typing import NDArray
 
 from synthscale import filesystems as fsys
 from synthscale.errors import SchemaError
-from synthscale.facts import COLUMNS, bytes_per_pixel
-from synthscale.metrics.evidence import Evidence
-from synthscale.metrics.summary import ViewSums, generator_block, sum_view
-from synthscale.schemas import DIRECTIONS, REAL, SCORES, Shard, conform
-from synthscale.scores import ViewRows, score_rows
+from synthscale.metrics.gates import decide
+from synthscale.metrics.slices import Counts, Slicing, count, slicing
+from synthscale.metrics.summary import GeneratorFigures, generator_figures
+from synthscale.metrics.view import ViewSums, sum_view
+from synthscale.schemas import METRICS, REAL, SCORES, Shard, conform
+from synthscale.scores import score_rows
 from synthscale.stages.context import Outcome, StageContext
+from synthscale.stages.view_tables import read_views
 from synthscale.storage import RunDirectory
-
-_MANIFEST_NAMES = ("real_or_synthetic", "generator")
+from synthscale.tables import metric_lines
 
 
 def fingerprint(context: StageContext) -> dict[str, Any]:
     """Return what scores and metrics depend on."""
-    return {"input": context.run.completed("classify").digest, "versions": {"algorithm": 2}}
+    return {
+        "input": context.run.completed("classify").digest,
+        "settings": context.config.result_settings("metrics"),
+        "versions": {"algorithm": 3},
+    }
 
 
 def run(context: StageContext) -> Outcome:
     """Write scores and metrics; verify that every usable row of every view was scored once."""
     embedded = context.run.completed("embed").counts
-    classify = context.run.completed("classify").info["generators"]
+    fits = context.run.completed("classify").info["generators"]
     views = context.run.completed("neighbors").info["views"]
+    slicings = _slicings(context)
     totals = {name: ViewSums() for name in context.generators}
-    for part in _reduce_shards(context, classify, views):
+    for part in _reduce_shards(context, fits, views, slicings):
         for name, sums in part.items():
             totals[name] = totals[name] + sums
     for name, sums in totals.items():
-        found = (int(sums.overall.real), int(sums.overall.synthetic))
+        found = (int(sums.overall["real"]), int(sums.overall["synthetic"]))
         expected = (embedded["sets"][REAL]["ok"], embedded["sets"][name]["ok"])
         if found != expected:
             raise SchemaError(f"{name}: {found} real and synthetic rows were scored, {expected} are usable")
     head = context.config.classifier.head
-    blocks = {name: generator_block(totals[name], head, classify[name], views[name]) for name in totals}
+    figures = {name: generator_figures(sums, head, fits[name], views[name]) for name, sums in totals.items()}
+    _write(context, embedded, slicings, figures)
+    rows = sum(sum(own.block["counts"].values()) for own in figures.values())
+    return Outcome({"rows": rows})
+
+
+def _write(
+    context: StageContext,
+    embedded: dict[str, Any],
+    slicings: list[Slicing],
+    figures: dict[str, GeneratorFigures],
+) -> None:
+    blocks = {name: own.block for name, own in figures.items()}
+    notes = [text for own in slicings if (text := own.warning)]
+    lines = metric_lines({name: own.lines for name, own in figures.items()})
+    fsys.write_table(context.run.path("metrics.parquet"), conform(lines, METRICS, "metrics"), context.run.storage)
     metrics = {
         "schema_version": 1,
         "run_id": context.run.read_json("run.json")["run_id"],
         "counts": _counts(embedded),
-        "generators": blocks,
-        "gates": [],
+        "generators": {name: {**b, "warnings": [*b["warnings"], *notes]} for name, b in blocks.items()},
     }
-    context.run.write_json("metrics.json", metrics)
-    return Outcome({"rows": sum(b["counts"]["real"] + b["counts"]["synthetic"] for b in blocks.values())})
+    context.run.write_json("metrics.json", {**metrics, "gates": []})
+
+
+def decide_gates(context: StageContext) -> None:
+    """Decide the configured gates anew: they may change without the metrics."""
+    metrics = context.run.read_json("metrics.json")
+    gates = decide(context.config.gates, metrics["generators"])
+    if gates != metrics["gates"]:
+        # The report shows them.
+        context.run.forget_from("report")
+        context.run.write_json("metrics.json", {**metrics, "gates": gates})
 
 
 def _counts(embedded: dict[str, Any]) -> dict[str, Any]:
@@ -74,88 +102,78 @@ def _counts(embedded: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+# What the rows are cut by.
+
+
+def _slicings(context: StageContext) -> list[Slicing]:
+    """Return how the columns that metrics are given by cut the rows: a pass over these columns."""
+    names = list(dict.fromkeys(["label", *context.config.metrics.slice_by]))
+    totals: dict[str, Counts] = {name: Counter() for name in names}
+    for answer in context.on_every_shard(_CountTask(context, names), "reduce"):
+        for name, found in pickle.loads(answer["counts"]).items():
+            totals[name] += found
+    return [slicing(name, counts) for name, counts in totals.items()]
+
+
+class _CountTask:
+    """Shard number -> how often each value of some columns occurs."""
+
+    def __init__(self, context: StageContext, names: list[str]) -> None:
+        self._run, self._shards, self._names = context.run, context.shards, names
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        shard = self._shards[batch.column("shard")[0].as_py()]
+        table = self._run.read_shard("manifest", shard, self._names)
+        found = {name: count(table.column(name)) for name in self._names}
+        return pa.table({"shard": [shard.index], "counts": pa.array([pickle.dumps(found)], pa.binary())})
+
+
+# The pass.
+
+
 def _reduce_shards(
-    context: StageContext, classify: dict[str, Any], views: dict[str, Any]
+    context: StageContext, fits: dict[str, Any], views: dict[str, Any], slicings: list[Slicing]
 ) -> Iterator[dict[str, ViewSums]]:
-    classified = {name: bool(info["folds"]) for name, info in classify.items()}
-    ids = context.read_all("manifest", ["id"])
-    task = _ReduceTask(context, classified, views, ray.put(ids.column("id").combine_chunks()))
+    classified = {name: bool(info["folds"]) for name, info in fits.items()}
+    # Made by a task, and read in place by those of its node: the driver holds no row.
+    ids = ray.remote(_real_ids).options(num_cpus=1).remote(context.run, context.shards)
+    medians = {name: view["median_distance"] for name, view in views.items()}
+    task = _ReduceTask(context, classified, medians, slicings, ids)
     for answer in context.on_every_shard(task, "reduce"):
         yield pickle.loads(answer["sums"])
+
+
+def _real_ids(run: RunDirectory, shards: list[Shard]) -> pa.Table:
+    """Return row and id of every real row, ascending."""
+    parts = []
+    for shard in shards:
+        table = run.read_shard("manifest", shard, ["row", "id", "generator"])
+        parts.append(table.filter(pc.is_null(table.column("generator"))).select(["row", "id"]))
+    return pa.concat_tables(parts).combine_chunks()
 
 
 class _ReduceTask:
     """Shard number -> its rows of ``scores/``, written; gives the pickled sums of each generator."""
 
     def __init__(
-        self, context: StageContext, classified: dict[str, bool], views: dict[str, Any], ids: Any
+        self,
+        context: StageContext,
+        classified: dict[str, bool],
+        medians: dict[str, float | None],
+        slicings: list[Slicing],
+        ids: Any,
     ) -> None:
         self._run, self._shards = context.run, context.shards
-        self._classified, self._views, self._ids = classified, views, ids
+        self._classified, self._medians, self._slicings, self._ids = classified, medians, slicings, ids
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         shard = self._shards[batch.column("shard")[0].as_py()]
         ids = ray.get(self._ids)
         sums = {}
         for name, (view, evidence) in read_views(self._run, shard, self._classified).items():
-            scores = score_rows(view, ids, self._views[name]["median_distance"])
+            scores = score_rows(view, ids, self._medians[name])
             if scores.num_rows:
                 path = self._run.path("scores", f"generator={name}", shard.name)
                 fsys.write_table(path, conform(scores, SCORES, "scores"), self._run.storage)
-            sums[name] = sum_view(view, scores, evidence)
-        return pa.table({"shard": [shard.index], "sums": [pickle.dumps(sums)]})
-
-
-def read_views(
-    run: RunDirectory, shard: Shard, classified: dict[str, bool]
-) -> dict[str, tuple[ViewRows, Evidence]]:
-    """Join the tables of one shard for each generator's view; ``classified`` tells which have predictions."""
-    manifest = run.read_shard("manifest", shard)
-    for name in _MANIFEST_NAMES:
-        at = manifest.column_names.index(name)
-        manifest = manifest.set_column(at, name, manifest.column(name).cast(pa.string()))
-    embedded = run.read_shard("embeddings", shard, ["row", *COLUMNS])
-    parts = {table: run.read_shard(table, shard) for table in ("nearest", "groups", "classifier", "predictions")}
-    joined = {}
-    for name in classified:
-        own = {table: t.filter(pc.equal(t.column("generator"), name)) for table, t in parts.items()}
-        rows = own["nearest"].column("row").to_numpy()
-        # Where no classifier can be fitted there are no predictions.
-        for table in ("classifier", "predictions") if classified[name] else ("classifier",):
-            if not np.array_equal(own[table].column("row").to_numpy(), rows):
-                raise SchemaError(
-                    f"{name}: {table} and nearest do not align in {shard.name}; repeat with --redo-from classify"
-                )
-        evidence = _evidence(own["classifier"], own["predictions"], embedded, rows)
-        chosen = manifest.take(pa.array(rows - shard.start))
-        # The generator stands in the partition's path.
-        logit = _numbers(own["predictions"], "logit_synthetic", len(rows))
-        joined[name] = (
-            ViewRows(chosen.drop_columns(["generator"]), own["nearest"], own["groups"], logit),
-            evidence,
-        )
-    return joined
-
-
-def _numbers(table: pa.Table, name: str, n: int) -> NDArray[np.float64]:
-    """A column as float64, NaN where null; all NaN where the table is empty."""
-    if not table.num_rows:
-        return np.full(n, np.nan)
-    result: NDArray[np.float64] = table.column(name).cast(pa.float64()).fill_null(np.nan).to_numpy()
-    return result
-
-
-def _evidence(folds: pa.Table, predictions: pa.Table, embedded: pa.Table, rows: NDArray[np.int64]) -> Evidence:
-    n = len(rows)
-    along = np.full((n, DIRECTIONS), np.nan)
-    if predictions.num_rows:
-        flat = predictions.column("along").combine_chunks().flatten()
-        along = flat.cast(pa.float64()).fill_null(np.nan).to_numpy().reshape(n, DIRECTIONS)
-    files = embedded.take(pa.array(np.searchsorted(embedded.column("row").to_numpy(), rows)))
-    return Evidence(
-        log_prior=folds.column("log_prior").to_numpy(),
-        group_key=folds.column("group_key").to_numpy(),
-        logit_file_facts=_numbers(predictions, "logit_file_facts", n),
-        bytes_per_pixel=bytes_per_pixel(files),
-        along=along,
-    )
+            sums[name] = sum_view(view, scores, evidence, self._slicings)
+        return pa.table({"shard": [shard.index], "sums": pa.array([pickle.dumps(sums)], pa.binary())})

@@ -24,7 +24,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from synthscale import filesystems as fsys
-from synthscale.classifier import Training, VectorBlock, fit_classifier
+from synthscale.classifier import fit_classifier
 from synthscale.config import ClassifierConfig
 from synthscale.directions import find_directions
 from synthscale.features import FOURIER_FEATURES
@@ -33,6 +33,7 @@ from synthscale.schemas import Shard
 from synthscale.stages.context import StageContext
 from synthscale.stages.fold_tables import FoldTables, Part
 from synthscale.storage import RunDirectory
+from synthscale.training import Training, VectorBlock
 from synthscale.workers import Resume, Workers
 
 _log = logging.getLogger(__name__)
@@ -198,6 +199,7 @@ def _fit_part(job: Job, placement: Placement, part: Part, place: tuple[int, int]
         is_cached=part in placement.cached,
         workers=Workers(_reducer(size), size > 1, placement.device if part == "embedding" else "cpu", resume),
         fourier_features=_fourier_features(part),
+        is_refitted=part == "embedding",
     )
     model, fits = fit_classifier(training, _settings(job, part))
     if part == "embedding":

@@ -11,14 +11,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from synthscale.classifier import (
-    FoldPlan,
-    Training,
-    VectorBlock,
-    bandwidth_sample,
-    fit_classifier,
-    plan_folds,
-)
+from synthscale.classifier import fit_classifier
 from synthscale.config import ClassifierConfig
 from synthscale.features import BANDWIDTH_ROWS, FeatureMap
 from synthscale.folds import deal_folds
@@ -27,6 +20,7 @@ from synthscale.logistic import Fit
 from synthscale.model import Model, out_of_fold
 from synthscale.problem import View
 from synthscale.schemas import REAL
+from synthscale.training import FoldPlan, Training, VectorBlock, bandwidth_sample, plan_folds
 from synthscale.workers import Workers
 from tests.unit.trainings import cut, given, normal, on_workers, shared, taken
 

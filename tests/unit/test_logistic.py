@@ -11,7 +11,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from synthscale import logistic
+from synthscale import descent
 from synthscale.keys import Keys, id_keys
 from synthscale.logistic import Fit, fit_views
 from synthscale.problem import FeatureBlock, View
@@ -301,7 +301,7 @@ def test_heads_converge_at_the_limit_of_the_arithmetic(seed: int) -> None:
 def many(n: int, m: int, seed: int = 30) -> Rows:
     """Sets so large that a fit starts on a sample."""
     rng = np.random.default_rng(seed)
-    assert max(n, m) > 2 * logistic._LEAST_SAMPLE
+    assert max(n, m) > 2 * descent._LEAST_SAMPLE
     synthetic = np.arange(n + m) >= n
     x = rng.normal(size=(n + m, 4)) * [0.2, 1, 1, 2] + 0.15 * synthetic[:, None] + [0, 1, 0, -1]
     return Rows.of(x, synthetic, rng.integers(0, FOLDS, n + m), rng.integers(0, 3, n + m))
@@ -321,7 +321,7 @@ def test_a_fit_that_starts_on_a_sample_agrees_with_scikit_learn(balanced: bool, 
 def test_the_sample_saves_passes_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     data = many(10_000, 9_000)
     fit = data.fit((1e-6, 1e-4, 1e-2, 1.0))
-    monkeypatch.setattr(logistic, "_LEAST_SAMPLE", 10**9)
+    monkeypatch.setattr(descent, "_LEAST_SAMPLE", 10**9)
     whole = data.fit((1e-6, 1e-4, 1e-2, 1.0))
     assert fit.passes <= whole.passes
     assert fit.strength == whole.strength
@@ -461,7 +461,7 @@ def test_heads_that_take_turns_for_memory_end_at_the_same_optima(monkeypatch: py
     data = rows(3, 120, 80)
     strengths = (1e-5, 1e-2)
     together = data.fit(strengths)
-    monkeypatch.setattr(logistic, "_FACTOR_BYTES", 1)
+    monkeypatch.setattr(descent, "_FACTOR_BYTES", 1)
     apart = data.fit(strengths)
     assert apart.converged
     assert apart.passes > together.passes

@@ -10,13 +10,14 @@ from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
 from synthscale import network
-from synthscale.classifier import Training, fit_classifier
+from synthscale.classifier import fit_classifier
 from synthscale.config import ClassifierConfig
 from synthscale.keys import id_keys
 from synthscale.model import Model
 from synthscale.network import NetworkFit, Networks, fit_networks
 from synthscale.problem import FeatureBlock, View
 from synthscale.schemas import REAL
+from synthscale.training import Training
 from synthscale.workers import ReduceSum, Resume, Workers
 from tests.unit.trainings import Sets, cut, dealt, fit_on_workers, normal, on_workers
 

@@ -10,18 +10,12 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from synthscale.classifier import (
-    FoldPlan,
-    Training,
-    VectorBlock,
-    bandwidth_sample,
-    fit_classifier,
-    plan_folds,
-)
+from synthscale.classifier import fit_classifier
 from synthscale.config import ClassifierConfig
 from synthscale.keys import id_keys
 from synthscale.model import Model
 from synthscale.schemas import REAL
+from synthscale.training import FoldPlan, Training, VectorBlock, bandwidth_sample, plan_folds
 from synthscale.workers import ReduceSum, Workers
 
 Vectors = NDArray[np.float64]
