@@ -1,6 +1,7 @@
-"""The command line: ``synthscale score|demo|validate|status|report``. The only module that prints."""
+"""The command line: ``synthscale score|demo|validate|status|compare|report``. The only module that prints."""
 
 import argparse
+import json
 import logging
 import signal
 import sys
@@ -10,22 +11,20 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
+from synthscale import filesystems as fsys
 from synthscale.config import Config, apply_overrides, load_config, parse_config
 from synthscale.errors import ConfigError, SynthscaleError
-from synthscale.metrics import CORE_METRICS
+from synthscale.terminal import comparison_table, metrics_table, print_gates, print_warnings, stage_line
 
 if TYPE_CHECKING:
-    from synthscale.pipeline import StageReport
     from synthscale.result import RunResult
 
 DEMO_DATA, DEMO_OUTPUT = "runs/demo-data", "runs/demo"
-GATE_MISSED = 3
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed but resumable, 2 unusable input, 3 gate missed."""
+    """Run one command and return its exit code: 0 done, 1 failed but resumable, 2 unusable input, 3 gates."""
     parsed = _parser().parse_args(arguments)
     _configure_logging(verbose=parsed.verbose)
     if threading.current_thread() is threading.main_thread():
@@ -119,6 +118,20 @@ def _status(parsed: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _compare(parsed: argparse.Namespace, console: Console) -> int:
+    from synthscale.comparisons import compare_runs
+
+    storage = config_from(parsed).storage
+    comparison = compare_runs(parsed.runs, storage)
+    console.print(comparison_table(comparison))
+    for warning in comparison.warnings:
+        console.print(f"warning: {warning}", markup=False)
+    text = json.dumps(comparison.json(), indent=1, allow_nan=False)
+    fsys.write_bytes(fsys.absolute(parsed.output), text.encode(), storage)
+    console.print(f"written {parsed.output}", markup=False)
+    return 0
+
+
 def _report(parsed: argparse.Namespace, console: Console) -> int:
     from synthscale.result import RunResult
     from synthscale.stages.context import StageContext
@@ -130,53 +143,6 @@ def _report(parsed: argparse.Namespace, console: Console) -> int:
     run(StageContext(config.model_copy(update={"storage": storage}), result.run))
     _print_places(result, console)
     return 0
-
-
-# What a person sees.
-
-
-def stage_line(report: "StageReport") -> str:
-    """Return one line on a finished stage."""
-    if report.skipped:
-        return f"{report.stage:10} done before"
-    rate = f"{report.rows / report.seconds:>9,.0f} rows/s" if report.seconds > 0 else ""
-    return f"{report.stage:10} {report.rows:>9,} rows {report.failed:>6,} failed {report.seconds:>7.1f} s {rate}"
-
-
-def metrics_table(metrics: dict[str, Any]) -> Table:
-    """Return the metrics of every generator as a table for the terminal."""
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    table.add_column("generator", overflow="fold")
-    for name in (*CORE_METRICS, "AUC"):
-        # The longest name on two lines, so that all fit in 80 columns.
-        table.add_column(name.replace("tative", "-\ntative") if len(name) > 12 else name, justify="right")
-    for name, block in metrics["generators"].items():
-        values = [block["metrics"][metric]["value"] for metric in CORE_METRICS] + [
-            block["classifier"]["auc"]["value"]
-        ]
-        # Names come from the user's data: no markup is read in them.
-        table.add_row(name.replace("[", r"\["), *("n/a" if value is None else f"{value:.3f}" for value in values))
-    return table
-
-
-def print_warnings(metrics: dict[str, Any], console: Console) -> None:
-    """Print each warning once, with the generators that it concerns."""
-    concerned: dict[str, list[str]] = {}
-    for name, block in metrics["generators"].items():
-        for warning in block["warnings"]:
-            concerned.setdefault(warning, []).append(name)
-    for warning, names in concerned.items():
-        console.print(f"warning ({', '.join(names)}): {warning}", markup=False)
-
-
-def print_gates(metrics: dict[str, Any], console: Console) -> int:
-    """Print each gate's decision; return the exit code: 3 where one was missed."""
-    for gate in metrics["gates"]:
-        found = "n/a" if gate["value"] is None else f"{gate['value']:.4g}"
-        found += f" ({gate['reason']})" if "reason" in gate else ""
-        word = "passed" if gate["passed"] else "missed"
-        console.print(f"gate    {word}: {gate['generator']}: {gate['gate']}, is {found}", markup=False)
-    return 0 if all(gate["passed"] for gate in metrics["gates"]) else GATE_MISSED
 
 
 def _print_places(result: "RunResult", console: Console) -> None:
@@ -268,6 +234,9 @@ def _parser() -> argparse.ArgumentParser:
         "check input, output and settings; no cluster",
         [file, shared, data, output],
     )
+    compare = _command(commands, "compare", _compare, "compare the generators of runs", [file, shared])
+    compare.add_argument("runs", nargs="+", metavar="RUN")
+    compare.add_argument("--output", default="compare.json", metavar="FILE", help="where the JSON is written")
     for name, command, words in (
         ("status", _status, "show how far a run has come"),
         ("report", _report, "write the report of a finished run again"),

@@ -7,13 +7,14 @@ import platform
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
 import synthscale
 from synthscale import filesystems as fsys
 from synthscale.config import Config
+from synthscale.control import hold_out
 from synthscale.errors import ConfigError
 from synthscale.result import RunResult
 from synthscale.sources import discover
@@ -101,6 +102,8 @@ class _Job:
     def work(self) -> None:
         dataset = discover(self.config)
         ingest.check_rows(dataset.rows)
+        if self.config.control:
+            dataset = replace(dataset, rows=hold_out(dataset.rows))
         ingest.check_slices(self.config.metrics.slice_by, dataset.rows.column_names)
         self._begin()
         context = StageContext(self.config, self.run)

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,13 @@ import numpy as np
 
 from synthscale import filesystems as fsys
 from synthscale.config import Config
+from synthscale.control import hold_out
 from synthscale.embedding import decode_all, encoder_facts, encoder_for, facts_of
 from synthscale.encoders import Encoder
 from synthscale.errors import InputError
 from synthscale.schemas import REAL, Layout, shards_of
 from synthscale.sources import Dataset, discover
-from synthscale.stages.ingest import check_rows
+from synthscale.stages.ingest import check_rows, check_slices
 from synthscale.storage import STAGES, RunDirectory
 from synthscale.vectors import check_vectors, read_rows
 
@@ -47,6 +48,9 @@ def validate(config: Config) -> Plan:
     assert config.output is not None
     dataset = discover(config)
     check_rows(dataset.rows)
+    check_slices(config.metrics.slice_by, dataset.rows.column_names)
+    if config.control:
+        dataset = replace(dataset, rows=hold_out(dataset.rows))
     check_writable(config)
     names = [name or REAL for name in dataset.rows.column("generator").to_pylist()]
     encoder = None if dataset.vectors is not None else encoder_for(config)

@@ -1,6 +1,6 @@
 """Puts a generator's sums and facts together to its block of metrics.json."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from synthscale import selftest
 from synthscale.metrics import CORE_METRICS
 from synthscale.metrics.classifier import classifier_figures
+from synthscale.metrics.comparison import Figure
 from synthscale.metrics.core import Context, Estimate, Metric, Sums, core_metrics, coverage_reference, metric
 from synthscale.metrics.evidence import confounder_figures, confounder_warning, direction_figures
 from synthscale.metrics.view import FOLD, ViewSums
@@ -41,6 +42,20 @@ class GeneratorFigures:
 
     block: dict[str, Any]
     lines: list[Line]
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """What it is compared by: its metrics over all rows."""
+        return {
+            line.metric: Figure(
+                own.value,
+                np.nan if own.low is None else own.low,
+                np.nan if own.high is None else own.high,
+                own.deviations,
+            )
+            for line in self.lines
+            if not line.slice_by and (own := line.estimate).value is not None
+        }
 
 
 def generator_figures(
@@ -84,6 +99,29 @@ def generator_figures(
         "warnings": [*filter(None, [confounder_warning(confounders)]), *warnings(sums, fit, neighbors)],
     }
     return GeneratorFigures(block, lines)
+
+
+def show_control(generators: dict[str, dict[str, Any]], control: str) -> None:
+    """Put what the control got beside every metric of the other generators, as ``control``: a line to read them
+    by."""
+    reference = generators[control]
+    for name, block in generators.items():
+        if name == control:
+            continue
+        pairs = [(block["metrics"], reference["metrics"]), (block["by_label"], reference["by_label"])]
+        for own, other in _alike(pairs):
+            if other["value"] is not None:
+                own["control"] = other["value"]
+
+
+def _alike(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> Iterator[tuple[Metric, Metric]]:
+    """Yield the metrics that stand at the same places of nested mappings."""
+    for own, other in pairs:
+        for name in own.keys() & other.keys() - {"counts"}:
+            if "value" in own[name]:
+                yield own[name], other[name]
+            else:
+                yield from _alike([(own[name], other[name])])
 
 
 def _context(sums: ViewSums, neighbors: dict[str, Any]) -> Context:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from synthscale.config import check_generator_name
+from synthscale.control import CONTROL
 from synthscale.errors import ConfigError, InputError
 from synthscale.schemas import MANIFEST_COLUMNS, REAL, SCORES, SYNTHETIC, Shard
 from synthscale.sources import Dataset
@@ -39,6 +40,8 @@ def run(context: StageContext, dataset: Dataset) -> Outcome:
         context.run.write_shard("manifest", shard, piece, MANIFEST_COLUMNS)
     kinds = Counter(table.column("real_or_synthetic").to_pylist())
     generators = [g for g in dict.fromkeys(table.column("generator").to_pylist()) if g is not None]
+    # The control is shown last, wherever its rows stand.
+    generators.sort(key=lambda name: name == CONTROL)
     info = {
         "shard_stops": [shard.stop for shard in shards],
         "generators": generators,

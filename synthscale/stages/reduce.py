@@ -14,10 +14,12 @@ import pyarrow.compute as pc
 import ray
 
 from synthscale import filesystems as fsys
+from synthscale.control import CONTROL
 from synthscale.errors import SchemaError
+from synthscale.metrics.comparison import between
 from synthscale.metrics.gates import decide
 from synthscale.metrics.slices import Counts, Slicing, count, slicing
-from synthscale.metrics.summary import GeneratorFigures, generator_figures
+from synthscale.metrics.summary import GeneratorFigures, generator_figures, show_control
 from synthscale.metrics.view import ViewSums, sum_view
 from synthscale.schemas import METRICS, REAL, SCORES, Shard, conform
 from synthscale.scores import score_rows
@@ -73,7 +75,10 @@ def _write(
         "run_id": context.run.read_json("run.json")["run_id"],
         "counts": _counts(embedded),
         "generators": {name: {**b, "warnings": [*b["warnings"], *notes]} for name, b in blocks.items()},
+        **between({name: own.figures for name, own in figures.items()}, CONTROL),
     }
+    if CONTROL in blocks:
+        show_control(metrics["generators"], CONTROL)
     context.run.write_json("metrics.json", {**metrics, "gates": []})
 
 

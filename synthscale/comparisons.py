@@ -1,0 +1,110 @@
+"""``synthscale compare``: the generators of several runs against one another, from their metrics.parquet."""
+
+import itertools
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow.compute as pc
+
+from synthscale import filesystems as fsys
+from synthscale.config import StorageConfig
+from synthscale.errors import InputError, StorageError
+from synthscale.metrics.comparison import Difference, Figures, compare, figure
+from synthscale.storage import RunDirectory
+
+_SAME = {
+    "encoder": "embeddings are not of one encoder: distances and scores are not on one scale",
+    "neighbors": "near-duplicates follow different rules",
+    "classifier": "classifiers have different settings",
+}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A generator of a run; ``name`` tells it from those of the other runs."""
+
+    name: str
+    generator: str
+    run: str
+    figures: Figures
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What ``compare`` found: the generators, the differences of each pair, and what makes them less sure."""
+
+    scored: list[Scored]
+    differences: list[Difference]
+    warnings: list[str] = field(default_factory=list)
+
+    def json(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {
+            "schema_version": 1,
+            "generators": [
+                {
+                    "name": own.name,
+                    "generator": own.generator,
+                    "run": own.run,
+                    "metrics": {name: figure.value for name, figure in own.figures.items()},
+                }
+                for own in self.scored
+            ],
+            "differences": [difference.json() for difference in self.differences],
+            "warnings": self.warnings,
+        }
+
+
+def compare_runs(uris: Sequence[str], storage: StorageConfig) -> Comparison:
+    """Compare generators of the same name between runs, the later run less the earlier; without any, all of them.
+
+    Raises:
+        InputError: fewer than two runs, or one of them twice.
+        StorageError: a run is not there, not finished, or of an older version.
+    """
+    runs = [RunDirectory.existing(uri, storage) for uri in uris]
+    if len({run.uri for run in runs}) < 2 or len({run.uri for run in runs}) < len(runs):
+        raise InputError("compare needs two different runs or more")
+    names = _short_names([run.uri for run in runs])
+    scored = [own for run, name in zip(runs, names, strict=True) for own in _scored(run, name)]
+    pairs = [(a, b) for a, b in itertools.combinations(scored, 2) if a.run != b.run]
+    same = [(a, b) for a, b in pairs if a.generator == b.generator]
+    differences = [d for a, b in same or pairs for d in compare((b.name, b.figures), (a.name, a.figures))]
+    return Comparison(scored, differences, _warnings(runs))
+
+
+def _scored(run: RunDirectory, name: str) -> list[Scored]:
+    run.completed("reduce")
+    path = run.path("metrics.parquet")
+    if not fsys.exists(path, run.storage):
+        raise StorageError(f"{path}: not found; repeat the run with --redo-from reduce")
+    lines = fsys.read_table(path, run.storage)
+    lines = lines.filter(pc.equal(lines.column("slice_by"), ""))
+    by_generator: dict[str, dict[str, Any]] = {}
+    for line in lines.to_pylist():
+        found = figure(line)
+        if found is not None:
+            by_generator.setdefault(line["generator"], {})[line["metric"]] = found
+    return [Scored(f"{name}/{own}", own, run.uri, figures) for own, figures in by_generator.items()]
+
+
+def _short_names(uris: list[str]) -> list[str]:
+    """The last parts of the runs' paths, as many as tell them apart."""
+    for depth in range(1, max(uri.count("/") for uri in uris) + 2):
+        names = ["/".join(uri.rstrip("/").split("/")[-depth:]) for uri in uris]
+        if len(set(names)) == len(names):
+            return names
+    return [posixpath.normpath(uri) for uri in uris]
+
+
+def _warnings(runs: list[RunDirectory]) -> list[str]:
+    configs = [run.read_json("run.json")["config"] for run in runs]
+    found = [text for key, text in _SAME.items() if any(own.get(key) != configs[0].get(key) for own in configs)]
+    real = [run.read_json("metrics.json")["counts"]["real"]["ok"] for run in runs]
+    if len(set(real)) > 1:
+        found.append(
+            f"the real sets differ in size ({', '.join(f'{n:,}' for n in real)}), and coverage and freshness with it"
+        )
+    return found
