@@ -168,7 +168,13 @@ class CellIndex:
             radii: (n,) cosine distances, in the order of ``rows``; -inf where there is none.
             probes: cells.
         """
-        result = np.zeros(len(queries), np.bool_)
+        return self.covering(queries, query_rows, radii, probes, most=1) > 0
+
+    def covering(
+        self, queries: Vectors, query_rows: Rows, radii: Floats, probes: int, most: int
+    ) -> NDArray[np.int32]:
+        """Return how many rows' radii hold each query, as `inside`: (m,), right up to ``most``."""
+        result = np.zeros(len(queries), np.int32)
         scaled, rows = _scaled(queries), self.rows
         if len(rows) == 0:
             return result
@@ -176,13 +182,13 @@ class CellIndex:
         points = self._transform.apply(scaled)
         left = as_left(points)
         for cell, who in self._visits(points, probes).all():
-            who = who[~result[who]]
+            who = who[result[who] < most]
             places, cell_points = self._list(cell)
             at, found = self._shortlist(left[who], as_right(cell_points, np.maximum(radii[places], -_ALL)))
             who, found = who[at], places[found]
             other = rows[found] != query_rows[who]
             who, found = who[other], found[other]
-            result[who[_is_within(scaled, who, stored, found, radii[found])]] = True
+            np.add.at(result, who[_is_within(scaled, who, stored, found, radii[found])], 1)
         return result
 
     def _visits(self, points: Points, probes: int) -> Visits:

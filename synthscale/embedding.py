@@ -13,7 +13,7 @@ from synthscale import filesystems as fsys
 from synthscale.config import Config
 from synthscale.encoders import Encoder, build_encoder
 from synthscale.fetch import fetch
-from synthscale.images import ImageFault, decode
+from synthscale.images import ImageFault, decode, picture_facts
 from synthscale.schemas import Layout
 from synthscale.vectors import VectorSource
 
@@ -59,7 +59,7 @@ def decode_all(uris: list[str], image_size: int, config: Config) -> tuple[NDArra
             if isinstance(data, ImageFault):
                 raise data
             pixels[i], fact = decode(data, image_size)
-            facts.append(vars(fact))
+            facts.append({**vars(fact), **picture_facts(pixels[i])})
         except ImageFault as fault:
             facts.append({"reason": fault.reason.value, "detail": fault.detail})
     return pixels, facts

@@ -12,6 +12,8 @@ from synthscale.images import FORMATS
 MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA", "I;16")
 COLUMNS = ("width_px", "height_px", "format", "mode", "bytes", "jpeg_quality")
 """The columns of ``embeddings/`` that hold the facts."""
+PICTURE = ("brightness", "contrast", "sharpness")
+"""Those that hold what is plain of the picture."""
 DIMENSIONS = len(FORMATS) + len(MODES) + 5
 
 
@@ -43,6 +45,13 @@ def bytes_per_pixel(table: pa.Table) -> NDArray[np.float64]:
     pixels = _numbers(table, "width_px", np.nan) * _numbers(table, "height_px", np.nan)
     result: NDArray[np.float64] = _numbers(table, "bytes", np.nan) / pixels
     return result
+
+
+def picture_values(table: pa.Table) -> dict[str, NDArray[np.float64]]:
+    """Return brightness, contrast, sharpness, width, height and aspect ratio: (n,) each, NaN without a picture."""
+    values = {name: _numbers(table, name, np.nan) for name in PICTURE}
+    width, height = _numbers(table, "width_px", np.nan), _numbers(table, "height_px", np.nan)
+    return {**values, "width": width, "height": height, "aspect": width / height}
 
 
 def _numbers(table: pa.Table, name: str, missing: float) -> NDArray[np.float64]:

@@ -87,6 +87,28 @@ def _square(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
     return np.asarray(resized, dtype=np.uint8)
 
 
+_LEVELS = np.arange(256) / 255
+
+
+def picture_facts(pixels: NDArray[np.uint8]) -> dict[str, float]:
+    """Return brightness, contrast and sharpness of pixels (S, S, 3), as an encoder sees them.
+
+    Of the luma (ITU-R BT.601, 0..1): its mean (0..1), its standard deviation (0..0.5), and the variance of its
+    Laplacian over four neighbours (0..16; Pech-Pacheco et al. 2000: low is blurred).
+    """
+    luma = np.asarray(Image.fromarray(pixels).convert("L"))
+    counts = np.bincount(luma.ravel(), minlength=256) / luma.size
+    mean = float(counts @ _LEVELS)
+    wide = luma.astype(np.int16)
+    laplacian = wide[:-2, 1:-1] + wide[2:, 1:-1] + wide[1:-1, :-2] + wide[1:-1, 2:] - 4 * wide[1:-1, 1:-1]
+    edges = laplacian.ravel().astype(np.float32) / 255
+    return {
+        "brightness": mean,
+        "contrast": float(np.sqrt(counts @ np.square(_LEVELS - mean))),
+        "sharpness": float(edges @ edges / max(1, edges.size) - edges.mean() ** 2) if edges.size else 0.0,
+    }
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB as the module's docstring says."""
     if image.mode == "RGB" and "transparency" not in image.info:

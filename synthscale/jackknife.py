@@ -75,11 +75,16 @@ def interval(value: float, error: float, independent: float, *, is_share: bool) 
         return None
     value = min(max(value, 0.0), 1.0)
     if is_share and min(value, 1 - value) * independent < _FEW:
-        found = value * independent
-        low = beta.ppf(0.025, found, independent - found + 1) if found > 0 else 0.0
-        high = beta.ppf(0.975, found + 1, independent - found) if found < independent else 1.0
-        return float(low), float(high)
+        return binomial(value, independent)
     if value in (0.0, 1.0):
         return None
     away = ERRORS * error / (value * (1 - value))
     return float(expit(logit(value) - away)), float(expit(logit(value) + away))
+
+
+def binomial(share: float, rows: float) -> tuple[float, float]:
+    """Return the exact 95 % interval of a share of so many independent rows (Clopper and Pearson 1934)."""
+    found = share * rows
+    low = beta.ppf(0.025, found, rows - found + 1) if found > 0 else 0.0
+    high = beta.ppf(0.975, found + 1, rows - found) if found < rows else 1.0
+    return float(low), float(high)

@@ -32,7 +32,7 @@ def sample_rows(real: int, synthetic: int) -> tuple[int, int]:
 
 
 def spreads(real: NDArray[np.floating], synthetic: NDArray[np.floating], k: int) -> dict[str, Blocks]:
-    """Return the deviations of precision and coverage, (BLOCKS,) each, whose squares add up to a design effect.
+    """Return the deviations of the shares, (BLOCKS,) each, whose squares add up to a design effect.
 
     Args:
         real: (n, d) distinct real rows, or a sample of them; none zero.
@@ -40,7 +40,8 @@ def spreads(real: NDArray[np.floating], synthetic: NDArray[np.floating], k: int)
         k: neighbours that make a radius.
 
     Returns:
-        ``precision`` and ``coverage``; without those that cannot be measured: too few rows, or shares of 0 or 1.
+        ``precision``, ``coverage``, ``recall`` and ``density``; without those that cannot be measured: too few
+        rows, or shares of 0 or 1.
     """
     parts = next(parts for rows, parts in _PARTS if min(len(real), len(synthetic)) >= rows)
     if min(len(real), len(synthetic)) < parts * _FEWEST_ROWS:
@@ -55,21 +56,34 @@ def spreads(real: NDArray[np.floating], synthetic: NDArray[np.floating], k: int)
                 return {}
             shares.append(_shares(inside[0], inside[1], k))
     found = {}
-    by_cut = np.array(shares).reshape(-1, parts, 2)
-    for i, (name, rows) in enumerate((("precision", len(synthetic)), ("coverage", len(real)))):
+    by_cut = np.array(shares).reshape(-1, parts, 4)
+    rows = {"precision": len(synthetic), "coverage": len(real), "recall": len(real), "density": len(synthetic)}
+    for i, (name, count) in enumerate(rows.items()):
         share = by_cut[..., i]
         mean = share.mean()
-        if not 0 < mean < 1:
+        # Density is no share: its deviations are relative to it.
+        unit_variance = mean**2 if name == "density" else mean * (1 - mean)
+        if not unit_variance > 0:
             continue
         away = (share - share.mean(1, keepdims=True)).ravel() / np.sqrt((parts - 1) * len(share))
-        found[name] = away * np.sqrt(rows / parts / (mean * (1 - mean)))
+        found[name] = away * np.sqrt(count / parts / unit_variance)
     return found
 
 
-def _shares(real: NDArray[np.float64], synthetic: NDArray[np.float64], k: int) -> tuple[float, float]:
-    """Precision and coverage of unit rows; all pairs."""
-    own = 1 - real @ real.T
+def _shares(real: NDArray[np.float64], synthetic: NDArray[np.float64], k: int) -> list[float]:
+    """Precision, coverage, recall and density of unit rows; all pairs."""
+    across = 1 - real @ synthetic.T
+    inside = across <= _radius(real, k)[:, None]
+    recalled = across <= _radius(synthetic, k)[None, :]
+    shares = (inside.any(0), inside.any(1), recalled.any(1), inside.sum(0) / k)
+    return [float(share.mean()) for share in shares]
+
+
+def _radius(units: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+    """The distance of each row's k-th neighbour, or of the last there is."""
+    if len(units) < 2:
+        return np.full(len(units), -np.inf)
+    own = 1 - units @ units.T
     np.fill_diagonal(own, np.inf)
-    radius = np.partition(own, k - 1, axis=1)[:, k - 1]
-    inside = 1 - real @ synthetic.T <= radius[:, None]
-    return float(inside.any(0).mean()), float(inside.any(1).mean())
+    last = min(k, len(units) - 1) - 1
+    return np.partition(own, last, axis=1)[:, last]

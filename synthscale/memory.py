@@ -22,7 +22,7 @@ from synthscale.memory_search import analyse
 from synthscale.metrics.classifier import spread, sum_logits
 from synthscale.metrics.evidence import Evidence
 from synthscale.metrics.slices import count, slicing
-from synthscale.metrics.summary import generator_figures
+from synthscale.metrics.summary import Known, generator_figures
 from synthscale.metrics.view import sum_view
 from synthscale.problem import View, columns_of
 from synthscale.schemas import DIRECTIONS, REAL, SYNTHETIC
@@ -77,7 +77,8 @@ def score_features(
     n = len(vectors)
     sets = {name: np.flatnonzero(names == name) for name in dict.fromkeys([REAL, *names])}
     copies = collapse(equal_pairs(vector_keys(vectors[own], name), own) for name, own in sets.items())
-    analysis = analyse(vectors, sets, copies, config.neighbors)
+    families = config.metrics.families
+    analysis = analyse(vectors, sets, copies, config.neighbors, counts="manifold" in families)
     later = copies.later(dict(enumerate(unique_ids)))
     is_copy = np.isin(np.arange(n), later)
     groups = {view.generator: view.groups for view in analysis.views}
@@ -111,7 +112,7 @@ def score_features(
         evidence = Evidence(plan.log_prior, plan.group, unknown, unknown, answer.along, fold, answer.without)
         sums = sum_view(own, table, evidence, [slicing("label", count(manifest.column("label")))])
         neighbors = {**view.summary(), "spreads": view.spreads}
-        metrics[name] = generator_figures(sums, config.classifier.head, answer.fit, neighbors).block
+        metrics[name] = generator_figures(sums, Known(config.classifier.head, answer.fit, neighbors)).block
         scores[name] = table.to_pandas()
     return FeatureScores(metrics, scores)
 

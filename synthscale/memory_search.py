@@ -29,6 +29,7 @@ from synthscale.neighbors import (
 from synthscale.radius import Calibration, Searches, calibrate, counts_only_real
 from synthscale.relations import (
     ALL_CELLS,
+    ALL_COVERING,
     FLAT_ROWS,
     SAMPLED_QUERIES,
     Index,
@@ -57,7 +58,12 @@ class Analysis:
 
 
 def analyse(
-    vectors: NDArray[np.float32], sets: Mapping[str, Rows], copies: Copies, config: NeighborsConfig
+    vectors: NDArray[np.float32],
+    sets: Mapping[str, Rows],
+    copies: Copies,
+    config: NeighborsConfig,
+    *,
+    counts: bool = False,
 ) -> Analysis:
     """Find near-duplicates, nearest rows and manifold indicators.
 
@@ -66,11 +72,12 @@ def analyse(
         sets: the rows of ``real`` and of each generator, ascending.
         copies: of all sets.
         config: the radius rule.
+        counts: also find what density and recall are made of.
     """
     searcher = _Searcher(vectors, {name: rows[copies.are_distinct(rows)] for name, rows in sets.items()})
     code = {name: number for number, name in enumerate([REAL, *(name for name in sets if name != REAL)])}
     k = neighbors_listed(config)
-    found = {name: searcher.view(name, k) for name in code if name != REAL}
+    found = {name: searcher.view(name, k, counts=counts) for name in code if name != REAL}
     radii = {name: searcher.calibrate(name, found[name].searches, config, copies) for name in found}
     joins = _joins(searcher, found, radii, code, config, copies)
     codes = np.zeros(len(vectors), np.int32)
@@ -134,7 +141,7 @@ class _Searcher:
         self._vectors, self._sets = vectors, sets
         self._indexes = {name: self._index(rows) for name, rows in sets.items()}
         self._relations: dict[tuple[str, str], Relation] = {}
-        self._insides: dict[str, Inside] = {}
+        self._insides: dict[tuple[str, str], Inside] = {}
 
     def _index(self, rows: Rows) -> Index:
         own = self._vectors[rows]
@@ -144,8 +151,8 @@ class _Searcher:
         index.add(own, rows)
         return index
 
-    def view(self, name: str, k: int) -> Found:
-        """Search a generator's view."""
+    def view(self, name: str, k: int, *, counts: bool) -> Found:
+        """Search a generator's view; ``counts`` adds what density and recall are made of."""
         cross = k if k > K else 1
         searches = Searches(
             self._relation(REAL, REAL, k),
@@ -154,7 +161,10 @@ class _Searcher:
             self._relation(name, name, k),
         )
         radii = searches.real_real.radius(K)
-        return Found(searches, self._inside(REAL, radii), self._inside(name, radii))
+        most = ALL_COVERING if counts else 1
+        real, own = self._inside(REAL, REAL, radii, 1), self._inside(name, REAL, radii, most)
+        recalled = self._inside(REAL, name, searches.own_own.radius(K), 1) if counts else None
+        return Found(searches, real, own, recalled)
 
     def _relation(self, query: str, database: str, k: int) -> Relation:
         if (query, database) not in self._relations:
@@ -187,23 +197,24 @@ class _Searcher:
             )
         return distance, neighbor
 
-    def _inside(self, query: str, radii: Floats) -> Inside:
-        if query not in self._insides:
-            rows, recall = self._sets[query], self._relations[query, REAL].recall
+    def _inside(self, query: str, database: str, radii: Floats, most: int) -> Inside:
+        if (query, database) not in self._insides:
+            rows, recall = self._sets[query], self._relations[query, database].recall
+
+            def ask(asked: Rows, probes: int) -> NDArray[np.int32]:
+                blocks = (asked[start : start + _QUERIES] for start in range(0, len(asked), _QUERIES))
+                index = self._indexes[database]
+                parts = [search_inside(index, self._vectors[b], b, radii, probes, most) for b in blocks]
+                return np.concatenate([np.zeros(0, np.int32), *parts])
+
             if recall is None:
-                self._insides[query] = Inside(rows, self._ask_inside(rows, radii, ALL_CELLS))
+                self._insides[query, database] = Inside(rows, ask(rows, ALL_CELLS))
             else:
                 sample = self._sampled(query, SAMPLED_QUERIES)
-                true = self._ask_inside(sample, radii, ALL_CELLS)
-                measured = inside_recall(self._ask_inside(sample, radii, recall.probes), true, recall.probes)
-                self._insides[query] = Inside(rows, self._ask_inside(rows, radii, recall.probes), measured)
-        return self._insides[query]
-
-    def _ask_inside(self, rows: Rows, radii: Floats, probes: int) -> NDArray[np.bool_]:
-        blocks = (rows[start : start + _QUERIES] for start in range(0, len(rows), _QUERIES))
-        index = self._indexes[REAL]
-        parts = [search_inside(index, self._vectors[block], block, radii, probes) for block in blocks]
-        return np.concatenate([np.zeros(0, np.bool_), *parts])
+                true = ask(sample, ALL_CELLS)
+                measured = inside_recall(ask(sample, recall.probes), true, recall.probes)
+                self._insides[query, database] = Inside(rows, ask(rows, recall.probes), measured)
+        return self._insides[query, database]
 
     def _sampled(self, name: str, count: int) -> Rows:
         rows = self._sets[name]

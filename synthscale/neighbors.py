@@ -33,7 +33,13 @@ def neighbors_listed(config: NeighborsConfig) -> int:
 
 @dataclass(frozen=True)
 class Nearest:
-    """Nearest neighbours of rows in one generator's view; arrays over its rows (-1 and inf: there is none)."""
+    """Nearest neighbours of rows in one generator's view; arrays over its rows (-1 and inf: there is none).
+
+    Attributes:
+        real_balls: of synthetic rows, the real rows whose k-NN radius holds them; -1 where not counted.
+        in_synthetic_manifold: of real rows, 1 where some synthetic row's k-NN radius holds them; -1 where not
+        asked.
+    """
 
     row: Rows
     is_real: NDArray[np.bool_]
@@ -45,34 +51,50 @@ class Nearest:
     in_real_manifold: NDArray[np.bool_]
     covered: NDArray[np.bool_]
     exact: NDArray[np.bool_]
+    real_balls: NDArray[np.int32]
+    in_synthetic_manifold: NDArray[np.int8]
 
 
 @dataclass(frozen=True)
 class Inside:
-    """Which distinct rows lie inside the k-NN radius of some real row other than themselves: (m,) each."""
+    """How many rows of a set, other than itself, have a k-NN radius that holds a distinct row: (m,) each.
+
+    Beyond 1 the counts are right only where they were asked for.
+    """
 
     row: Rows
-    is_inside: NDArray[np.bool_]
+    count: NDArray[np.integer] | NDArray[np.bool_]
     recall: Recall | None = None
 
     def of(self, rows: Rows) -> NDArray[np.bool_]:
-        """Return it for some of the rows."""
-        return self.is_inside[np.searchsorted(self.row, rows)]
+        """Tell which of some of the rows lie inside some radius."""
+        return self.counts_of(rows) > 0
+
+    def counts_of(self, rows: Rows) -> NDArray[np.int32]:
+        """Return the counts of some of the rows."""
+        result: NDArray[np.int32] = self.count[np.searchsorted(self.row, rows)].astype(np.int32)
+        return result
 
 
 @dataclass(frozen=True)
 class Found:
-    """What searches found for one view: for all its distinct rows, or at least those that are asked about."""
+    """What searches found for one view: for all its distinct rows, or at least those that are asked about.
+
+    ``recalled`` tells which real rows lie inside the generator's radii, where that was asked; then the counts of
+    ``own_inside`` are right as well.
+    """
 
     searches: Searches
     real_inside: Inside
     own_inside: Inside
+    recalled: Inside | None = None
 
     @property
     def recalls(self) -> list[Recall | None]:
         """Of every search; None where all pairs were compared."""
         relations: list[Relation] = list(vars(self.searches).values())
-        return [*(r.recall for r in relations), self.real_inside.recall, self.own_inside.recall]
+        insides = [self.real_inside, self.own_inside, *filter(None, [self.recalled])]
+        return [*(r.recall for r in relations), *(inside.recall for inside in insides)]
 
 
 def nearest_rows(found: Found, copies: Copies, real: Rows, own: Rows) -> Nearest:
@@ -93,6 +115,10 @@ def nearest_rows(found: Found, copies: Copies, real: Rows, own: Rows) -> Nearest
     d_own, r_own = _with_copies(*_first(searches.own_own, own_of), own_copy)
     d_nr, r_nr = _first(searches.own_real, own_of)
     real_radius = _kth(searches.real_real, real_of)
+    n, m = len(real), len(own)
+    balls, recalled = np.full(n + m, -1, np.int32), np.full(n + m, -1, np.int8)
+    if found.recalled is not None:
+        balls[n:], recalled[:n] = found.own_inside.counts_of(own_of), found.recalled.of(real_of)
     sure = [r.recall is None for r in (searches.real_real, searches.real_own, searches.own_own, searches.own_real)]
     return Nearest(
         row=np.concatenate([real, own]),
@@ -106,7 +132,9 @@ def nearest_rows(found: Found, copies: Copies, real: Rows, own: Rows) -> Nearest
             [found.real_inside.of(real_of) | (real_copy >= 0), found.own_inside.of(own_of)]
         ),
         covered=np.concatenate([d_cross <= real_radius, np.zeros(len(own), np.bool_)]),
-        exact=np.concatenate([np.full(len(real), sure[0] and sure[1]), np.full(len(own), sure[2] and sure[3])]),
+        exact=np.concatenate([np.full(n, sure[0] and sure[1]), np.full(m, sure[2] and sure[3])]),
+        real_balls=balls,
+        in_synthetic_manifold=recalled,
     )
 
 

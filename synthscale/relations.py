@@ -23,6 +23,7 @@ SAMPLED_QUERIES = 4096
 RECALL_NEAREST = 0.99
 RECALL_ALL = 0.95
 ALL_CELLS = 2**30
+ALL_COVERING = 2**30
 
 Index = FlatIndex | CellIndex
 
@@ -86,12 +87,14 @@ def search(index: Index, queries: NDArray[np.floating], rows: Rows, k: int, prob
 
 
 def search_inside(
-    index: Index, queries: NDArray[np.floating], rows: Rows, radii: Floats, probes: int
-) -> NDArray[np.bool_]:
-    """Tell which queries lie inside the radius of some row of the index."""
+    index: Index, queries: NDArray[np.floating], rows: Rows, radii: Floats, probes: int, most: int = 1
+) -> NDArray[np.int32]:
+    """Return how many rows of the index have a radius that holds a query: (m,), exact up to ``most``."""
     if isinstance(index, FlatIndex):
-        return index.inside(queries, rows, radii)
-    return index.inside(queries, rows, radii, probes)
+        found = index.covering(queries, rows, radii, most)
+    else:
+        found = index.covering(queries, rows, radii, probes, most)
+    return np.minimum(found, most)
 
 
 def merge_nearest(answers: list[tuple[Floats, Rows]], k: int) -> tuple[Floats, Rows]:
@@ -130,9 +133,9 @@ def _recall(found: Floats, exact: Floats, probes: int) -> Recall:
     return Recall(nearest, share, len(exact), probes)
 
 
-def inside_recall(found: NDArray[np.bool_], true: NDArray[np.bool_], probes: int) -> Recall:
-    """Return the share of sampled queries inside some radius that probing finds there: (m,) each."""
-    share = float((found & true).sum() / max(1, true.sum()))
+def inside_recall(found: NDArray[np.integer], true: NDArray[np.integer], probes: int) -> Recall:
+    """Return the share that probing finds of the radii that hold sampled queries: counts, (m,) each."""
+    share = float(np.minimum(found, true).sum() / max(1, true.sum()))
     return Recall(share, share, len(true), probes)
 
 

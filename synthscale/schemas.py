@@ -59,14 +59,17 @@ NEAREST = pa.schema(
         ("covered", pa.bool_()),
         ("is_copy", pa.bool_()),
         ("exact", pa.bool_()),
+        ("real_balls", pa.int32()),
+        ("in_synthetic_manifold", pa.bool_()),
     ]
 )
 """Per generator and row: nearest neighbours in that generator's view, and the k-NN indicators.
 
 ``in_real_manifold``: inside the k-NN radius of some (other) real row; ``covered``: a real row whose radius holds
 a synthetic row, null for synthetic rows; ``is_copy``: an exact copy of a row of its own set
-that has a smaller id.
-"""
+that has a smaller id. Where the family ``manifold`` is asked for: ``real_balls``, of synthetic rows, how many
+distinct real rows' radii hold them, and ``in_synthetic_manifold``, of real rows, whether some synthetic row's
+holds them. """
 
 GROUPS = pa.schema(
     [
@@ -225,6 +228,9 @@ def embeddings_schema(dimensions: int, number: pa.DataType = pa.float32()) -> pa
             ("bytes", pa.int64()),
             ("jpeg_quality", pa.int16()),
             ("content_hash", pa.string()),
+            ("brightness", pa.float32()),
+            ("contrast", pa.float32()),
+            ("sharpness", pa.float32()),
         ]
     )
 

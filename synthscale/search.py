@@ -117,8 +117,14 @@ class FlatIndex:
 
     def inside(self, vectors: NDArray[np.floating], query_rows: Rows, radii: Floats) -> NDArray[np.bool_]:
         """Tell which queries (m, d) lie within (<=) the radius of some row other than themselves; radii: (n,)."""
+        return self.covering(vectors, query_rows, radii, most=1) > 0
+
+    def covering(
+        self, vectors: NDArray[np.floating], query_rows: Rows, radii: Floats, most: int
+    ) -> NDArray[np.int32]:
+        """Return how many rows' radii hold each query (m, d), itself left out: (m,), right up to ``most``."""
         queries = unit(vectors)
-        result = np.zeros(len(queries), np.bool_)
+        result = np.zeros(len(queries), np.int32)
         database = self._unit.astype(np.float32)
         # As many queries at a time as keep their distances to all rows within 64 MiB.
         step = max(1, min(_BLOCK, 2**24 // max(1, len(self.rows))))
@@ -126,9 +132,9 @@ class FlatIndex:
             block = slice(start, start + step)
             excess = 1.0 - queries[block].astype(np.float32) @ database.T - radii.astype(np.float32)
             excess[query_rows[block, None] == self.rows[None, :]] = np.inf
-            result[block] = (excess <= -SLACK).any(axis=1)
+            result[block] = (excess <= -SLACK).sum(axis=1)
             # What float32 cannot settle, the formula does.
-            who, which = np.nonzero((np.abs(excess) < SLACK) & ~result[block, None])
+            who, which = np.nonzero((np.abs(excess) < SLACK) & (result[block, None] < most))
             close = paired_distance(queries[block], who, self._unit, which) <= radii[which]
-            result[start + who[close]] = True
+            np.add.at(result, start + who[close], 1)
         return result

@@ -21,7 +21,7 @@ from scipy.special import betaincinv
 
 from synthscale.encoders.protocol import Encoder
 from synthscale.images import FORMATS, ImageFault, decode, to_rgb
-from synthscale.metrics.core import Metric, metric
+from synthscale.metrics.estimate import Metric, metric
 from synthscale.schemas import Reason
 from synthscale.search import Floats, Rows, cosine_distance, unit
 

@@ -94,6 +94,8 @@ def nearest(generator: str, found: Nearest, copies: Rows) -> pa.Table:
             "covered": _known(found.covered, found.is_real),
             "is_copy": np.isin(found.row, copies),
             "exact": found.exact,
+            "real_balls": _known(found.real_balls, found.real_balls >= 0),
+            "in_synthetic_manifold": _known(found.in_synthetic_manifold > 0, found.in_synthetic_manifold >= 0),
         }
     )
 

@@ -5,13 +5,17 @@ CORE_METRICS = ("fidelity", "representativeness", "diversity", "freshness", "pre
 
 FAMILIES = {
     "manifold": ("density", "recall"),
-    "frechet": ("frechet_distance",),
+    "frechet": ("frechet_distance", "frechet_distance_infinity"),
     "kernel": ("kid",),
     "vendi": ("vendi_score",),
     "copying": ("exact_match_share", "authenticity", "privacy_ratio", "privacy_tail"),
     "facts": ("brightness_ks", "contrast_ks", "sharpness_ks", "width_ks", "height_ks", "aspect_ks"),
     "utility": ("utility", "accuracy_synthetic", "accuracy_real"),
     "completeness": ("complete_share", "label_coverage"),
-    "stability": ("fidelity_over_folds", "representativeness_over_folds"),
+    "stability": (
+        *(f"{name}_error" for name in CORE_METRICS),
+        *(f"{name}_over_folds" for name in CORE_METRICS),
+        *(f"{name}_over_blocks" for name in CORE_METRICS),
+    ),
 }
 """The metrics beyond the core, by family (`metrics.families`)."""

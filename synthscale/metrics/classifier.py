@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthscale.bootstrap import REPLICATES
-from synthscale.metrics.core import NO_CLASSIFIER, Metric, metric
+from synthscale.metrics.estimate import NO_CLASSIFIER, Metric, metric
 from synthscale.metrics.ranks import (
     ERRORS,
     RankSums,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from synthscale.jackknife import Blocks
+from synthscale.metrics import FAMILIES
 
 LOWER_IS_BETTER = frozenset(
     {
@@ -22,6 +23,7 @@ LOWER_IS_BETTER = frozenset(
         "accuracy",
         "file_facts_auc",
         "frechet_distance",
+        "frechet_distance_infinity",
         "kid",
         "exact_match_share",
         "privacy_tail",
@@ -31,11 +33,9 @@ LOWER_IS_BETTER = frozenset(
         "width_ks",
         "height_ks",
         "aspect_ks",
-        "fidelity_over_folds",
-        "representativeness_over_folds",
     }
 )
-_NOT_COMPARED = frozenset({"p_value"})
+_NOT_COMPARED = frozenset({"p_value", *FAMILIES["stability"]})
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,14 @@ Every sum is kept by the jackknife's block, so that each metric has its 95 % int
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from synthscale import jackknife
 from synthscale.jackknife import BLOCKS, Blocks
+from synthscale.metrics.estimate import NO_CLASSIFIER, Estimate
 
-Metric = dict[str, Any]
-
-NO_CLASSIFIER = "no classifier: too few rows or groups in a class to cross-validate"
-NO_INTERVAL = "no interval: too few rows or groups"
 SMALL = 30
 """A slice with fewer rows of the class that a metric is a mean over says little."""
 
@@ -45,6 +41,13 @@ FIELDS = (
     # Sums of q over the rows outside a block, by the heads that were fitted without it.
     "without_real",
     "without_synthetic",
+    # Only where their families are asked for: synthetic rows and the real rows whose radii hold them, real rows
+    # inside
+    # a synthetic row's radius, synthetic rows nearer to their real row than that is to others, or identical to it.
+    "balls",
+    "recalled",
+    "authentic",
+    "identical",
 )
 _PLACE = {name: i for i, name in enumerate(FIELDS)}
 
@@ -64,6 +67,17 @@ class Sums:
         result: Blocks = self.values[_PLACE[name]]
         return result
 
+    def each_block(self) -> list["Sums"]:
+        """Return the sums of each block by itself; what was fitted without blocks has no part in them."""
+        parts = []
+        for block in range(BLOCKS):
+            values = np.zeros_like(self.values)
+            values[:, block] = self.values[:, block]
+            for name in ("without_real", "without_synthetic"):
+                values[_PLACE[name]] = 0
+            parts.append(Sums(values))
+        return parts
+
     def __getitem__(self, name: str) -> float:
         """Return one sum over all blocks."""
         return float(self.by_block(name).sum())
@@ -77,6 +91,7 @@ class Indicators:
         block: of the row's group.
         group_size: rows in its near-duplicate group, 1 where it has none.
         q_without: (n, BLOCKS) q without each block, NaN in the row's own; None where nothing was refitted.
+        more: further fields of the sums, by name.
     """
 
     is_real: NDArray[np.bool_]
@@ -89,6 +104,7 @@ class Indicators:
     block: NDArray[np.int8]
     group_size: NDArray[np.int64]
     q_without: NDArray[np.float64] | None = None
+    more: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
 
 
 def sum_slices(rows: Indicators, slices: NDArray[np.int64], count: int) -> list[Sums]:
@@ -110,6 +126,7 @@ def sum_slices(rows: Indicators, slices: NDArray[np.int64], count: int) -> list[
         "real_inside": real & rows.inside,
         "grouped_real": rows.group_size * real,
         "grouped_synthetic": rows.group_size * synthetic,
+        **rows.more,
     }
     own = slices >= 0
     cell = slices[own] * BLOCKS + rows.block[own]
@@ -123,53 +140,6 @@ def sum_slices(rows: Indicators, slices: NDArray[np.int64], count: int) -> list[
             for block, column in enumerate(np.nan_to_num(rows.q_without[chosen]).T):
                 values[:, _PLACE[name], block] = np.bincount(slices[chosen], column, count)
     return [Sums(part) for part in values]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A metric with its 95 % interval.
-
-    Attributes:
-        value: None where it is undefined; ``reason`` then says why.
-        reason: why there is no value, or no interval.
-        deviations: (BLOCKS,) numbers whose squares add up to its variance (jackknife.py).
-        is_small: whether it rests on too few rows to say much.
-    """
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    reason: str | None = None
-    unadjusted: float | None = None
-    reference: float | None = None
-    deviations: Blocks | None = None
-    is_small: bool = False
-
-    @classmethod
-    def none(cls, reason: str) -> "Estimate":
-        """Return an undefined metric."""
-        return cls(None, reason=reason)
-
-    def metric(self) -> Metric:
-        """Return it in the shape of metrics.json."""
-        if self.value is None:
-            return metric(None, self.reason)
-        result = metric(self.value, unadjusted=self.unadjusted, reference=self.reference)
-        if self.low is not None and self.high is not None:
-            result |= {"low": self.low, "high": self.high}
-            result.pop("reason")
-        elif self.reason:
-            result["reason"] = self.reason
-        return result | ({"small": True} if self.is_small else {})
-
-
-def metric(value: float | None, reason: str | None = None, **more: float | None) -> Metric:
-    """Return one metric in the shape of metrics.json: a null value has a reason, and so has a missing interval."""
-    if value is None or not np.isfinite(value):
-        return {"value": None, "low": None, "high": None, "reason": reason or "undefined"}
-    result: Metric = {"value": float(value), "low": None, "high": None}
-    result |= {name: float(number) for name, number in more.items() if number is not None and np.isfinite(number)}
-    return result | {"reason": NO_INTERVAL}
 
 
 @dataclass(frozen=True)
@@ -190,14 +160,13 @@ class Context:
 
 def core_metrics(sums: Sums, context: Context) -> dict[str, Estimate]:
     """Return the six core metrics of some rows."""
-    references = context.references
     return {
         "fidelity": _judged(sums, "synthetic"),
         "representativeness": _judged(sums, "real"),
-        "diversity": _share(sums, "repeats", "synthetic", is_complement=True, reference=1.0),
-        "freshness": _share(sums, "copies", "synthetic", is_complement=True, reference=1.0),
-        "precision": _within(sums, "inside", "synthetic", context, references["precision"]),
-        "coverage": _within(sums, "covered", "real", context, references["coverage"]),
+        "diversity": share(sums, "repeats", "synthetic", is_complement=True, reference=1.0),
+        "freshness": share(sums, "copies", "synthetic", is_complement=True, reference=1.0),
+        "precision": within(sums, "inside", "precision", context),
+        "coverage": within(sums, "covered", "coverage", context),
     }
 
 
@@ -228,7 +197,8 @@ def _judged(sums: Sums, kind: str) -> Estimate:
     )
 
 
-def _share(sums: Sums, name: str, kind: str, *, is_complement: bool, reference: float | None) -> Estimate:
+def share(sums: Sums, name: str, kind: str, *, is_complement: bool, reference: float | None) -> Estimate:
+    """Return the share of a class's rows that have some property, or its complement."""
     count = sums[kind]
     if not count:
         return Estimate.none(f"no {kind} rows")
@@ -238,15 +208,16 @@ def _share(sums: Sums, name: str, kind: str, *, is_complement: bool, reference: 
     return _estimate(float(found.sum() / count), deviations, rows, is_share=True, reference=reference)
 
 
-def _within(sums: Sums, name: str, kind: str, context: Context, reference: float | None) -> Estimate:
-    """Precision or coverage: rows share the radii and rows that decide, so that they vary together."""
-    count = sums[kind]
+def within(sums: Sums, name: str, metric_name: str, context: Context) -> Estimate:
+    """Return precision, coverage or recall, whose rows vary together: they share radii, and rows that decide."""
+    kind = "synthetic" if metric_name == "precision" else "real"
+    count, reference = sums[kind], context.references.get(metric_name)
     if not count or context.no_manifold:
         return Estimate.none(context.no_manifold or f"no {kind} rows")
     value = sums[name] / count
     deviations = jackknife.of_ratio(sums.by_block(name), sums.by_block(kind))
     independent = _independent(sums, kind)
-    spread = context.spreads.get("precision" if name == "inside" else "coverage")
+    spread = context.spreads.get(metric_name)
     if spread is not None:
         together = spread * np.sqrt(value * (1 - value) / count)
         if jackknife.standard_error(together) > jackknife.standard_error(deviations):

@@ -1,12 +1,14 @@
 """What stands behind the classifier's figures: file facts that give sets away, and directions that separate."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from synthscale.metrics.core import NO_CLASSIFIER, metric
+from synthscale.metrics.estimate import NO_CLASSIFIER, metric
 from synthscale.metrics.ranks import RankSums, auc, auc_metric, sum_ranks
 
 CONFOUNDED = 0.6
@@ -29,6 +31,8 @@ class Evidence:
         along: (n, a) places along the separating directions.
         fold: in the first deal; none where there is no classifier.
         logit_without: (n, BLOCKS) without each block of the jackknife; None where nothing was refitted.
+        fields: further fields of the sums, by name: 0 or 1, or counts.
+        values: numbers whose ranks families of metrics are made of, by name.
     """
 
     log_prior: NDArray[np.float64]
@@ -38,6 +42,38 @@ class Evidence:
     along: NDArray[np.float64]
     fold: NDArray[np.int8] = field(default_factory=lambda: np.empty(0, np.int8))
     logit_without: NDArray[np.float64] | None = None
+    fields: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
+    values: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+
+
+def manifold_fields(nearest: pa.Table) -> dict[str, NDArray[np.float64]]:
+    """Return the fields of the sums that density and recall are made of, from lines of ``nearest/``."""
+    recalled = nearest.column("in_synthetic_manifold").fill_null(False)
+    return {
+        "balls": nearest.column("real_balls").fill_null(0).to_numpy().astype(np.float64),
+        "recalled": np.asarray(recalled).astype(np.float64),
+    }
+
+
+def copying_fields(
+    nearest: pa.Table, is_real: NDArray[np.bool_], real: pa.Table
+) -> dict[str, NDArray[np.float64]]:
+    """Return the fields of the sums that authenticity and the share of identical rows are made of.
+
+    Args:
+        nearest: lines of ``nearest/``.
+        is_real: (n,).
+        real: ``row``, ascending, and ``nearest_real_distance`` of all real rows.
+    """
+    distance = nearest.column("nearest_real_distance").cast(pa.float64()).fill_null(np.inf).to_numpy()
+    wanted = nearest.column("nearest_real_row").fill_null(-1).to_numpy()
+    at = np.searchsorted(real.column("row").to_numpy(), wanted).clip(max=max(0, real.num_rows - 1))
+    theirs = real.column("nearest_real_distance").to_numpy()[at]
+    synthetic = ~is_real & (wanted >= 0)
+    return {
+        "authentic": (synthetic & (distance >= theirs)).astype(np.float64),
+        "identical": (synthetic & (distance <= 0)).astype(np.float64),
+    }
 
 
 @dataclass

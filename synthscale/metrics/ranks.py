@@ -16,7 +16,7 @@ from scipy.sparse import csr_array
 from scipy.special import expit, logit, ndtr
 
 from synthscale.bootstrap import REPLICATES
-from synthscale.metrics.core import Metric, metric
+from synthscale.metrics.estimate import Metric, metric
 
 _DROPPED_BITS = 12
 _COARSE_BITS = 19
@@ -90,6 +90,13 @@ def _ordered(values: NDArray[np.float64]) -> NDArray[np.int64]:
     bits = values.astype(np.float32).view(np.int32).astype(np.int64)
     result: NDArray[np.int64] = np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
     return result
+
+
+def value_of(code: int) -> float:
+    """Return the value that a code of the fine histogram stands for, to 0.05 % of it."""
+    bits = code << _DROPPED_BITS
+    sign = np.uint32(0x80000000 if bits < 0 else 0)
+    return float((np.uint32(abs(bits)) | sign).view(np.float32))
 
 
 def _rounded(ordered: NDArray[np.int64], bits: int) -> NDArray[np.int64]:

@@ -1,26 +1,32 @@
 """Puts a generator's sums and facts together to its block of metrics.json."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from synthscale import selftest
 from synthscale.metrics import CORE_METRICS
 from synthscale.metrics.classifier import classifier_figures
 from synthscale.metrics.comparison import Figure
-from synthscale.metrics.core import Context, Estimate, Metric, Sums, core_metrics, coverage_reference, metric
+from synthscale.metrics.core import Context, Sums, core_metrics, coverage_reference
+from synthscale.metrics.estimate import Estimate, Metric, metric
 from synthscale.metrics.evidence import confounder_figures, confounder_warning, direction_figures
+from synthscale.metrics.ranks import RankSums
+from synthscale.metrics.rows import (
+    NEAREST_REAL,
+    completeness_family,
+    copying_family,
+    facts_family,
+    manifold_family,
+    stability_family,
+)
 from synthscale.metrics.view import FOLD, ViewSums
+from synthscale.metrics.warnings import warnings
 from synthscale.neighbors import K
 
 NO_P_INTERVAL = "a p-value has no interval"
 NO_IMAGES = "not run: the input is vectors, or neighbors.self_test_images is 0"
-_MOST_GROUPED = 0.25
-"""A larger share of all rows in one near-duplicate group deserves a look at a radius that is not tight."""
-SMALL_CLASS = 200
-"""Below this many rows of a class the classifier's metrics deserve a warning."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +64,30 @@ class GeneratorFigures:
         }
 
 
-def generator_figures(
-    sums: ViewSums, head: str, fit: dict[str, Any], neighbors: dict[str, Any]
-) -> GeneratorFigures:
-    """Return what is said of a generator.
+@dataclass(frozen=True)
+class Known:
+    """What is known of a generator beside the sums over its view.
 
-    Args:
-        sums: over the whole view.
+    Attributes:
         head: the classifier's head.
         fit: what the fit recorded.
         neighbors: what `View.summary` gives, ``spreads``, and ``self_test`` where there are images.
+        families: those that are asked for.
+        of_vectors: metrics that were made of the embeddings, by family.
+        complete: ``rows``, ``complete``, ``failed`` and ``nulls`` of the generator's input.
     """
-    overall = sums.overall
+
+    head: str
+    fit: dict[str, Any]
+    neighbors: dict[str, Any]
+    families: Sequence[str] = ()
+    of_vectors: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
+    complete: Mapping[str, Any] = field(default_factory=dict)
+
+
+def generator_figures(sums: ViewSums, known: Known) -> GeneratorFigures:
+    """Return what is said of a generator, from the sums over its whole view."""
+    overall, fit, neighbors = sums.overall, known.fit, known.neighbors
     context = _context(sums, neighbors)
     lines = _lines(overall, context)
     by: dict[str, dict[str, Any]] = {"label": {}}
@@ -81,8 +99,10 @@ def generator_figures(
     confounders = confounder_figures(sums.file_facts, sums.bytes_per_pixel, bool(fit.get("folds")))
     self_test = neighbors.get("self_test") or metric(None, NO_IMAGES)
     shown = {name: value for name, value in neighbors.items() if name != "spreads"}
-    classifier = classifier_figures(sums.classifier, head, fit)
+    classifier = classifier_figures(sums.classifier, known.head, fit)
     lines += _classifier_lines(classifier, confounders, overall)
+    families, further = _families(sums, known, context)
+    lines += further
     block = {
         "counts": _counts(overall),
         "metrics": _as_json(lines[: len(CORE_METRICS)]),
@@ -96,19 +116,51 @@ def generator_figures(
             "self_test": self_test,
         },
         "confounders": confounders,
+        "families": families,
         "warnings": [*filter(None, [confounder_warning(confounders)]), *warnings(sums, fit, neighbors)],
     }
     return GeneratorFigures(block, lines)
 
 
+def _families(sums: ViewSums, known: Known, context: Context) -> tuple[dict[str, Any], list[Line]]:
+    """Return the metrics of the families that are asked for, as JSON and as lines."""
+    overall, more = sums.overall, dict[str, dict[str, Any]]()
+    found: dict[str, Mapping[str, Estimate]] = dict(known.of_vectors)
+    folds = [part for (column, _), part in sorted(sums.slices.items()) if column == FOLD]
+    labels = {name: part for (column, name), part in sums.slices.items() if column == "label"}
+    if "manifold" in known.families:
+        found["manifold"] = manifold_family(overall, context, K)
+    if "copying" in known.families:
+        found["copying"] = copying_family(overall, sums.values.get(NEAREST_REAL, RankSums()))
+    if "facts" in known.families:
+        found["facts"], p_values = facts_family(sums.values)
+        more |= {name: {"p_value": value} for name, value in p_values.items()}
+    if "completeness" in known.families:
+        found["completeness"] = completeness_family(known.complete, labels)
+        more["complete_share"] = {name: known.complete[name] for name in ("failed", "nulls")}
+    if "stability" in known.families:
+        found["stability"] = stability_family(overall, folds, context)
+    ordered = {name: found[name] for name in known.families if name in found}
+    as_json = {
+        family: {name: own.metric() | more.get(name, {}) for name, own in metrics.items()}
+        for family, metrics in ordered.items()
+    }
+    counts = _counts(overall)
+    lines = [
+        Line(family, name, own, counts["real"], counts["synthetic"])
+        for family, metrics in ordered.items()
+        for name, own in metrics.items()
+    ]
+    return as_json, lines
+
+
 def show_control(generators: dict[str, dict[str, Any]], control: str) -> None:
-    """Put what the control got beside every metric of the other generators, as ``control``: a line to read them
-    by."""
+    """Put what the control got beside every metric of the other generators, as ``control``."""
     reference = generators[control]
     for name, block in generators.items():
         if name == control:
             continue
-        pairs = [(block["metrics"], reference["metrics"]), (block["by_label"], reference["by_label"])]
+        pairs = [(block[part], reference[part]) for part in ("metrics", "by_label", "by", "families")]
         for own, other in _alike(pairs):
             if other["value"] is not None:
                 own["control"] = other["value"]
@@ -173,43 +225,3 @@ def _classifier_lines(classifier: dict[str, Any], confounders: dict[str, Any], o
         )
         for family, name, figure in found
     ]
-
-
-def warnings(sums: ViewSums, fit: dict[str, Any], neighbors: dict[str, Any]) -> list[str]:
-    """Return what a reader of the numbers should know first."""
-    found = []
-    for name, count in (("real", sums.overall["real"]), ("synthetic", sums.overall["synthetic"])):
-        if count < SMALL_CLASS:
-            found.append(
-                f"only {int(count)} {name} rows: fidelity and representativeness are uncertain below {SMALL_CLASS}"
-            )
-    if not fit.get("folds"):
-        found.append("no classifier could be cross-validated: fidelity and representativeness are null")
-    elif not fit["converged"]:
-        found.append("the classifier did not fully converge: scores may move by more than 1e-5 between machines")
-    if sums.distinct_real <= K:
-        found.append(f"only {sums.distinct_real} distinct real rows: precision and coverage mean little")
-    if neighbors.get("self_test"):
-        found += filter(None, [selftest.warning(neighbors["self_test"])])
-    if neighbors["share_in_largest"] > _MOST_GROUPED and _is_wide(neighbors):
-        found.append(
-            f"{neighbors['share_in_largest']:.0%} of all rows are one near-duplicate group, which spans a "
-            f"distance of {neighbors['largest_diameter']:.3g} at radius {neighbors['radius'] or 0:.3g}: check "
-            "that the radius (neighbors.threshold or neighbors.radius) is not too large"
-        )
-    elif neighbors["chains"]:
-        found.append(
-            f"{neighbors['chains']} near-duplicate groups are chains: their ends are no near-duplicates of each "
-            "other (column is_chain of groups/)"
-        )
-    if neighbors["median_distance"] is None:
-        found.append("too few distinct real rows to calibrate the radius: only exact copies are near-duplicates")
-    elif neighbors["median_distance"] <= 0:
-        found.append("half of the distinct real rows have another at distance 0: only exact copies are found")
-    return found
-
-
-def _is_wide(neighbors: dict[str, Any]) -> bool:
-    """Tell whether groups are more than copies of one image: chains, or a radius near the ordinary distance."""
-    median, radius = neighbors["median_distance"], neighbors["radius"]
-    return bool(neighbors["chains"]) or (median is not None and radius is not None and radius > median / 2)

@@ -27,6 +27,7 @@ class ViewSums:
 
     Attributes:
         slices: by column and name of the slice.
+        values: of the families of metrics that are made of ranks.
     """
 
     overall: Sums = field(default_factory=Sums)
@@ -36,6 +37,7 @@ class ViewSums:
     file_facts: RankSums = field(default_factory=RankSums)
     bytes_per_pixel: RankSums = field(default_factory=RankSums)
     along: list[AlongSums] = field(default_factory=lambda: [AlongSums() for _ in range(DIRECTIONS)])
+    values: dict[str, RankSums] = field(default_factory=dict)
 
     def __add__(self, other: "ViewSums") -> "ViewSums":
         """Return the sums over both sets of rows."""
@@ -48,6 +50,10 @@ class ViewSums:
             self.file_facts + other.file_facts,
             self.bytes_per_pixel + other.bytes_per_pixel,
             [one + two for one, two in zip(self.along, other.along, strict=True)],
+            {
+                name: self.values.get(name, RankSums()) + other.values.get(name, RankSums())
+                for name in dict.fromkeys([*self.values, *other.values])
+            },
         )
 
 
@@ -73,6 +79,7 @@ def sum_view(view: ViewRows, scores: pa.Table, evidence: Evidence, slicings: Seq
         sum_ranks(evidence.logit_file_facts, is_real, drawn),
         sum_ranks(evidence.bytes_per_pixel, is_real),
         [sum_along(places, is_real, ids) for places in evidence.along.T],
+        {name: sum_ranks(values, is_real) for name, values in evidence.values.items()},
     )
 
 
@@ -96,6 +103,7 @@ def _indicators(view: ViewRows, scores: pa.Table, evidence: Evidence, is_real: N
         block=jackknife.blocks_of(evidence.group_key),
         group_size=group_size,
         q_without=None if without is None else quality(without, is_real[:, None]),
+        more=evidence.fields,
     )
 
 

@@ -29,7 +29,7 @@ _MOST_GPU_ACTORS = 64
 _ONE_ACTOR_ROWS = 1500
 _LONG_ROWS = 1000
 RETRIED = {Reason.NOT_FOUND, Reason.ACCESS_DENIED, Reason.READ_ERROR}
-_FACTS = ("width_px", "height_px", "format", "mode", "bytes", "jpeg_quality", "content_hash")
+_FACTS = tuple(name for name in embeddings_schema(1).names if name not in {"row", "vector"})
 
 
 def fingerprint(context: StageContext, encoder: EncoderFacts) -> dict[str, Any]:
@@ -42,6 +42,7 @@ def fingerprint(context: StageContext, encoder: EncoderFacts) -> dict[str, Any]:
         "encoder": encoder.fingerprint,
         "versions": {
             "synthscale": synthscale.__version__,
+            "facts": 2,
             "torch": ".".join(torch.__version__.split(".")[:2]),
             "pillow": ".".join(PIL.__version__.split(".")[:2]),
         },

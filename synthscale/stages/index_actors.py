@@ -50,6 +50,14 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Covering:
+    """What is asked of radii: through so many cells, and right up to so many of them that hold a row."""
+
+    probes: int
+    most: int
+
+
+@dataclass(frozen=True)
 class Part:
     """Some of the shards, which one actor holds at a time."""
 
@@ -90,7 +98,7 @@ class IndexActor:
         self._part: Part | None = None
         self._copies: Copies | None = None
         self._indexes: dict[int, Index] = {}
-        self._radii: Floats | None = None
+        self._radii: dict[int, Floats] = {}
 
     def nearest(self, part: Part, chunk: int, questions: list[Question]) -> None:
         """Find the nearest rows of a chunk's rows in a part, and save them."""
@@ -103,14 +111,14 @@ class IndexActor:
             arrays[f"{key}-distance"], arrays[f"{key}-neighbor"] = distance, neighbor
         self._tables.save(answer_name("nearest", chunk, part.number, part.of), arrays)
 
-    def inside(self, part: Part, chunk: int, probes: dict[int, int]) -> None:
-        """Find which of a chunk's rows lie inside the radius of a part's real row, and save it."""
+    def inside(self, part: Part, chunk: int, asked: dict[Pair, Covering]) -> None:
+        """Find how many radii of a part's rows hold a chunk's rows, and save it."""
         self._hold(part)
         block = self._tables.block(self._chunks[chunk], self._copies)
         arrays: dict[str, NDArray[Any]] = {}
-        for code, is_inside in self.ask_inside(part, block, probes).items():
-            arrays[f"{code}-row"] = block.row[block.code == code]
-            arrays[f"{code}-inside"] = is_inside
+        for (query, database), count in self.ask_inside(part, block, asked).items():
+            arrays[f"{query}-{database}-row"] = block.row[block.code == query]
+            arrays[f"{query}-{database}-inside"] = count
         self._tables.save(answer_name("inside", chunk, part.number, part.of), arrays)
 
     def ask(self, part: Part, block: Block, questions: list[Question]) -> list[tuple[Floats, Rows]]:
@@ -130,24 +138,23 @@ class IndexActor:
         step = max(_FEWEST_QUERIES, -(-n // self._threads))
         return list(self._pool.map(work, [slice(i, i + step) for i in range(0, max(1, n), step)]))
 
-    def ask_inside(self, part: Part, block: Block, probes: dict[int, int]) -> dict[int, NDArray[np.bool_]]:
-        """Return which rows of a block, by set, lie inside the radius of a part's real row."""
+    def ask_inside(self, part: Part, block: Block, asked: dict[Pair, Covering]) -> dict[Pair, NDArray[np.int32]]:
+        """Return how many radii of a part's rows hold the rows of a block, by pair of sets."""
         self._hold(part)
-        if self._radii is None:
-            self._radii = self._read_radii(part)
         result = {}
-        for code, count in probes.items():
-            own = block.of_set(code)
-            ask = partial(_search_inside, self._indexes[0], own, self._radii, count)
-            found = self._in_threads(ask, len(own.row))
-            result[code] = np.concatenate(found)
+        for (query, database), covering in asked.items():
+            if database not in self._radii:
+                self._radii[database] = self._read_radii(part, database)
+            own = block.of_set(query)
+            ask = partial(_search_inside, self._indexes[database], own, self._radii[database], covering)
+            result[query, database] = np.concatenate(self._in_threads(ask, len(own.row)))
         return result
 
     def _hold(self, part: Part) -> None:
         """Hold a part: read what was saved of it, or build and save it. Small sets are indexed anew."""
         if self._part is not None and part.number == self._part.number:
             return
-        self._indexes, self._radii, self._part = {}, None, None
+        self._indexes, self._radii, self._part = {}, {}, None
         self._copies = ray.get(part.sets.copies)
         cells = {code: ray.get(trained) for code, trained in part.sets.trained if trained is not None}
         saved = {code for code in cells if fsys.exists(self._path(part, code), self._tables.run.storage)}
@@ -182,9 +189,9 @@ class IndexActor:
                 fsys.filesystem(path, self._tables.run.storage).get_file(path, local)
             return CellIndex.read(local, self._shortlist)
 
-    def _read_radii(self, part: Part) -> Floats:
-        """Return the k-NN radii of the part's real rows, from what the chunks found in all parts."""
-        rows = self._indexes[0].rows
+    def _read_radii(self, part: Part, code: int) -> Floats:
+        """Return the k-NN radii of the part's rows of a set, from what the chunks found in all parts."""
+        rows = self._indexes[code].rows
         radii = np.full(len(rows), -np.inf)
         answers = Answers(self._tables, self._chunks, part.of)
         order = np.argsort(rows)
@@ -192,7 +199,7 @@ class IndexActor:
             low, high = np.searchsorted(rows[order], [shards[0].start, shards[-1].stop])
             if low < high:
                 own = order[low:high]
-                relation = answers.relations(chunk)[0, 0]
+                relation = answers.relations(chunk)[code, code]
                 radii[own] = relation.radius(K)[np.searchsorted(relation.row, rows[own])]
         return radii
 
@@ -201,8 +208,10 @@ def _search(index: Index, block: Block, question: Question, part: slice) -> tupl
     return search(index, block.vectors[part], block.row[part], question.k, question.probes)
 
 
-def _search_inside(index: Index, block: Block, radii: Floats, probes: int, part: slice) -> NDArray[np.bool_]:
-    return search_inside(index, block.vectors[part], block.row[part], radii, probes)
+def _search_inside(
+    index: Index, block: Block, radii: Floats, covering: Covering, part: slice
+) -> NDArray[np.int32]:
+    return search_inside(index, block.vectors[part], block.row[part], radii, covering.probes, covering.most)
 
 
 @dataclass(frozen=True)
@@ -224,14 +233,15 @@ class Answers:
             relations[query, database] = Relation(answers[0][f"{key}-row"], *merged)
         return relations
 
-    def inside(self, chunk: int) -> dict[int, Inside]:
-        """Return which of a chunk's rows lie inside the real manifold, by set."""
+    def inside(self, chunk: int) -> dict[Pair, Inside]:
+        """Return how many radii hold a chunk's rows, by pair of sets."""
         answers = self._load("inside", chunk)
-        codes = [int(name.removesuffix("-row")) for name in answers[0] if name.endswith("-row")]
-        return {
-            code: Inside(answers[0][f"{code}-row"], np.logical_or.reduce([a[f"{code}-inside"] for a in answers]))
-            for code in codes
-        }
+        found = {}
+        for key in (name.removesuffix("-row") for name in answers[0] if name.endswith("-row")):
+            query, database = (int(code) for code in key.split("-"))
+            count = np.sum([answer[f"{key}-inside"] for answer in answers], axis=0)
+            found[query, database] = Inside(answers[0][f"{key}-row"], count)
+        return found
 
     def _load(self, what: str, chunk: int) -> list[dict[str, NDArray[Any]]]:
         return [self.tables.load(answer_name(what, chunk, part, self.parts)) for part in range(self.parts)]

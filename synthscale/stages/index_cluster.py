@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from synthscale.cell_index import cells_for, index_sample_size, train_index
 from synthscale.relations import (
     ALL_CELLS,
+    ALL_COVERING,
     FLAT_ROWS,
     SAMPLED_QUERIES,
     Recall,
@@ -31,6 +32,7 @@ from synthscale.search import Floats, Rows
 from synthscale.stages.copy_scan import Scan, sample
 from synthscale.stages.index_actors import (
     Answers,
+    Covering,
     IndexActor,
     Pair,
     Part,
@@ -121,15 +123,24 @@ class IndexCluster:
         found = [self.answers.relations(chunk) for chunk in range(len(self._chunks))]
         return {pair: joined([relations[pair] for relations in found]) for pair in wanted}
 
-    def inside(self, recalls: dict[Pair, Recall | None]) -> dict[int, Recall | None]:
-        """Find which rows of each set lie inside a real row's k-NN radius, keep it, and return the recalls."""
-        probes = {code: r.probes if (r := recalls[code, 0]) else ALL_CELLS for code in self._scan.distinct}
-        self._for_all("inside", probes, "manifold: chunks")
-        measured: dict[int, Recall | None] = dict.fromkeys(probes)
-        sampled = {code: probes[code] for code in probes if recalls[code, 0] is not None}
+    def inside(self, recalls: dict[Pair, Recall | None], *, counts: bool) -> dict[Pair, Recall | None]:
+        """Find which rows of each set lie inside a real row's k-NN radius, keep it, and return the recalls.
+
+        ``counts`` also finds how many radii these are, and which real rows lie inside a generator's radii.
+        """
+        codes = list(self._scan.distinct)
+        most = {(code, 0): ALL_COVERING if counts and code else 1 for code in codes}
+        most |= {(0, code): 1 for code in codes if counts and code}
+        asked = {
+            pair: Covering(r.probes if (r := recalls[pair]) else ALL_CELLS, count) for pair, count in most.items()
+        }
+        self._for_all("inside", asked, "manifold: chunks")
+        measured: dict[Pair, Recall | None] = dict.fromkeys(asked)
+        sampled = {pair: covering for pair, covering in asked.items() if recalls[pair] is not None}
         if sampled:
-            found, true = self._sample_inside(sampled), self._sample_inside(dict.fromkeys(sampled, ALL_CELLS))
-            measured |= {code: inside_recall(found[code], true[code], probes[code]) for code in sampled}
+            exact = {pair: Covering(ALL_CELLS, covering.most) for pair, covering in sampled.items()}
+            found, true = self._sample_inside(sampled), self._sample_inside(exact)
+            measured |= {p: inside_recall(found[p], true[p], asked[p].probes) for p in sampled}
         return measured
 
     # A sample, searched both ways.
@@ -172,9 +183,12 @@ class IndexCluster:
             for i, question in enumerate(questions)
         }
 
-    def _sample_inside(self, probes: dict[int, int]) -> dict[int, NDArray[np.bool_]]:
-        answers = ray.get([self._actor(p).ask_inside.remote(p, self._measured, probes) for p in self._parts])
-        return {code: np.logical_or.reduce([answer[code] for answer in answers]) for code in probes}
+    def _sample_inside(self, asked: dict[Pair, Covering]) -> dict[Pair, NDArray[np.int32]]:
+        answers = ray.get([self._actor(p).ask_inside.remote(p, self._measured, asked) for p in self._parts])
+        return {
+            pair: np.minimum(np.sum([answer[pair] for answer in answers], axis=0), covering.most)
+            for pair, covering in asked.items()
+        }
 
 
 def _train(scanned: Scan, code: int, rows: int, cells: int) -> NDArray[np.uint8]:

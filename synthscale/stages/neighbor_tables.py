@@ -19,7 +19,7 @@ from synthscale.search import Rows
 from synthscale.stages.index_actors import Answers, Pair, pairs_of
 from synthscale.stages.row_blocks import Crew, Tables
 
-_Picked = tuple[dict[Pair, Relation], dict[int, Inside]]
+_Picked = tuple[dict[Pair, Relation], dict[Pair, Inside]]
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,9 @@ def _pick(answers: Answers, chunk: int, rows: Rows) -> _Picked:
         own = np.isin(relation.row, rows)
         picked[pair] = Relation(relation.row[own], relation.distance[own], relation.neighbor[own])
     insides = {}
-    for code, inside in answers.inside(chunk).items():
+    for pair, inside in answers.inside(chunk).items():
         own = np.isin(inside.row, rows)
-        insides[code] = Inside(inside.row[own], inside.is_inside[own])
+        insides[pair] = Inside(inside.row[own], inside.count[own])
     return picked, insides
 
 
@@ -116,7 +116,8 @@ def _write_chunk(
             *(replace(relations[p], recall=None if shared.sure[p] else _NOT_EXACT) for p in pairs_of(code))
         )
         own = block.row[block.code == code]
-        found = nearest_rows(Found(searches, insides[0], insides[code]), shared.copies, real, own)
+        seen = Found(searches, insides[0, 0], insides[code, 0], insides.get((0, code)))
+        found = nearest_rows(seen, shared.copies, real, own)
         views.append(tables.nearest(names[code], found, shared.later))
     nearest = pa.concat_tables(views)
     nearest = nearest.take(pa.array(np.argsort(nearest.column("row").to_numpy(), kind="stable")))
@@ -145,7 +146,7 @@ def _merged(parts: list[_Picked]) -> _Picked:
         distance = np.concatenate([p[0][pair].distance for p in parts])[first]
         neighbor = np.concatenate([p[0][pair].neighbor for p in parts])[first]
         relations[pair] = Relation(row, distance, neighbor)
-    for code in parts[0][1]:
-        row, first = np.unique(np.concatenate([p[1][code].row for p in parts]), return_index=True)
-        insides[code] = Inside(row, np.concatenate([p[1][code].is_inside for p in parts])[first])
+    for pair in parts[0][1]:
+        row, first = np.unique(np.concatenate([p[1][pair].row for p in parts]), return_index=True)
+        insides[pair] = Inside(row, np.concatenate([p[1][pair].count for p in parts])[first])
     return relations, insides

@@ -47,6 +47,7 @@ def fingerprint(context: StageContext) -> dict[str, Any]:
     return {
         "input": context.run.completed("embed").digest,
         "settings": context.config.result_settings("neighbors"),
+        "manifold_counts": "manifold" in context.config.metrics.families,
         "versions": {"algorithm": 3},
     }
 
@@ -61,7 +62,7 @@ class _Found:
     """What the stage knows so far, by the generators' codes."""
 
     recalls: dict[Pair, Recall | None] = field(default_factory=dict)
-    inside: dict[int, Recall | None] = field(default_factory=dict)
+    inside: dict[Pair, Recall | None] = field(default_factory=dict)
     radii: dict[int, Calibration] = field(default_factory=dict)
     edges: dict[int, Edges] = field(default_factory=dict)
     joins: list[dict[str, Any]] = field(default_factory=list)
@@ -93,6 +94,7 @@ class _Job:
         self.chunks = grouped(context.shards, int(np.clip(context.shards[-1].stop // 8, *_CHUNK_ROWS)))
         self.memory_bytes = int(self.config.actor_memory_gib * 2**30)
         self.k = neighbors_listed(self.config)
+        self.counts = "manifold" in context.config.metrics.families
 
     def work(self) -> Outcome:
         test = start_self_test(self.context, self.tables, self.chunks)
@@ -140,7 +142,7 @@ class _Job:
         exact = [pair for pair in asked if found.recalls[pair] is None]
         wanted = {pair for pairs in needed.values() if set(pairs) <= set(exact) for pair in pairs}
         nearest = cluster.search(questions, sorted(wanted))
-        found.inside = cluster.inside(found.recalls)
+        found.inside = cluster.inside(found.recalls, counts=self.counts)
         for code, pairs in needed.items():
             n = sum(scanned.distinct[query] for query in {pair[0] for pair in pairs})
             if set(pairs) <= wanted:
@@ -191,7 +193,8 @@ class _Job:
         for code, radius in found.radii.items():
             edges = distinct_edges([found.edges[code], copies.of_view(code)])
             groups = near_duplicate_groups(edges, radius.radius, lookup)
-            recalls = [*(found.recalls[pair] for pair in pairs_of(code)), found.inside[0], found.inside[code]]
+            insides = [recall for pair, recall in found.inside.items() if set(pair) <= {0, code}]
+            recalls = [*(found.recalls[pair] for pair in pairs_of(code)), *insides]
             name = self.tables.names[code]
             count, is_whole = rows[0] + rows[code], self.config.mode == "exact"
             views[code] = View(name, radius, groups, count, searches_summary(recalls), is_whole, spread[code])

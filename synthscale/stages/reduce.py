@@ -5,12 +5,11 @@ is shuffled. A task writes its scores and gives back sums; the driver adds them 
 """
 
 import pickle
-from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 
 from synthscale import filesystems as fsys
@@ -18,14 +17,15 @@ from synthscale.control import CONTROL
 from synthscale.errors import SchemaError
 from synthscale.metrics.comparison import between
 from synthscale.metrics.gates import decide
-from synthscale.metrics.slices import Counts, Slicing, count, slicing
-from synthscale.metrics.summary import GeneratorFigures, generator_figures, show_control
+from synthscale.metrics.slices import Slicing
+from synthscale.metrics.summary import GeneratorFigures, Known, generator_figures, show_control
 from synthscale.metrics.view import ViewSums, sum_view
 from synthscale.schemas import METRICS, REAL, SCORES, Shard, conform
 from synthscale.scores import score_rows
 from synthscale.stages.context import Outcome, StageContext
-from synthscale.stages.view_tables import read_views
-from synthscale.storage import RunDirectory
+from synthscale.stages.input_tables import completeness, slicings
+from synthscale.stages.vector_pass import vector_families
+from synthscale.stages.view_tables import ViewReader, real_lookup
 from synthscale.tables import metric_lines
 
 
@@ -43,9 +43,9 @@ def run(context: StageContext) -> Outcome:
     embedded = context.run.completed("embed").counts
     fits = context.run.completed("classify").info["generators"]
     views = context.run.completed("neighbors").info["views"]
-    slicings = _slicings(context)
+    cuts = slicings(context)
     totals = {name: ViewSums() for name in context.generators}
-    for part in _reduce_shards(context, fits, views, slicings):
+    for part in _reduce_shards(context, fits, views, cuts):
         for name, sums in part.items():
             totals[name] = totals[name] + sums
     for name, sums in totals.items():
@@ -53,9 +53,16 @@ def run(context: StageContext) -> Outcome:
         expected = (embedded["sets"][REAL]["ok"], embedded["sets"][name]["ok"])
         if found != expected:
             raise SchemaError(f"{name}: {found} real and synthetic rows were scored, {expected} are usable")
-    head = context.config.classifier.head
-    figures = {name: generator_figures(sums, head, fits[name], views[name]) for name, sums in totals.items()}
-    _write(context, embedded, slicings, figures)
+    families, head = context.config.metrics.families, context.config.classifier.head
+    of_vectors = vector_families(context, {name: own["ok"] for name, own in embedded["sets"].items()})
+    complete = completeness(context)
+    figures = {
+        name: generator_figures(
+            sums, Known(head, fits[name], views[name], families, of_vectors[name], complete.get(name, {}))
+        )
+        for name, sums in totals.items()
+    }
+    _write(context, embedded, cuts, figures)
     rows = sum(sum(own.block["counts"].values()) for own in figures.values())
     return Outcome({"rows": rows})
 
@@ -63,11 +70,11 @@ def run(context: StageContext) -> Outcome:
 def _write(
     context: StageContext,
     embedded: dict[str, Any],
-    slicings: list[Slicing],
+    cuts: list[Slicing],
     figures: dict[str, GeneratorFigures],
 ) -> None:
     blocks = {name: own.block for name, own in figures.items()}
-    notes = [text for own in slicings if (text := own.warning)]
+    notes = [text for own in cuts if (text := own.warning)]
     lines = metric_lines({name: own.lines for name, own in figures.items()})
     fsys.write_table(context.run.path("metrics.parquet"), conform(lines, METRICS, "metrics"), context.run.storage)
     metrics = {
@@ -107,78 +114,39 @@ def _counts(embedded: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# What the rows are cut by.
-
-
-def _slicings(context: StageContext) -> list[Slicing]:
-    """Return how the columns that metrics are given by cut the rows: a pass over these columns."""
-    names = list(dict.fromkeys(["label", *context.config.metrics.slice_by]))
-    totals: dict[str, Counts] = {name: Counter() for name in names}
-    for answer in context.on_every_shard(_CountTask(context, names), "reduce"):
-        for name, found in pickle.loads(answer["counts"]).items():
-            totals[name] += found
-    return [slicing(name, counts) for name, counts in totals.items()]
-
-
-class _CountTask:
-    """Shard number -> how often each value of some columns occurs."""
-
-    def __init__(self, context: StageContext, names: list[str]) -> None:
-        self._run, self._shards, self._names = context.run, context.shards, names
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        shard = self._shards[batch.column("shard")[0].as_py()]
-        table = self._run.read_shard("manifest", shard, self._names)
-        found = {name: count(table.column(name)) for name in self._names}
-        return pa.table({"shard": [shard.index], "counts": pa.array([pickle.dumps(found)], pa.binary())})
-
-
 # The pass.
 
 
 def _reduce_shards(
-    context: StageContext, fits: dict[str, Any], views: dict[str, Any], slicings: list[Slicing]
+    context: StageContext, fits: dict[str, Any], views: dict[str, Any], cuts: list[Slicing]
 ) -> Iterator[dict[str, ViewSums]]:
     classified = {name: bool(info["folds"]) for name, info in fits.items()}
-    # Made by a task, and read in place by those of its node: the driver holds no row.
-    ids = ray.remote(_real_ids).options(num_cpus=1).remote(context.run, context.shards)
     medians = {name: view["median_distance"] for name, view in views.items()}
-    task = _ReduceTask(context, classified, medians, slicings, ids)
-    for answer in context.on_every_shard(task, "reduce"):
+    # Made by a task, and read in place by those of its node: the driver holds no row.
+    lookup = ray.remote(real_lookup).options(num_cpus=1).remote(context.run, context.shards)
+    reader = ViewReader(context.run, classified, context.config.metrics.families)
+    for answer in context.on_every_shard(_ReduceTask(reader, context.shards, medians, cuts, lookup), "reduce"):
         yield pickle.loads(answer["sums"])
 
 
-def _real_ids(run: RunDirectory, shards: list[Shard]) -> pa.Table:
-    """Return row and id of every real row, ascending."""
-    parts = []
-    for shard in shards:
-        table = run.read_shard("manifest", shard, ["row", "id", "generator"])
-        parts.append(table.filter(pc.is_null(table.column("generator"))).select(["row", "id"]))
-    return pa.concat_tables(parts).combine_chunks()
-
-
+@dataclass(frozen=True)
 class _ReduceTask:
     """Shard number -> its rows of ``scores/``, written; gives the pickled sums of each generator."""
 
-    def __init__(
-        self,
-        context: StageContext,
-        classified: dict[str, bool],
-        medians: dict[str, float | None],
-        slicings: list[Slicing],
-        ids: Any,
-    ) -> None:
-        self._run, self._shards = context.run, context.shards
-        self._classified, self._medians, self._slicings, self._ids = classified, medians, slicings, ids
+    reader: ViewReader
+    shards: list[Shard]
+    medians: dict[str, float | None]
+    cuts: list[Slicing]
+    lookup: Any
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        shard = self._shards[batch.column("shard")[0].as_py()]
-        ids = ray.get(self._ids)
+        shard = self.shards[batch.column("shard")[0].as_py()]
+        real, run = ray.get(self.lookup), self.reader.run
         sums = {}
-        for name, (view, evidence) in read_views(self._run, shard, self._classified).items():
-            scores = score_rows(view, ids, self._medians[name])
+        for name, (view, evidence) in self.reader.read(shard, real).items():
+            scores = score_rows(view, real, self.medians[name])
             if scores.num_rows:
-                path = self._run.path("scores", f"generator={name}", shard.name)
-                fsys.write_table(path, conform(scores, SCORES, "scores"), self._run.storage)
-            sums[name] = sum_view(view, scores, evidence, self._slicings)
+                path = run.path("scores", f"generator={name}", shard.name)
+                fsys.write_table(path, conform(scores, SCORES, "scores"), run.storage)
+            sums[name] = sum_view(view, scores, evidence, self.cuts)
         return pa.table({"shard": [shard.index], "sums": pa.array([pickle.dumps(sums)], pa.binary())})

@@ -1,13 +1,16 @@
 """A part of reduce: one shard's tables, joined for each generator's view."""
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from synthscale.errors import SchemaError
-from synthscale.facts import COLUMNS, bytes_per_pixel
-from synthscale.metrics.evidence import Evidence
+from synthscale.facts import COLUMNS, PICTURE, bytes_per_pixel, picture_values
+from synthscale.metrics.evidence import Evidence, copying_fields, manifold_fields
+from synthscale.metrics.rows import NEAREST_REAL
 from synthscale.schemas import DIRECTIONS, Shard
 from synthscale.scores import ViewRows
 from synthscale.storage import RunDirectory
@@ -16,32 +19,85 @@ from synthscale.tables import of_lists
 _MANIFEST_NAMES = ("real_or_synthetic", "generator")
 
 
-def read_views(
-    run: RunDirectory, shard: Shard, classified: dict[str, bool]
-) -> dict[str, tuple[ViewRows, Evidence]]:
-    """Join the tables of one shard for each generator's view; ``classified`` tells which have predictions."""
-    manifest = run.read_shard("manifest", shard)
-    for name in _MANIFEST_NAMES:
-        at = manifest.column_names.index(name)
-        manifest = manifest.set_column(at, name, manifest.column(name).cast(pa.string()))
-    embedded = run.read_shard("embeddings", shard, ["row", *COLUMNS])
-    parts = {table: run.read_shard(table, shard) for table in ("nearest", "groups", "classifier", "predictions")}
-    joined = {}
-    for name in classified:
+def real_lookup(run: RunDirectory, shards: list[Shard]) -> pa.Table:
+    """Return row, id and the distance to the nearest other real row of every usable real row, ascending."""
+    parts = []
+    for shard in shards:
+        near = run.read_shard("nearest", shard, ["generator", "row", NEAREST_REAL])
+        names = run.read_shard("manifest", shard, ["id", "generator"])
+        # What real rows find among themselves is the same in every view.
+        near = near.filter(pc.equal(near.column("generator"), _first(near)))
+        at = near.column("row").to_numpy() - shard.start
+        real = np.asarray(names.column("generator").is_null())[at]
+        columns = {
+            "row": near.column("row").to_numpy()[real],
+            "id": names.column("id").take(pa.array(at[real])),
+            NEAREST_REAL: near.column(NEAREST_REAL).cast(pa.float64()).fill_null(np.inf).to_numpy()[real],
+        }
+        parts.append(pa.table(columns))
+    return pa.concat_tables(parts).combine_chunks()
+
+
+def _first(near: pa.Table) -> pa.Scalar:
+    names = pc.unique(near.column("generator").cast(pa.string()))
+    return names[0] if len(names) else pa.scalar("")
+
+
+@dataclass(frozen=True)
+class ViewReader:
+    """Joins the tables of a shard.
+
+    Attributes:
+        classified: which generators have predictions.
+        families: of metrics, that are asked for.
+    """
+
+    run: RunDirectory
+    classified: dict[str, bool]
+    families: tuple[str, ...] = ()
+
+    def read(self, shard: Shard, real: pa.Table) -> dict[str, tuple[ViewRows, Evidence]]:
+        """Return what is known of a shard's rows in each view; ``real`` is what `real_lookup` gives."""
+        manifest = self.run.read_shard("manifest", shard)
+        for name in _MANIFEST_NAMES:
+            at = manifest.column_names.index(name)
+            manifest = manifest.set_column(at, name, manifest.column(name).cast(pa.string()))
+        embedded = self.run.read_shard("embeddings", shard, ["row", *COLUMNS, *PICTURE])
+        names = ("nearest", "groups", "classifier", "predictions")
+        parts = {table: self.run.read_shard(table, shard) for table in names}
+        return {name: self._view(name, shard, manifest, embedded, parts, real) for name in self.classified}
+
+    def _view(
+        self,
+        name: str,
+        shard: Shard,
+        manifest: pa.Table,
+        embedded: pa.Table,
+        parts: dict[str, pa.Table],
+        real: pa.Table,
+    ) -> tuple[ViewRows, Evidence]:
         own = {table: t.filter(pc.equal(t.column("generator"), name)) for table, t in parts.items()}
         rows = own["nearest"].column("row").to_numpy()
         # Where no classifier can be fitted there are no predictions.
-        for table in ("classifier", "predictions") if classified[name] else ("classifier",):
+        for table in ("classifier", "predictions") if self.classified[name] else ("classifier",):
             _check_alignment(name, table, shard, rows, own[table].column("row").to_numpy())
-        evidence = _evidence(own["classifier"], own["predictions"], embedded, rows)
+        files = embedded.take(pa.array(np.searchsorted(embedded.column("row").to_numpy(), rows)))
+        evidence = _evidence(own["classifier"], own["predictions"], files, rows)
+        nearest, is_real = own["nearest"], own["classifier"].column("is_real").to_numpy(zero_copy_only=False)
+        fields: dict[str, NDArray[np.float64]] = {}
+        values: dict[str, NDArray[np.float64]] = {}
+        if "facts" in self.families:
+            values |= picture_values(files)
+        if "manifold" in self.families:
+            fields |= manifold_fields(nearest)
+        if "copying" in self.families:
+            fields |= copying_fields(nearest, is_real, real)
+            values[NEAREST_REAL] = _numbers(nearest, NEAREST_REAL, len(rows))
         chosen = manifest.take(pa.array(rows - shard.start))
         # The generator stands in the partition's path.
         logit = _numbers(own["predictions"], "logit_synthetic", len(rows))
-        joined[name] = (
-            ViewRows(chosen.drop_columns(["generator"]), own["nearest"], own["groups"], logit),
-            evidence,
-        )
-    return joined
+        view = ViewRows(chosen.drop_columns(["generator"]), nearest, own["groups"], logit)
+        return view, replace(evidence, fields=fields, values=values)
 
 
 def _check_alignment(
@@ -66,13 +122,12 @@ def _numbers(table: pa.Table, name: str, n: int) -> NDArray[np.float64]:
     return result
 
 
-def _evidence(folds: pa.Table, predictions: pa.Table, embedded: pa.Table, rows: NDArray[np.int64]) -> Evidence:
+def _evidence(folds: pa.Table, predictions: pa.Table, files: pa.Table, rows: NDArray[np.int64]) -> Evidence:
     n = len(rows)
     along, without, fold = np.full((n, DIRECTIONS), np.nan), None, np.empty(0, np.int8)
     if predictions.num_rows:
         along, fold = of_lists(predictions.column("along")), predictions.column("fold").to_numpy()
         without = of_lists(predictions.column("logit_without"))
-    files = embedded.take(pa.array(np.searchsorted(embedded.column("row").to_numpy(), rows)))
     return Evidence(
         log_prior=folds.column("log_prior").to_numpy(),
         group_key=folds.column("group_key").to_numpy(),

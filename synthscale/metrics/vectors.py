@@ -1,0 +1,195 @@
+"""The families of metrics that are made of embeddings: Frechet distance, KID, Vendi score, utility.
+
+Moments are of all rows and add up over shards; KID and utility look at a sample of 20,000 rows of each set,
+drawn by key. The Vendi score takes a second pass, since its features need the real rows' moments.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.distance import pdist
+
+from synthscale.keys import Keys, mixed
+from synthscale.metrics.estimate import Estimate
+from synthscale.metrics.frechet import Moments, extrapolated, frechet_distance
+from synthscale.metrics.kernel import kid
+from synthscale.metrics.utility import utility
+from synthscale.metrics.vendi import FourierMap, SecondMoment, fourier_map
+from synthscale.relations import limit_for
+
+VECTOR_FAMILIES = ("frechet", "kernel", "vendi", "utility")
+SAMPLE_ROWS = 20_000
+PARTS = 12
+"""Random parts that the extrapolated Frechet distance is made of."""
+_STREAM = 50_000
+_PART_STREAM = 50_001
+_BLOCKS, _BLOCK_ROWS = (10, 20), 1000
+_BANDWIDTH_ROWS = 1024
+_VENDI_FEATURES = 512
+_NORMAL = 1.959963984540054
+
+NO_FRECHET_INTERVAL = "no interval: one distance has none; metrics.frechet_infinity gives one"
+NO_VENDI_INTERVAL = "no interval: the score depends on all rows at once"
+
+
+@dataclass(frozen=True)
+class VectorRows:
+    """Some rows of one set.
+
+    Attributes:
+        vectors: (n, d).
+        key: (n,) of their ids.
+        group: (n,) of their near-duplicate groups: parts, blocks and samples split none.
+        label: n labels or None.
+        fold: (n, G) of real rows, in each generator's view.
+    """
+
+    vectors: NDArray[np.floating]
+    key: Keys
+    group: Keys
+    label: Sequence[str | None]
+    fold: NDArray[np.int8]
+
+    def take(self, chosen: NDArray[np.int64]) -> "VectorRows":
+        """Return some of the rows."""
+        label = [self.label[i] for i in chosen.tolist()]
+        return VectorRows(self.vectors[chosen], self.key[chosen], self.group[chosen], label, self.fold[chosen])
+
+
+@dataclass
+class VectorSums:
+    """Moments of a set, by random part, and a sample of its rows; two of them add up."""
+
+    moments: list[Moments]
+    sample: VectorRows
+
+    @classmethod
+    def of(cls, rows: VectorRows, set_rows: int, parts: int) -> "VectorSums":
+        """Return the sums over some rows of a set of ``set_rows``, in so many parts."""
+        part = mixed(rows.group, _PART_STREAM) % np.uint64(parts)
+        moments = [Moments.of(rows.vectors[part == i]) for i in range(parts)]
+        chosen = mixed(rows.group, _STREAM) <= limit_for(SAMPLE_ROWS, set_rows)
+        return cls(moments, rows.take(np.flatnonzero(chosen)))
+
+    def __add__(self, other: "VectorSums") -> "VectorSums":
+        """Return the sums over both sets of rows."""
+        moments = [a + b for a, b in zip(self.moments, other.moments, strict=True)]
+        one, two = self.sample, other.sample
+        sample = VectorRows(
+            np.concatenate([one.vectors, two.vectors]),
+            np.concatenate([one.key, two.key]),
+            np.concatenate([one.group, two.group]),
+            [*one.label, *two.label],
+            np.concatenate([one.fold, two.fold]),
+        )
+        return VectorSums(moments, sample)
+
+    def drawn(self) -> VectorRows:
+        """Return the sample in the order of its draw, which does not depend on the order of rows."""
+        return self.sample.take(np.lexsort((self.sample.key, mixed(self.sample.group, _STREAM))))
+
+    @property
+    def whole(self) -> Moments:
+        """The moments of all parts."""
+        total = self.moments[0]
+        for part in self.moments[1:]:
+            total = total + part
+        return total
+
+
+@dataclass(frozen=True)
+class VendiMap:
+    """Features for the Vendi score: of the embedding in standard deviations of the real rows, Gaussian kernel.
+
+    Attributes:
+        mean, scale: (d,).
+        fourier: whose bandwidth is the median distance between real rows.
+    """
+
+    mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    fourier: FourierMap
+
+    @classmethod
+    def of(cls, real: VectorSums) -> "VendiMap":
+        """Build the map from the real set."""
+        whole = real.whole
+        deviation = np.sqrt(np.maximum(np.diag(whole.scatter) / max(1.0, whole.count), 0))
+        scale = np.where(deviation > 1e-6 * np.abs(whole.mean), deviation, 1.0)
+        few = (real.drawn().vectors[:_BANDWIDTH_ROWS].astype(np.float64) - whole.mean) / scale
+        median = float(np.median(pdist(few))) if len(few) > 1 else 0.0
+        bandwidth = median if median > 0 else math.sqrt(len(scale))
+        return cls(whole.mean, scale, fourier_map(len(scale), bandwidth, _VENDI_FEATURES, seed=0))
+
+    def moment(self, vectors: NDArray[np.floating]) -> SecondMoment:
+        """Return the second moment of the features of rows (n, d)."""
+        total = SecondMoment.empty(2 * _VENDI_FEATURES)
+        for start in range(0, len(vectors), 8192):
+            standard = (vectors[start : start + 8192].astype(np.float64) - self.mean) / self.scale
+            total = total + SecondMoment.of(self.fourier(standard))
+        return total
+
+
+Family = dict[str, Estimate]
+
+
+def frechet_family(real: VectorSums, own: VectorSums) -> Family:
+    """Return the Frechet distance, and without its bias where the moments are in parts."""
+    found = {"frechet_distance": _known(frechet_distance(real.whole, own.whole), "fewer than two rows in a set")}
+    if len(real.moments) > 1:
+        value, error = extrapolated(real.moments, own.moments)
+        found["frechet_distance_infinity"] = _normal(value, error, "too few rows in a part")
+    return found
+
+
+def kernel_family(real: VectorSums, own: VectorSums) -> Family:
+    """Return KID by disjoint blocks of the samples."""
+    x, y = real.drawn().vectors, own.drawn().vectors
+    usable = min(len(x), len(y))
+    blocks = _BLOCKS[1] if usable >= _BLOCKS[1] * _BLOCK_ROWS else _BLOCKS[0]
+    size = min(_BLOCK_ROWS, usable // blocks)
+    if size < 2:
+        return {"kid": Estimate.none(f"fewer than {2 * blocks} rows in a set")}
+    cut = [slice(i * size, (i + 1) * size) for i in range(blocks)]
+    value, error = kid([x[part] for part in cut], [y[part] for part in cut])
+    return {"kid": _normal(value, error, "undefined")}
+
+
+def vendi_family(real: SecondMoment, own: SecondMoment) -> Family:
+    """Return the Vendi score, with the real set's as the reference."""
+    value = own.score()
+    if not math.isfinite(value):
+        return {"vendi_score": Estimate.none("no rows")}
+    return {"vendi_score": Estimate(value, reason=NO_VENDI_INTERVAL, reference=real.score())}
+
+
+def utility_family(real: VectorSums, own: VectorSums, view: int) -> Family:
+    """Return what classifiers of labels learn from either set; ``view`` is the generator's number."""
+    x, y = real.drawn(), own.drawn()
+    found = utility(x.vectors, x.label, x.fold[:, view], y.vectors, y.label)
+    if isinstance(found, str):
+        return {name: Estimate.none(found) for name in ("utility", "accuracy_synthetic", "accuracy_real")}
+    no_ratio = "a classifier that learns from real rows finds no label"
+    return {
+        "utility": _normal(found.ratio, found.ratio_error, no_ratio, reference=1.0),
+        "accuracy_synthetic": _normal(found.synthetic, found.synthetic_error, "undefined", reference=found.real),
+        "accuracy_real": _normal(found.real, found.real_error, "undefined"),
+    }
+
+
+def _known(value: float, reason: str) -> Estimate:
+    if not math.isfinite(value):
+        return Estimate.none(reason)
+    return Estimate(value, reason=NO_FRECHET_INTERVAL)
+
+
+def _normal(value: float, error: float, reason: str, reference: float | None = None) -> Estimate:
+    if not math.isfinite(value):
+        return Estimate.none(reason)
+    if not math.isfinite(error):
+        return Estimate(value, reference=reference)
+    away = _NORMAL * error
+    return Estimate(value, value - away, value + away, reference=reference)
