@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from synthscale.columns import numbers
 from synthscale.images import FORMATS
 
 MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA", "I;16")
@@ -26,8 +27,8 @@ def fact_vectors(table: pa.Table) -> NDArray[np.float32] | None:
     if table.num_rows and table.column("format").null_count == table.num_rows:
         return None
     kinds = [table.column(name).to_numpy(zero_copy_only=False) for name in ("format", "mode")]
-    width, height = (np.log(_numbers(table, name, 1.0)) for name in ("width_px", "height_px"))
-    quality = _numbers(table, "jpeg_quality", 0.0)
+    width, height = (np.log(numbers(table.column(name), 1.0)) for name in ("width_px", "height_px"))
+    quality = numbers(table.column("jpeg_quality"), 0.0)
     columns = [
         *(kinds[0] == name for name in FORMATS),
         *(kinds[1] == name for name in MODES),
@@ -42,19 +43,13 @@ def fact_vectors(table: pa.Table) -> NDArray[np.float32] | None:
 
 def bytes_per_pixel(table: pa.Table) -> NDArray[np.float64]:
     """Return each file's size over its pixels: (n,); NaN where there was no file."""
-    pixels = _numbers(table, "width_px", np.nan) * _numbers(table, "height_px", np.nan)
-    result: NDArray[np.float64] = _numbers(table, "bytes", np.nan) / pixels
+    pixels = numbers(table.column("width_px"), np.nan) * numbers(table.column("height_px"), np.nan)
+    result: NDArray[np.float64] = numbers(table.column("bytes"), np.nan) / pixels
     return result
 
 
 def picture_values(table: pa.Table) -> dict[str, NDArray[np.float64]]:
     """Return brightness, contrast, sharpness, width, height and aspect ratio: (n,) each, NaN without a picture."""
-    values = {name: _numbers(table, name, np.nan) for name in PICTURE}
-    width, height = _numbers(table, "width_px", np.nan), _numbers(table, "height_px", np.nan)
+    values = {name: numbers(table.column(name), np.nan) for name in PICTURE}
+    width, height = numbers(table.column("width_px"), np.nan), numbers(table.column("height_px"), np.nan)
     return {**values, "width": width, "height": height, "aspect": width / height}
-
-
-def _numbers(table: pa.Table, name: str, missing: float) -> NDArray[np.float64]:
-    column = table.column(name).cast(pa.float64()).fill_null(missing)
-    result: NDArray[np.float64] = column.to_numpy()
-    return result

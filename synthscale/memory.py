@@ -2,32 +2,30 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
 from synthscale import tables
-from synthscale.classifier import fit_classifier
+from synthscale.columns import numbers
 from synthscale.config import Config, check_generator_name
 from synthscale.copies import collapse, equal_pairs, vector_keys
-from synthscale.directions import find_directions
 from synthscale.errors import InputError
 from synthscale.keys import id_keys
+from synthscale.memory_fit import Answers, classify, vector_families
 from synthscale.memory_search import analyse
-from synthscale.metrics.classifier import spread, sum_logits
-from synthscale.metrics.evidence import Evidence
+from synthscale.metrics.evidence import Evidence, row_evidence
+from synthscale.metrics.rows import NEAREST_REAL
 from synthscale.metrics.slices import count, slicing
 from synthscale.metrics.summary import Known, generator_figures
 from synthscale.metrics.view import sum_view
-from synthscale.problem import View, columns_of
-from synthscale.schemas import DIRECTIONS, REAL, SYNTHETIC
+from synthscale.schemas import REAL, SYNTHETIC
 from synthscale.scores import ViewRows, score_rows
-from synthscale.training import FoldPlan, Training, VectorBlock, bandwidth_sample, plan_folds
+from synthscale.training import FoldPlan, plan_folds
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def score_features(
         generator: the generator of each synthetic row; one called ``synthetic`` when not given.
         labels: a label for each row, for the metrics by label.
         ids: unique ids; the row numbers when not given (results then depend on the order of the rows).
-        config: the sections ``neighbors`` and ``classifier`` are used.
+        config: the sections ``neighbors``, ``classifier`` and ``metrics`` are used, the last without ``slice_by``.
 
     Raises:
         InputError: the input cannot be scored; the message names the rows.
@@ -86,35 +84,74 @@ def score_features(
     for name, near in analysis.nearest.items():
         rows, members = np.sort(near.row), (groups[name].row, groups[name].near_duplicate_id)
         plans[name] = plan_folds(rows, keys[rows], kinds[rows] == REAL, is_copy[rows], members, config.classifier)
-    answers = _classify(vectors, plans, config)
-    manifest = pa.table(
-        {
-            "row": np.arange(n),
-            "id": unique_ids,
-            "uri": pa.nulls(n, pa.string()),
-            "image_filename": pa.nulls(n, pa.string()),
-            "label": pa.array(_texts(labels, n), pa.string()),
-            "real_or_synthetic": pa.array(kinds.tolist(), pa.string()),
-        }
-    )
-    real_ids = manifest.filter(pc.equal(manifest.column("real_or_synthetic"), REAL)).select(["row", "id"])
+    texts = _texts(labels, n)
+    answers = classify(vectors, plans, config)
+    of_vectors = vector_families(vectors, plans, texts, config.metrics)
+    manifest = _manifest(unique_ids, texts, kinds)
     metrics, scores = {}, {}
     for view in analysis.views:
         name, plan = view.generator, plans[view.generator]
         nearest = tables.nearest(name, analysis.nearest[name], later)
         nearest = nearest.take(pa.array(np.argsort(nearest.column("row").to_numpy())))
-        logit = answers[name].logit
-        own = ViewRows(manifest.take(pa.array(plan.row)), nearest, tables.groups(name, view.groups), logit)
-        table = score_rows(own, real_ids, view.median_distance)
-        unknown = np.full(len(plan.row), np.nan)
-        fold = plan.fold[:, 0] if plan.fold.shape[1] else np.empty(0, np.int8)
-        answer = answers[name]
-        evidence = Evidence(plan.log_prior, plan.group, unknown, unknown, answer.along, fold, answer.without)
-        sums = sum_view(own, table, evidence, [slicing("label", count(manifest.column("label")))])
-        neighbors = {**view.summary(), "spreads": view.spreads}
-        metrics[name] = generator_figures(sums, Known(config.classifier.head, answer.fit, neighbors)).block
-        scores[name] = table.to_pandas()
+        rows = manifest.take(pa.array(plan.row))
+        own = ViewRows(rows, nearest, tables.groups(name, view.groups), answers[name].logit)
+        known = Known(
+            config.classifier.head,
+            answers[name].fit,
+            {**view.summary(), "spreads": view.spreads},
+            families,
+            of_vectors[name],
+            _complete([texts[row] for row in plan.row[~plan.is_real].tolist()], any(texts)),
+        )
+        metrics[name], scores[name] = _view_figures(own, plan, answers[name], known)
     return FeatureScores(metrics, scores)
+
+
+def _manifest(ids: list[str], labels: list[str | None], kinds: NDArray[np.str_]) -> pa.Table:
+    return pa.table(
+        {
+            "row": np.arange(len(ids)),
+            "id": ids,
+            "uri": pa.nulls(len(ids), pa.string()),
+            "image_filename": pa.nulls(len(ids), pa.string()),
+            "label": pa.array(labels, pa.string()),
+            "real_or_synthetic": pa.array(kinds.tolist(), pa.string()),
+        }
+    )
+
+
+def _view_figures(
+    view: ViewRows, plan: FoldPlan, answer: Answers, known: Known
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """One generator's block of metrics and its scores."""
+    real = pa.table(
+        {
+            "row": plan.row[plan.is_real],
+            "id": view.manifest.column("id").filter(pa.array(plan.is_real)),
+            NEAREST_REAL: numbers(view.nearest.column(NEAREST_REAL), np.inf)[plan.is_real],
+        }
+    )
+    scores = score_rows(view, real, known.neighbors["median_distance"])
+    unknown = np.full(len(plan.row), np.nan)
+    fold = plan.fold[:, 0] if plan.fold.shape[1] else np.empty(0, np.int8)
+    evidence = Evidence(
+        plan.log_prior,
+        plan.group,
+        unknown,
+        unknown,
+        answer.along,
+        fold,
+        answer.without,
+        **row_evidence(known.families, view.nearest, plan.is_real, real),
+    )
+    sums = sum_view(view, scores, evidence, [slicing("label", count(scores.column("label")))])
+    return generator_figures(sums, known).block, scores.to_pandas()
+
+
+def _complete(labels: list[str | None], has_labels: bool) -> dict[str, Any]:
+    nulls = labels.count(None) if has_labels else 0
+    columns = {"label": nulls} if has_labels else {}
+    return {"rows": len(labels), "complete": len(labels) - nulls, "failed": 0, "nulls": columns}
 
 
 def _texts(labels: Sequence[Any] | None, n: int) -> list[str | None]:
@@ -166,69 +203,3 @@ def _checked(
     if twice:
         raise InputError(f"ids must be unique; {', '.join(twice[:5])} occur more than once")
     return vectors, kinds, names, unique_ids
-
-
-@dataclass
-class _Answers:
-    """What a generator's classifier says of its view's rows (NaN without one), and how it was fitted."""
-
-    logit: NDArray[np.float64]
-    along: NDArray[np.float64]
-    without: NDArray[np.float64] | None
-    fit: dict[str, Any]
-
-
-def _classify(vectors: NDArray[np.float32], plans: dict[str, FoldPlan], config: Config) -> dict[str, _Answers]:
-    answers = {
-        name: _Answers(np.full(n, np.nan), np.full((n, DIRECTIONS), np.nan), None, {"folds": 0})
-        for name, n in ((name, len(plan.row)) for name, plan in plans.items())
-    }
-    views = [view for name, plan in plans.items() for view in plan.views(name)]
-    if not views:
-        return answers
-    blocks = _blocks(vectors, plans, views)
-    first = next(iter(plans.values()))
-    training = Training(
-        views,
-        vectors.shape[1],
-        lambda name: [block for block in blocks if name in (None, block.name)],
-        bandwidth_sample(first),
-        {block.name: len(block.key) for block in blocks},
-        is_refitted=True,
-    )
-    model, fits = fit_classifier(training, config.classifier)
-    model = replace(model, directions=find_directions(model, training))
-    for name, summary in model.summaries(fits).items():
-        plan, rows = plans[name], vectors[plans[name].row]
-        deals, along = model.answers(name, rows, plan.fold)
-        repeats = [sum_logits(logit, plan.is_real) for logit in deals.T] if deals.shape[1] > 1 else []
-        answers[name] = _Answers(
-            # As in a run, where predictions/ holds float32.
-            deals.mean(1).astype(np.float32).astype(np.float64),
-            along,
-            _as_stored(model.without_blocks(name, rows, plan.fold[:, 0], plan.block)),
-            {"folds": plan.views(name)[0].folds, **summary, "repeats": spread(repeats)},
-        )
-    return answers
-
-
-def _as_stored(logits: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
-    return None if logits is None else logits.astype(np.float16).astype(np.float64)
-
-
-def _blocks(vectors: NDArray[np.float32], plans: dict[str, FoldPlan], views: list[View]) -> list[VectorBlock]:
-    """Return the rows of each set."""
-    blocks = []
-    first = next(iter(plans.values()))
-    columns = columns_of(views)
-    for kind, plan in [(REAL, first), *((name, plans[name]) for name in columns)]:
-        own = plan.is_real == (kind == REAL)
-        fold, block = (np.full((int(own.sum()), len(views)), -1, np.int8) for _ in range(2))
-        for name, own_columns in columns.items():
-            if kind in (REAL, name):
-                # The real rows have one order in every view.
-                there = plans[name].is_real == (kind == REAL)
-                fold[:, own_columns] = plans[name].fold[there]
-                block[:, own_columns] = plans[name].block[there, None]
-        blocks.append(VectorBlock(kind, vectors[plan.row[own]], fold, plan.key[own], plan.is_copy[own], block))
-    return blocks

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from synthscale.columns import lists
 from synthscale.edges import KINDS, Edges
 from synthscale.groups import Groups
 from synthscale.jackknife import BLOCKS
@@ -22,26 +23,6 @@ def vectors(table: pa.Table, dimensions: tuple[int, int]) -> NDArray[np.floating
     width = column.type.list_size
     flat = column.flatten().to_numpy(zero_copy_only=False)
     result: NDArray[np.floating] = flat.reshape(-1, width)[:, dimensions[0] : dimensions[1]]
-    return result
-
-
-def lists(values: NDArray[np.floating]) -> pa.FixedSizeListArray:
-    """Return the rows of an array (n, m) as lists of m numbers; NaN becomes null."""
-    flat = values.ravel()
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat, mask=np.isnan(flat)), values.shape[1])
-
-
-def of_lists(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    """Return a column of lists of one length as (n, m); null becomes NaN."""
-    flat = column.combine_chunks().flatten()
-    if len(flat) == 0:
-        return np.empty((0, column.type.list_size))
-    known = flat.is_valid().to_numpy(zero_copy_only=False)
-    # Arrow can neither cast float16 with nulls nor fill them.
-    values = np.frombuffer(flat.buffers()[1], flat.type.to_pandas_dtype())[flat.offset : flat.offset + len(flat)]
-    result: NDArray[np.float64] = np.where(known, values.astype(np.float64), np.nan).reshape(
-        -1, column.type.list_size
-    )
     return result
 
 

@@ -68,6 +68,8 @@ PURE = [
     "refits",
     "manifold",
     "control",
+    "columns",
+    "memory_fit",
     "network",
     "calibration",
     "classifier",

@@ -1,6 +1,6 @@
 """What stands behind the classifier's figures: file facts that give sets away, and directions that separate."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from synthscale.columns import numbers
 from synthscale.metrics.estimate import NO_CLASSIFIER, metric
 from synthscale.metrics.ranks import RankSums, auc, auc_metric, sum_ranks
 
@@ -46,8 +47,29 @@ class Evidence:
     values: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
-def manifold_fields(nearest: pa.Table) -> dict[str, NDArray[np.float64]]:
-    """Return the fields of the sums that density and recall are made of, from lines of ``nearest/``."""
+def row_evidence(
+    families: Sequence[str], nearest: pa.Table, is_real: NDArray[np.bool_], real: pa.Table
+) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """Return ``fields`` and ``values`` of the families that are made of neighbours.
+
+    Args:
+        families: those that are asked for.
+        nearest: lines of ``nearest/``.
+        is_real: (n,).
+        real: ``row``, ascending, and ``nearest_real_distance`` of all real rows.
+    """
+    fields: dict[str, NDArray[np.float64]] = {}
+    values: dict[str, NDArray[np.float64]] = {}
+    if "manifold" in families:
+        fields |= _manifold_fields(nearest)
+    if "copying" in families:
+        fields |= _copying_fields(nearest, is_real, real)
+        values["nearest_real_distance"] = numbers(nearest.column("nearest_real_distance"), np.nan)
+    return {"fields": fields, "values": values}
+
+
+def _manifold_fields(nearest: pa.Table) -> dict[str, NDArray[np.float64]]:
+    """The fields that density and recall are made of."""
     recalled = nearest.column("in_synthetic_manifold").fill_null(False)
     return {
         "balls": nearest.column("real_balls").fill_null(0).to_numpy().astype(np.float64),
@@ -55,17 +77,11 @@ def manifold_fields(nearest: pa.Table) -> dict[str, NDArray[np.float64]]:
     }
 
 
-def copying_fields(
+def _copying_fields(
     nearest: pa.Table, is_real: NDArray[np.bool_], real: pa.Table
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the fields of the sums that authenticity and the share of identical rows are made of.
-
-    Args:
-        nearest: lines of ``nearest/``.
-        is_real: (n,).
-        real: ``row``, ascending, and ``nearest_real_distance`` of all real rows.
-    """
-    distance = nearest.column("nearest_real_distance").cast(pa.float64()).fill_null(np.inf).to_numpy()
+    """The fields that authenticity and the share of identical rows are made of."""
+    distance = numbers(nearest.column("nearest_real_distance"), np.inf)
     wanted = nearest.column("nearest_real_row").fill_null(-1).to_numpy()
     at = np.searchsorted(real.column("row").to_numpy(), wanted).clip(max=max(0, real.num_rows - 1))
     theirs = real.column("nearest_real_distance").to_numpy()[at]

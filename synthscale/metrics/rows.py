@@ -21,7 +21,6 @@ user's
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +36,7 @@ FACTS = ("brightness", "contrast", "sharpness", "width", "height", "aspect")
 NEAREST_REAL = "nearest_real_distance"
 _TAIL = 0.05
 _NO_INTERVAL = "no interval: a figure of ranks"
+_SPREAD = "no interval: it is a spread itself"
 
 Family = dict[str, Estimate]
 
@@ -145,4 +145,4 @@ def stability_family(sums: Sums, folds: list[Sums], context: Context) -> Family:
 
 
 def _spread(value: float, reason: str) -> Estimate:
-    return replace(_plain(value, reason, 0.0), reason=None if math.isfinite(value) else reason, reference=None)
+    return Estimate(value, reason=_SPREAD) if math.isfinite(value) else Estimate.none(reason)

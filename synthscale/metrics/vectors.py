@@ -26,6 +26,7 @@ PARTS = 12
 """Random parts that the extrapolated Frechet distance is made of."""
 _STREAM = 50_000
 _PART_STREAM = 50_001
+_FOLDS, _FOLD_STREAM = 5, 50_002
 _BLOCKS, _BLOCK_ROWS = (10, 20), 1000
 _BANDWIDTH_ROWS = 1024
 _VENDI_FEATURES = 512
@@ -134,6 +135,43 @@ class VendiMap:
 
 
 Family = dict[str, Estimate]
+Families = dict[str, Family]
+
+
+def wanted_of(families: Sequence[str]) -> list[str]:
+    """Return those of some families that are made of embeddings."""
+    return [name for name in families if name in VECTOR_FAMILIES]
+
+
+def some_fold(keys: Keys) -> NDArray[np.int8]:
+    """Return folds for rows that no classifier has dealt: (n,)."""
+    return (mixed(keys, _FOLD_STREAM) % np.uint64(_FOLDS)).astype(np.int8)
+
+
+def families_of(
+    sums: tuple[VectorSums, VectorSums],
+    moments: tuple[SecondMoment, SecondMoment] | None,
+    view: int,
+    wanted: Sequence[str],
+) -> Families:
+    """Return the wanted families' metrics of a generator.
+
+    Args:
+        sums: of the real set and the generator.
+        moments: of the Vendi score's features, where that is wanted.
+        view: the generator's number, for the folds of the real rows.
+        wanted: names of families.
+    """
+    families: Families = {}
+    if "frechet" in wanted:
+        families["frechet"] = frechet_family(*sums)
+    if "kernel" in wanted:
+        families["kernel"] = kernel_family(*sums)
+    if moments is not None:
+        families["vendi"] = vendi_family(*moments)
+    if "utility" in wanted:
+        families["utility"] = utility_family(*sums, view)
+    return families
 
 
 def frechet_family(real: VectorSums, own: VectorSums) -> Family:

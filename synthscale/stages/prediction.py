@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from synthscale import filesystems as fsys
+from synthscale.columns import lists
 from synthscale.jackknife import BLOCKS, blocks_of
 from synthscale.metrics.classifier import ClassifierSums, sum_logits
 from synthscale.model import Model
@@ -19,7 +20,6 @@ from synthscale.stages.context import StageContext
 from synthscale.stages.fold_tables import FoldTables, Part, ShardRows
 from synthscale.stages.train_run import model_path
 from synthscale.storage import RunDirectory
-from synthscale.tables import lists
 
 _Deals = dict[str, list[ClassifierSums]]
 

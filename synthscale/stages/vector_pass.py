@@ -14,28 +14,20 @@ import ray
 from numpy.typing import NDArray
 
 from synthscale import tables
-from synthscale.keys import mixed
-from synthscale.metrics.estimate import Estimate
 from synthscale.metrics.vectors import (
     PARTS,
-    VECTOR_FAMILIES,
+    Families,
     VectorRows,
     VectorSums,
     VendiMap,
-    frechet_family,
-    kernel_family,
-    utility_family,
-    vendi_family,
+    families_of,
+    some_fold,
+    wanted_of,
 )
 from synthscale.schemas import REAL, Layout, Shard
 from synthscale.stages.context import StageContext
 from synthscale.stages.fold_tables import only
 from synthscale.storage import RunDirectory
-
-_FOLDS = 5
-_FOLD_STREAM = 50_002
-
-Families = dict[str, dict[str, Estimate]]
 
 
 @dataclass(frozen=True)
@@ -88,7 +80,7 @@ class _Pass:
                 fold[at, i] = dealt.flatten().to_numpy().reshape(len(at), -1)[:, 0]
             else:
                 # No classifier could be fitted: rows are dealt as they come.
-                fold[at, i] = mixed(key[at], _FOLD_STREAM) % np.uint64(_FOLDS)
+                fold[at, i] = some_fold(key[at])
         return key, group, fold
 
 
@@ -99,7 +91,7 @@ def vector_families(context: StageContext, rows: dict[str, int]) -> dict[str, Fa
         context: the run's.
         rows: usable rows of each set.
     """
-    wanted = [name for name in context.config.metrics.families if name in VECTOR_FAMILIES]
+    wanted = wanted_of(context.config.metrics.families)
     if not wanted:
         return {name: {} for name in rows if name != REAL}
     parts = PARTS if context.config.metrics.frechet_infinity else 1
@@ -154,14 +146,5 @@ def _vendi(job: _Pass, shards: list[Shard], features: VendiMap) -> dict[str, Any
 def _evaluate(
     sums: dict[str, VectorSums], moments: dict[str, Any] | None, name: str, view: int, wanted: list[str]
 ) -> Families:
-    real, own = sums[REAL], sums[name]
-    families: Families = {}
-    if "frechet" in wanted:
-        families["frechet"] = frechet_family(real, own)
-    if "kernel" in wanted:
-        families["kernel"] = kernel_family(real, own)
-    if moments is not None:
-        families["vendi"] = vendi_family(moments[REAL], moments[name])
-    if "utility" in wanted:
-        families["utility"] = utility_family(real, own, view)
-    return families
+    own = None if moments is None else (moments[REAL], moments[name])
+    return families_of((sums[REAL], sums[name]), own, view, wanted)

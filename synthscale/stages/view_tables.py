@@ -7,14 +7,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from synthscale.columns import numbers, of_lists
 from synthscale.errors import SchemaError
 from synthscale.facts import COLUMNS, PICTURE, bytes_per_pixel, picture_values
-from synthscale.metrics.evidence import Evidence, copying_fields, manifold_fields
+from synthscale.metrics.evidence import Evidence, row_evidence
 from synthscale.metrics.rows import NEAREST_REAL
 from synthscale.schemas import DIRECTIONS, Shard
 from synthscale.scores import ViewRows
 from synthscale.storage import RunDirectory
-from synthscale.tables import of_lists
 
 _MANIFEST_NAMES = ("real_or_synthetic", "generator")
 
@@ -32,7 +32,7 @@ def real_lookup(run: RunDirectory, shards: list[Shard]) -> pa.Table:
         columns = {
             "row": near.column("row").to_numpy()[real],
             "id": names.column("id").take(pa.array(at[real])),
-            NEAREST_REAL: near.column(NEAREST_REAL).cast(pa.float64()).fill_null(np.inf).to_numpy()[real],
+            NEAREST_REAL: numbers(near.column(NEAREST_REAL), np.inf)[real],
         }
         parts.append(pa.table(columns))
     return pa.concat_tables(parts).combine_chunks()
@@ -84,20 +84,14 @@ class ViewReader:
         files = embedded.take(pa.array(np.searchsorted(embedded.column("row").to_numpy(), rows)))
         evidence = _evidence(own["classifier"], own["predictions"], files, rows)
         nearest, is_real = own["nearest"], own["classifier"].column("is_real").to_numpy(zero_copy_only=False)
-        fields: dict[str, NDArray[np.float64]] = {}
-        values: dict[str, NDArray[np.float64]] = {}
+        found = row_evidence(self.families, nearest, is_real, real)
         if "facts" in self.families:
-            values |= picture_values(files)
-        if "manifold" in self.families:
-            fields |= manifold_fields(nearest)
-        if "copying" in self.families:
-            fields |= copying_fields(nearest, is_real, real)
-            values[NEAREST_REAL] = _numbers(nearest, NEAREST_REAL, len(rows))
+            found["values"] |= picture_values(files)
         chosen = manifest.take(pa.array(rows - shard.start))
         # The generator stands in the partition's path.
         logit = _numbers(own["predictions"], "logit_synthetic", len(rows))
         view = ViewRows(chosen.drop_columns(["generator"]), nearest, own["groups"], logit)
-        return view, replace(evidence, fields=fields, values=values)
+        return view, replace(evidence, fields=found["fields"], values=found["values"])
 
 
 def _check_alignment(
@@ -118,8 +112,7 @@ def _numbers(table: pa.Table, name: str, n: int) -> NDArray[np.float64]:
     """A column as float64, NaN where null; all NaN where the table is empty."""
     if not table.num_rows:
         return np.full(n, np.nan)
-    result: NDArray[np.float64] = table.column(name).cast(pa.float64()).fill_null(np.nan).to_numpy()
-    return result
+    return numbers(table.column(name), np.nan)
 
 
 def _evidence(folds: pa.Table, predictions: pa.Table, files: pa.Table, rows: NDArray[np.int64]) -> Evidence:
