@@ -174,21 +174,33 @@ class CellIndex:
         self, queries: Vectors, query_rows: Rows, radii: Floats, probes: int, most: int
     ) -> NDArray[np.int32]:
         """Return how many rows' radii hold each query, as `inside`: (m,), right up to ``most``."""
+        return self._count(queries, query_rows, radii, probes, most=most, by_query=False)
+
+    def held(self, queries: Vectors, query_rows: Rows, radii: Floats, probes: int) -> NDArray[np.int32]:
+        """Return how many rows in the probed cells lie within (<=) each query's own radius: (m,)."""
+        return self._count(queries, query_rows, radii, probes, most=2**30, by_query=True)
+
+    def _count(
+        self, queries: Vectors, query_rows: Rows, radii: Floats, probes: int, *, most: int, by_query: bool
+    ) -> NDArray[np.int32]:
+        """Count pairs within the radius of the query, or of the row."""
         result = np.zeros(len(queries), np.int32)
         scaled, rows = _scaled(queries), self.rows
         if len(rows) == 0:
             return result
-        stored = self._stored()
+        stored, limits = self._stored(), np.maximum(radii, -_ALL)
         points = self._transform.apply(scaled)
-        left = as_left(points)
+        left = as_left(points, limits if by_query else 0.0)
         for cell, who in self._visits(points, probes).all():
             who = who[result[who] < most]
             places, cell_points = self._list(cell)
-            at, found = self._shortlist(left[who], as_right(cell_points, np.maximum(radii[places], -_ALL)))
+            right = as_right(cell_points, 0.0 if by_query else limits[places])
+            at, found = self._shortlist(left[who], right)
             who, found = who[at], places[found]
             other = rows[found] != query_rows[who]
             who, found = who[other], found[other]
-            np.add.at(result, who[_is_within(scaled, who, stored, found, radii[found])], 1)
+            radius = radii[who] if by_query else radii[found]
+            np.add.at(result, who[_is_within(scaled, who, stored, found, radius)], 1)
         return result
 
     def _visits(self, points: Points, probes: int) -> Visits:

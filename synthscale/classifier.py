@@ -20,7 +20,7 @@ from synthscale.logistic import Fit, fit_views
 from synthscale.model import Model, OutOfFold, on_cpu, out_of_fold
 from synthscale.network import NetworkFit, fit_networks
 from synthscale.problem import FeatureBlock, columns_of
-from synthscale.refits import Refits, fit_refits
+from synthscale.refits import RefitJob, Refits, fit_refits
 from synthscale.schemas import REAL
 from synthscale.training import Training, VectorBlock, sample_numbers
 
@@ -72,20 +72,20 @@ def _refits(
     mapped: "_Mapped",
     fits: Fits,
     calibrations: dict[str, Calibration],
-) -> dict[str, Refits]:
-    """The logistic heads without each block of the jackknife; a network would take too long to fit 20 times."""
+) -> dict[str, list[Refits]]:
+    """The logistic heads without some rows; a network would take too long to fit 20 times."""
     logistic = {name: fit for name, fit in fits.items() if isinstance(fit, Fit)}
     if not training.is_refitted or len(logistic) < len(fits):
         return {}
-    found = fit_refits(
-        training.views,
-        logistic,
-        {name for name, calibration in calibrations.items() if calibration.is_used},
-        mapped,
+    job = RefitJob(
+        views=training.views,
+        fits=logistic,
+        scaled={name for name, calibration in calibrations.items() if calibration.is_used},
+        matched=training.matched,
         balanced=settings.class_weight == "balanced",
-        workers=training.workers,
     )
-    return {name: replace(own, heads=mapped.widened(own.heads)) for name, own in found.items()}
+    found = fit_refits(job, mapped, training.workers)
+    return {name: [replace(r, heads=mapped.widened(r.heads)) for r in own] for name, own in found.items()}
 
 
 def _calibration(

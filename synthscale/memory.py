@@ -16,6 +16,7 @@ from synthscale.config import Config, check_generator_name
 from synthscale.copies import collapse, equal_pairs, vector_keys
 from synthscale.errors import InputError
 from synthscale.keys import id_keys
+from synthscale.matched import smallest
 from synthscale.memory_fit import Answers, classify, vector_families
 from synthscale.memory_search import analyse
 from synthscale.metrics.evidence import Evidence, row_evidence
@@ -88,6 +89,7 @@ def score_features(
     answers = classify(vectors, plans, config)
     of_vectors = vector_families(vectors, plans, texts, config.metrics)
     manifest = _manifest(unique_ids, texts, kinds)
+    sizes = smallest({name: len(rows) for name, rows in sets.items() if name != REAL})
     metrics, scores = {}, {}
     for view in analysis.views:
         name, plan = view.generator, plans[view.generator]
@@ -103,7 +105,7 @@ def score_features(
             of_vectors[name],
             _complete([texts[row] for row in plan.row[~plan.is_real].tolist()], any(texts)),
         )
-        metrics[name], scores[name] = _view_figures(own, plan, answers[name], known)
+        metrics[name], scores[name] = _view_figures(own, plan, answers[name], known, sizes.get(name))
     return FeatureScores(metrics, scores)
 
 
@@ -121,7 +123,7 @@ def _manifest(ids: list[str], labels: list[str | None], kinds: NDArray[np.str_])
 
 
 def _view_figures(
-    view: ViewRows, plan: FoldPlan, answer: Answers, known: Known
+    view: ViewRows, plan: FoldPlan, answer: Answers, known: Known, size: int | None
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """One generator's block of metrics and its scores."""
     real = pa.table(
@@ -133,6 +135,7 @@ def _view_figures(
     )
     scores = score_rows(view, real, known.neighbors["median_distance"])
     unknown = np.full(len(plan.row), np.nan)
+    matched = None if size is None else (size, int((~plan.is_real).sum()))
     fold = plan.fold[:, 0] if plan.fold.shape[1] else np.empty(0, np.int8)
     evidence = Evidence(
         plan.log_prior,
@@ -141,7 +144,9 @@ def _view_figures(
         unknown,
         answer.along,
         fold,
-        answer.without,
+        answer.refitted.without,
+        answer.refitted.matched,
+        matched,
         **row_evidence(known.families, view.nearest, plan.is_real, real),
     )
     sums = sum_view(view, scores, evidence, [slicing("label", count(scores.column("label")))])

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from synthscale.classifier import fit_classifier
 from synthscale.config import Config, MetricsConfig
 from synthscale.directions import find_directions
+from synthscale.matched import smallest
 from synthscale.metrics.classifier import spread, sum_logits
 from synthscale.metrics.vectors import (
     PARTS,
@@ -21,6 +22,7 @@ from synthscale.metrics.vectors import (
     some_fold,
     wanted_of,
 )
+from synthscale.model import Refitted
 from synthscale.problem import View, columns_of
 from synthscale.schemas import DIRECTIONS, REAL
 from synthscale.training import FoldPlan, Training, VectorBlock, bandwidth_sample
@@ -32,20 +34,21 @@ class Answers:
 
     logit: NDArray[np.float64]
     along: NDArray[np.float64]
-    without: NDArray[np.float64] | None
+    refitted: Refitted
     fit: dict[str, Any]
 
 
 def classify(vectors: NDArray[np.float32], plans: dict[str, FoldPlan], config: Config) -> dict[str, Answers]:
     """Fit every generator's heads and answer its view's rows out of fold."""
     answers = {
-        name: Answers(np.full(n, np.nan), np.full((n, DIRECTIONS), np.nan), None, {"folds": 0})
+        name: Answers(np.full(n, np.nan), np.full((n, DIRECTIONS), np.nan), Refitted(None, None), {"folds": 0})
         for name, n in ((name, len(plan.row)) for name, plan in plans.items())
     }
     views = [view for name, plan in plans.items() for view in plan.views(name)]
     if not views:
         return answers
-    blocks = _blocks(vectors, plans, views)
+    sizes = smallest({name: int((~plan.is_real).sum()) for name, plan in plans.items()})
+    blocks = _blocks(vectors, plans, views, sizes)
     first = next(iter(plans.values()))
     training = Training(
         views,
@@ -54,6 +57,7 @@ def classify(vectors: NDArray[np.float32], plans: dict[str, FoldPlan], config: C
         bandwidth_sample(first),
         {block.name: len(block.key) for block in blocks},
         is_refitted=True,
+        matched=frozenset(sizes),
     )
     model, fits = fit_classifier(training, config.classifier)
     model = replace(model, directions=find_directions(model, training))
@@ -65,17 +69,24 @@ def classify(vectors: NDArray[np.float32], plans: dict[str, FoldPlan], config: C
             # As in a run, where predictions/ holds float32.
             deals.mean(1).astype(np.float32).astype(np.float64),
             along,
-            _as_stored(model.without_blocks(name, rows, plan.fold[:, 0], plan.block)),
+            _as_stored(model.refitted(name, rows, plan.fold[:, 0], plan.block(sizes.get(name)))),
             {"folds": plan.views(name)[0].folds, **summary, "repeats": spread(repeats)},
         )
     return answers
 
 
-def _as_stored(logits: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
-    return None if logits is None else logits.astype(np.float16).astype(np.float64)
+def _as_stored(found: Refitted) -> Refitted:
+    return Refitted(
+        *(
+            None if logits is None else logits.astype(np.float16).astype(np.float64)
+            for logits in (found.without, found.matched)
+        )
+    )
 
 
-def _blocks(vectors: NDArray[np.float32], plans: dict[str, FoldPlan], views: list[View]) -> list[VectorBlock]:
+def _blocks(
+    vectors: NDArray[np.float32], plans: dict[str, FoldPlan], views: list[View], sizes: dict[str, int]
+) -> list[VectorBlock]:
     """Return the rows of each set."""
     blocks = []
     first = next(iter(plans.values()))
@@ -88,7 +99,7 @@ def _blocks(vectors: NDArray[np.float32], plans: dict[str, FoldPlan], views: lis
                 # The real rows have one order in every view.
                 there = plans[name].is_real == (kind == REAL)
                 fold[:, own_columns] = plans[name].fold[there]
-                block[:, own_columns] = plans[name].block[there, None]
+                block[:, own_columns] = plans[name].block(sizes.get(name))[there, None]
         blocks.append(VectorBlock(kind, vectors[plan.row[own]], fold, plan.key[own], plan.is_copy[own], block))
     return blocks
 

@@ -1,6 +1,6 @@
 """The near-duplicate analysis of vectors in memory, in this process: searches, join, groups."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from synthscale.groups import near_duplicate_groups
 from synthscale.jackknife import Blocks
 from synthscale.join import join_all
 from synthscale.manifold import sample_rows, spreads
+from synthscale.matched import smallest
 from synthscale.neighbors import (
     Found,
     Inside,
@@ -39,6 +40,7 @@ from synthscale.relations import (
     inside_recall,
     probes_to_try,
     search,
+    search_held,
     search_inside,
     tune,
 )
@@ -74,7 +76,9 @@ def analyse(
         config: the radius rule.
         counts: also find what density and recall are made of.
     """
-    searcher = _Searcher(vectors, {name: rows[copies.are_distinct(rows)] for name, rows in sets.items()})
+    larger = smallest({name: len(rows) for name, rows in sets.items() if name != REAL})
+    distinct = {name: rows[copies.are_distinct(rows)] for name, rows in sets.items()}
+    searcher = _Searcher(vectors, distinct, larger)
     code = {name: number for number, name in enumerate([REAL, *(name for name in sets if name != REAL)])}
     k = neighbors_listed(config)
     found = {name: searcher.view(name, k, counts=counts) for name in code if name != REAL}
@@ -137,11 +141,12 @@ class MemoryLookup:
 class _Searcher:
     """Indexes over the distinct rows of each set, and the questions that views put to them."""
 
-    def __init__(self, vectors: NDArray[np.float32], sets: Mapping[str, Rows]) -> None:
+    def __init__(self, vectors: NDArray[np.float32], sets: Mapping[str, Rows], larger: Collection[str]) -> None:
         self._vectors, self._sets = vectors, sets
         self._indexes = {name: self._index(rows) for name, rows in sets.items()}
         self._relations: dict[tuple[str, str], Relation] = {}
         self._insides: dict[tuple[str, str], Inside] = {}
+        self._larger = larger
 
     def _index(self, rows: Rows) -> Index:
         own = self._vectors[rows]
@@ -164,7 +169,18 @@ class _Searcher:
         most = ALL_COVERING if counts else 1
         real, own = self._inside(REAL, REAL, radii, 1), self._inside(name, REAL, radii, most)
         recalled = self._inside(REAL, name, searches.own_own.radius(K), 1) if counts else None
-        return Found(searches, real, own, recalled)
+        held = self._held(name, radii) if name in self._larger else None
+        return Found(searches, real, own, recalled, held)
+
+    def _held(self, name: str, radii: Floats) -> Inside:
+        """Count a generator's rows inside each real row's radius, with as many probes as find the nearest."""
+        rows, recall = self._sets[REAL], self._relations[REAL, name].recall
+        probes, parts = recall.probes if recall else ALL_CELLS, [np.zeros(0, np.int32)]
+        for start in range(0, len(rows), _QUERIES):
+            part = slice(start, start + _QUERIES)
+            vectors = self._vectors[rows[part]]
+            parts.append(search_held(self._indexes[name], vectors, rows[part], radii[part], probes))
+        return Inside(rows, np.concatenate(parts), recall)
 
     def _relation(self, query: str, database: str, k: int) -> Relation:
         if (query, database) not in self._relations:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from synthscale.calibration import Calibration
 from synthscale.features import FeatureMap, Heads
-from synthscale.jackknife import BLOCKS
 from synthscale.network import Networks
 from synthscale.refits import Refits
 from synthscale.schemas import DIRECTIONS
@@ -75,17 +74,31 @@ class Directions:
 
 
 @dataclass(frozen=True)
+class Refitted:
+    """Calibrated out-of-fold logits by heads that did not see some rows; None where nothing was refitted.
+
+    Attributes:
+        without: (n, BLOCKS) without each block of the jackknife, NaN in the row's own.
+        matched: (n, 1 + BLOCKS) on the matched subsample, and on that without each block; NaN outside of it.
+    """
+
+    without: NDArray[np.float64] | None
+    matched: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True)
 class Model:
     """A feature map, each generator's heads, one a deal, how they are calibrated, and what they separate by.
 
-    ``refits`` are the heads without each block of the jackknife, where they are logistic.
+    ``refits`` are the heads without some rows, where they are logistic: without each block of the jackknife, and
+    on the matched subsample where there is one.
     """
 
     feature_map: FeatureMap
     heads: dict[str, tuple[OutOfFold, ...]]
     calibrations: dict[str, Calibration] = field(default_factory=dict)
     directions: dict[str, Directions] = field(default_factory=dict)
-    refits: dict[str, Refits] = field(default_factory=dict)
+    refits: dict[str, list[Refits]] = field(default_factory=dict)
 
     def logits(self, generator: str, features: torch.Tensor, fold: NDArray[np.int8]) -> NDArray[np.float64]:
         """Return calibrated out-of-fold logits of rows with features (n, D) and folds (n, deals): (n, deals)."""
@@ -112,24 +125,19 @@ class Model:
                 along[part, : len(found.axes)] = found.places(self.feature_map.standardise(rows))
         return logits, along
 
-    def without_blocks(
+    def refitted(
         self, generator: str, vectors: NDArray[np.floating], fold: NDArray[np.int8], block: NDArray[np.int8]
-    ) -> NDArray[np.float64] | None:
-        """Answer rows with vectors (n, d), folds (n,) of the first deal and blocks (n,), without each block.
-
-        Returns:
-            Calibrated out-of-fold logits, (n, BLOCKS), NaN in the row's own block; None where nothing was
-            refitted.
-        """
-        found = self.refits.get(generator)
-        if found is None:
-            return None
-        logits = np.empty((len(fold), BLOCKS))
-        for start in range(0, len(fold), _ROWS):
+    ) -> "Refitted":
+        """Answer rows with vectors (n, d), folds (n,) of the first deal and codes of blocks (n,)."""
+        refits = self.refits.get(generator, [])
+        logits = [np.empty((len(fold), len(own.without))) for own in refits]
+        for start in range(0, len(fold) if refits else 0, _ROWS):
             part = slice(start, start + _ROWS)
             features = self.feature_map(torch.from_numpy(vectors[part].copy()))
-            logits[part] = found.logits(features, fold[part], block[part])
-        return logits
+            for own, found in zip(refits, logits, strict=True):
+                found[part] = own.logits(features, fold[part], block[part])
+        by_kind = {own.is_matched: found for own, found in zip(refits, logits, strict=True)}
+        return Refitted(by_kind.get(False), by_kind.get(True))
 
     def summaries(self, fits: Mapping[str, Summarised]) -> dict[str, Any]:
         """Return what each generator's fit, calibration and directions say of themselves, for JSON."""
@@ -155,11 +163,13 @@ class Model:
                 arrays[f"calibration/{generator}/{part.name}"] = np.asarray(getattr(calibration, part.name))
         for generator, found in self.directions.items():
             arrays |= {f"directions/{generator}/{f.name}": getattr(found, f.name).numpy() for f in fields(found)}
-        for generator, own in self.refits.items():
-            # Half the size; they only say how far figures spread.
-            arrays[f"refits/{generator}/weights"] = own.heads.weights.cpu().numpy().astype(np.float32)
-            arrays[f"refits/{generator}/intercepts"] = own.heads.intercepts.cpu().numpy()
-            arrays |= {f"refits/{generator}/slope": own.slope, f"refits/{generator}/offset": own.offset}
+        for generator, refits in self.refits.items():
+            for own in refits:
+                name = f"refits/{int(own.is_matched)}/{generator}"
+                # Half the size; they only say how far figures spread.
+                arrays[f"{name}/weights"] = own.heads.weights.cpu().numpy().astype(np.float32)
+                arrays[f"{name}/intercepts"] = own.heads.intercepts.cpu().numpy()
+                arrays |= {f"{name}/{part}": getattr(own, part) for part in ("slope", "offset", "without")}
         out = io.BytesIO()
         np.savez(out, allow_pickle=False, **arrays)
         return out.getvalue()
@@ -195,13 +205,16 @@ class Model:
             for generator in heads
             if f"directions/{generator}/axes" in tensors
         }
-        refits = {
-            generator: Refits(
-                Heads(tensors[f"refits/{generator}/weights"].double(), tensors[f"refits/{generator}/intercepts"]),
-                tensors[f"refits/{generator}/slope"].numpy(),
-                tensors[f"refits/{generator}/offset"].numpy(),
-            )
-            for generator in heads
-            if f"refits/{generator}/slope" in tensors
-        }
+        refits = {generator: _refits_of(tensors, generator) for generator in heads}
         return cls(feature_map, heads, calibrations, directions, refits)
+
+
+def _refits_of(tensors: dict[str, torch.Tensor], generator: str) -> list[Refits]:
+    found = []
+    for is_matched in (False, True):
+        own = f"refits/{int(is_matched)}/{generator}"
+        if f"{own}/weights" in tensors:
+            heads = Heads(tensors[f"{own}/weights"].double(), tensors[f"{own}/intercepts"])
+            slope, offset, without = (tensors[f"{own}/{part}"].numpy() for part in ("slope", "offset", "without"))
+            found.append(Refits(heads, slope, offset, without, is_matched))
+    return found

@@ -36,6 +36,7 @@ class Nearest:
     """Nearest neighbours of rows in one generator's view; arrays over its rows (-1 and inf: there is none).
 
     Attributes:
+        held: of real rows, the synthetic rows that their k-NN radius holds; -1 where not counted.
         real_balls: of synthetic rows, the real rows whose k-NN radius holds them; -1 where not counted.
         in_synthetic_manifold: of real rows, 1 where some synthetic row's k-NN radius holds them; -1 where not
         asked.
@@ -51,6 +52,7 @@ class Nearest:
     in_real_manifold: NDArray[np.bool_]
     covered: NDArray[np.bool_]
     exact: NDArray[np.bool_]
+    held: NDArray[np.int32]
     real_balls: NDArray[np.int32]
     in_synthetic_manifold: NDArray[np.int8]
 
@@ -81,19 +83,20 @@ class Found:
     """What searches found for one view: for all its distinct rows, or at least those that are asked about.
 
     ``recalled`` tells which real rows lie inside the generator's radii, where that was asked; then the counts of
-    ``own_inside`` are right as well.
+    ``own_inside`` are right as well. ``held`` counts the generator's rows inside each real row's radius, if asked.
     """
 
     searches: Searches
     real_inside: Inside
     own_inside: Inside
     recalled: Inside | None = None
+    held: Inside | None = None
 
     @property
     def recalls(self) -> list[Recall | None]:
         """Of every search; None where all pairs were compared."""
         relations: list[Relation] = list(vars(self.searches).values())
-        insides = [self.real_inside, self.own_inside, *filter(None, [self.recalled])]
+        insides = [self.real_inside, self.own_inside, *filter(None, [self.recalled, self.held])]
         return [*(r.recall for r in relations), *(inside.recall for inside in insides)]
 
 
@@ -116,7 +119,10 @@ def nearest_rows(found: Found, copies: Copies, real: Rows, own: Rows) -> Nearest
     d_nr, r_nr = _first(searches.own_real, own_of)
     real_radius = _kth(searches.real_real, real_of)
     n, m = len(real), len(own)
-    balls, recalled = np.full(n + m, -1, np.int32), np.full(n + m, -1, np.int8)
+    held, balls = np.full(n + m, -1, np.int32), np.full(n + m, -1, np.int32)
+    recalled = np.full(n + m, -1, np.int8)
+    if found.held is not None:
+        held[:n] = found.held.counts_of(real_of)
     if found.recalled is not None:
         balls[n:], recalled[:n] = found.own_inside.counts_of(own_of), found.recalled.of(real_of)
     sure = [r.recall is None for r in (searches.real_real, searches.real_own, searches.own_own, searches.own_real)]
@@ -133,6 +139,7 @@ def nearest_rows(found: Found, copies: Copies, real: Rows, own: Rows) -> Nearest
         ),
         covered=np.concatenate([d_cross <= real_radius, np.zeros(len(own), np.bool_)]),
         exact=np.concatenate([np.full(n, sure[0] and sure[1]), np.full(m, sure[2] and sure[3])]),
+        held=held,
         real_balls=balls,
         in_synthetic_manifold=recalled,
     )

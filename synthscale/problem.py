@@ -37,13 +37,15 @@ _SAMPLE_BYTES = 2**30
 class View:
     """A generator's rows and the real rows, dealt to ``folds`` folds; a deal is one of ``classifier.repeats``.
 
-    ``without`` is the jackknife's block that is left out of it; -1 is none.
+    ``without`` is the jackknife's block that is left out of it; -1 is none. ``is_matched`` leaves out the rows
+    that are not in the generator's matched subsample.
     """
 
     generator: str
     deal: int
     folds: int
     without: int = -1
+    is_matched: bool = False
 
 
 def columns_of(views: Iterable[View]) -> dict[str, list[int]]:
@@ -58,7 +60,7 @@ def columns_of(views: Iterable[View]) -> dict[str, list[int]]:
 class FeatureBlock:
     """Rows of one set: its name, features (n, D), fold in each view (n, V; -1: not in it), and keys (n,).
 
-    ``block`` is the row's jackknife block in each view (n, V), where heads are refitted without it.
+    ``block`` is the row's block in each view (n, V; matched.block_codes), where heads are refitted without some.
     """
 
     name: str

@@ -97,6 +97,15 @@ def search_inside(
     return np.minimum(found, most)
 
 
+def search_held(
+    index: Index, queries: NDArray[np.floating], rows: Rows, radii: Floats, probes: int
+) -> NDArray[np.int32]:
+    """Return how many rows of the index lie within each query's own radius: (m,)."""
+    if isinstance(index, FlatIndex):
+        return index.held(queries, rows, radii)
+    return index.held(queries, rows, radii, probes)
+
+
 def merge_nearest(answers: list[tuple[Floats, Rows]], k: int) -> tuple[Floats, Rows]:
     """Return the k nearest of what the parts of an index answered to the same queries; ties to the smaller row."""
     distance = np.concatenate([d for d, _ in answers], axis=1)

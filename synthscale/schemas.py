@@ -59,6 +59,7 @@ NEAREST = pa.schema(
         ("covered", pa.bool_()),
         ("is_copy", pa.bool_()),
         ("exact", pa.bool_()),
+        ("held", pa.int32()),
         ("real_balls", pa.int32()),
         ("in_synthetic_manifold", pa.bool_()),
     ]
@@ -67,9 +68,11 @@ NEAREST = pa.schema(
 
 ``in_real_manifold``: inside the k-NN radius of some (other) real row; ``covered``: a real row whose radius holds
 a synthetic row, null for synthetic rows; ``is_copy``: an exact copy of a row of its own set
-that has a smaller id. Where the family ``manifold`` is asked for: ``real_balls``, of synthetic rows, how many
-distinct real rows' radii hold them, and ``in_synthetic_manifold``, of real rows, whether some synthetic row's
-holds them. """
+that has a smaller id. ``held``: how many distinct synthetic rows a real row's radius holds, for generators that
+are larger than the smallest. Where the family ``manifold`` is asked for: ``real_balls``, of synthetic rows, how
+many distinct real rows' radii hold them, and ``in_synthetic_manifold``, of real rows, whether some synthetic
+row's holds them.
+"""
 
 GROUPS = pa.schema(
     [
@@ -112,13 +115,16 @@ PREDICTIONS = pa.schema(
         ("logit_file_facts", pa.float32()),
         ("along", pa.list_(pa.float32(), DIRECTIONS)),
         ("logit_without", pa.list_(pa.float16(), BLOCKS)),
+        ("logit_matched", pa.list_(pa.float16(), 1 + BLOCKS)),
     ]
 )
 """Out of fold, per generator and row: the fold (of the first deal), the balanced logit (mean over deals) with its
 standard deviation over deals (null for one deal), the logit of a classifier that sees the file's facts alone (null
 for vectors), and the row's places along the directions that separate the sets most (directions.py).
 ``logit_without`` is the first deal's logit from heads that were fitted without each block of the jackknife
-(refits.py): null in the row's own block, and for ``mlp``. """
+(refits.py): null in the row's own block, and for ``mlp``. ``logit_matched`` are those of heads that saw the
+matched subsample of a larger generator alone (matched.py), and that without each block; null outside of it.
+"""
 
 SCORES = pa.schema(
     [

@@ -123,6 +123,16 @@ class FlatIndex:
         self, vectors: NDArray[np.floating], query_rows: Rows, radii: Floats, most: int
     ) -> NDArray[np.int32]:
         """Return how many rows' radii hold each query (m, d), itself left out: (m,), right up to ``most``."""
+        return self._count(vectors, query_rows, np.broadcast_to(radii, (len(vectors), len(radii))), most)
+
+    def held(self, vectors: NDArray[np.floating], query_rows: Rows, radii: Floats) -> NDArray[np.int32]:
+        """Return how many rows lie within (<=) each query's own radius, itself left out; radii, result: (m,)."""
+        return self._count(vectors, query_rows, np.broadcast_to(radii[:, None], (len(vectors), len(self.rows))))
+
+    def _count(
+        self, vectors: NDArray[np.floating], query_rows: Rows, radii: Floats, most: int = 2**30
+    ) -> NDArray[np.int32]:
+        """Count the rows whose distance from a query is at most the pair's radius: radii (m, n)."""
         queries = unit(vectors)
         result = np.zeros(len(queries), np.int32)
         database = self._unit.astype(np.float32)
@@ -130,11 +140,11 @@ class FlatIndex:
         step = max(1, min(_BLOCK, 2**24 // max(1, len(self.rows))))
         for start in range(0, len(queries) if len(self.rows) else 0, step):
             block = slice(start, start + step)
-            excess = 1.0 - queries[block].astype(np.float32) @ database.T - radii.astype(np.float32)
+            excess = 1.0 - queries[block].astype(np.float32) @ database.T - radii[block].astype(np.float32)
             excess[query_rows[block, None] == self.rows[None, :]] = np.inf
             result[block] = (excess <= -SLACK).sum(axis=1)
             # What float32 cannot settle, the formula does.
             who, which = np.nonzero((np.abs(excess) < SLACK) & (result[block, None] < most))
-            close = paired_distance(queries[block], who, self._unit, which) <= radii[which]
+            close = paired_distance(queries[block], who, self._unit, which) <= radii[start + who, which]
             np.add.at(result, start + who[close], 1)
         return result

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from synthscale.config import ClassifierConfig
 from synthscale.features import BANDWIDTH_ROWS, FOURIER_FEATURES
 from synthscale.folds import deal_folds
-from synthscale.jackknife import blocks_of
 from synthscale.keys import Keys, group_keys, mixed
+from synthscale.matched import block_codes
 from synthscale.problem import View
 from synthscale.workers import Workers
 
@@ -37,10 +37,9 @@ class FoldPlan:
     fold: NDArray[np.int8]
     is_copy: NDArray[np.bool_]
 
-    @property
-    def block(self) -> NDArray[np.int8]:
-        """The jackknife's block of each row: (n,)."""
-        return blocks_of(self.group)
+    def block(self, size: int | None) -> NDArray[np.int8]:
+        """Return the code of each row's block, (n,), where the matched subsample has so many rows (matched.py)."""
+        return block_codes(self.group, self.is_real, int((~self.is_real).sum()), size)
 
     def views(self, generator: str) -> list[View]:
         """Return a view for each deal; none where no classifier can be fitted."""
@@ -101,7 +100,7 @@ def sample_numbers(keys: Keys) -> Keys:
 class VectorBlock:
     """Rows of one set: name, vectors (n, d), fold in each view (n, V; -1: not in it), keys (n,), copies (n,).
 
-    ``block`` is the jackknife's block in each view (n, V); without it nothing is refitted.
+    ``block`` is the code of the row's block in each view (n, V; matched.py); without it nothing is refitted.
     """
 
     name: str
@@ -126,6 +125,7 @@ class Training:
         workers: how they add up, and where an interrupted fit goes on.
         fourier_features: beside the embedding, for the kernel head.
         is_refitted: also fit heads without each block of the jackknife, whose blocks the rows then have.
+        matched: the generators that are also fitted on their matched subsamples.
     """
 
     views: list[View]
@@ -137,3 +137,4 @@ class Training:
     workers: Workers = field(default_factory=Workers)
     fourier_features: int = FOURIER_FEATURES
     is_refitted: bool = False
+    matched: frozenset[str] = frozenset()

@@ -68,6 +68,7 @@ PURE = [
     "refits",
     "manifold",
     "control",
+    "matched",
     "columns",
     "memory_fit",
     "network",

@@ -87,6 +87,8 @@ class Sums:
 class Indicators:
     """Per-row values of a generator's view, (n,) each; NaN in q where there is no classifier.
 
+    Where it is not certain whether a row has a property, it counts by the chance.
+
     Attributes:
         block: of the row's group.
         group_size: rows in its near-duplicate group, 1 where it has none.
@@ -97,10 +99,10 @@ class Indicators:
     is_real: NDArray[np.bool_]
     q: NDArray[np.float64]
     q_unadjusted: NDArray[np.float64]
-    in_synthetic_group: NDArray[np.bool_]
+    in_synthetic_group: NDArray[np.bool_] | NDArray[np.float64]
     in_mixed_group: NDArray[np.bool_]
     inside: NDArray[np.bool_]
-    covered: NDArray[np.bool_]
+    covered: NDArray[np.bool_] | NDArray[np.float64]
     block: NDArray[np.int8]
     group_size: NDArray[np.int64]
     q_without: NDArray[np.float64] | None = None
@@ -119,10 +121,10 @@ def sum_slices(rows: Indicators, slices: NDArray[np.int64], count: int) -> list[
         "quality_synthetic": q * synthetic,
         "unadjusted_real": unadjusted * real,
         "unadjusted_synthetic": unadjusted * synthetic,
-        "repeats": synthetic & rows.in_synthetic_group,
+        "repeats": synthetic * rows.in_synthetic_group,
         "copies": synthetic & rows.in_mixed_group,
         "inside": synthetic & rows.inside,
-        "covered": real & rows.covered,
+        "covered": real * rows.covered,
         "real_inside": real & rows.inside,
         "grouped_real": rows.group_size * real,
         "grouped_synthetic": rows.group_size * synthetic,

@@ -32,6 +32,8 @@ class Evidence:
         along: (n, a) places along the separating directions.
         fold: in the first deal; none where there is no classifier.
         logit_without: (n, BLOCKS) without each block of the jackknife; None where nothing was refitted.
+        logit_matched: (n, 1 + BLOCKS) by heads of the matched subsample, and of that without each block.
+        matched: ``size`` of the matched subsample, and ``rows`` of the generator; None where it is the smallest.
         fields: further fields of the sums, by name: 0 or 1, or counts.
         values: numbers whose ranks families of metrics are made of, by name.
     """
@@ -43,6 +45,8 @@ class Evidence:
     along: NDArray[np.float64]
     fold: NDArray[np.int8] = field(default_factory=lambda: np.empty(0, np.int8))
     logit_without: NDArray[np.float64] | None = None
+    logit_matched: NDArray[np.float64] | None = None
+    matched: tuple[int, int] | None = None
     fields: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
     values: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 

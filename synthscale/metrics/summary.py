@@ -1,7 +1,7 @@
 """Puts a generator's sums and facts together to its block of metrics.json."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -48,19 +48,21 @@ class GeneratorFigures:
 
     block: dict[str, Any]
     lines: list[Line]
+    matched: dict[str, Estimate] = field(default_factory=dict)
 
     @property
     def figures(self) -> dict[str, Figure]:
-        """What it is compared by: its metrics over all rows."""
+        """What it is compared by: its metrics over all rows, or, if it is larger than others, over as many."""
+        found = {line.metric: line.estimate for line in self.lines if not line.slice_by} | self.matched
         return {
-            line.metric: Figure(
+            name: Figure(
                 own.value,
                 np.nan if own.low is None else own.low,
                 np.nan if own.high is None else own.high,
                 own.deviations,
             )
-            for line in self.lines
-            if not line.slice_by and (own := line.estimate).value is not None
+            for name, own in found.items()
+            if own.value is not None
         }
 
 
@@ -119,7 +121,25 @@ def generator_figures(sums: ViewSums, known: Known) -> GeneratorFigures:
         "families": families,
         "warnings": [*filter(None, [confounder_warning(confounders)]), *warnings(sums, fit, neighbors)],
     }
-    return GeneratorFigures(block, lines)
+    matched = _matched(sums, context)
+    if matched:
+        block["matched"] = {
+            "counts": _counts(sums.matched),
+            "metrics": {name: own.metric() for name, own in matched.items()},
+        }
+        counts = _counts(sums.matched)
+        lines += [Line("matched", name, own, counts["real"], counts["synthetic"]) for name, own in matched.items()]
+    return GeneratorFigures(block, lines, matched)
+
+
+def _matched(sums: ViewSums, context: Context) -> dict[str, Estimate]:
+    """Return the core metrics at the size of the smallest generator; none for that itself."""
+    if not sums.matched["synthetic"]:
+        return {}
+    coverage = coverage_reference(sums.distinct_real, int(sums.matched["synthetic"]), K)
+    at_size = replace(context, references={**context.references, "coverage": coverage})
+    # The class shares are not those of the subsample's heads.
+    return {name: replace(own, unadjusted=None) for name, own in core_metrics(sums.matched, at_size).items()}
 
 
 def _families(sums: ViewSums, known: Known, context: Context) -> tuple[dict[str, Any], list[Line]]:

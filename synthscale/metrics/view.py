@@ -1,7 +1,7 @@
 """Sums over some rows of a generator's view: everything that its metrics are made of, mergeable over shards."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from synthscale import bootstrap, jackknife
+from synthscale.matched import OUT, block_codes, chance_of_any
 from synthscale.metrics.classifier import ClassifierSums, sum_logits
 from synthscale.metrics.core import Indicators, Sums, sum_slices
 from synthscale.metrics.evidence import AlongSums, Evidence, sum_along
@@ -26,11 +27,13 @@ class ViewSums:
     """All sums of a generator's view, or of some of its rows; two of them add up.
 
     Attributes:
+        matched: over the real rows and a subsample of the synthetic ones, of the size of the smallest generator.
         slices: by column and name of the slice.
         values: of the families of metrics that are made of ranks.
     """
 
     overall: Sums = field(default_factory=Sums)
+    matched: Sums = field(default_factory=Sums)
     slices: dict[tuple[str, str], Sums] = field(default_factory=dict)
     classifier: ClassifierSums = field(default_factory=ClassifierSums)
     distinct_real: int = 0
@@ -44,6 +47,7 @@ class ViewSums:
         names = dict.fromkeys([*self.slices, *other.slices])
         return ViewSums(
             self.overall + other.overall,
+            self.matched + other.matched,
             {name: self.slices.get(name, Sums()) + other.slices.get(name, Sums()) for name in names},
             self.classifier + other.classifier,
             self.distinct_real + other.distinct_real,
@@ -73,6 +77,7 @@ def sum_view(view: ViewRows, scores: pa.Table, evidence: Evidence, slicings: Seq
     is_copy = np.asarray(view.nearest.column("is_copy"))
     return ViewSums(
         sum_slices(rows, np.zeros(len(is_real), np.int64), 1)[0],
+        _matched_sums(rows, view, evidence),
         dict(_slice_sums(rows, scores, evidence, slicings)),
         sum_logits(view.logit, is_real, drawn),
         int((is_real & ~is_copy).sum()),
@@ -105,6 +110,28 @@ def _indicators(view: ViewRows, scores: pa.Table, evidence: Evidence, is_real: N
         q_without=None if without is None else quality(without, is_real[:, None]),
         more=evidence.fields,
     )
+
+
+def _matched_sums(rows: Indicators, view: ViewRows, evidence: Evidence) -> Sums:
+    """Sum as if the generator had no more rows than the smallest (matched.py); nothing for that itself."""
+    if evidence.matched is None:
+        return Sums()
+    size, population = evidence.matched
+    is_real, logits = rows.is_real, evidence.logit_matched
+    code = block_codes(evidence.group_key, is_real, population, size)
+    unknown = np.full(len(is_real), np.nan)
+    held = view.nearest.column("held").fill_null(0).to_numpy().astype(np.int64)
+    repeated = chance_of_any(rows.group_size - 1, population - 1, size - 1)
+    matched = replace(
+        rows,
+        q=unknown if logits is None else quality(logits[:, 0], is_real),
+        q_unadjusted=unknown,
+        q_without=None if logits is None else quality(logits[:, 1:], is_real[:, None]),
+        in_synthetic_group=rows.in_synthetic_group * repeated,
+        covered=is_real * chance_of_any(held, population, size),
+        more={},
+    )
+    return sum_slices(matched, np.where(code < OUT, 0, -1), 1)[0]
 
 
 def _slice_sums(

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from synthscale import tables
 from synthscale.errors import SchemaError
 from synthscale.facts import COLUMNS, DIMENSIONS, fact_vectors
-from synthscale.jackknife import blocks_of
 from synthscale.keys import Keys, id_keys
+from synthscale.matched import block_codes, smallest
 from synthscale.problem import View, columns_of
 from synthscale.schemas import FOLDS, REAL, Layout, Shard
 from synthscale.stages.context import StageContext
@@ -112,12 +112,14 @@ class FoldTables:
     Attributes:
         views: every deal of every generator that has a classifier.
         present: the sets that have rows in each shard.
+        rows: synthetic rows of each generator.
     """
 
     run: RunDirectory
     layout: Layout
     views: list[View]
     present: dict[int, frozenset[str]]
+    rows: dict[str, int]
 
     @classmethod
     def of(cls, context: StageContext, plans: dict[str, FoldPlan]) -> "FoldTables":
@@ -129,12 +131,25 @@ class FoldTables:
                 for i in np.unique(np.searchsorted(starts, rows, side="right") - 1).tolist():
                     found[context.shards[i].index].add(kind)
         views = [view for name, plan in plans.items() for view in plan.views(name)]
-        return cls(context.run, context.layout, views, {i: frozenset(names) for i, names in found.items()})
+        present = {i: frozenset(names) for i, names in found.items()}
+        synthetic = {name: int((~plan.is_real).sum()) for name, plan in plans.items()}
+        return cls(context.run, context.layout, views, present, synthetic)
 
     @property
     def deals(self) -> dict[str, int]:
         """How often each generator's rows are dealt."""
         return {name: len(columns) for name, columns in columns_of(self.views).items()}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The size of the matched subsample of each generator that has one."""
+        return smallest(self.rows)
+
+    def codes(self, generator: str, lines: pa.Table) -> NDArray[np.int8]:
+        """Return the codes of the blocks of lines of ``classifier/``: (n,)."""
+        is_real = lines.column("is_real").to_numpy(zero_copy_only=False)
+        group = lines.column("group_key").to_numpy()
+        return block_codes(group, is_real, self.rows[generator], self.sizes.get(generator))
 
     def dimensions(self, part: Part) -> int:
         """Return the length of what a classifier sees."""
@@ -174,7 +189,7 @@ class FoldTables:
             chosen = lines.column("is_real").to_numpy(zero_copy_only=False) == (kind == REAL)
             at, dealt, lines = at[chosen], dealt[chosen], lines.filter(pa.array(chosen))
             fold[np.ix_(at, columns)] = dealt
-            block[np.ix_(at, columns)] = blocks_of(lines.column("group_key").to_numpy())[:, None]
+            block[np.ix_(at, columns)] = self.codes(generator, lines)[:, None]
             key[at] = lines.column("key").to_numpy()
             is_copy[at] = lines.column("is_copy").to_numpy(zero_copy_only=False)
             own[at] = True

@@ -21,7 +21,7 @@ from synthscale import filesystems as fsys
 from synthscale.cell_index import CellIndex
 from synthscale.copies import Copies
 from synthscale.neighbors import Inside, K
-from synthscale.relations import Index, Relation, merge_nearest, search, search_inside
+from synthscale.relations import Index, Relation, merge_nearest, search, search_held, search_inside
 from synthscale.schemas import Shard
 from synthscale.search import FlatIndex, Floats, Rows
 from synthscale.shortlist import shortlist_for
@@ -47,6 +47,10 @@ class Question:
     database: int
     k: int
     probes: int
+
+
+Ball = tuple[int, int, bool]
+"""Codes of the set that asks and the set that is searched; whether the radii are those of the rows that ask."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +115,14 @@ class IndexActor:
             arrays[f"{key}-distance"], arrays[f"{key}-neighbor"] = distance, neighbor
         self._tables.save(answer_name("nearest", chunk, part.number, part.of), arrays)
 
-    def inside(self, part: Part, chunk: int, asked: dict[Pair, Covering]) -> None:
+    def inside(self, part: Part, chunk: int, asked: dict[Ball, Covering]) -> None:
         """Find how many radii of a part's rows hold a chunk's rows, and save it."""
         self._hold(part)
         block = self._tables.block(self._chunks[chunk], self._copies)
         arrays: dict[str, NDArray[Any]] = {}
-        for (query, database), count in self.ask_inside(part, block, asked).items():
-            arrays[f"{query}-{database}-row"] = block.row[block.code == query]
-            arrays[f"{query}-{database}-inside"] = count
+        for (query, database, by_query), count in self.ask_inside(part, block, asked).items():
+            arrays[f"{query}-{database}-{int(by_query)}-row"] = block.row[block.code == query]
+            arrays[f"{query}-{database}-{int(by_query)}-inside"] = count
         self._tables.save(answer_name("inside", chunk, part.number, part.of), arrays)
 
     def ask(self, part: Part, block: Block, questions: list[Question]) -> list[tuple[Floats, Rows]]:
@@ -138,16 +142,22 @@ class IndexActor:
         step = max(_FEWEST_QUERIES, -(-n // self._threads))
         return list(self._pool.map(work, [slice(i, i + step) for i in range(0, max(1, n), step)]))
 
-    def ask_inside(self, part: Part, block: Block, asked: dict[Pair, Covering]) -> dict[Pair, NDArray[np.int32]]:
-        """Return how many radii of a part's rows hold the rows of a block, by pair of sets."""
+    def ask_inside(self, part: Part, block: Block, asked: dict[Ball, Covering]) -> dict[Ball, NDArray[np.int32]]:
+        """Return how many radii of a part's rows hold the rows of a block, or what their own radii hold there."""
         self._hold(part)
         result = {}
-        for (query, database), covering in asked.items():
-            if database not in self._radii:
-                self._radii[database] = self._read_radii(part, database)
+        for (query, database, by_query), covering in asked.items():
             own = block.of_set(query)
-            ask = partial(_search_inside, self._indexes[database], own, self._radii[database], covering)
-            result[query, database] = np.concatenate(self._in_threads(ask, len(own.row)))
+            if by_query:
+                radii = self._radii_of(own.row, query, part.of)
+            elif database not in self._radii:
+                radii = self._radii[database] = self._radii_of(self._indexes[database].rows, database, part.of)
+            else:
+                radii = self._radii[database]
+            ask = partial(
+                _search_inside, self._indexes[database], own, radii, covering if not by_query else covering.probes
+            )
+            result[query, database, by_query] = np.concatenate(self._in_threads(ask, len(own.row)))
         return result
 
     def _hold(self, part: Part) -> None:
@@ -189,11 +199,10 @@ class IndexActor:
                 fsys.filesystem(path, self._tables.run.storage).get_file(path, local)
             return CellIndex.read(local, self._shortlist)
 
-    def _read_radii(self, part: Part, code: int) -> Floats:
-        """Return the k-NN radii of the part's rows of a set, from what the chunks found in all parts."""
-        rows = self._indexes[code].rows
+    def _radii_of(self, rows: Rows, code: int, parts: int) -> Floats:
+        """Return the k-NN radii of rows of a set, from what the chunks found in all parts."""
         radii = np.full(len(rows), -np.inf)
-        answers = Answers(self._tables, self._chunks, part.of)
+        answers = Answers(self._tables, self._chunks, parts)
         order = np.argsort(rows)
         for chunk, shards in enumerate(self._chunks):
             low, high = np.searchsorted(rows[order], [shards[0].start, shards[-1].stop])
@@ -209,9 +218,12 @@ def _search(index: Index, block: Block, question: Question, part: slice) -> tupl
 
 
 def _search_inside(
-    index: Index, block: Block, radii: Floats, covering: Covering, part: slice
+    index: Index, block: Block, radii: Floats, covering: Covering | int, part: slice
 ) -> NDArray[np.int32]:
-    return search_inside(index, block.vectors[part], block.row[part], radii, covering.probes, covering.most)
+    vectors, rows = block.vectors[part], block.row[part]
+    if isinstance(covering, int):
+        return search_held(index, vectors, rows, radii[part], covering)
+    return search_inside(index, vectors, rows, radii, covering.probes, covering.most)
 
 
 @dataclass(frozen=True)
@@ -233,14 +245,14 @@ class Answers:
             relations[query, database] = Relation(answers[0][f"{key}-row"], *merged)
         return relations
 
-    def inside(self, chunk: int) -> dict[Pair, Inside]:
-        """Return how many radii hold a chunk's rows, by pair of sets."""
+    def inside(self, chunk: int) -> dict[Ball, Inside]:
+        """Return how many radii hold a chunk's rows, or what their own radii hold."""
         answers = self._load("inside", chunk)
         found = {}
         for key in (name.removesuffix("-row") for name in answers[0] if name.endswith("-row")):
-            query, database = (int(code) for code in key.split("-"))
+            query, database, by_query = (int(code) for code in key.split("-"))
             count = np.sum([answer[f"{key}-inside"] for answer in answers], axis=0)
-            found[query, database] = Inside(answers[0][f"{key}-row"], count)
+            found[query, database, bool(by_query)] = Inside(answers[0][f"{key}-row"], count)
         return found
 
     def _load(self, what: str, chunk: int) -> list[dict[str, NDArray[Any]]]:

@@ -4,7 +4,7 @@ An actor holds as many rows as ``neighbors.actor_memory_gib`` allows; where ther
 take turns, so that memory does not grow with the number of rows. A rerun asks only what has no answer yet.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -32,6 +32,7 @@ from synthscale.search import Floats, Rows
 from synthscale.stages.copy_scan import Scan, sample
 from synthscale.stages.index_actors import (
     Answers,
+    Ball,
     Covering,
     IndexActor,
     Pair,
@@ -123,22 +124,27 @@ class IndexCluster:
         found = [self.answers.relations(chunk) for chunk in range(len(self._chunks))]
         return {pair: joined([relations[pair] for relations in found]) for pair in wanted}
 
-    def inside(self, recalls: dict[Pair, Recall | None], *, counts: bool) -> dict[Pair, Recall | None]:
+    def inside(
+        self, recalls: dict[Pair, Recall | None], larger: Collection[int], *, counts: bool
+    ) -> dict[Ball, Recall | None]:
         """Find which rows of each set lie inside a real row's k-NN radius, keep it, and return the recalls.
 
-        ``counts`` also finds how many radii these are, and which real rows lie inside a generator's radii.
+        ``counts`` also finds how many radii these are, and which real rows lie inside a generator's radii; for the
+        ``larger`` generators (codes), how many of their rows a real row's radius holds.
         """
         codes = list(self._scan.distinct)
-        most = {(code, 0): ALL_COVERING if counts and code else 1 for code in codes}
-        most |= {(0, code): 1 for code in codes if counts and code}
+        most: dict[Ball, int] = {(code, 0, False): ALL_COVERING if counts and code else 1 for code in codes}
+        most |= {(0, code, False): 1 for code in codes if counts and code}
+        most |= {(0, code, True): ALL_COVERING for code in larger}
         asked = {
-            pair: Covering(r.probes if (r := recalls[pair]) else ALL_CELLS, count) for pair, count in most.items()
+            ball: Covering(r.probes if (r := recalls[ball[:2]]) else ALL_CELLS, count)
+            for ball, count in most.items()
         }
         self._for_all("inside", asked, "manifold: chunks")
-        measured: dict[Pair, Recall | None] = dict.fromkeys(asked)
-        sampled = {pair: covering for pair, covering in asked.items() if recalls[pair] is not None}
+        measured: dict[Ball, Recall | None] = dict.fromkeys(asked)
+        sampled = {ball: covering for ball, covering in asked.items() if recalls[ball[:2]] is not None}
         if sampled:
-            exact = {pair: Covering(ALL_CELLS, covering.most) for pair, covering in sampled.items()}
+            exact = {ball: Covering(ALL_CELLS, covering.most) for ball, covering in sampled.items()}
             found, true = self._sample_inside(sampled), self._sample_inside(exact)
             measured |= {p: inside_recall(found[p], true[p], asked[p].probes) for p in sampled}
         return measured
@@ -183,7 +189,7 @@ class IndexCluster:
             for i, question in enumerate(questions)
         }
 
-    def _sample_inside(self, asked: dict[Pair, Covering]) -> dict[Pair, NDArray[np.int32]]:
+    def _sample_inside(self, asked: dict[Ball, Covering]) -> dict[Ball, NDArray[np.int32]]:
         answers = ray.get([self._actor(p).ask_inside.remote(p, self._measured, asked) for p in self._parts])
         return {
             pair: np.minimum(np.sum([answer[pair] for answer in answers], axis=0), covering.most)

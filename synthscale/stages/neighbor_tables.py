@@ -16,10 +16,10 @@ from synthscale.radius import Searches
 from synthscale.relations import Recall, Relation
 from synthscale.schemas import GROUPS, NEAREST, NEIGHBORS, Shard
 from synthscale.search import Rows
-from synthscale.stages.index_actors import Answers, Pair, pairs_of
+from synthscale.stages.index_actors import Answers, Ball, Pair, pairs_of
 from synthscale.stages.row_blocks import Crew, Tables
 
-_Picked = tuple[dict[Pair, Relation], dict[Pair, Inside]]
+_Picked = tuple[dict[Pair, Relation], dict[Ball, Inside]]
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,9 @@ def _pick(answers: Answers, chunk: int, rows: Rows) -> _Picked:
         own = np.isin(relation.row, rows)
         picked[pair] = Relation(relation.row[own], relation.distance[own], relation.neighbor[own])
     insides = {}
-    for pair, inside in answers.inside(chunk).items():
+    for ball, inside in answers.inside(chunk).items():
         own = np.isin(inside.row, rows)
-        insides[pair] = Inside(inside.row[own], inside.count[own])
+        insides[ball] = Inside(inside.row[own], inside.count[own])
     return picked, insides
 
 
@@ -116,7 +116,13 @@ def _write_chunk(
             *(replace(relations[p], recall=None if shared.sure[p] else _NOT_EXACT) for p in pairs_of(code))
         )
         own = block.row[block.code == code]
-        seen = Found(searches, insides[0, 0], insides[code, 0], insides.get((0, code)))
+        seen = Found(
+            searches,
+            insides[0, 0, False],
+            insides[code, 0, False],
+            insides.get((0, code, False)),
+            insides.get((0, code, True)),
+        )
         found = nearest_rows(seen, shared.copies, real, own)
         views.append(tables.nearest(names[code], found, shared.later))
     nearest = pa.concat_tables(views)
@@ -146,7 +152,7 @@ def _merged(parts: list[_Picked]) -> _Picked:
         distance = np.concatenate([p[0][pair].distance for p in parts])[first]
         neighbor = np.concatenate([p[0][pair].neighbor for p in parts])[first]
         relations[pair] = Relation(row, distance, neighbor)
-    for pair in parts[0][1]:
-        row, first = np.unique(np.concatenate([p[1][pair].row for p in parts]), return_index=True)
-        insides[pair] = Inside(row, np.concatenate([p[1][pair].count for p in parts])[first])
+    for ball in parts[0][1]:
+        row, first = np.unique(np.concatenate([p[1][ball].row for p in parts]), return_index=True)
+        insides[ball] = Inside(row, np.concatenate([p[1][ball].count for p in parts])[first])
     return relations, insides

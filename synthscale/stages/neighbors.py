@@ -24,6 +24,7 @@ from synthscale.edges import Edges, distinct_edges
 from synthscale.groups import near_duplicate_groups
 from synthscale.jackknife import Blocks
 from synthscale.manifold import SAMPLE_ROWS, sample_rows, spreads
+from synthscale.matched import smallest
 from synthscale.neighbors import K, View, listed_edges, neighbors_listed, searches_summary
 from synthscale.radius import Calibration, Searches, calibrate, counts_only_real
 from synthscale.relations import ALL_CELLS, FLAT_ROWS, SAMPLED_QUERIES, Recall
@@ -32,7 +33,7 @@ from synthscale.selftest import SelfTest
 from synthscale.stages.cell_join import CellJoin, JoinFiles
 from synthscale.stages.context import Outcome, StageContext
 from synthscale.stages.copy_scan import Scan, sample, scan
-from synthscale.stages.index_actors import Answers, Pair, Question, pairs_of
+from synthscale.stages.index_actors import Answers, Ball, Pair, Question, pairs_of
 from synthscale.stages.index_cluster import IndexCluster
 from synthscale.stages.neighbor_tables import write_tables
 from synthscale.stages.radius_test import start_self_test
@@ -62,7 +63,7 @@ class _Found:
     """What the stage knows so far, by the generators' codes."""
 
     recalls: dict[Pair, Recall | None] = field(default_factory=dict)
-    inside: dict[Pair, Recall | None] = field(default_factory=dict)
+    inside: dict[Ball, Recall | None] = field(default_factory=dict)
     radii: dict[int, Calibration] = field(default_factory=dict)
     edges: dict[int, Edges] = field(default_factory=dict)
     joins: list[dict[str, Any]] = field(default_factory=list)
@@ -94,6 +95,9 @@ class _Job:
         self.chunks = grouped(context.shards, int(np.clip(context.shards[-1].stop // 8, *_CHUNK_ROWS)))
         self.memory_bytes = int(self.config.actor_memory_gib * 2**30)
         self.k = neighbors_listed(self.config)
+        embedded = context.run.completed("embed").counts["sets"]
+        sizes = smallest({name: int(embedded[name]["ok"]) for name in context.generators})
+        self.larger = [names.index(name) for name in sizes]
         self.counts = "manifold" in context.config.metrics.families
 
     def work(self) -> Outcome:
@@ -142,7 +146,7 @@ class _Job:
         exact = [pair for pair in asked if found.recalls[pair] is None]
         wanted = {pair for pairs in needed.values() if set(pairs) <= set(exact) for pair in pairs}
         nearest = cluster.search(questions, sorted(wanted))
-        found.inside = cluster.inside(found.recalls, counts=self.counts)
+        found.inside = cluster.inside(found.recalls, self.larger, counts=self.counts)
         for code, pairs in needed.items():
             n = sum(scanned.distinct[query] for query in {pair[0] for pair in pairs})
             if set(pairs) <= wanted:
@@ -193,7 +197,7 @@ class _Job:
         for code, radius in found.radii.items():
             edges = distinct_edges([found.edges[code], copies.of_view(code)])
             groups = near_duplicate_groups(edges, radius.radius, lookup)
-            insides = [recall for pair, recall in found.inside.items() if set(pair) <= {0, code}]
+            insides = [recall for pair, recall in found.inside.items() if set(pair[:2]) <= {0, code}]
             recalls = [*(found.recalls[pair] for pair in pairs_of(code)), *insides]
             name = self.tables.names[code]
             count, is_whole = rows[0] + rows[code], self.config.mode == "exact"

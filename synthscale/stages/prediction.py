@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from synthscale import filesystems as fsys
 from synthscale.columns import lists
-from synthscale.jackknife import BLOCKS, blocks_of
+from synthscale.jackknife import BLOCKS
 from synthscale.metrics.classifier import ClassifierSums, sum_logits
 from synthscale.model import Model
 from synthscale.schemas import PREDICTIONS, Shard
@@ -81,8 +81,8 @@ class _PredictTask:
         if facts is not None and facts.vectors is not None:
             by_facts = self._model("file_facts").answers(name, facts.vectors[at], fold)[0].mean(1)
         deviation = logits.std(1, ddof=1) if deals > 1 else np.full(len(at), np.nan)
-        blocks = blocks_of(own.column("group_key").to_numpy())
-        without = self._model("embedding").without_blocks(name, shown.vectors[at], fold[:, 0], blocks)
+        codes = self.tables.codes(name, own)
+        refitted = self._model("embedding").refitted(name, shown.vectors[at], fold[:, 0], codes)
         columns = {
             "generator": pa.array([name] * len(at), pa.string()),
             "row": shown.row[at],
@@ -91,9 +91,8 @@ class _PredictTask:
             "logit_deviation": pa.array(deviation, mask=np.isnan(deviation)),
             "logit_file_facts": pa.array(by_facts, mask=np.isnan(by_facts)),
             "along": lists(along.astype(np.float32)),
-            "logit_without": lists(
-                np.full((len(at), BLOCKS), np.nan, np.float16) if without is None else without.astype(np.float16)
-            ),
+            "logit_without": _kept(refitted.without, len(at), BLOCKS),
+            "logit_matched": _kept(refitted.matched, len(at), 1 + BLOCKS),
         }
         return pa.table(columns).cast(PREDICTIONS), logits, own.column("is_real").to_numpy(zero_copy_only=False)
 
@@ -105,3 +104,8 @@ class _PredictTask:
 def _model(run: RunDirectory, part: Part, fit: str) -> Model:
     # One task process predicts many shards, and may live on to predict with another fit.
     return Model.from_bytes(fsys.read_bytes(model_path(run, part), run.storage))
+
+
+def _kept(logits: NDArray[np.float64] | None, rows: int, width: int) -> pa.Array:
+    """Logits as the table holds them; null where there are none."""
+    return lists(np.full((rows, width), np.nan, np.float16) if logits is None else logits.astype(np.float16))

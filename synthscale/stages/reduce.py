@@ -124,7 +124,9 @@ def _reduce_shards(
     medians = {name: view["median_distance"] for name, view in views.items()}
     # Made by a task, and read in place by those of its node: the driver holds no row.
     lookup = ray.remote(real_lookup).options(num_cpus=1).remote(context.run, context.shards)
-    reader = ViewReader(context.run, classified, context.config.metrics.families)
+    embedded = context.run.completed("embed").counts["sets"]
+    rows = {name: embedded[name]["ok"] for name in context.generators}
+    reader = ViewReader(context.run, classified, context.config.metrics.families, rows)
     for answer in context.on_every_shard(_ReduceTask(reader, context.shards, medians, cuts, lookup), "reduce"):
         yield pickle.loads(answer["sums"])
 

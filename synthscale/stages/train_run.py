@@ -200,6 +200,7 @@ def _fit_part(job: Job, placement: Placement, part: Part, place: tuple[int, int]
         workers=Workers(_reducer(size), size > 1, placement.device if part == "embedding" else "cpu", resume),
         fourier_features=_fourier_features(part),
         is_refitted=part == "embedding",
+        matched=frozenset(job.tables.sizes),
     )
     model, fits = fit_classifier(training, _settings(job, part))
     if part == "embedding":

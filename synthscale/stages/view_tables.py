@@ -1,6 +1,6 @@
 """A part of reduce: one shard's tables, joined for each generator's view."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from synthscale.columns import numbers, of_lists
 from synthscale.errors import SchemaError
 from synthscale.facts import COLUMNS, PICTURE, bytes_per_pixel, picture_values
+from synthscale.matched import smallest
 from synthscale.metrics.evidence import Evidence, row_evidence
 from synthscale.metrics.rows import NEAREST_REAL
 from synthscale.schemas import DIRECTIONS, Shard
@@ -50,11 +51,13 @@ class ViewReader:
     Attributes:
         classified: which generators have predictions.
         families: of metrics, that are asked for.
+        rows: synthetic rows of each generator.
     """
 
     run: RunDirectory
     classified: dict[str, bool]
     families: tuple[str, ...] = ()
+    rows: dict[str, int] = field(default_factory=dict)
 
     def read(self, shard: Shard, real: pa.Table) -> dict[str, tuple[ViewRows, Evidence]]:
         """Return what is known of a shard's rows in each view; ``real`` is what `real_lookup` gives."""
@@ -91,7 +94,9 @@ class ViewReader:
         # The generator stands in the partition's path.
         logit = _numbers(own["predictions"], "logit_synthetic", len(rows))
         view = ViewRows(chosen.drop_columns(["generator"]), nearest, own["groups"], logit)
-        return view, replace(evidence, fields=found["fields"], values=found["values"])
+        size = smallest(self.rows).get(name)
+        matched = None if size is None else (size, self.rows[name])
+        return view, replace(evidence, matched=matched, fields=found["fields"], values=found["values"])
 
 
 def _check_alignment(
@@ -117,10 +122,12 @@ def _numbers(table: pa.Table, name: str, n: int) -> NDArray[np.float64]:
 
 def _evidence(folds: pa.Table, predictions: pa.Table, files: pa.Table, rows: NDArray[np.int64]) -> Evidence:
     n = len(rows)
-    along, without, fold = np.full((n, DIRECTIONS), np.nan), None, np.empty(0, np.int8)
+    along, fold = np.full((n, DIRECTIONS), np.nan), np.empty(0, np.int8)
+    without = matched = None
     if predictions.num_rows:
         along, fold = of_lists(predictions.column("along")), predictions.column("fold").to_numpy()
-        without = of_lists(predictions.column("logit_without"))
+        without = _refitted(predictions, "logit_without")
+        matched = _refitted(predictions, "logit_matched")
     return Evidence(
         log_prior=folds.column("log_prior").to_numpy(),
         group_key=folds.column("group_key").to_numpy(),
@@ -128,6 +135,12 @@ def _evidence(folds: pa.Table, predictions: pa.Table, files: pa.Table, rows: NDA
         bytes_per_pixel=bytes_per_pixel(files),
         along=along,
         fold=fold,
-        # Nothing was refitted where not one is known.
-        logit_without=without if without is not None and np.isfinite(without).any() else None,
+        logit_without=without,
+        logit_matched=matched,
     )
+
+
+def _refitted(predictions: pa.Table, name: str) -> NDArray[np.float64] | None:
+    """Logits by refitted heads; None where nothing was refitted."""
+    logits = of_lists(predictions.column(name))
+    return logits if np.isfinite(logits).any() else None
