@@ -234,7 +234,7 @@ def _parser() -> argparse.ArgumentParser:
         "check input, output and settings; no cluster",
         [file, shared, data, output],
     )
-    compare = _command(commands, "compare", _compare, "compare the generators of runs", [file, shared])
+    compare = _command(commands, "compare", _compare, "compare the generators of a run or of runs", [file, shared])
     compare.add_argument("runs", nargs="+", metavar="RUN")
     compare.add_argument("--output", default="compare.json", metavar="FILE", help="where the JSON is written")
     for name, command, words in (

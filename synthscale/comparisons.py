@@ -1,4 +1,4 @@
-"""``synthscale compare``: the generators of several runs against one another, from their metrics.parquet."""
+"""``synthscale compare``: the generators of a run, or of several, against one another, from metrics.parquet."""
 
 import itertools
 import posixpath
@@ -58,24 +58,32 @@ class Comparison:
 
 
 def compare_runs(uris: Sequence[str], storage: StorageConfig) -> Comparison:
-    """Compare generators of the same name between runs, the later run less the earlier; without any, all of them.
+    """Compare the generators of one run, or those of several runs, the later run less the earlier.
+
+    Between runs it is generators of the same name; where there are none, all of them. Within a run, larger
+    generators are compared on matched subsamples.
 
     Raises:
-        InputError: fewer than two runs, or one of them twice.
+        InputError: a run is named twice, or a single run has one generator.
         StorageError: a run is not there, not finished, or of an older version.
     """
     runs = [RunDirectory.existing(uri, storage) for uri in uris]
-    if len({run.uri for run in runs}) < 2 or len({run.uri for run in runs}) < len(runs):
-        raise InputError("compare needs two different runs or more")
+    if len({run.uri for run in runs}) < len(runs):
+        raise InputError("compare: the same run is named twice")
+    is_one = len(runs) == 1
     names = _short_names([run.uri for run in runs])
-    scored = [own for run, name in zip(runs, names, strict=True) for own in _scored(run, name)]
-    pairs = [(a, b) for a, b in itertools.combinations(scored, 2) if a.run != b.run]
-    same = [(a, b) for a, b in pairs if a.generator == b.generator]
-    differences = [d for a, b in same or pairs for d in compare((b.name, b.figures), (a.name, a.figures))]
+    scored = [own for run, name in zip(runs, names, strict=True) for own in _scored(run, name, is_one=is_one)]
+    pairs = [(b, a) for a, b in itertools.combinations(scored, 2) if a.run != b.run]
+    pairs = [(b, a) for b, a in pairs if a.generator == b.generator] or pairs
+    if is_one:
+        pairs = list(itertools.combinations(scored, 2))
+        if not pairs:
+            raise InputError(f"{runs[0].uri}: has one generator; name a second run to compare it with")
+    differences = [d for a, b in pairs for d in compare((a.name, a.figures), (b.name, b.figures))]
     return Comparison(scored, differences, _warnings(runs))
 
 
-def _scored(run: RunDirectory, name: str) -> list[Scored]:
+def _scored(run: RunDirectory, name: str, *, is_one: bool) -> list[Scored]:
     run.completed("reduce")
     path = run.path("metrics.parquet")
     if not fsys.exists(path, run.storage):
@@ -83,11 +91,14 @@ def _scored(run: RunDirectory, name: str) -> list[Scored]:
     lines = fsys.read_table(path, run.storage)
     lines = lines.filter(pc.equal(lines.column("slice_by"), ""))
     by_generator: dict[str, dict[str, Any]] = {}
+    # What is of a matched subsample comes last, and counts within the run alone.
     for line in lines.to_pylist():
         found = figure(line)
-        if found is not None:
+        if found is not None and (is_one or line["family"] != "matched"):
             by_generator.setdefault(line["generator"], {})[line["metric"]] = found
-    return [Scored(f"{name}/{own}", own, run.uri, figures) for own, figures in by_generator.items()]
+    return [
+        Scored(own if is_one else f"{name}/{own}", own, run.uri, figures) for own, figures in by_generator.items()
+    ]
 
 
 def _short_names(uris: list[str]) -> list[str]:

@@ -24,6 +24,7 @@ from synthscale.workers import Workers
 _COLUMNS = 1000
 """Heads that are fitted at once, of one generator at least."""
 _ROWS = 8192
+_PART_ROWS = 65536
 
 
 @dataclass(frozen=True)
@@ -179,9 +180,13 @@ class _LeftOut:
             if block.name != REAL and block.name not in names:
                 continue
             assert block.block is not None
-            code = block.block[:, columns]
-            is_out = (code % OUT == without.to(code.device)) | ((code >= OUT) & is_matched.to(code.device))
-            yield replace(block, fold=torch.where(is_out, -1, block.fold[:, columns]))
+            # A part at a time, for there are many views; features are not copied.
+            for start in range(0, len(block.key), _PART_ROWS):
+                part = slice(start, start + _PART_ROWS)
+                code, fold = block.block[part][:, columns], block.fold[part][:, columns]
+                is_out = (code % OUT == without.to(code.device)) | ((code >= OUT) & is_matched.to(code.device))
+                fold = torch.where(is_out, -1, fold)
+                yield FeatureBlock(block.name, block.features[part], fold, block.key[part])
 
 
 def _logits(

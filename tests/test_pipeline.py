@@ -14,7 +14,8 @@ from PIL import Image
 
 from synthscale import Config, Options, RunResult, parse_config, score, score_features
 from synthscale.errors import ConfigError, InputError, ResumeConflict, TooManyFailures
-from synthscale.schemas import SCORES
+from synthscale.metrics import CORE_METRICS
+from synthscale.schemas import METRICS, SCORES
 from tests.reference.tutorial import scores as tutorial_scores
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -192,6 +193,51 @@ def test_a_worker_group_gives_the_same_scores_as_this_process(finished, images, 
     for name in finished.generators:
         one, two = finished.scores(name), grouped.scores(name)
         assert (one["label_quality_score"] - two["label_quality_score"]).abs().max() <= 1e-5
+
+
+def test_metrics_parquet_has_a_line_for_every_figure_of_metrics_json(finished):
+    table = pq.read_table(finished.run.path("metrics.parquet"))
+    assert table.schema.remove_metadata() == METRICS
+    lines = {
+        (line["generator"], line["slice_by"], line["slice"], line["metric"]): line for line in table.to_pylist()
+    }
+    assert len(lines) == table.num_rows
+    seen = 0
+    for name, block in finished.metrics["generators"].items():
+        parts = {("", ""): (block["metrics"], block["counts"])}
+        for label, own in block["by_label"].items():
+            parts["label", label] = (own, own["counts"])
+        for (column, value), (metrics, counts) in parts.items():
+            for metric in CORE_METRICS:
+                line, found = lines[name, column, value, metric], metrics[metric]
+                seen += 1
+                assert (line["real"], line["synthetic"]) == (counts["real"], counts["synthetic"])
+                assert line["is_small"] == found.get("small", False)
+                for part in ("value", "low", "high", "reason", "reference", "unadjusted"):
+                    assert line[part] == (pytest.approx(found[part]) if found.get(part) is not None else None)
+                assert (line["deviations"][0] is None) == (line["value"] is None)
+    assert seen == 2 * 3 * len(CORE_METRICS)
+
+
+def test_gates_are_decided_anew_and_nothing_else_is(images, tmp_path):
+    output = tmp_path / "gated"
+    first = score(folders(images, output, "good", "copier"))
+    assert first.metrics["gates"] == []
+    gates = ["generator=good freshness>=0.5", "freshness.low>=0.9", "coverage>=0"]
+    reports = []
+    config = folders(images, output, "good", "copier", gates=gates)
+    second = score(config, Options(on_stage=reports.append))
+    assert [report.stage for report in reports if not report.skipped] == ["report"]
+    assert [(gate["gate"], gate["generator"], gate["passed"]) for gate in second.metrics["gates"]] == [
+        (gates[0], "good", True),
+        (gates[1], "good", second.metrics["generators"]["good"]["metrics"]["freshness"]["low"] >= 0.9),
+        (gates[1], "copier", False),
+        (gates[2], "good", True),
+        (gates[2], "copier", True),
+    ]
+    assert {**second.metrics, "gates": []} == first.metrics
+    third = score(folders(images, output, "good", "copier"))
+    assert third.metrics == first.metrics
 
 
 def test_a_rerun_of_a_finished_run_recomputes_nothing(finished, images):

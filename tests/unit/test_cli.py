@@ -11,6 +11,8 @@ from rich.console import Console
 from synthscale import cli
 from synthscale.cli import config_from, main, metrics_table, print_warnings, split_synthetic, stage_line
 from synthscale.errors import ConfigError
+from synthscale.metrics import CORE_METRICS
+from synthscale.terminal import print_gates
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +73,59 @@ def test_options_win_over_the_file_and_set_wins_over_both(tmp_path):
     assert (config.real, config.output) == ("option", "set")
     assert config.synthetic == {"a": "x", "b": "y"}
     assert (config.classifier.folds, config.classifier.seed) == (4, 7)
+
+
+def test_options_for_metrics_and_gates_win_over_the_file_and_set_over_both(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "metrics: {families: [vendi], slice_by: [seed], frechet_infinity: true}\ngates: ['fidelity>=0.9']\n"
+    )
+    from_file = config_from(parsed(config=str(path)))
+    assert (from_file.metrics.families, from_file.metrics.slice_by) == (("vendi",), ("seed",))
+    assert from_file.gates == ("fidelity>=0.9",)
+    assert from_file.control is False
+    options = {
+        "families": "kernel,copying",
+        "slice_by": "prompt, version",
+        "gate": ["auc<0.9", "kid<1"],
+        "control": True,
+    }
+    config = config_from(parsed(config=str(path), **options))
+    assert config.metrics.families == ("kernel", "copying")
+    assert config.metrics.slice_by == ("prompt", "version")
+    assert config.metrics.frechet_infinity
+    assert config.gates == ("auc<0.9", "kid<1")
+    assert config.control
+    over = config_from(parsed(config=str(path), **options, set=["metrics.families=[kernel]", "gates=[]"]))
+    assert (over.metrics.families, over.metrics.slice_by, over.gates) == (("kernel",), ("prompt", "version"), ())
+
+
+def test_a_file_whose_metrics_are_empty_takes_the_options(tmp_path):
+    (tmp_path / "c.yaml").write_text("metrics:\n")
+    config = config_from(parsed(config=f"{tmp_path}/c.yaml", slice_by="prompt"))
+    assert config.metrics.slice_by == ("prompt",)
+
+
+@pytest.mark.parametrize("text", ["metrics: words", "metrics: [kernel]", "metrics: 3"])
+def test_a_file_whose_metrics_are_no_section_is_refused_plainly(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="metrics"):
+        config_from(parsed(config=f"{tmp_path}/c.yaml", slice_by="prompt"))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--gate", "fidelty>=0.3"], "fidelty"),
+        (["--gate", "kid<=0.1"], "kid"),
+        (["--families", "kernel,nothing"], "nothing"),
+    ],
+)
+def test_options_for_metrics_that_cannot_be_met_end_with_2_before_the_run(options, named, capsys, folders):
+    data = ["--real", f"{folders}/photos", "--synthetic", f"{folders}/fakes", "--output", f"{folders}/run"]
+    assert main(["score", *data, *options]) == 2
+    assert named in capsys.readouterr().err
+    assert not (folders / "run").exists()
 
 
 def test_two_sets_of_one_name_are_refused_and_one_said_twice_is_not():
@@ -242,7 +297,7 @@ def test_a_stage_line_tells_rows_failures_time_and_rate():
 
 
 def metrics(value, name="gan", warnings=()):
-    block = {metric: {"value": value} for metric in cli.CORE_METRICS}
+    block = {metric: {"value": value} for metric in CORE_METRICS}
     return {
         "generators": {
             name: {"metrics": block, "classifier": {"auc": {"value": value}}, "warnings": list(warnings)}
@@ -269,3 +324,30 @@ def test_a_warning_that_concerns_several_generators_is_printed_once():
     assert text.count("few rows [of] a class") == 1
     assert "a, b" in text
     assert "another" in text
+
+
+def decided(*passed, reason=None):
+    gate = {"gate": "fidelity>=0.3", "on": "value", "value": 0.12345}
+    gate |= {"value": None, "reason": reason} if reason else {}
+    gates = [gate | {"generator": f"gan[{i}]", "passed": value} for i, value in enumerate(passed)]
+    return {"gates": gates}
+
+
+@pytest.mark.parametrize(
+    ("passed", "code"), [((), 0), ((True,), 0), ((True, True), 0), ((False,), 3), ((True, False, True), 3)]
+)
+def test_a_missed_gate_ends_with_3(passed, code):
+    found = []
+    text = printed(lambda console: found.append(print_gates(decided(*passed), console)))
+    assert found == [code]
+    assert len(text.splitlines()) == len(passed)
+    for line, one in zip(text.splitlines(), passed, strict=True):
+        assert ("passed" in line) == one
+        assert ("missed" in line) != one
+        assert all(part in line for part in ("gan[", "fidelity>=0.3", "0.1235"))
+
+
+def test_a_gate_on_an_undefined_metric_says_why_it_was_missed():
+    text = printed(lambda console: print_gates(decided(False, reason="no classifier: [few] rows"), console))
+    assert "n/a" in text
+    assert "no classifier: [few] rows" in text

@@ -10,6 +10,7 @@ import pytest
 from synthscale import config as config_module
 from synthscale.config import Config, StorageConfig, apply_overrides, load_config, parse_config, parse_yaml
 from synthscale.errors import ConfigError
+from synthscale.metrics import FAMILIES
 
 INPUT = {"real": "a", "synthetic": {"g": "b"}, "output": "c"}
 
@@ -129,6 +130,95 @@ def test_strengths_are_sorted_and_survive_json():
 
 def test_the_default_grid_reaches_the_intercept_only_model():
     assert math.inf in Config().classifier.strengths
+
+
+# --- metrics and gates ---
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ([], ()),
+        (["core"], ()),
+        ("core", ()),
+        (["kernel", "copying"], ("kernel", "copying")),
+        (["copying", "kernel", "core", "copying"], ("kernel", "copying")),
+        ("copying, kernel", ("kernel", "copying")),
+        ("all", tuple(FAMILIES)),
+        (["all", "kernel"], tuple(FAMILIES)),
+        (("vendi",), ("vendi",)),
+    ],
+)
+def test_families_are_named_in_any_order_and_kept_in_one(value, expected):
+    config = parse_config({"metrics": {"families": value}})
+    assert config.metrics.families == expected
+    text = json.dumps(config.model_dump(mode="json"), allow_nan=False)
+    assert parse_config(json.loads(text)) == config
+
+
+@pytest.mark.parametrize("value", ["frechet distance", ["kid"], "kernel;vendi", ["Kernel"], [1]])
+def test_a_family_that_is_not_there_is_refused_with_those_that_are(value):
+    message = refusal({"metrics": {"families": value}})
+    assert "metrics.families" in message
+    assert all(name in message for name in ("core", "all", *FAMILIES))
+
+
+@pytest.mark.parametrize("key", ["families", "slice_by"])
+@pytest.mark.parametrize("value", [None, 3, True])
+def test_a_list_of_names_that_is_none_is_refused_by_key_or_empty(key, value):
+    # "families:" with nothing behind it is None in YAML.
+    try:
+        assert getattr(parse_config({"metrics": {key: value}}).metrics, key) == ()
+    except ConfigError as error:
+        assert f"metrics.{key}" in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ([], ()),
+        ("prompt", ("prompt",)),
+        ("prompt, model version,prompt", ("prompt", "model version")),
+        (["seed", "prompt"], ("seed", "prompt")),
+    ],
+)
+def test_columns_to_slice_by_keep_their_order(value, expected):
+    assert parse_config({"metrics": {"slice_by": value}}).metrics.slice_by == expected
+
+
+@pytest.mark.parametrize("value", ["", "prompt,,seed", " , ", ["prompt", ""]])
+def test_a_column_to_slice_by_without_a_name_is_refused_or_passed_over(value):
+    try:
+        assert "" not in parse_config({"metrics": {"slice_by": value}}).metrics.slice_by
+    except ConfigError as error:
+        assert "metrics.slice_by" in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("fidelity>=0.3", ("fidelity>=0.3",)),
+        (["auc.high<0.9", "generator=g freshness>=0.98"], ("auc.high<0.9", "generator=g freshness>=0.98")),
+        ([], ()),
+    ],
+)
+def test_gates_are_one_or_a_list(value, expected):
+    assert parse_config({**INPUT, "gates": value}).gates == expected
+
+
+@pytest.mark.parametrize(
+    ("gate", "named"),
+    [("fidelty>=0.3", "fidelty"), ("fidelity", "fidelity"), ("fidelity>=x", "'x'"), ("fidelity.mid>=0", "mid")],
+)
+def test_a_gate_that_cannot_be_decided_is_refused_before_the_run(gate, named):
+    message = refusal({"gates": ["auc<0.9", gate]})
+    assert repr(gate) in message
+    assert named in message
+
+
+def test_a_gate_on_a_familys_metric_needs_the_family():
+    assert "no metric kid" in refusal({"gates": "kid<=0.1"})
+    assert parse_config({"gates": "kid<=0.1", "metrics": {"families": "kernel"}}).gates == ("kid<=0.1",)
 
 
 # --- YAML and overrides ---
@@ -270,6 +360,9 @@ def test_settings_that_never_change_results_stay_out_of_fingerprints(section, ke
         ("classifier", "head", "linear"),
         ("classifier", "class_weight", "none"),
         ("classifier", "strengths", [1.0]),
+        ("metrics", "families", ["kernel"]),
+        ("metrics", "slice_by", ["prompt"]),
+        ("metrics", "frechet_infinity", True),
     ],
 )
 def test_settings_that_change_results_are_in_fingerprints(section, key, value):
@@ -291,8 +384,15 @@ def test_the_self_test_and_memory_of_neighbors_have_their_defaults_and_bounds():
 def test_storage_is_outside_every_fingerprint():
     one = Config(**INPUT)
     two = Config(**INPUT, storage=StorageConfig(endpoint_url="http://h", shard_rows=7))
-    for section in ("input", "encoder", "neighbors", "classifier"):
+    for section in ("input", "encoder", "neighbors", "classifier", "metrics"):
         assert one.result_settings(section) == two.result_settings(section)
+
+
+def test_gates_are_outside_every_fingerprint_and_the_control_is_in_that_of_the_input():
+    one, two = Config(**INPUT), Config(**INPUT, gates=("fidelity>=0.3",))
+    for section in ("input", "encoder", "neighbors", "classifier", "metrics"):
+        assert one.result_settings(section) == two.result_settings(section)
+    assert Config(**INPUT, control=True).result_settings("input") != one.result_settings("input")
 
 
 # --- documentation ---

@@ -197,7 +197,7 @@ def test_a_network_that_found_nothing_gives_no_direction() -> None:
 def test_a_classifier_whose_calibration_takes_all_answers_back_gives_no_direction() -> None:
     # Over-fitted to equal sets: calibrated logits are 0 at every row, so nothing separates them.
     settings = ClassifierConfig(strengths=(1e-3,))
-    sets = dealt(settings, real=normal(0, 500), fake=normal(1, 500))
+    sets = dealt(settings, real=normal(18, 500), fake=normal(19, 500))
     training = sets.training()
     model, _ = fit_classifier(training, settings)
     np.testing.assert_array_equal(sets.logits(model), 0)

@@ -13,11 +13,8 @@ from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_
 
 from synthscale.bootstrap import weights
 from synthscale.metrics.classifier import ClassifierSums, classifier_figures, spread, sum_logits
-from synthscale.metrics.core import Indicators, Sums, core_metrics, coverage_reference, metric, sum_up
-from tests.reference import brute
 
 FIT = {"folds": 5, "strength": 0.1, "log_loss_by_strength": [[0.1, 0.5]], "converged": True}
-NO_REFERENCES: dict[str, float | None] = {"precision": None, "coverage": None}
 
 
 def answers(seed: int, n: int, m: int, shift: float = 1.0) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -241,103 +238,3 @@ def test_one_deal_has_no_spread_and_equal_ones_a_spread_of_zero() -> None:
     found = spread([sums, sums])
     assert found is not None
     assert [found[name]["deviation"] for name in ("fidelity", "representativeness", "auc", "log_loss")] == [0] * 4
-
-
-def indicators(seed: int, n: int) -> Indicators:
-    rng = np.random.default_rng(seed)
-    q, group = rng.random(n), rng.integers(0, 3, n)
-    q[rng.random(n) < 0.05] = np.nan
-    flags = rng.random((3, n)) < 0.4
-    return Indicators(flags[0], q, q**2, group == 1, group == 2, flags[1], flags[2])
-
-
-@pytest.mark.parametrize("cuts", [(10,), (0, 33, 60)])
-def test_core_sums_merge_over_any_split(cuts: tuple[int, ...]) -> None:
-    rows = indicators(0, 100)
-    masks = [np.isin(np.arange(100), part) for part in np.split(np.random.default_rng(1).permutation(100), cuts)]
-    merged = functools.reduce(operator.add, [sum_up(rows, mask) for mask in masks], Sums())
-    assert vars(merged) == pytest.approx(vars(sum_up(rows)), rel=1e-12)
-
-
-def test_the_tutorials_arithmetic() -> None:
-    # 200 real, 202 synthetic; 18 synthetic in synthetic-only groups and 5 in groups with real.
-    n = 402
-    is_real = np.arange(n) < 200
-    repeats, mixed = np.zeros(n, bool), np.zeros(n, bool)
-    repeats[200:218] = True
-    mixed[218:223] = True
-    # Real rows in groups count for neither.
-    mixed[:5], repeats[10:20] = True, True
-    q = np.where(is_real, 0.861, 0.864)
-    none = np.zeros(n, bool)
-    found = core_metrics(sum_up(Indicators(is_real, q, q, repeats, mixed, none, none)), NO_REFERENCES)
-    assert found["diversity"]["value"] == pytest.approx(0.9108910891, abs=1e-10)
-    assert found["freshness"]["value"] == pytest.approx(0.9752475248, abs=1e-10)
-    assert found["fidelity"]["value"] == pytest.approx(0.136)
-    assert found["representativeness"]["value"] == pytest.approx(0.139)
-
-
-def test_precision_and_coverage_are_shares_of_their_own_class() -> None:
-    is_real = np.arange(10) < 4
-    inside, covered = np.zeros(10, bool), np.zeros(10, bool)
-    inside[[0, 1, 5, 6, 7]] = True
-    covered[[0, 1, 2]] = True
-    q = np.full(10, 0.5)
-    none = np.zeros(10, bool)
-    sums = sum_up(Indicators(is_real, q, q, none, none, inside, covered))
-    found = core_metrics(sums, {"precision": 0.5, "coverage": 0.9})
-    assert found["precision"]["value"] == 3 / 6
-    assert found["coverage"]["value"] == 3 / 4
-    assert found["precision"]["reference"] == 0.5
-    assert found["coverage"]["reference"] == 0.9
-
-
-@pytest.mark.parametrize(
-    ("missing", "null"),
-    [
-        ("real", {"representativeness", "coverage"}),
-        ("synthetic", {"fidelity", "diversity", "freshness", "precision"}),
-    ],
-)
-def test_a_slice_without_a_class_has_null_metrics_with_that_reason(missing: str, null: set[str]) -> None:
-    n = 5
-    is_real = np.full(n, missing == "synthetic")
-    q, none = np.full(n, 0.4), np.zeros(n, bool)
-    found = core_metrics(sum_up(Indicators(is_real, q, q, none, none, none, none)), NO_REFERENCES)
-    for name, value in found.items():
-        assert (value["value"] is None) == (name in null), name
-        if name in null:
-            assert missing in value["reason"]
-
-
-def test_without_a_classifier_only_its_two_metrics_are_null() -> None:
-    is_real, none = np.arange(6) < 3, np.zeros(6, bool)
-    q = np.full(6, np.nan)
-    found = core_metrics(sum_up(Indicators(is_real, q, q, none, none, none, none)), NO_REFERENCES)
-    assert {name for name, value in found.items() if value["value"] is None} == {"fidelity", "representativeness"}
-    assert "classifier" in found["fidelity"]["reason"]
-
-
-@pytest.mark.parametrize("value", [None, math.nan, math.inf])
-def test_a_metric_that_is_no_number_is_null_with_a_reason(value: float | None) -> None:
-    found = metric(value, reference=0.5)
-    assert found["value"] is None
-    assert found["reason"]
-
-
-@pytest.mark.parametrize(("n", "m", "expected"), [(500, 500, 0.9692), (2000, 500, 0.6728)])
-def test_the_coverage_reference_is_the_checked_one(n: int, m: int, expected: float) -> None:
-    assert coverage_reference(n, m, 5) == pytest.approx(expected, abs=5e-5)
-
-
-def test_the_coverage_reference_is_what_a_simulation_gives() -> None:
-    rng = np.random.default_rng(11)
-    found = [
-        brute.precision_and_coverage(rng.normal(size=(120, 4)), rng.normal(size=(60, 4)))[1] for _ in range(40)
-    ]
-    assert coverage_reference(120, 60, 5) == pytest.approx(np.mean(found), abs=4 * np.std(found) / 40**0.5)
-
-
-@pytest.mark.parametrize("n", [0, 1, 5])
-def test_there_is_no_coverage_reference_without_a_fifth_neighbour(n: int) -> None:
-    assert coverage_reference(n, 100, 5) is None

@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 
 from synthscale.calibration import Calibration
 from synthscale.features import FeatureMap, Heads, fit_feature_map
+from synthscale.jackknife import BLOCKS
 from synthscale.model import Directions, Model, OutOfFold, out_of_fold
 from synthscale.network import Networks
+from synthscale.refits import Refits
 
 DIMENSIONS = 5
 ODD_NAMES = [
@@ -97,7 +99,7 @@ def test_generators_whose_names_end_alike_keep_heads_of_their_own() -> None:
         np.testing.assert_array_equal(found.heads[name][0].weights, heads[name][0].weights)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("gain", [0.3, 0.0], ids=["helps", "does-not"])
+@pytest.mark.parametrize("gain", [0.3, 0.0, -0.3], ids=["helps", "does-not", "harms"])
 def test_a_saved_model_is_calibrated_as_before(gain: float) -> None:
     own_map, rng = feature_map(), np.random.default_rng(3)
     heads = {name: tuple(logistic(rng, 4, own_map.dimensions) for _ in range(2)) for name in ODD_NAMES}
@@ -106,7 +108,8 @@ def test_a_saved_model_is_calibrated_as_before(gain: float) -> None:
     found = again(model)
     assert set(found.calibrations) == set(calibrations)
     for name, own in calibrations.items():
-        assert found.calibrations[name].helps == own.helps == (gain > 0)
+        assert found.calibrations[name].is_used == own.is_used == (gain >= 0)
+        assert found.calibrations[name].error == own.error
         assert found.calibrations[name].summary() == own.summary()
     for name in ODD_NAMES:
         np.testing.assert_array_equal(answers(found, name, 2, 4), answers(model, name, 2, 4))
@@ -125,6 +128,58 @@ def test_a_saved_model_has_its_directions() -> None:
         np.testing.assert_array_equal(found.directions[name].axes, own.axes)
         np.testing.assert_array_equal(found.directions[name].share, own.share)
         assert found.directions[name].places(rows).shape == (6, kept[name])
+
+
+def refits(rng: np.random.Generator, folds: int, dimensions: int) -> Refits:
+    slope, offset = rng.uniform(0.2, 2, (BLOCKS, folds)), rng.normal(size=(BLOCKS, folds))
+    return Refits(logistic(rng, BLOCKS * folds, dimensions), slope, offset)
+
+
+def without(model: Model, name: str, folds: int) -> NDArray[np.float64] | None:
+    rng = np.random.default_rng(19)
+    vectors, fold = draw(rng, 40, DIMENSIONS).numpy() * 2, rng.integers(0, folds, 40).astype(np.int8)
+    return model.without_blocks(name, vectors, fold, rng.integers(0, BLOCKS, 40).astype(np.int8))
+
+
+def test_a_saved_model_has_its_refits() -> None:
+    own_map, rng = feature_map(), np.random.default_rng(10)
+    sizes = {name: 2 + i % 3 for i, name in enumerate(ODD_NAMES)}
+    heads = {name: (logistic(rng, folds, own_map.dimensions),) for name, folds in sizes.items()}
+    # A network has none.
+    kept = {name: refits(rng, sizes[name], own_map.dimensions) for name in ODD_NAMES[1:]}
+    model = Model(own_map, heads, refits=kept)
+    found = again(model)
+    assert set(found.refits) == set(kept)
+    assert without(found, ODD_NAMES[0], 2) is None
+    for name, own in kept.items():
+        for part in ("slope", "offset"):
+            np.testing.assert_array_equal(getattr(found.refits[name], part), getattr(own, part))
+        # Weights are kept in half the size.
+        torch.testing.assert_close(found.refits[name].heads.weights, own.heads.weights, rtol=1e-7, atol=1e-9)
+        assert found.refits[name].heads.weights.dtype == torch.float64
+        before, after = without(model, name, sizes[name]), without(found, name, sizes[name])
+        assert before is not None
+        assert after is not None
+        np.testing.assert_allclose(after, before, atol=1e-5)
+    # A second round trip changes nothing more.
+    assert again(found).to_bytes() == found.to_bytes()
+
+
+def test_answers_without_a_block_are_by_its_own_heads_scaled_and_unknown_in_it() -> None:
+    own_map, rng, folds = feature_map(), np.random.default_rng(11), 3
+    own = refits(rng, folds, own_map.dimensions)
+    model = Model(own_map, {"a": (logistic(rng, folds, own_map.dimensions),)}, refits={"a": own})
+    vectors, fold = draw(rng, 50, DIMENSIONS).numpy(), rng.integers(0, folds, 50).astype(np.int8)
+    block = (np.arange(50) % BLOCKS).astype(np.int8)
+    found = model.without_blocks("a", vectors, fold, block)
+    assert found is not None
+    features = own_map(torch.from_numpy(vectors)).numpy()
+    for row in range(50):
+        for b in range(BLOCKS):
+            head = b * folds + fold[row]
+            raw = features[row] @ own.heads.weights[head].numpy() + float(own.heads.intercepts[head])
+            expected = own.slope[b, fold[row]] * raw + own.offset[b, fold[row]]
+            assert found[row, b] == pytest.approx(np.nan if b == block[row] else expected, nan_ok=True)
 
 
 def test_a_model_without_a_generator_is_a_feature_map() -> None:
@@ -156,16 +211,18 @@ def test_every_deal_answers_by_its_own_heads_and_folds() -> None:
             assert logits[row, i] == pytest.approx(expected, abs=1e-12)
 
 
-def test_logits_are_scaled_only_where_that_helps() -> None:
+def test_logits_are_scaled_unless_that_makes_them_clearly_worse() -> None:
     own_map, rng = feature_map(0), np.random.default_rng(8)
     heads = {"a": (logistic(rng, 2, DIMENSIONS),)}
     fold = np.array([[0], [1], [1]], np.int8)
     features = draw(rng, 3, DIMENSIONS)
     plain = Model(own_map, heads).logits("a", features, fold)
     slope, offset = np.array([[2.0, 0.5]]), np.array([[1.0, -1.0]])
-    helps, harms = Calibration(slope, offset, (0.6, 0.5), 0.01), Calibration(slope, offset, (0.6, 0.5999), 0.0)
-    scaled = Model(own_map, heads, {"a": helps}).logits("a", features, fold)
-    np.testing.assert_allclose(scaled[:, 0], [2 * plain[0, 0] + 1, plain[1, 0] / 2 - 1, plain[2, 0] / 2 - 1])
+    harms = Calibration(slope, offset, (0.6, 0.6002), 0.0001)
+    for rise in (-0.1, 0.0, 0.00005):
+        used = Calibration(slope, offset, (0.6, 0.6 + rise), 0.0001)
+        scaled = Model(own_map, heads, {"a": used}).logits("a", features, fold)
+        np.testing.assert_allclose(scaled[:, 0], [2 * plain[0, 0] + 1, plain[1, 0] / 2 - 1, plain[2, 0] / 2 - 1])
     np.testing.assert_array_equal(Model(own_map, heads, {"a": harms}).logits("a", features, fold), plain)
 
 

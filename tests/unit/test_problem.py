@@ -18,7 +18,7 @@ from tests.unit.trainings import on_workers
 
 Floats = NDArray[np.float64]
 VIEWS = (View("a", 0, 4), View("b", 0, 2), View("a", 1, 3), View("c", 0, 2))
-STRENGTHS = (0.3, 1e-3)
+STRENGTHS = {"a": (0.3, 1e-3), "b": (0.3, 1e-3), "c": (0.05,)}
 D = 3
 balanced_or_not = pytest.mark.parametrize("balanced", [True, False], ids=["balanced", "unweighted"])
 
@@ -96,10 +96,12 @@ def loss(rows: Rows, weight: Floats, strength: float, point: Floats) -> float:
 
 
 def test_there_is_a_head_for_every_view_strength_and_fold() -> None:
-    expected = {(v, f, s) for v, view in enumerate(VIEWS) for f in range(view.folds) for s in STRENGTHS}
+    expected = {
+        (v, f, s) for v, view in enumerate(VIEWS) for f in range(view.folds) for s in STRENGTHS[view.generator]
+    }
     assert set(heads()) == expected
     assert len(heads()) == len(expected)
-    columns = Columns.of(iter(VIEWS), iter(STRENGTHS))
+    columns = Columns.of(iter(VIEWS), STRENGTHS)
     assert columns.within(REAL).all()
     for c, (view, _, _) in enumerate(heads()):
         assert columns.generator_of(torch.tensor([c])) == VIEWS[view].generator
@@ -382,6 +384,33 @@ def test_chosen_rows_of_a_block_keep_their_folds_and_keys() -> None:
     assert torch.equal(some.fold, block.fold[torch.from_numpy(chosen)])
     assert len(block.rows(np.array([], np.int64)).key) == 0
     assert torch.equal(block.sampled(1).features, block.features)
+
+
+def test_chosen_rows_of_a_block_keep_their_jackknife_blocks() -> None:
+    block = world().blocks()[1]
+    own = torch.arange(29 * 4, dtype=torch.int8).reshape(29, 4)
+    chosen = np.array([5, 0, 11])
+    some = replace(block, block=own).rows(chosen)
+    assert some.block is not None
+    assert torch.equal(some.block, own[torch.from_numpy(chosen)])
+    assert block.rows(chosen).block is None
+
+
+@balanced_or_not
+def test_rows_that_a_view_leaves_out_are_as_good_as_not_there(balanced: bool) -> None:
+    # Fold -1: in no loss, no class weight and no held-out sum of that view.
+    rows, at, everyone = world(12), points(13), torch.arange(len(heads()))
+    out = np.random.default_rng(14).random(len(rows.name)) < 0.3
+    masked = replace(rows, fold=np.where(out[:, None], -1, rows.fold).astype(np.int8))
+    found, expected = masked.problem(balanced), rows.take(np.flatnonzero(~out)).problem(balanced)
+    for one, other in zip(
+        found.loss_and_gradient(at, everyone), expected.loss_and_gradient(at, everyone), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+    torch.testing.assert_close(found.held_out(at), expected.held_out(at), rtol=0, atol=1e-11)
+    torch.testing.assert_close(found.prior, expected.prior, rtol=0, atol=1e-11)
+    groups = found.columns.alike(everyone)
+    torch.testing.assert_close(found.hessians(at, groups), expected.hessians(at, groups), rtol=0, atol=2e-6)
 
 
 def test_the_chunks_of_a_block_are_its_rows_in_double() -> None:

@@ -126,12 +126,19 @@ def test_the_manifest_and_failures_hold_the_columns_that_the_design_promises():
     assert schemas.FAILURES.names == ["row", "id", "uri", "reason", "detail"]
     assert schemas.NEIGHBORS.names == ["left", "right", "cosine_distance", "kind"]
     assert schemas.PREDICTIONS.names[:4] == ["generator", "row", "fold", "logit_synthetic"]
-    assert set(schemas.PREDICTIONS.names[4:]) == {"logit_deviation", "logit_file_facts", "along"}
+    assert set(schemas.PREDICTIONS.names[4:]) == {
+        "logit_deviation",
+        "logit_file_facts",
+        "along",
+        "logit_without",
+    }
 
 
 def test_predictions_without_further_answers_conform():
     # One deal, vectors instead of files, and a classifier that knows of a single direction.
     places = pa.array([[0.5, None, None], [-0.25, None, None]])
+    # Nothing was refitted for the first row; the second is in the last block.
+    without = pa.array([None, [0.5] * 19 + [None]], pa.list_(pa.float16(), 20))
     lines = pa.table(
         {
             "generator": ["gan", "gan"],
@@ -141,11 +148,13 @@ def test_predictions_without_further_answers_conform():
             "logit_deviation": pa.nulls(2),
             "logit_file_facts": pa.nulls(2),
             "along": places,
+            "logit_without": without,
         }
     )
     table = conform(lines, schemas.PREDICTIONS, "predictions")
     assert table.schema == schemas.PREDICTIONS
     assert table.column("along").to_pylist() == places.to_pylist()
+    assert table.column("logit_without").to_pylist() == without.to_pylist()
     assert table.column("logit_deviation").null_count == 2
     with pytest.raises(SchemaError, match="predictions: column fold"):
         conform(lines.set_column(2, "fold", pa.array([128, 0])), schemas.PREDICTIONS, "predictions")

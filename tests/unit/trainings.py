@@ -19,6 +19,7 @@ from synthscale.training import FoldPlan, Training, VectorBlock, bandwidth_sampl
 from synthscale.workers import ReduceSum, Workers
 
 Vectors = NDArray[np.float64]
+Rows = NDArray[np.int64]
 NO_GROUPS = (np.empty(0, np.int64), np.empty(0, np.int64))
 Result = TypeVar("Result")
 
@@ -63,23 +64,41 @@ class Sets:
     vectors: dict[str, Vectors]
     plans: dict[str, FoldPlan]
 
-    def training(self, order: int | None = None) -> Training:
-        """All rows, one block a set; in an order of their own for every number ``order``."""
+    def training(self, order: int | None = None, *, is_refitted: bool = False) -> Training:
+        """All rows, one block a set; in an order of their own for every number ``order``.
+
+        Where heads are refitted, rows have the jackknife's blocks of their views; -1 in others.
+        """
         views = [view for name, plan in self.plans.items() for view in plan.views(name)]
         blocks = []
         for name, x in self.vectors.items():
-            fold = np.full((len(x), len(views)), -1, np.int8)
+            fold, left_out = (np.full((len(x), len(views)), -1, np.int8) for _ in range(2))
             for c, view in enumerate(views):
                 plan = self.plans[view.generator]
                 if name in (REAL, view.generator):
-                    fold[:, c] = plan.fold[plan.is_real == (name == REAL), view.deal]
+                    own = plan.is_real == (name == REAL)
+                    fold[:, c], left_out[:, c] = plan.fold[own, view.deal], plan.block[own]
             key = id_keys(f"{name}/{i}" for i in range(len(x)))
-            block = VectorBlock(name, x.astype(np.float32), fold, key, np.zeros(len(x), np.bool_))
+            block = VectorBlock(
+                name,
+                x.astype(np.float32),
+                fold,
+                key,
+                np.zeros(len(x), np.bool_),
+                left_out if is_refitted else None,
+            )
             rows = np.arange(len(x)) if order is None else np.random.default_rng(order).permutation(len(x))
             blocks.append(taken(block, rows))
         first = next(iter(self.plans.values()))
         rows_of = {name: len(x) for name, x in self.vectors.items()}
-        return Training(views, blocks[0].vectors.shape[1], given(blocks), bandwidth_sample(first), rows_of)
+        return Training(
+            views,
+            blocks[0].vectors.shape[1],
+            given(blocks),
+            bandwidth_sample(first),
+            rows_of,
+            is_refitted=is_refitted,
+        )
 
     def logits(self, model: Model, generator: str = "fake") -> NDArray[np.float64]:
         """Calibrated out-of-fold logits of the real rows and then the generator's, mean over deals: (n,)."""
@@ -97,8 +116,8 @@ class Sets:
         return 1 - float(self.probabilities(model, generator)[~self.is_real(generator)].mean())
 
 
-def dealt(settings: ClassifierConfig, **vectors: Vectors) -> Sets:
-    """Deal sets to folds: the real one and each generator, by name."""
+def dealt(settings: ClassifierConfig, groups: tuple[Rows, Rows] = NO_GROUPS, **vectors: Vectors) -> Sets:
+    """Deal sets to folds: the real one and each generator, by name; groups are of real rows, by row number."""
     real = vectors[REAL]
     plans = {}
     for name, x in vectors.items():
@@ -106,12 +125,15 @@ def dealt(settings: ClassifierConfig, **vectors: Vectors) -> Sets:
             keys = id_keys([f"{REAL}/{i}" for i in range(len(real))] + [f"{name}/{i}" for i in range(len(x))])
             n = len(keys)
             is_real = np.arange(n) < len(real)
-            plans[name] = plan_folds(np.arange(n), keys, is_real, np.zeros(n, np.bool_), NO_GROUPS, settings)
+            plans[name] = plan_folds(np.arange(n), keys, is_real, np.zeros(n, np.bool_), groups, settings)
     return Sets(vectors, plans)
 
 
 def taken(block: VectorBlock, rows: NDArray[np.int64]) -> VectorBlock:
-    return VectorBlock(block.name, block.vectors[rows], block.fold[rows], block.key[rows], block.is_copy[rows])
+    left_out = None if block.block is None else block.block[rows]
+    return VectorBlock(
+        block.name, block.vectors[rows], block.fold[rows], block.key[rows], block.is_copy[rows], left_out
+    )
 
 
 def given(blocks: list[VectorBlock]) -> Callable[[str | None], list[VectorBlock]]:
