@@ -5,7 +5,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from synthscale.config import Config, load_config, parse_config
+from synthscale.config import Config, parse_config
+from synthscale.config_files import load_config
 from synthscale.errors import (
     ConfigError,
     InputError,

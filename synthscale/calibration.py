@@ -101,7 +101,7 @@ def fit_calibration(logits: Logits, deals: int, folds: int, reduce_sum: ReduceSu
     others = count.sum(1, keepdims=True) - count
     slope, offset = _platt(others, (total.sum(1, keepdims=True) - total) / np.maximum(others, 1))
     before, after = _loss(mean), _loss(slope[..., None, None] * mean + offset[..., None, None])
-    rows = count.sum((0, 1, 3))
+    rows = np.maximum(count.sum((0, 1, 3)), 1)
     sums = [(count * values).sum((0, 1, 3)) / rows for values in (before, after, np.square(after - before))]
     # By class; deals repeat the rows.
     variance = (sums[2] - np.square(sums[1] - sums[0])) / (rows / deals)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from synthscale import filesystems as fsys
-from synthscale.config import Config, apply_overrides, load_config, parse_config
+from synthscale.config import Config, parse_config
+from synthscale.config_files import apply_overrides, load_config
 from synthscale.errors import ConfigError, SynthscaleError
 from synthscale.terminal import comparison_table, metrics_table, print_gates, print_warnings, stage_line
 
@@ -178,7 +179,10 @@ def config_from(parsed: argparse.Namespace) -> Config:
 def with_scoring(values: dict[str, Any], parsed: argparse.Namespace) -> dict[str, Any]:
     """Lay ``--families``, ``--slice-by``, ``--gate`` and ``--control`` over the values of a configuration."""
     given = {"families": getattr(parsed, "families", None), "slice_by": getattr(parsed, "slice_by", None)}
-    metrics = {**(values.get("metrics") or {}), **{name: value for name, value in given.items() if value}}
+    there = values.get("metrics") or {}
+    if not isinstance(there, dict):
+        raise ConfigError(f"{parsed.config}: metrics must be a section of keys and values")
+    metrics = {**there, **{name: value for name, value in given.items() if value}}
     result = {**values, "metrics": metrics} if metrics else dict(values)
     if getattr(parsed, "gate", None):
         result["gates"] = parsed.gate

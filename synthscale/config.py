@@ -9,9 +9,6 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-import fsspec
-import yaml
-from botocore.exceptions import BotoCoreError
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -110,6 +107,14 @@ class ClassifierConfig(_Section):
         return [strength if math.isfinite(strength) else "inf" for strength in value]
 
 
+def _texts(value: Any) -> list[str]:
+    """Read names from a list, or from a text with commas; none from nothing."""
+    if not isinstance(value, (str, list, tuple, type(None))):
+        raise ValueError("expected names, in a list or with commas")
+    listed = value.split(",") if isinstance(value, str) else value or []
+    return [name for name in (str(item).strip() for item in listed) if name]
+
+
 class MetricsConfig(_Section):
     """Which metrics are given, and for which parts of the sets."""
 
@@ -123,7 +128,7 @@ class MetricsConfig(_Section):
     @field_validator("families", mode="before")
     @classmethod
     def _named_families(cls, value: Any) -> tuple[str, ...]:
-        names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value)
+        names = _texts(value)
         unknown = [name for name in names if name not in {"core", "all", *FAMILIES}]
         if unknown:
             raise ValueError(
@@ -135,8 +140,7 @@ class MetricsConfig(_Section):
     @field_validator("slice_by", mode="before")
     @classmethod
     def _columns(cls, value: Any) -> tuple[str, ...]:
-        names = value.split(",") if isinstance(value, str) else list(value)
-        return tuple(dict.fromkeys(str(name).strip() for name in names))
+        return tuple(dict.fromkeys(_texts(value)))
 
 
 class StorageConfig(_Section):
@@ -252,48 +256,3 @@ def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Co
             hint = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
             problems.append(f"{key}: {hint}" if key else hint)
         raise ConfigError(f"{source}: " + "; ".join(problems)) from error
-
-
-def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """Read a YAML mapping; raise ConfigError naming ``source`` when it is not one."""
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{source}: expected a mapping of keys to values")
-    return values
-
-
-def apply_overrides(values: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Return ``values`` with each ``section.key=value`` laid over it; the value is read as YAML."""
-    merged = {key: dict(v) if isinstance(v, Mapping) else v for key, v in values.items()}
-    for override in overrides:
-        path, separator, text = override.partition("=")
-        keys = path.split(".")
-        if not separator or not all(keys):
-            raise ConfigError(f"--set {override}: expected section.key=value")
-        target = merged
-        for key in keys[:-1]:
-            # A section that a file leaves empty is None.
-            target[key] = {} if target.get(key) is None else target[key]
-            target = target[key]
-            if not isinstance(target, dict):
-                raise ConfigError(f"--set {override}: {key} is not a section")
-        try:
-            target[keys[-1]] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {override}: the value is not valid YAML") from error
-    return merged
-
-
-def load_config(uri: str) -> dict[str, Any]:
-    """Read the values of a YAML configuration, local or ``s3://`` (AWS_* variables apply)."""
-    try:
-        with fsspec.open(uri, "rb") as file:
-            text = file.read().decode("utf-8")
-    except (OSError, ValueError, ImportError, BotoCoreError) as error:
-        raise ConfigError(f"{uri}: cannot read the configuration: {error}") from error
-    return parse_yaml(text, uri)

@@ -20,6 +20,7 @@ _STREAM = 30_000
 _PARTS = ((2000, 20), (600, 10), (0, 5))
 """Rows of the smaller set, and the parts that it is then cut into; fewer parts are cut in several ways."""
 _FEWEST_ROWS = 8
+_ROUNDING = 1e-12
 SAMPLE_ROWS = 4096
 """Rows of the larger set that are looked at, at most."""
 
@@ -73,8 +74,9 @@ def spreads(real: NDArray[np.floating], synthetic: NDArray[np.floating], k: int)
 def _shares(real: NDArray[np.float64], synthetic: NDArray[np.float64], k: int) -> list[float]:
     """Precision, coverage, recall and density of unit rows; all pairs."""
     across = 1 - real @ synthetic.T
-    inside = across <= _radius(real, k)[:, None]
-    recalled = across <= _radius(synthetic, k)[None, :]
+    # A copy of a row at the radius is inside whatever the rounding.
+    inside = across <= _radius(real, k)[:, None] + _ROUNDING
+    recalled = across <= _radius(synthetic, k)[None, :] + _ROUNDING
     shares = (inside.any(0), inside.any(1), recalled.any(1), inside.sum(0) / k)
     return [float(share.mean()) for share in shares]
 

@@ -101,6 +101,15 @@ def analyse(
     return Analysis(distinct_edges([copy_edges, *joins.values()]), views, nearest)
 
 
+def searched(sets: Mapping[str, NDArray[np.float32]], generator: str) -> Found:
+    """Return what the searches behind precision, recall, density and coverage find between two sets of vectors."""
+    vectors, rows, start = np.concatenate(list(sets.values())), {}, 0
+    for name, own in sets.items():
+        rows[name] = np.arange(start, start + len(own))
+        start += len(own)
+    return _Searcher(vectors, rows, ()).view(generator, K, counts=True)
+
+
 def _joins(
     searcher: "_Searcher",
     found: dict[str, Found],

@@ -104,7 +104,7 @@ class _Job:
         ingest.check_rows(dataset.rows)
         if self.config.control:
             dataset = replace(dataset, rows=hold_out(dataset.rows))
-        ingest.check_slices(self.config.metrics.slice_by, dataset.rows.column_names)
+        ingest.check_metrics(self.config, dataset.rows)
         self._begin()
         context = StageContext(self.config, self.run)
         self._stage("ingest", ingest.fingerprint(context, dataset), lambda: ingest.run(context, dataset))

@@ -16,7 +16,7 @@ from synthscale.encoders import Encoder
 from synthscale.errors import InputError
 from synthscale.schemas import REAL, Layout, shards_of
 from synthscale.sources import Dataset, discover
-from synthscale.stages.ingest import check_rows, check_slices
+from synthscale.stages.ingest import check_metrics, check_rows
 from synthscale.storage import STAGES, RunDirectory
 from synthscale.vectors import check_vectors, read_rows
 
@@ -48,9 +48,9 @@ def validate(config: Config) -> Plan:
     assert config.output is not None
     dataset = discover(config)
     check_rows(dataset.rows)
-    check_slices(config.metrics.slice_by, dataset.rows.column_names)
     if config.control:
         dataset = replace(dataset, rows=hold_out(dataset.rows))
+    check_metrics(config, dataset.rows)
     check_writable(config)
     names = [name or REAL for name in dataset.rows.column("generator").to_pylist()]
     encoder = None if dataset.vectors is not None else encoder_for(config)

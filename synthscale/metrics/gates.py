@@ -55,6 +55,12 @@ def parse_gate(text: str, metrics: Iterable[str]) -> Gate:
     return Gate(text, found["generator"], found["metric"], end, found["operator"], limit)
 
 
+def generators_of(texts: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the gates that hold for one generator, and its name."""
+    found = [(text, _GATE.fullmatch(text.strip())) for text in texts]
+    return [(text, match["generator"]) for text, match in found if match is not None and match["generator"]]
+
+
 def decide(texts: Iterable[str], generators: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the block ``gates`` of metrics.json: each gate for each generator that it holds for.
 
@@ -65,16 +71,22 @@ def decide(texts: Iterable[str], generators: dict[str, dict[str, Any]]) -> list[
     decisions = []
     for text in texts:
         gate = parse_gate(text, gated(generators))
-        for name, block in generators.items():
-            if gate.generator in (None, name):
-                figure = figures(block)[gate.metric]
-                value = figure.get(gate.end)
-                passed = value is not None and OPERATORS[gate.operator](value, gate.limit)
-                decision = {"gate": text, "generator": name, "on": gate.end, "value": value, "passed": passed}
-                if value is None:
-                    decision["reason"] = figure.get("reason", "undefined")
-                decisions.append(decision)
+        for name in generators if gate.generator is None else [gate.generator]:
+            figure = _figure(generators, name, gate.metric)
+            value = figure.get(gate.end)
+            passed = value is not None and OPERATORS[gate.operator](value, gate.limit)
+            decision = {"gate": text, "generator": name, "on": gate.end, "value": value, "passed": passed}
+            if value is None:
+                decision["reason"] = figure.get("reason", "undefined")
+            decisions.append(decision)
     return decisions
+
+
+def _figure(generators: dict[str, dict[str, Any]], name: str, metric: str) -> dict[str, Any]:
+    if name not in generators:
+        return {"reason": "there is no such generator"}
+    found: dict[str, Any] = figures(generators[name]).get(metric, {"reason": "this generator has no such metric"})
+    return found
 
 
 def gated(generators: dict[str, dict[str, Any]]) -> list[str]:

@@ -41,10 +41,12 @@ class Slicing:
     def of(self, column: pa.ChunkedArray | pa.Array) -> NDArray[np.int64]:
         """Return the slice of each row, -1 where it is in none: (n,)."""
         if self.edges:
-            numbers = pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False)
+            # Integers beyond 2^53 lose their last digits, which no range needs.
+            numbers = pc.cast(plain(column), pa.float64(), safe=False).to_numpy(zero_copy_only=False)
             found = np.searchsorted(self.edges, numbers, side="right") - 1
             return np.where(np.isnan(numbers), -1, np.clip(found, 0, None)).astype(np.int64)
-        codes = pc.index_in(plain(column), pa.array(self.values, plain_type(column.type)))
+        own = plain(column)
+        codes = pc.index_in(own, pa.array(self.values, own.type))
         result: NDArray[np.int64] = pc.fill_null(codes, -1).to_numpy(zero_copy_only=False).astype(np.int64)
         return result
 
@@ -59,14 +61,19 @@ class Slicing:
         )
 
 
-def plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type in which a column's values are compared."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
 def plain(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """Return a column with dictionaries decoded."""
-    return column.cast(plain_type(column.type)) if pa.types.is_dictionary(column.type) else column
+    """Return a column in the type in which its values are compared: dictionaries decoded, NaN as null, -0 as 0."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_floating(column.type):
+        wide = column.cast(pa.float64())
+        return pc.add(pc.if_else(pc.is_nan(wide), None, wide), 0.0)
+    return column
+
+
+def can_slice(kind: pa.DataType) -> bool:
+    """Tell whether rows can be cut by a column of this type: by values that can be named."""
+    return not (pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def count(column: pa.ChunkedArray | pa.Array) -> Counts:
@@ -88,8 +95,20 @@ def slicing(name: str, counts: Counts) -> Slicing:
 
 def _ranges(name: str, values: list[float], counts: Counts) -> Slicing:
     share = np.cumsum([counts[value] for value in values])
-    share = (share - share[0]) / share[-1]
-    first = [int(np.searchsorted(share, i / _RANGES)) for i in range(_RANGES)]
-    starts = [values[i] for i in sorted(set(first))]
-    names = [f"{low:g} to below {high:g}" for low, high in itertools.pairwise(starts)]
-    return Slicing(name, (*names, f"{starts[-1]:g} to {values[-1]:g}"), edges=tuple(map(float, starts)))
+    # The value at which each tenth of the rows begins.
+    first = np.searchsorted(share, share[-1] * np.arange(_RANGES) / _RANGES, side="right")
+    # A value that has a tenth of the rows or more is a range of its own, up to the next.
+    heavy = [i + 1 for i, value in enumerate(values[:-1]) if counts[value] * _RANGES >= share[-1]]
+    starts = [values[i] for i in sorted({*first.tolist(), *heavy})]
+    ends = _named([*starts, values[-1]])
+    names = [f"{low} to below {high}" for low, high in itertools.pairwise(ends[:-1])]
+    return Slicing(name, (*names, f"{ends[-2]} to {ends[-1]}"), edges=tuple(map(float, starts)))
+
+
+def _named(values: list[float]) -> list[str]:
+    """Return numbers as short as tells them apart."""
+    for digits in range(4, 18):
+        names = [str(value) if isinstance(value, int) else f"{value:.{digits}g}" for value in values]
+        if len(set(names)) == len(set(values)):
+            break
+    return names

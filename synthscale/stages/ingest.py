@@ -6,15 +6,16 @@ sizes that pass through the driver here, so no Ray is needed and a rerun can aff
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from synthscale.config import check_generator_name
+from synthscale.config import Config, check_generator_name
 from synthscale.control import CONTROL
 from synthscale.errors import ConfigError, InputError
+from synthscale.metrics.gates import generators_of
+from synthscale.metrics.slices import can_slice
 from synthscale.schemas import MANIFEST_COLUMNS, REAL, SCORES, SYNTHETIC, Shard
 from synthscale.sources import Dataset
 from synthscale.stages.context import Outcome, StageContext
@@ -80,14 +81,23 @@ def rename_clashing_columns(rows: pa.Table) -> pa.Table:
     return rows.rename_columns(names)
 
 
-def check_slices(slice_by: Sequence[str], columns: Sequence[str]) -> None:
-    """Raise ConfigError where ``metrics.slice_by`` names a column that the input has not."""
-    there = ["label", *(name for name in columns if name not in MANIFEST_COLUMNS.names)]
-    missing = [name for name in slice_by if name not in there]
+def check_metrics(config: Config, rows: pa.Table) -> None:
+    """Raise ConfigError where ``metrics.slice_by`` or a gate names what the input has not."""
+    there = ["label", *(name for name in rows.column_names if name not in MANIFEST_COLUMNS.names)]
+    missing = [name for name in config.metrics.slice_by if name not in there]
     if missing:
         raise ConfigError(
             f"metrics.slice_by: the input has no column {', '.join(missing)}; there are {', '.join(there)}"
         )
+    for name in config.metrics.slice_by:
+        if not can_slice(rows.schema.field(name).type):
+            raise ConfigError(f"metrics.slice_by: {name} holds {rows.schema.field(name).type}, not plain values")
+    generators = {name for name in pc.unique(rows.column("generator")).to_pylist() if name is not None}
+    for text, generator in generators_of(config.gates):
+        if generator not in generators:
+            raise ConfigError(
+                f"gate {text!r}: there is no generator {generator}; there are {', '.join(sorted(generators))}"
+            )
 
 
 def check_rows(rows: pa.Table) -> None:

@@ -276,14 +276,16 @@ def test_ray_version_is_the_same_everywhere():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_configs_load_and_can_run(path):
-    from synthscale.config import load_config, parse_config
+    from synthscale.config import parse_config
+    from synthscale.config_files import load_config
 
     parse_config(load_config(str(path)), path.name).check_runnable()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_configs_hold_only_what_differs_from_the_defaults(path):
-    from synthscale.config import load_config, parse_config
+    from synthscale.config import parse_config
+    from synthscale.config_files import load_config
 
     values = load_config(str(path))
     defaults = parse_config({}).model_dump(mode="json")
@@ -295,7 +297,8 @@ def test_configs_hold_only_what_differs_from_the_defaults(path):
 
 
 def test_the_nightly_override_reaches_the_configuration():
-    from synthscale.config import apply_overrides, load_config, parse_config
+    from synthscale.config import parse_config
+    from synthscale.config_files import apply_overrides, load_config
 
     words = _rayjob()["spec"]["entrypoint"].split()
     values = apply_overrides(load_config(str(ROOT / "configs/s3-gpu.yaml")), words[5:])

@@ -8,7 +8,8 @@ import math
 import pytest
 
 from synthscale import config as config_module
-from synthscale.config import Config, StorageConfig, apply_overrides, load_config, parse_config, parse_yaml
+from synthscale.config import Config, StorageConfig, parse_config
+from synthscale.config_files import apply_overrides, load_config, parse_yaml
 from synthscale.errors import ConfigError
 from synthscale.metrics import FAMILIES
 

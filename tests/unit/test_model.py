@@ -132,13 +132,14 @@ def test_a_saved_model_has_its_directions() -> None:
 
 def refits(rng: np.random.Generator, folds: int, dimensions: int) -> Refits:
     slope, offset = rng.uniform(0.2, 2, (BLOCKS, folds)), rng.normal(size=(BLOCKS, folds))
-    return Refits(logistic(rng, BLOCKS * folds, dimensions), slope, offset)
+    without = np.arange(BLOCKS, dtype=np.int8)
+    return Refits(logistic(rng, BLOCKS * folds, dimensions), slope, offset, without, is_matched=False)
 
 
 def without(model: Model, name: str, folds: int) -> NDArray[np.float64] | None:
     rng = np.random.default_rng(19)
     vectors, fold = draw(rng, 40, DIMENSIONS).numpy() * 2, rng.integers(0, folds, 40).astype(np.int8)
-    return model.without_blocks(name, vectors, fold, rng.integers(0, BLOCKS, 40).astype(np.int8))
+    return model.refitted(name, vectors, fold, rng.integers(0, BLOCKS, 40).astype(np.int8)).without
 
 
 def test_a_saved_model_has_its_refits() -> None:
@@ -147,16 +148,18 @@ def test_a_saved_model_has_its_refits() -> None:
     heads = {name: (logistic(rng, folds, own_map.dimensions),) for name, folds in sizes.items()}
     # A network has none.
     kept = {name: refits(rng, sizes[name], own_map.dimensions) for name in ODD_NAMES[1:]}
-    model = Model(own_map, heads, refits=kept)
+    model = Model(own_map, heads, refits={name: [own] for name, own in kept.items()})
     found = again(model)
-    assert set(found.refits) == set(kept)
+    assert {name for name, own in found.refits.items() if own} == set(kept)
     assert without(found, ODD_NAMES[0], 2) is None
     for name, own in kept.items():
-        for part in ("slope", "offset"):
-            np.testing.assert_array_equal(getattr(found.refits[name], part), getattr(own, part))
+        (kept_own,) = found.refits[name]
+        assert not kept_own.is_matched
+        for part in ("slope", "offset", "without"):
+            np.testing.assert_array_equal(getattr(kept_own, part), getattr(own, part))
         # Weights are kept in half the size.
-        torch.testing.assert_close(found.refits[name].heads.weights, own.heads.weights, rtol=1e-7, atol=1e-9)
-        assert found.refits[name].heads.weights.dtype == torch.float64
+        torch.testing.assert_close(kept_own.heads.weights, own.heads.weights, rtol=1e-7, atol=1e-9)
+        assert kept_own.heads.weights.dtype == torch.float64
         before, after = without(model, name, sizes[name]), without(found, name, sizes[name])
         assert before is not None
         assert after is not None
@@ -168,10 +171,10 @@ def test_a_saved_model_has_its_refits() -> None:
 def test_answers_without_a_block_are_by_its_own_heads_scaled_and_unknown_in_it() -> None:
     own_map, rng, folds = feature_map(), np.random.default_rng(11), 3
     own = refits(rng, folds, own_map.dimensions)
-    model = Model(own_map, {"a": (logistic(rng, folds, own_map.dimensions),)}, refits={"a": own})
+    model = Model(own_map, {"a": (logistic(rng, folds, own_map.dimensions),)}, refits={"a": [own]})
     vectors, fold = draw(rng, 50, DIMENSIONS).numpy(), rng.integers(0, folds, 50).astype(np.int8)
     block = (np.arange(50) % BLOCKS).astype(np.int8)
-    found = model.without_blocks("a", vectors, fold, block)
+    found = model.refitted("a", vectors, fold, block).without
     assert found is not None
     features = own_map(torch.from_numpy(vectors)).numpy()
     for row in range(50):

@@ -131,6 +131,7 @@ def test_the_manifest_and_failures_hold_the_columns_that_the_design_promises():
         "logit_file_facts",
         "along",
         "logit_without",
+        "logit_matched",
     }
 
 
@@ -139,6 +140,7 @@ def test_predictions_without_further_answers_conform():
     places = pa.array([[0.5, None, None], [-0.25, None, None]])
     # Nothing was refitted for the first row; the second is in the last block.
     without = pa.array([None, [0.5] * 19 + [None]], pa.list_(pa.float16(), 20))
+    matched = pa.array([None, [0.5] * 20 + [None]], pa.list_(pa.float16(), 21))
     lines = pa.table(
         {
             "generator": ["gan", "gan"],
@@ -149,12 +151,14 @@ def test_predictions_without_further_answers_conform():
             "logit_file_facts": pa.nulls(2),
             "along": places,
             "logit_without": without,
+            "logit_matched": matched,
         }
     )
     table = conform(lines, schemas.PREDICTIONS, "predictions")
     assert table.schema == schemas.PREDICTIONS
     assert table.column("along").to_pylist() == places.to_pylist()
     assert table.column("logit_without").to_pylist() == without.to_pylist()
+    assert table.column("logit_matched").to_pylist() == matched.to_pylist()
     assert table.column("logit_deviation").null_count == 2
     with pytest.raises(SchemaError, match="predictions: column fold"):
         conform(lines.set_column(2, "fold", pa.array([128, 0])), schemas.PREDICTIONS, "predictions")

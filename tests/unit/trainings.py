@@ -77,7 +77,7 @@ class Sets:
                 plan = self.plans[view.generator]
                 if name in (REAL, view.generator):
                     own = plan.is_real == (name == REAL)
-                    fold[:, c], left_out[:, c] = plan.fold[own, view.deal], plan.block[own]
+                    fold[:, c], left_out[:, c] = plan.fold[own, view.deal], plan.block(None)[own]
             key = id_keys(f"{name}/{i}" for i in range(len(x)))
             block = VectorBlock(
                 name,
