@@ -9,7 +9,7 @@ which takes few groups.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ class Calibration:
         slope: (deals, k).
         offset: (deals, k).
         log_loss: class-balanced, of the logits as they were and as scaled.
+        by_deal: (deals,) the latter, of each deal.
         error: standard error of their difference, rows taken as independent.
     """
 
@@ -48,6 +49,7 @@ class Calibration:
     offset: NDArray[np.float64]
     log_loss: tuple[float, float]
     error: float
+    by_deal: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     @property
     def is_used(self) -> bool:
@@ -106,7 +108,8 @@ def fit_calibration(logits: Logits, deals: int, folds: int, reduce_sum: ReduceSu
     # By class; deals repeat the rows.
     variance = (sums[2] - np.square(sums[1] - sums[0])) / (rows / deals)
     error = float(np.sqrt(np.maximum(variance, 0).sum()) / 2)
-    return Calibration(slope, offset, (float(sums[0].mean()), float(sums[1].mean())), error)
+    each = (count * after).sum((1, 3)) / np.maximum(count.sum((1, 3)), 1)
+    return Calibration(slope, offset, (float(sums[0].mean()), float(sums[1].mean())), error, each.mean(1))
 
 
 def _bin(logits: NDArray[np.float64]) -> NDArray[np.int64]:

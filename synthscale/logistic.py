@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from synthscale.calibration import fit_calibration
 from synthscale.descent import Descent
 from synthscale.features import Heads
 from synthscale.problem import LOG_2, Blocks, Columns, Problem, View
@@ -120,17 +121,10 @@ def refit(
 def _chosen(problem: Problem, descent: "Descent", strengths: tuple[float, ...]) -> dict[str, Fit]:
     """Pick each generator's strength: over its deals, the one with the least log-loss; ties go to the stronger."""
     columns, points = problem.columns, descent.points
-    sums = problem.held_out(points) if any(map(math.isfinite, strengths)) else None
     fits = {}
     for generator in dict.fromkeys(view.generator for view in columns.views):
         own = torch.tensor([view.generator == generator for view in columns.views])[columns.view]
-        losses = {}
-        for strength in sorted(strengths, reverse=True):
-            if math.isinf(strength) or sums is None:
-                losses[strength] = LOG_2
-            else:
-                total = sums[:, :, own & (columns.strength == strength)].sum(2)
-                losses[strength] = float((total[:, 0] / total[:, 1]).mean())
+        losses = _losses(problem, points, generator, strengths)
         best = min(losses, key=lambda strength: (round(losses[strength], 10), -strength))
         deals = [(v, view.folds) for v, view in enumerate(columns.views) if view.generator == generator]
 
@@ -146,6 +140,27 @@ def _chosen(problem: Problem, descent: "Descent", strengths: tuple[float, ...]) 
             heads, best, losses, descent.passes, converged, (strongest, start) if finite else None
         )
     return fits
+
+
+def _losses(
+    problem: Problem, points: torch.Tensor, generator: str, strengths: tuple[float, ...]
+) -> dict[float, float]:
+    """Return the class-balanced out-of-fold log-loss of a generator's heads at each strength, logits scaled.
+
+    A strength that is a little too strong is then no worse for it, and the choice does not jump: unscaled, the
+    intercept-only model was often chosen where the sets can be told apart a little.
+    """
+    finite = sorted({s for s in strengths if math.isfinite(s)}, reverse=True)
+    losses = {strength: LOG_2 for strength in strengths if math.isinf(strength)}
+    if not finite:
+        return losses
+    columns = problem.columns
+    deals = [v for v, view in enumerate(columns.views) if view.generator == generator]
+    k = max(columns.views[v].folds for v in deals)
+    pairs = [(v, strength) for strength in finite for v in deals]
+    scaling = fit_calibration(problem.out_of_fold(points, generator, pairs), len(pairs), k, problem.reduce_sum)
+    by_strength = scaling.by_deal.reshape(len(finite), len(deals)).mean(1)
+    return losses | dict(zip(finite, by_strength.tolist(), strict=True))
 
 
 def _heads(problem: Problem, points: torch.Tensor, chosen: torch.Tensor, folds: int) -> Heads:

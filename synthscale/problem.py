@@ -274,22 +274,26 @@ class Problem:
                     total[g] += ((narrow * weight).T @ narrow).double()
         return self.reduce_sum(total)
 
-    def held_out(self, points: torch.Tensor) -> torch.Tensor:
-        """Return each head's class-balanced log-loss sums on its own fold: (2, 2, C): real, synthetic; loss, rows.
+    def out_of_fold(
+        self, points: torch.Tensor, generator: str, pairs: Sequence[tuple[int, float]]
+    ) -> Iterator[tuple[bool, NDArray[np.float64], NDArray[np.int8]]]:
+        """Yield this worker's out-of-fold logits and folds by class: (n, p) each, for p views and strengths.
 
         The prior is taken out of the odds: out of fold, every model answers balanced odds.
         """
-        sums = torch.zeros((2, 2, len(self.columns.view)), dtype=torch.float64)
+        view, strength = self.columns.view, self.columns.strength
+        places = [((view == v) & (strength == s)).nonzero()[:, 0] for v, s in pairs]
+        chosen = torch.cat(places)
+        weights, intercepts = points[:-1, chosen].T.contiguous(), (points[-1] - self.prior)[chosen][:, None]
+        starts = np.cumsum([0, *map(len, places)])[:-1]
         for block in self.blocks():
-            seen = self.within[block.name].nonzero()[:, 0]
-            weights, intercepts = points[:-1, seen].T.contiguous(), (points[-1] - self.prior)[seen][:, None]
-            at = int(block.sign > 0)
+            if block.name not in (REAL, generator):
+                continue
             for features, fold in block.chunks():
-                logit = torch.addmm(intercepts, weights, features.T)
-                inside = (fold.T[self.columns.view[seen]] == self.columns.fold[seen][:, None]).double()
-                sums[at, 0, seen] += (softplus(-block.sign * logit) * inside).sum(1)
-                sums[at, 1, seen] += inside.sum(1)
-        return self.reduce_sum(sums)
+                logit = torch.addmm(intercepts, weights, features.T).cpu().numpy()
+                dealt = fold.cpu().numpy()[:, [v for v, _ in pairs]]
+                at = starts[None, :] + np.maximum(dealt, 0)
+                yield block.name != REAL, logit.T[np.arange(len(dealt))[:, None], at], dealt
 
 
 LOG_2 = math.log(2)

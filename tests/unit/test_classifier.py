@@ -599,7 +599,8 @@ def test_a_feature_far_outside_the_real_range_tells_its_rows_and_no_others(
     result = classify(real, synthetic, settings, fourier_features=128)
     p = expit(result.logit)
     assert np.isfinite(p).all()
-    assert (p[400:440] > 0.7).all()
+    assert (p[400:440] > 0.5).all()
+    assert p[400:440].mean() > 0.8
     # The other rows lose the ten per cent of odds that these rows hold, and no more.
     assert p[440:].mean() == pytest.approx(p[:400].mean(), abs=0.03)
     assert p[440:].mean() == pytest.approx(0.48, abs=0.04)
