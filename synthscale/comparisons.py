@@ -2,19 +2,21 @@
 
 import itertools
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import pyarrow.compute as pc
 
 from synthscale import filesystems as fsys
-from synthscale.config import StorageConfig
+from synthscale.config import Section, StorageConfig, parse_config
+from synthscale.control import CONTROL
 from synthscale.errors import InputError, StorageError
 from synthscale.metrics.comparison import Difference, Figures, compare, figure
+from synthscale.schemas import METRICS
 from synthscale.storage import RunDirectory
 
-_SAME = {
+_SAME: Final[Mapping[Section, str]] = {
     "encoder": "embeddings are not of one encoder: distances and scores are not on one scale",
     "neighbors": "near-duplicates follow different rules",
     "classifier": "classifiers have different settings",
@@ -74,13 +76,18 @@ def compare_runs(uris: Sequence[str], storage: StorageConfig) -> Comparison:
     names = _short_names([run.uri for run in runs])
     scored = [own for run, name in zip(runs, names, strict=True) for own in _scored(run, name, is_one=is_one)]
     pairs = [(b, a) for a, b in itertools.combinations(scored, 2) if a.run != b.run]
-    pairs = [(b, a) for b, a in pairs if a.generator == b.generator] or pairs
+    same = [(b, a) for b, a in pairs if a.generator == b.generator]
+    if any(a.generator != CONTROL for _, a in same):
+        pairs = same
     if is_one:
         pairs = list(itertools.combinations(scored, 2))
         if not pairs:
             raise InputError(f"{runs[0].uri}: has one generator; name a second run to compare it with")
     differences = [d for a, b in pairs for d in compare((a.name, a.figures), (b.name, b.figures))]
-    return Comparison(scored, differences, _warnings(runs))
+    compared = {own.name for pair in pairs for own in pair}
+    alone = [own.name for own in scored if own.name not in compared]
+    notes = [f"no other run has a generator of these names: {', '.join(alone)}"] if alone else []
+    return Comparison(scored, differences, [*_warnings(runs), *notes])
 
 
 def _scored(run: RunDirectory, name: str, *, is_one: bool) -> list[Scored]:
@@ -89,13 +96,17 @@ def _scored(run: RunDirectory, name: str, *, is_one: bool) -> list[Scored]:
     if not fsys.exists(path, run.storage):
         raise StorageError(f"{path}: not found; repeat the run with --redo-from reduce")
     lines = fsys.read_table(path, run.storage)
+    if not set(METRICS.names) <= set(lines.column_names):
+        raise StorageError(f"{path}: of another version of synthscale; repeat the run with --redo-from reduce")
     lines = lines.filter(pc.equal(lines.column("slice_by"), ""))
     by_generator: dict[str, dict[str, Any]] = {}
     # What is of a matched subsample comes last, and counts within the run alone.
     for line in lines.to_pylist():
-        found = figure(line)
-        if found is not None and (is_one or line["family"] != "matched"):
-            by_generator.setdefault(line["generator"], {})[line["metric"]] = found
+        figures, found = by_generator.setdefault(line["generator"], {}), figure(line)
+        if is_one or line["family"] != "matched":
+            figures.pop(line["metric"], None)
+            if found is not None:
+                figures[line["metric"]] = found
     return [
         Scored(own if is_one else f"{name}/{own}", own, run.uri, figures) for own, figures in by_generator.items()
     ]
@@ -111,9 +122,15 @@ def _short_names(uris: list[str]) -> list[str]:
 
 
 def _warnings(runs: list[RunDirectory]) -> list[str]:
-    configs = [run.read_json("run.json")["config"] for run in runs]
-    found = [text for key, text in _SAME.items() if any(own.get(key) != configs[0].get(key) for own in configs)]
+    configs = [parse_config(run.read_json("run.json")["config"], f"{run.uri}/run.json") for run in runs]
+    found = []
+    for section, text in _SAME.items():
+        settings = [config.result_settings(section) for config in configs]
+        if any(own != settings[0] for own in settings):
+            found.append(text)
     real = [run.read_json("metrics.json")["counts"]["real"]["ok"] for run in runs]
     if len(set(real)) > 1:
         found.append(f"the real sets differ in size ({', '.join(f'{n:,}' for n in real)})")
+    elif len({config.manifest or config.real for config in configs}) > 1:
+        found.append("the real sets are not from one place: what differs may be the real images")
     return found

@@ -26,6 +26,9 @@ from synthscale.metrics.gates import parse_gate
 GENERATOR_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
+Section = Literal["input", "encoder", "neighbors", "classifier", "metrics"]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
 
@@ -222,9 +225,7 @@ class Config(_Section):
         if self.output is None:
             raise ConfigError("no output: give --output FOLDER for the run directory")
 
-    def result_settings(
-        self, section: Literal["input", "encoder", "neighbors", "classifier", "metrics"]
-    ) -> dict[str, Any]:
+    def result_settings(self, section: Section) -> dict[str, Any]:
         """Return the settings of one section that change results, ready for JSON."""
         if section == "input":
             inputs = {"real": self.real, "synthetic": dict(self.synthetic), "manifest": self.manifest}

@@ -20,11 +20,10 @@ from synthscale.matched import smallest
 from synthscale.memory_fit import Answers, classify, vector_families
 from synthscale.memory_search import analyse
 from synthscale.metrics.evidence import Evidence, row_evidence
-from synthscale.metrics.rows import NEAREST_REAL
 from synthscale.metrics.slices import count, slicing
 from synthscale.metrics.summary import Known, generator_figures
 from synthscale.metrics.view import sum_view
-from synthscale.schemas import REAL, SYNTHETIC
+from synthscale.schemas import DISTINCT_REAL, REAL, SYNTHETIC
 from synthscale.scores import ViewRows, score_rows
 from synthscale.training import FoldPlan, plan_folds
 
@@ -103,7 +102,7 @@ def score_features(
             {**view.summary(), "spreads": view.spreads},
             families,
             of_vectors[name],
-            _complete([texts[row] for row in plan.row[~plan.is_real].tolist()], any(texts)),
+            _complete([texts[row] for row in plan.row.tolist()], plan.is_real),
         )
         metrics[name], scores[name] = _view_figures(own, plan, answers[name], known, sizes.get(name))
     return FeatureScores(metrics, scores)
@@ -130,7 +129,7 @@ def _view_figures(
         {
             "row": plan.row[plan.is_real],
             "id": view.manifest.column("id").filter(pa.array(plan.is_real)),
-            NEAREST_REAL: numbers(view.nearest.column(NEAREST_REAL), np.inf)[plan.is_real],
+            DISTINCT_REAL: numbers(view.nearest.column(DISTINCT_REAL), np.inf)[plan.is_real],
         }
     )
     scores = score_rows(view, real, known.neighbors["median_distance"])
@@ -153,10 +152,19 @@ def _view_figures(
     return generator_figures(sums, known).block, scores.to_pandas()
 
 
-def _complete(labels: list[str | None], has_labels: bool) -> dict[str, Any]:
-    nulls = labels.count(None) if has_labels else 0
-    columns = {"label": nulls} if has_labels else {}
-    return {"rows": len(labels), "complete": len(labels) - nulls, "failed": 0, "nulls": columns}
+def _complete(labels: list[str | None], is_real: NDArray[np.bool_]) -> dict[str, Any]:
+    """What a run reads off its manifest: here the labels alone."""
+    real, synthetic = ([labels[i] for i in np.flatnonzero(is_real == kind)] for kind in (True, False))
+    has_labels = any(label is not None for label in [*real, *synthetic])
+    nulls, seen = synthetic.count(None) if has_labels else 0, set(synthetic) - {None}
+    return {
+        "rows": len(synthetic),
+        "complete": len(synthetic) - nulls,
+        "failed": 0,
+        "nulls": {"label": nulls} if has_labels else {},
+        "labelled": len(real) - real.count(None),
+        "seen": sum(label in seen for label in real),
+    }
 
 
 def _texts(labels: Sequence[Any] | None, n: int) -> list[str | None]:

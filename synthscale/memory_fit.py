@@ -119,7 +119,9 @@ def vector_families(
             own = plan.is_real == (kind == REAL)
             fold = plan.fold[own, :1] if plan.fold.shape[1] else some_fold(plan.key[own])[:, None]
             label = [labels[row] for row in plan.row[own].tolist()]
-            rows = VectorRows(vectors[plan.row[own]], plan.key[own], plan.group[own], label, fold)
+            rows = VectorRows(
+                vectors[plan.row[own]], plan.key[own], (plan.key if kind == REAL else plan.group)[own], label, fold
+            )
             sums[kind] = VectorSums.of(rows, len(rows.key), parts)
         moments = None
         if "vendi" in wanted:

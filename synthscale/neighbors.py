@@ -36,6 +36,7 @@ class Nearest:
     """Nearest neighbours of rows in one generator's view; arrays over its rows (-1 and inf: there is none).
 
     Attributes:
+        distinct_real_distance: of real rows, to the nearest other real row that is no copy.
         held: of real rows, the synthetic rows that their k-NN radius holds; -1 where not counted.
         real_balls: of synthetic rows, the real rows whose k-NN radius holds them; -1 where not counted.
         in_synthetic_manifold: of real rows, 1 where some synthetic row's k-NN radius holds them; -1 where not
@@ -48,6 +49,7 @@ class Nearest:
     nn_distance: Floats
     nearest_real_row: Rows
     nearest_real_distance: Floats
+    distinct_real_distance: Floats
     knn_radius: Floats
     in_real_manifold: NDArray[np.bool_]
     covered: NDArray[np.bool_]
@@ -112,7 +114,8 @@ def nearest_rows(found: Found, copies: Copies, real: Rows, own: Rows) -> Nearest
     searches, (real_of, own_of) = found.searches, (copies.representatives(real), copies.representatives(own))
     real_copy, own_copy = copies.another(real), copies.another(own)
     # Real rows: the nearest other real row, and the nearest of the generator's rows.
-    d_real, r_real = _with_copies(*_first(searches.real_real, real_of), real_copy)
+    d_distinct, r_distinct = _first(searches.real_real, real_of)
+    d_real, r_real = _with_copies(d_distinct, r_distinct, real_copy)
     d_cross, r_cross = _first(searches.real_own, real_of)
     # Synthetic rows: the nearest real row, and the nearest other row of the generator.
     d_own, r_own = _with_copies(*_first(searches.own_own, own_of), own_copy)
@@ -133,6 +136,7 @@ def nearest_rows(found: Found, copies: Copies, real: Rows, own: Rows) -> Nearest
         nn_distance=np.concatenate([np.minimum(d_cross, d_real), np.minimum(d_nr, d_own)]),
         nearest_real_row=np.concatenate([r_real, r_nr]),
         nearest_real_distance=np.concatenate([d_real, d_nr]),
+        distinct_real_distance=np.concatenate([d_distinct, np.full(m, np.inf)]),
         knn_radius=np.concatenate([real_radius, _kth(searches.own_own, own_of)]),
         in_real_manifold=np.concatenate(
             [found.real_inside.of(real_of) | (real_copy >= 0), found.own_inside.of(own_of)]

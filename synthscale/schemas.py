@@ -17,6 +17,10 @@ _NAME = pa.dictionary(pa.int32(), pa.string())
 DIRECTIONS = 3
 """Separating directions that a run keeps for each generator."""
 
+NEAREST_REAL, DISTINCT_REAL = "nearest_real_distance", "distinct_real_distance"
+"""Columns of ``nearest/``: the distance to the nearest (other) real row, and, of real rows, to one that is no
+copy."""
+
 MANIFEST_COLUMNS = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),
@@ -53,7 +57,8 @@ NEAREST = pa.schema(
         ("nn_row", pa.int64()),
         ("nn_distance", pa.float32()),
         ("nearest_real_row", pa.int64()),
-        ("nearest_real_distance", pa.float32()),
+        (NEAREST_REAL, pa.float32()),
+        (DISTINCT_REAL, pa.float32()),
         ("knn_radius", pa.float32()),
         ("in_real_manifold", pa.bool_()),
         ("covered", pa.bool_()),

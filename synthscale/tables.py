@@ -13,7 +13,7 @@ from synthscale.groups import Groups
 from synthscale.jackknife import BLOCKS
 from synthscale.metrics.summary import Line
 from synthscale.neighbors import Nearest
-from synthscale.schemas import METRICS
+from synthscale.schemas import DISTINCT_REAL, METRICS
 from synthscale.search import Rows
 
 
@@ -70,6 +70,7 @@ def nearest(generator: str, found: Nearest, copies: Rows) -> pa.Table:
             "nn_distance": _known(found.nn_distance, np.isfinite(found.nn_distance)),
             "nearest_real_row": _known(found.nearest_real_row, found.nearest_real_row >= 0),
             "nearest_real_distance": _known(found.nearest_real_distance, np.isfinite(found.nearest_real_distance)),
+            DISTINCT_REAL: _known(found.distinct_real_distance, np.isfinite(found.distinct_real_distance)),
             "knn_radius": _known(found.knn_radius, np.isfinite(found.knn_radius)),
             "in_real_manifold": found.in_real_manifold,
             "covered": _known(found.covered, found.is_real),

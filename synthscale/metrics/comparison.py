@@ -35,17 +35,22 @@ LOWER_IS_BETTER = frozenset(
         "aspect_ks",
     }
 )
-_NOT_COMPARED = frozenset({"p_value", *FAMILIES["stability"]})
+# accuracy_real is of the real set.
+_NOT_COMPARED = frozenset({"p_value", "accuracy_real", *FAMILIES["stability"]})
+SIZE_DEPENDENT = frozenset({"frechet_distance", "vendi_score", "recall"})
+"""Not compared between generators of different sizes, for they are not matched."""
+_ALIKE = 1.05
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A metric of one generator, as a line of metrics.parquet has it."""
+    """A metric of one generator, over so many synthetic rows, as a line of metrics.parquet has it."""
 
     value: float
     low: float
     high: float
     deviations: Blocks | None
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def figure(line: Mapping[str, Any]) -> Figure | None:
     known = line["deviations"] is not None and all(d is not None for d in line["deviations"])
     ends = [np.nan if line[name] is None else line[name] for name in ("low", "high")]
     deviations = np.array(line["deviations"], np.float64) if known else None
-    return Figure(line["value"], ends[0], ends[1], deviations)
+    return Figure(line["value"], ends[0], ends[1], deviations, line["synthetic"])
 
 
 def compare(one: tuple[str, Figures], two: tuple[str, Figures]) -> list[Difference]:
@@ -90,8 +95,15 @@ def compare(one: tuple[str, Figures], two: tuple[str, Figures]) -> list[Differen
     return [
         _difference(metric, (name, figures[metric]), (other, others[metric]))
         for metric in figures
-        if metric in others and metric not in _NOT_COMPARED
+        if metric in others
+        and metric not in _NOT_COMPARED
+        and _comparable(metric, [figures[metric], others[metric]])
     ]
+
+
+def _comparable(metric: str, figures: Sequence[Figure]) -> bool:
+    sizes = [figure.rows for figure in figures]
+    return metric not in SIZE_DEPENDENT or max(sizes) <= _ALIKE * min(sizes)
 
 
 def _difference(metric: str, one: tuple[str, Figure], two: tuple[str, Figure]) -> Difference:
@@ -120,12 +132,12 @@ def _correlation(a: Figure, b: Figure) -> float:
     return float(np.clip(a.deviations @ b.deviations / size, -1, 1)) if size > 0 else 0.0
 
 
-def between(figures: Mapping[str, Figures], control: str) -> dict[str, Any]:
+def between(figures: Mapping[str, Figures], control: str | None) -> dict[str, Any]:
     """Return the blocks ``comparisons`` and ``ranking`` of metrics.json.
 
     Args:
         figures: of each generator.
-        control: the generator that is held-out real images: compared with, and not ranked.
+        control: the generator that is held-out real images, if there is one: compared with, and not ranked.
     """
     differences = [d for a, b in itertools.combinations(figures.items(), 2) for d in compare(a, b)]
     ranked = {name: own for name, own in figures.items() if name != control}
@@ -135,7 +147,7 @@ def between(figures: Mapping[str, Figures], control: str) -> dict[str, Any]:
         "ranking": {
             metric: [asdict(rank) for rank in ranking(metric, ranked, differences)]
             for metric in metrics
-            if len(ranked) > 1
+            if len(ranked) > 1 and _comparable(metric, [own[metric] for own in ranked.values() if metric in own])
         },
     }
 
@@ -159,7 +171,10 @@ def ranking(metric: str, figures: Mapping[str, Figures], differences: Sequence[D
         figures: of each generator.
         differences: of all pairs.
     """
-    known = {name: own[metric].value for name, own in figures.items() if metric in own}
+    there = {name: own[metric] for name, own in figures.items() if metric in own}
+    if not _comparable(metric, list(there.values())):
+        return []
+    known = {name: own.value for name, own in there.items()}
     sign = 1 if metric in LOWER_IS_BETTER else -1
     ordered = sorted(known, key=lambda name: sign * known[name])
     decided = [

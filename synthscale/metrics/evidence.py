@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from synthscale.columns import numbers
 from synthscale.metrics.estimate import NO_CLASSIFIER, metric
 from synthscale.metrics.ranks import RankSums, auc, auc_metric, sum_ranks
+from synthscale.schemas import DISTINCT_REAL, NEAREST_REAL
 
 CONFOUNDED = 0.6
 """An AUC from file facts alone whose interval lies above this deserves a warning."""
@@ -60,7 +61,7 @@ def row_evidence(
         families: those that are asked for.
         nearest: lines of ``nearest/``.
         is_real: (n,).
-        real: ``row``, ascending, and ``nearest_real_distance`` of all real rows.
+        real: ``row``, ascending, and ``distinct_real_distance`` of all real rows.
     """
     fields: dict[str, NDArray[np.float64]] = {}
     values: dict[str, NDArray[np.float64]] = {}
@@ -68,7 +69,8 @@ def row_evidence(
         fields |= _manifold_fields(nearest)
     if "copying" in families:
         fields |= _copying_fields(nearest, is_real, real)
-        values["nearest_real_distance"] = numbers(nearest.column("nearest_real_distance"), np.nan)
+        theirs, own = (numbers(nearest.column(name), np.nan) for name in (DISTINCT_REAL, NEAREST_REAL))
+        values[NEAREST_REAL] = np.where(is_real, theirs, own)
     return {"fields": fields, "values": values}
 
 
@@ -85,10 +87,10 @@ def _copying_fields(
     nearest: pa.Table, is_real: NDArray[np.bool_], real: pa.Table
 ) -> dict[str, NDArray[np.float64]]:
     """The fields that authenticity and the share of identical rows are made of."""
-    distance = numbers(nearest.column("nearest_real_distance"), np.inf)
+    distance = numbers(nearest.column(NEAREST_REAL), np.inf)
     wanted = nearest.column("nearest_real_row").fill_null(-1).to_numpy()
     at = np.searchsorted(real.column("row").to_numpy(), wanted).clip(max=max(0, real.num_rows - 1))
-    theirs = real.column("nearest_real_distance").to_numpy()[at]
+    theirs = real.column(DISTINCT_REAL).to_numpy()[at]
     synthetic = ~is_real & (wanted >= 0)
     return {
         "authentic": (synthetic & (distance >= theirs)).astype(np.float64),

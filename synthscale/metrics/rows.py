@@ -33,7 +33,6 @@ from synthscale.metrics.estimate import Estimate
 from synthscale.metrics.ranks import RankSums, value_of
 
 FACTS = ("brightness", "contrast", "sharpness", "width", "height", "aspect")
-NEAREST_REAL = "nearest_real_distance"
 _TAIL = 0.05
 _NO_INTERVAL = "no interval: a figure of ranks"
 _SPREAD = "no interval: it is a spread itself"
@@ -41,13 +40,18 @@ _SPREAD = "no interval: it is a spread itself"
 Family = dict[str, Estimate]
 
 
-def manifold_family(sums: Sums, context: Context, k: int) -> Family:
-    """Return density and recall."""
+def manifold_family(sums: Sums, context: Context, k: int, distinct: int) -> Family:
+    """Return density and recall; ``distinct`` synthetic rows have radii."""
     found = {"recall": within(sums, "recalled", "recall", context)}
+    if distinct < 2:
+        found = {"recall": Estimate.none("fewer than two distinct synthetic rows")}
     count = sums["synthetic"]
     if not count or context.no_manifold:
         return {"density": Estimate.none(context.no_manifold or "no synthetic rows"), **found}
     value = sums["balls"] / count / k
+    if count**2 <= sums["grouped_synthetic"]:
+        # One row, or one group of them.
+        return {"density": Estimate(value, reference=1.0, is_small=True), **found}
     deviations = jackknife.of_ratio(sums.by_block("balls") / k, sums.by_block("synthetic"))
     spread = context.spreads.get("density")
     if spread is not None:
@@ -108,15 +112,14 @@ def facts_family(values: Mapping[str, RankSums]) -> tuple[Family, dict[str, floa
     return found, p_values
 
 
-def completeness_family(complete: Mapping[str, Any], labels: Mapping[str, Sums]) -> Family:
+def completeness_family(complete: Mapping[str, Any]) -> Family:
     """Return how complete the generator's rows and labels are.
 
     Args:
-        complete: ``rows`` of the generator, and how many of them are ``complete``.
-        labels: the sums of each label's rows.
+        complete: ``rows`` of the generator, and how many of them are ``complete``; ``labelled`` real rows, and the
+            ``seen`` ones among them, whose label some synthetic row has.
     """
-    labelled = sum(sums["real"] for sums in labels.values())
-    seen = sum(sums["real"] for sums in labels.values() if sums["synthetic"])
+    labelled, seen = complete["labelled"], complete["seen"]
     there = Estimate.none("no labels in the real set")
     if labelled:
         low, high = jackknife.binomial(seen / labelled, labelled)

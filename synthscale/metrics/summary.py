@@ -1,6 +1,6 @@
 """Puts a generator's sums and facts together to its block of metrics.json."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,6 @@ from synthscale.metrics.estimate import Estimate, Metric, metric
 from synthscale.metrics.evidence import confounder_figures, confounder_warning, direction_figures
 from synthscale.metrics.ranks import RankSums
 from synthscale.metrics.rows import (
-    NEAREST_REAL,
     completeness_family,
     copying_family,
     facts_family,
@@ -24,6 +23,7 @@ from synthscale.metrics.rows import (
 from synthscale.metrics.view import FOLD, ViewSums
 from synthscale.metrics.warnings import warnings
 from synthscale.neighbors import K
+from synthscale.schemas import NEAREST_REAL
 
 NO_P_INTERVAL = "a p-value has no interval"
 NO_IMAGES = "not run: the input is vectors, or neighbors.self_test_images is 0"
@@ -60,6 +60,7 @@ class GeneratorFigures:
                 np.nan if own.low is None else own.low,
                 np.nan if own.high is None else own.high,
                 own.deviations,
+                self.block["counts"]["synthetic"],
             )
             for name, own in found.items()
             if own.value is not None
@@ -76,7 +77,9 @@ class Known:
         neighbors: what `View.summary` gives, ``spreads``, and ``self_test`` where there are images.
         families: those that are asked for.
         of_vectors: metrics that were made of the embeddings, by family.
-        complete: ``rows``, ``complete``, ``failed`` and ``nulls`` of the generator's input.
+        complete: ``rows``, ``complete``, ``failed`` and ``nulls`` of the generator's input, ``labelled`` and
+        ``seen``
+            real rows (`rows.completeness_family`).
     """
 
     head: str
@@ -147,16 +150,15 @@ def _families(sums: ViewSums, known: Known, context: Context) -> tuple[dict[str,
     overall, more = sums.overall, dict[str, dict[str, Any]]()
     found: dict[str, Mapping[str, Estimate]] = dict(known.of_vectors)
     folds = [part for (column, _), part in sorted(sums.slices.items()) if column == FOLD]
-    labels = {name: part for (column, name), part in sums.slices.items() if column == "label"}
     if "manifold" in known.families:
-        found["manifold"] = manifold_family(overall, context, K)
+        found["manifold"] = manifold_family(overall, context, K, sums.distinct_synthetic)
     if "copying" in known.families:
         found["copying"] = copying_family(overall, sums.values.get(NEAREST_REAL, RankSums()))
     if "facts" in known.families:
         found["facts"], p_values = facts_family(sums.values)
         more |= {name: {"p_value": value} for name, value in p_values.items()}
     if "completeness" in known.families:
-        found["completeness"] = completeness_family(known.complete, labels)
+        found["completeness"] = completeness_family(known.complete)
         more["complete_share"] = {name: known.complete[name] for name in ("failed", "nulls")}
     if "stability" in known.families:
         found["stability"] = stability_family(overall, folds, context)
@@ -180,20 +182,22 @@ def show_control(generators: dict[str, dict[str, Any]], control: str) -> None:
     for name, block in generators.items():
         if name == control:
             continue
-        pairs = [(block[part], reference[part]) for part in ("metrics", "by_label", "by", "families")]
-        for own, other in _alike(pairs):
-            if other["value"] is not None:
-                own["control"] = other["value"]
+        _beside(block["metrics"], reference["metrics"])
+        slices = [(block["by_label"], reference["by_label"])]
+        slices += [
+            (own, reference["by"][column]) for column, own in block["by"].items() if column in reference["by"]
+        ]
+        for own, other in slices:
+            for value in own.keys() & other.keys():
+                _beside(own[value], other[value])
+        for family in block["families"].keys() & reference["families"].keys():
+            _beside(block["families"][family], reference["families"][family])
 
 
-def _alike(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> Iterator[tuple[Metric, Metric]]:
-    """Yield the metrics that stand at the same places of nested mappings."""
-    for own, other in pairs:
-        for name in own.keys() & other.keys() - {"counts"}:
-            if "value" in own[name]:
-                yield own[name], other[name]
-            else:
-                yield from _alike([(own[name], other[name])])
+def _beside(own: dict[str, Metric], other: dict[str, Metric]) -> None:
+    for name, figure in own.items():
+        if name != "counts" and name in other and other[name]["value"] is not None:
+            figure["control"] = other[name]["value"]
 
 
 def _context(sums: ViewSums, neighbors: dict[str, Any]) -> Context:

@@ -43,7 +43,9 @@ class VectorRows:
     Attributes:
         vectors: (n, d).
         key: (n,) of their ids.
-        group: (n,) of their near-duplicate groups: parts, blocks and samples split none.
+        group: (n,) of synthetic rows' near-duplicate groups, which parts and samples do not split; of real rows
+        the
+            same as ``key``, for their groups differ between generators' views.
         label: n labels or None.
         fold: (n, G) of real rows, in each generator's view.
     """
@@ -180,6 +182,8 @@ def frechet_family(real: VectorSums, own: VectorSums) -> Family:
     if len(real.moments) > 1:
         value, error = extrapolated(real.moments, own.moments)
         found["frechet_distance_infinity"] = _normal(value, error, "too few rows in a part")
+    else:
+        found["frechet_distance_infinity"] = Estimate.none("metrics.frechet_infinity is not set")
     return found
 
 

@@ -37,6 +37,7 @@ class ViewSums:
     slices: dict[tuple[str, str], Sums] = field(default_factory=dict)
     classifier: ClassifierSums = field(default_factory=ClassifierSums)
     distinct_real: int = 0
+    distinct_synthetic: int = 0
     file_facts: RankSums = field(default_factory=RankSums)
     bytes_per_pixel: RankSums = field(default_factory=RankSums)
     along: list[AlongSums] = field(default_factory=lambda: [AlongSums() for _ in range(DIRECTIONS)])
@@ -51,6 +52,7 @@ class ViewSums:
             {name: self.slices.get(name, Sums()) + other.slices.get(name, Sums()) for name in names},
             self.classifier + other.classifier,
             self.distinct_real + other.distinct_real,
+            self.distinct_synthetic + other.distinct_synthetic,
             self.file_facts + other.file_facts,
             self.bytes_per_pixel + other.bytes_per_pixel,
             [one + two for one, two in zip(self.along, other.along, strict=True)],
@@ -81,6 +83,7 @@ def sum_view(view: ViewRows, scores: pa.Table, evidence: Evidence, slicings: Seq
         dict(_slice_sums(rows, scores, evidence, slicings)),
         sum_logits(view.logit, is_real, drawn),
         int((is_real & ~is_copy).sum()),
+        int((~is_real & ~is_copy).sum()),
         sum_ranks(evidence.logit_file_facts, is_real, drawn),
         sum_ranks(evidence.bytes_per_pixel, is_real),
         [sum_along(places, is_real, ids) for places in evidence.along.T],

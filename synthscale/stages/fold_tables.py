@@ -82,6 +82,16 @@ def write(context: StageContext, plans: dict[str, FoldPlan]) -> None:
         context.run.write_shard("classifier", shard, pa.concat_tables(pieces), FOLDS)
 
 
+def check_rows_there(generator: str, wanted: NDArray[np.int64], embedded: NDArray[np.int64]) -> None:
+    """Raise SchemaError where rows of a generator's view have no embedding."""
+    lost = wanted[~np.isin(wanted, embedded)]
+    if len(lost):
+        raise SchemaError(
+            f"{generator}: embeddings/ lacks {len(lost)} of {len(wanted)} rows, the first {lost[:3].tolist()}; "
+            "repeat with --redo-from embed"
+        )
+
+
 @dataclass(frozen=True)
 class ShardRows:
     """A shard's embedded rows: numbers (n,), vectors (n, d) or None, and the lines of ``classifier/``."""
@@ -96,11 +106,7 @@ class ShardRows:
         own = only(self.folds, generator)
         wanted = own.column("row").to_numpy()
         at = np.searchsorted(self.row, wanted)
-        if not np.isin(wanted, self.row).all():
-            raise SchemaError(
-                f"{generator}: classifier/ has rows that embeddings/ lacks, "
-                f"{wanted[~np.isin(wanted, self.row)][:3].tolist()}; repeat with --redo-from embed"
-            )
+        check_rows_there(generator, wanted, self.row)
         fold = own.column("fold").combine_chunks().flatten().to_numpy().reshape(-1, deals)
         return at, own, fold
 

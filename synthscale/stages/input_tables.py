@@ -40,8 +40,9 @@ class _CountTask:
 
 
 def completeness(context: StageContext) -> dict[str, dict[str, Any]]:
-    """Return each set's ``rows``, how many are ``complete`` or ``failed``, and the ``nulls`` by column.
+    """Return each generator's ``rows``, how many are ``complete`` or ``failed``, and the ``nulls`` by column.
 
+    With them the ``labelled`` real rows, and how many of these are ``seen``: some synthetic row has their label.
     Empty where the family is not asked for. A column without any value in the whole run is not looked at.
     """
     if "completeness" not in context.config.metrics.families:
@@ -52,13 +53,21 @@ def completeness(context: StageContext) -> dict[str, dict[str, Any]]:
     for answer in context.on_every_shard(_CompleteTask(context.run, context.shards, sets, filled), "reduce"):
         for name, found in pickle.loads(answer["counts"]).items():
             totals[name] += found
+    real = labels_of(totals.pop(REAL))
     return {
         name: {
             **{key: found[key] for key in ("rows", "complete", "failed")},
             "nulls": {column: found[f"null:{column}"] for column in filled},
+            "labelled": real.total(),
+            "seen": sum(rows for label, rows in real.items() if found[f"label:{label}"]),
         }
         for name, found in totals.items()
     }
+
+
+def labels_of(counts: Counter[str]) -> Counter[str]:
+    """Return the usable rows by label, of what was counted of a set."""
+    return Counter({key.removeprefix("label:"): n for key, n in counts.items() if key.startswith("label:")})
 
 
 def _filled(context: StageContext) -> tuple[str, ...]:
@@ -97,7 +106,8 @@ class _CompleteTask:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         shard = self.shards[batch.column("shard")[0].as_py()]
-        table = self.run.read_shard("manifest", shard, ["row", "generator", *self.columns])
+        names = list(dict.fromkeys(["row", "generator", "label", *self.columns]))
+        table = self.run.read_shard("manifest", shard, names)
         kinds = np.array([name or REAL for name in table.column("generator").to_pylist()], object)
         failed = np.isin(table.column("row").to_numpy(), self.run.read_shard("failures", shard, ["row"])["row"])
         nulls = {name: table.column(name).is_null().to_numpy() for name in self.columns}
@@ -107,5 +117,7 @@ class _CompleteTask:
             own = kinds == name
             counts = {"rows": own, "complete": own & complete, "failed": own & failed}
             counts |= {f"null:{column}": own & null for column, null in nulls.items()}
+            usable = table.column("label").filter(pa.array(own & ~failed))
             found[name] = Counter({key: int(chosen.sum()) for key, chosen in counts.items()})
+            found[name] += Counter({f"label:{label}": n for label, n in count(usable).items()})
         return pa.table({"shard": [shard.index], "counts": pa.array([pickle.dumps(found)], pa.binary())})

@@ -74,6 +74,7 @@ def _write(
     figures: dict[str, GeneratorFigures],
 ) -> None:
     blocks = {name: own.block for name, own in figures.items()}
+    control = CONTROL if context.config.control else None
     notes = [text for own in cuts if (text := own.warning)]
     lines = metric_lines({name: own.lines for name, own in figures.items()})
     fsys.write_table(context.run.path("metrics.parquet"), conform(lines, METRICS, "metrics"), context.run.storage)
@@ -82,9 +83,9 @@ def _write(
         "run_id": context.run.read_json("run.json")["run_id"],
         "counts": _counts(embedded),
         "generators": {name: {**b, "warnings": [*b["warnings"], *notes]} for name, b in blocks.items()},
-        **between({name: own.figures for name, own in figures.items()}, CONTROL),
+        **between({name: own.figures for name, own in figures.items()}, control),
     }
-    if CONTROL in blocks:
+    if control is not None:
         show_control(metrics["generators"], CONTROL)
     context.run.write_json("metrics.json", {**metrics, "gates": []})
 

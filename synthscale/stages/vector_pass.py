@@ -26,7 +26,7 @@ from synthscale.metrics.vectors import (
 )
 from synthscale.schemas import REAL, Layout, Shard
 from synthscale.stages.context import StageContext
-from synthscale.stages.fold_tables import only
+from synthscale.stages.fold_tables import check_rows_there, only
 from synthscale.storage import RunDirectory
 
 
@@ -52,7 +52,9 @@ class _Pass:
         names = manifest.column("generator").to_pylist()
         kinds = np.array([names[i] or REAL for i in at.tolist()], object)
         labels = manifest.column("label").to_pylist()
-        folds = self.run.read_shard("classifier", shard, ["generator", "row", "key", "group_key", "fold"])
+        folds = self.run.read_shard(
+            "classifier", shard, ["generator", "row", "key", "group_key", "fold", "is_real"]
+        )
         key, group, fold = self._folds(folds, row)
         vectors = tables.vectors(embedded, self.layout.classify)
         found = {}
@@ -71,10 +73,13 @@ class _Pass:
         fold = np.full((len(row), len(self.generators)), -1, np.int8)
         for i, name in enumerate(self.generators):
             own = only(table, name)
-            at = np.searchsorted(row, own.column("row").to_numpy())
+            wanted = own.column("row").to_numpy()
+            check_rows_there(name, wanted, row)
+            at = np.searchsorted(row, wanted)
             key[at] = own.column("key").to_numpy()
-            # Of real rows those of the last generator's view: they differ only where it repeats them.
-            group[at] = own.column("group_key").to_numpy()
+            # Real rows stand for themselves: their groups differ between views.
+            is_real = own.column("is_real").to_numpy(zero_copy_only=False)
+            group[at] = np.where(is_real, key[at], own.column("group_key").to_numpy())
             dealt = own.column("fold").combine_chunks()
             if len(dealt.flatten()):
                 fold[at, i] = dealt.flatten().to_numpy().reshape(len(at), -1)[:, 0]

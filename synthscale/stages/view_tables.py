@@ -12,19 +12,19 @@ from synthscale.errors import SchemaError
 from synthscale.facts import COLUMNS, PICTURE, bytes_per_pixel, picture_values
 from synthscale.matched import smallest
 from synthscale.metrics.evidence import Evidence, row_evidence
-from synthscale.metrics.rows import NEAREST_REAL
-from synthscale.schemas import DIRECTIONS, Shard
+from synthscale.schemas import DIRECTIONS, DISTINCT_REAL, Shard
 from synthscale.scores import ViewRows
+from synthscale.stages.fold_tables import check_rows_there
 from synthscale.storage import RunDirectory
 
 _MANIFEST_NAMES = ("real_or_synthetic", "generator")
 
 
 def real_lookup(run: RunDirectory, shards: list[Shard]) -> pa.Table:
-    """Return row, id and the distance to the nearest other real row of every usable real row, ascending."""
+    """Return row, id and the distance to the nearest other, distinct one of every usable real row, ascending."""
     parts = []
     for shard in shards:
-        near = run.read_shard("nearest", shard, ["generator", "row", NEAREST_REAL])
+        near = run.read_shard("nearest", shard, ["generator", "row", DISTINCT_REAL])
         names = run.read_shard("manifest", shard, ["id", "generator"])
         # What real rows find among themselves is the same in every view.
         near = near.filter(pc.equal(near.column("generator"), _first(near)))
@@ -33,7 +33,7 @@ def real_lookup(run: RunDirectory, shards: list[Shard]) -> pa.Table:
         columns = {
             "row": near.column("row").to_numpy()[real],
             "id": names.column("id").take(pa.array(at[real])),
-            NEAREST_REAL: numbers(near.column(NEAREST_REAL), np.inf)[real],
+            DISTINCT_REAL: numbers(near.column(DISTINCT_REAL), np.inf)[real],
         }
         parts.append(pa.table(columns))
     return pa.concat_tables(parts).combine_chunks()
@@ -84,7 +84,9 @@ class ViewReader:
         # Where no classifier can be fitted there are no predictions.
         for table in ("classifier", "predictions") if self.classified[name] else ("classifier",):
             _check_alignment(name, table, shard, rows, own[table].column("row").to_numpy())
-        files = embedded.take(pa.array(np.searchsorted(embedded.column("row").to_numpy(), rows)))
+        there = embedded.column("row").to_numpy()
+        check_rows_there(name, rows, there)
+        files = embedded.take(pa.array(np.searchsorted(there, rows)))
         evidence = _evidence(own["classifier"], own["predictions"], files, rows)
         nearest, is_real = own["nearest"], own["classifier"].column("is_real").to_numpy(zero_copy_only=False)
         found = row_evidence(self.families, nearest, is_real, real)
@@ -106,7 +108,8 @@ def _check_alignment(
         return
     missing, foreign = len(np.setdiff1d(rows, found)), len(np.setdiff1d(found, rows))
     doubled = len(found) - len(np.unique(found))
-    stage = "classify" if np.array_equal(rows, np.unique(rows)) else "neighbors"
+    # Where the table knows rows that nearest/ does not, that one lost them.
+    stage = "classify" if np.array_equal(rows, np.unique(rows)) and not foreign else "neighbors"
     raise SchemaError(
         f"{name}: {table} and nearest do not align in {shard.name}: {len(found)} rows and {len(rows)}; {missing} "
         f"missing, {foreign} more than there should be, {doubled} doubled; repeat with --redo-from {stage}"

@@ -512,8 +512,9 @@ def test_each_relation_carries_its_own_measured_recall() -> None:
     # Only the pair of small sets is compared in full.
     sets = {"real": normal(80, 600), "fake": normal(81, 90)}
     x, rows, copies = numbered(sets)
-    searcher = memory_search._Searcher(x, {name: own[copies.are_distinct(own)] for name, own in rows.items()})
-    found = searcher.view("fake", 5)
+    distinct = {name: own[copies.are_distinct(own)] for name, own in rows.items()}
+    searcher = memory_search._Searcher(x, distinct, ())
+    found = searcher.view("fake", 5, counts=False)
     distances = brute.among(x)
     for relation_of, query, database, probed in (
         (found.searches.real_real, slice(600), slice(600), True),
