@@ -373,10 +373,81 @@ def race_reduce(small: int, large: int) -> None:
     claim(f"reduce: GiB of the largest process at {large:,} rows", memory, 4, "lower", "4 GiB", **detail)
 
 
+# How often intervals hold what they are for.
+
+Drawn = tuple[Vectors, Vectors]
+
+
+def _normal(rng: np.random.Generator, n: int, d: int, mean: float = 0.0, scale: float = 1.0) -> Vectors:
+    x = scale * rng.standard_normal((n, d), np.float32)
+    x[:, 0] += mean
+    return x
+
+
+def _modes(rng: np.random.Generator, n: int, m: int) -> Drawn:
+    real = _normal(rng, n, 8) + 4 * rng.choice([-1, 1], (n, 1)).astype(np.float32)
+    return real, _normal(rng, m, 8) + 4
+
+
+DESIGNS = {
+    "8-d, 200 + 200, shifted by 0.8": lambda rng: (_normal(rng, 200, 8), _normal(rng, 200, 8, 0.8)),
+    "16-d, 200 + 200, shifted by 1.5": lambda rng: (_normal(rng, 200, 16), _normal(rng, 200, 16, 1.5)),
+    "16-d, 600 + 600, shifted by 1": lambda rng: (_normal(rng, 600, 16), _normal(rng, 600, 16, 1.0)),
+    "16-d, 300 + 150, scaled by 0.85": lambda rng: (_normal(rng, 300, 16), _normal(rng, 150, 16, 0.0, 0.85)),
+    "16-d, 150 + 600, scaled by 1.2": lambda rng: (_normal(rng, 150, 16), _normal(rng, 600, 16, 0.0, 1.2)),
+    "8-d, 300 + 300, one of two modes": lambda rng: _modes(rng, 300, 300),
+    "8-d, 200 + 200, equal": lambda rng: (_normal(rng, 200, 8), _normal(rng, 200, 8)),
+}
+"""Real and synthetic vectors; then a fifth of the synthetic ones repeat others, and a tenth real ones."""
+
+
+def drawn(name: str, seed: int) -> Drawn:
+    rng = np.random.default_rng(seed)
+    real, synthetic = DESIGNS[name](rng)
+    m = len(synthetic)
+    kind = rng.random(m)
+    for chosen, pool in ((kind < 0.2, synthetic[kind > 0.3]), ((kind >= 0.2) & (kind < 0.3), real)):
+        noise = 1e-4 * rng.standard_normal((int(chosen.sum()), synthetic.shape[1]))
+        synthetic[chosen] = pool[rng.integers(0, len(pool), chosen.sum())] + noise
+    # Directions matter: around a mean that is not the origin.
+    return real + 2, synthetic + 2
+
+
+def coverage(count: int) -> None:
+    """Print, for each design, in how many of 100 data sets each interval holds the mean over all data sets."""
+    from synthscale import score_features
+
+    for name in DESIGNS:
+        found: dict[str, list[list[float]]] = {}
+        for seed in range(count):
+            real, synthetic = drawn(name, seed)
+            kinds = ["real"] * len(real) + ["synthetic"] * len(synthetic)
+            ids = [f"{seed}/{i}" for i in range(len(kinds))]
+            block = score_features(np.concatenate([real, synthetic]), kinds, ids=ids).metrics["synthetic"]
+            for metric, own in block["metrics"].items():
+                ends = [np.nan if own[key] is None else own[key] for key in ("value", "low", "high")]
+                found.setdefault(metric, []).append(ends)
+        held, means = {}, {}
+        for metric, rows in found.items():
+            value, low, high = np.array(rows).T
+            means[metric] = round(float(value.mean()), 3)
+            held[metric] = round(100 * float(((low <= value.mean()) & (value.mean() <= high)).mean()), 1)
+        claim(
+            f"intervals that hold: {name}",
+            min(held.values()),
+            92,
+            "higher",
+            "95 %",
+            sets=count,
+            held=held,
+            means=means,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--only", choices=["reduce", "manifold", "frechet"])
+    parser.add_argument("--only", choices=["reduce", "manifold", "frechet", "coverage"])
     parser.add_argument("--contest", choices=CONTESTANTS)
     parser.add_argument("--rows", type=int)
     parser.add_argument("--reduce", type=int)
@@ -392,6 +463,8 @@ def main() -> None:
         race_manifold(20_000 if parsed.full else 5_000, repeats)
     if parsed.only in (None, "frechet"):
         race_frechet(20_000, repeats)
+    if parsed.only == "coverage" or parsed.full:
+        coverage(200 if parsed.full else 40)
     if parsed.only in (None, "reduce"):
         race_reduce(*((1_000_000, 10_000_000) if parsed.full else (100_000, 1_000_000)))
 
