@@ -270,7 +270,7 @@ def tables(n: int, shards: list[Any]) -> Iterator[tuple[Any, dict[str, pa.Table]
 def write_run(folder: Path, n: int) -> Any:
     """Write the tables and markers that reduce reads; return its context."""
     from synthscale import parse_config
-    from synthscale.schemas import FOLDS, GROUPS, MANIFEST_COLUMNS, NEAREST, PREDICTIONS, shards_of
+    from synthscale.schemas import FAILURES, FOLDS, GROUPS, MANIFEST_COLUMNS, NEAREST, PREDICTIONS, shards_of
     from synthscale.stages.context import StageContext
     from synthscale.storage import Marker, RunDirectory
 
@@ -281,6 +281,7 @@ def write_run(folder: Path, n: int) -> Any:
     schemas = {"manifest": MANIFEST_COLUMNS, "nearest": NEAREST, "groups": GROUPS}
     schemas |= {"classifier": FOLDS, "predictions": PREDICTIONS}
     for shard, found in tables(n, shards_of(stops)):
+        run.write_shard("failures", shard, FAILURES.empty_table(), FAILURES)
         for name, table in found.items():
             if name in schemas:
                 run.write_shard(name, shard, table, schemas[name])
@@ -289,7 +290,9 @@ def write_run(folder: Path, n: int) -> Any:
                 pq.write_table(table, folder / name / shard.name)
     half = n // 2
     counts = {"sets": {"real": {"ok": half, "failed": 0}, "g": {"ok": n - half, "failed": 0}}, "reasons": {}}
+    grouped = int(((np.arange(n) // 2) % 10 == 0).sum())
     view = {
+        "rows_in_groups": grouped,
         "radius": 0.05,
         "median_distance": 0.4,
         "groups": 1,

@@ -174,16 +174,29 @@ class CellIndex:
         self, queries: Vectors, query_rows: Rows, radii: Floats, probes: int, most: int
     ) -> NDArray[np.int32]:
         """Return how many rows' radii hold each query, as `inside`: (m,), right up to ``most``."""
-        return self._count(queries, query_rows, radii, probes, most=most, by_query=False)
+        return self._count(queries, query_rows, radii, probes, most=most)
 
-    def held(self, queries: Vectors, query_rows: Rows, radii: Floats, probes: int) -> NDArray[np.int32]:
-        """Return how many rows in the probed cells lie within (<=) each query's own radius: (m,)."""
-        return self._count(queries, query_rows, radii, probes, most=2**30, by_query=True)
+    def held(
+        self, queries: Vectors, query_rows: Rows, radii: Floats, probes: int, counts: NDArray[np.integer]
+    ) -> NDArray[np.int32]:
+        """Return how many rows in the probed cells lie within (<=) each query's own radius: (m,).
+
+        ``counts``, (n,) in the order of ``rows``, are what each row counts for: its exact copies.
+        """
+        return self._count(queries, query_rows, radii, probes, counts=counts)
 
     def _count(
-        self, queries: Vectors, query_rows: Rows, radii: Floats, probes: int, *, most: int, by_query: bool
+        self,
+        queries: Vectors,
+        query_rows: Rows,
+        radii: Floats,
+        probes: int,
+        *,
+        most: int = 2**30,
+        counts: NDArray[np.integer] | None = None,
     ) -> NDArray[np.int32]:
-        """Count pairs within the radius of the query, or of the row."""
+        """Count pairs within the radius of the row, or, with what rows count for, of the query."""
+        by_query = counts is not None
         result = np.zeros(len(queries), np.int32)
         scaled, rows = _scaled(queries), self.rows
         if len(rows) == 0:
@@ -200,7 +213,8 @@ class CellIndex:
             other = rows[found] != query_rows[who]
             who, found = who[other], found[other]
             radius = radii[who] if by_query else radii[found]
-            np.add.at(result, who[_is_within(scaled, who, stored, found, radius)], 1)
+            close = _is_within(scaled, who, stored, found, radius)
+            np.add.at(result, who[close], 1 if counts is None else counts[found[close]])
         return result
 
     def _visits(self, points: Points, probes: int) -> Visits:

@@ -12,7 +12,7 @@ from synthscale import filesystems as fsys
 from synthscale.config import Section, StorageConfig, parse_config
 from synthscale.control import CONTROL
 from synthscale.errors import InputError, StorageError
-from synthscale.metrics.comparison import Difference, Figures, compare, figure
+from synthscale.metrics.comparison import Difference, Figures, alike, compare, figure, pairwise
 from synthscale.schemas import METRICS
 from synthscale.storage import RunDirectory
 
@@ -25,12 +25,16 @@ _SAME: Final[Mapping[Section, str]] = {
 
 @dataclass(frozen=True)
 class Scored:
-    """A generator of a run; ``name`` tells it from those of the other runs."""
+    """A generator of a run; ``name`` tells it from those of the other runs.
+
+    ``figures`` are over all its rows, ``matched`` over a subsample, where it is larger than others of its run.
+    """
 
     name: str
     generator: str
     run: str
     figures: Figures
+    matched: Figures
 
 
 @dataclass(frozen=True)
@@ -72,25 +76,28 @@ def compare_runs(uris: Sequence[str], storage: StorageConfig) -> Comparison:
     runs = [RunDirectory.existing(uri, storage) for uri in uris]
     if len({run.uri for run in runs}) < len(runs):
         raise InputError("compare: the same run is named twice")
-    is_one = len(runs) == 1
     names = _short_names([run.uri for run in runs])
-    scored = [own for run, name in zip(runs, names, strict=True) for own in _scored(run, name, is_one=is_one)]
+    scored = [own for run, name in zip(runs, names, strict=True) for own in _scored(run, name, len(runs) == 1)]
+    if len(runs) == 1:
+        if len(scored) < 2:
+            raise InputError(f"{runs[0].uri}: has one generator; name a second run to compare it with")
+        whole, matched = ({own.name: getattr(own, part) for own in scored} for part in ("figures", "matched"))
+        return Comparison(scored, pairwise(whole, matched))
     pairs = [(b, a) for a, b in itertools.combinations(scored, 2) if a.run != b.run]
     same = [(b, a) for b, a in pairs if a.generator == b.generator]
     if any(a.generator != CONTROL for _, a in same):
         pairs = same
-    if is_one:
-        pairs = list(itertools.combinations(scored, 2))
-        if not pairs:
-            raise InputError(f"{runs[0].uri}: has one generator; name a second run to compare it with")
     differences = [d for a, b in pairs for d in compare((a.name, a.figures), (b.name, b.figures))]
+    unlike = [f"{a.name} and {b.name}" for a, b in pairs if not alike([*a.figures.values(), *b.figures.values()])]
     compared = {own.name for pair in pairs for own in pair}
     alone = [own.name for own in scored if own.name not in compared]
     notes = [f"no other run has a generator of these names: {', '.join(alone)}"] if alone else []
+    if unlike:
+        notes.append(f"different sizes: {', '.join(unlike)}; what depends on the size is left out")
     return Comparison(scored, differences, [*_warnings(runs), *notes])
 
 
-def _scored(run: RunDirectory, name: str, *, is_one: bool) -> list[Scored]:
+def _scored(run: RunDirectory, name: str, is_one: bool) -> list[Scored]:
     run.completed("reduce")
     path = run.path("metrics.parquet")
     if not fsys.exists(path, run.storage):
@@ -99,17 +106,13 @@ def _scored(run: RunDirectory, name: str, *, is_one: bool) -> list[Scored]:
     if not set(METRICS.names) <= set(lines.column_names):
         raise StorageError(f"{path}: of another version of synthscale; repeat the run with --redo-from reduce")
     lines = lines.filter(pc.equal(lines.column("slice_by"), ""))
-    by_generator: dict[str, dict[str, Any]] = {}
-    # What is of a matched subsample comes last, and counts within the run alone.
+    found: dict[str, tuple[Figures, Figures]] = {}
     for line in lines.to_pylist():
-        figures, found = by_generator.setdefault(line["generator"], {}), figure(line)
-        if is_one or line["family"] != "matched":
-            figures.pop(line["metric"], None)
-            if found is not None:
-                figures[line["metric"]] = found
-    return [
-        Scored(own if is_one else f"{name}/{own}", own, run.uri, figures) for own, figures in by_generator.items()
-    ]
+        whole, matched = found.setdefault(line["generator"], ({}, {}))
+        own = figure(line)
+        if own is not None:
+            (matched if line["family"] == "matched" else whole)[line["metric"]] = own
+    return [Scored(own if is_one else f"{name}/{own}", own, run.uri, *figures) for own, figures in found.items()]
 
 
 def _short_names(uris: list[str]) -> list[str]:

@@ -15,10 +15,13 @@ from scipy.stats import beta, t
 from synthscale.keys import Keys, mixed
 
 BLOCKS = 20
+REDEALS = 5
+"""Other deals of the blocks to folds, which show how far a figure hinges on the deal."""
 ERRORS = float(t.ppf(0.975, BLOCKS - 1))
 """Standard errors on either side of a 95 % interval: Student's t, for so many blocks say only so much of a
 variance."""
 _STREAM = 20_000
+_NOTHING = 1e-9
 _FEW = 5.0
 """Within so many independent rows of 0 or 1 a share's interval is the exact binomial one."""
 
@@ -30,6 +33,20 @@ def blocks_of(group_keys: Keys) -> NDArray[np.int8]:
     """Return the block of each row, 0..BLOCKS-1, from the key of its group: (n,)."""
     result: NDArray[np.int8] = (mixed(group_keys, _STREAM) % np.uint64(BLOCKS)).astype(np.int8)
     return result
+
+
+def redealt(block: NDArray[np.int8], redeal: int, folds: int) -> NDArray[np.int8]:
+    """Return another fold for each row: blocks (n,) are dealt to folds at random, in one way for each number."""
+    fold_of = np.random.default_rng(redeal).permutation(BLOCKS) % folds
+    result: NDArray[np.int8] = fold_of.astype(np.int8)[block]
+    return result
+
+
+def widened(deviations: Blocks, values: NDArray[np.float64]) -> Blocks:
+    """Return deviations that also hold the variance of ``values`` (r,): the figure under other deals to folds."""
+    own = float(np.square(deviations).sum())
+    added = float(values.var(ddof=1)) if len(values) > 1 and np.isfinite(values).all() else 0.0
+    return deviations * np.sqrt(1 + added / own) if own > 0 else deviations
 
 
 def of_ratio(total: Blocks, count: Blocks) -> Blocks:
@@ -85,6 +102,6 @@ def interval(value: float, error: float, independent: float, *, is_share: bool) 
 def binomial(share: float, rows: float) -> tuple[float, float]:
     """Return the exact 95 % interval of a share of so many independent rows (Clopper and Pearson 1934)."""
     found = share * rows
-    low = beta.ppf(0.025, found, rows - found + 1) if found > 0 else 0.0
-    high = beta.ppf(0.975, found + 1, rows - found) if found < rows else 1.0
+    low = beta.ppf(0.025, found, rows - found + 1) if found > _NOTHING else 0.0
+    high = beta.ppf(0.975, found + 1, rows - found) if rows - found > _NOTHING else 1.0
     return float(low), float(high)

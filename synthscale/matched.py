@@ -20,14 +20,14 @@ from synthscale.relations import limit_for
 OUT = 32
 """Added to the jackknife's block of a row that is not in its generator's subsample."""
 _STREAM = 60_000
-_ALIKE = 1.05
+ALIKE = 1.05
 """Sets whose sizes differ by less than this factor are compared as they are."""
 
 
 def smallest(rows: Mapping[str, int]) -> dict[str, int]:
     """Return the size to compare at for each generator that is larger; ``rows`` are those of each generator."""
     least = min(rows.values(), default=0)
-    return {name: least for name, count in rows.items() if count > _ALIKE * least > 0}
+    return {name: least for name, count in rows.items() if count > ALIKE * least > 0}
 
 
 def block_codes(group: Keys, is_real: NDArray[np.bool_], rows: int, size: int | None) -> NDArray[np.int8]:

@@ -103,8 +103,9 @@ def score_features(
             families,
             of_vectors[name],
             _complete([texts[row] for row in plan.row.tolist()], plan.is_real),
+            sizes.get(name),
         )
-        metrics[name], scores[name] = _view_figures(own, plan, answers[name], known, sizes.get(name))
+        metrics[name], scores[name] = _view_figures(own, plan, answers[name], known)
     return FeatureScores(metrics, scores)
 
 
@@ -122,7 +123,7 @@ def _manifest(ids: list[str], labels: list[str | None], kinds: NDArray[np.str_])
 
 
 def _view_figures(
-    view: ViewRows, plan: FoldPlan, answer: Answers, known: Known, size: int | None
+    view: ViewRows, plan: FoldPlan, answer: Answers, known: Known
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """One generator's block of metrics and its scores."""
     real = pa.table(
@@ -134,6 +135,7 @@ def _view_figures(
     )
     scores = score_rows(view, real, known.neighbors["median_distance"])
     unknown = np.full(len(plan.row), np.nan)
+    size = known.matched_size
     matched = None if size is None else (size, int((~plan.is_real).sum()))
     fold = plan.fold[:, 0] if plan.fold.shape[1] else np.empty(0, np.int8)
     evidence = Evidence(
@@ -145,6 +147,7 @@ def _view_figures(
         fold,
         answer.refitted.without,
         answer.refitted.matched,
+        answer.refitted.redealt,
         matched,
         **row_evidence(known.families, view.nearest, plan.is_real, real),
     )

@@ -41,7 +41,7 @@ class Answers:
 def classify(vectors: NDArray[np.float32], plans: dict[str, FoldPlan], config: Config) -> dict[str, Answers]:
     """Fit every generator's heads and answer its view's rows out of fold."""
     answers = {
-        name: Answers(np.full(n, np.nan), np.full((n, DIRECTIONS), np.nan), Refitted(None, None), {"folds": 0})
+        name: Answers(np.full(n, np.nan), np.full((n, DIRECTIONS), np.nan), Refitted(), {"folds": 0})
         for name, n in ((name, len(plan.row)) for name, plan in plans.items())
     }
     views = [view for name, plan in plans.items() for view in plan.views(name)]
@@ -79,7 +79,7 @@ def _as_stored(found: Refitted) -> Refitted:
     return Refitted(
         *(
             None if logits is None else logits.astype(np.float16).astype(np.float64)
-            for logits in (found.without, found.matched)
+            for logits in (found.without, found.matched, found.redealt)
         )
     )
 

@@ -48,6 +48,7 @@ from synthscale.schemas import REAL
 from synthscale.search import FlatIndex, Floats, Rows, distances_within, norms
 
 _QUERIES = 32768
+_NO_COPIES = Copies(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def analyse(
     """
     larger = smallest({name: len(rows) for name, rows in sets.items() if name != REAL})
     distinct = {name: rows[copies.are_distinct(rows)] for name, rows in sets.items()}
-    searcher = _Searcher(vectors, distinct, larger)
+    searcher = _Searcher(vectors, distinct, copies, larger)
     code = {name: number for number, name in enumerate([REAL, *(name for name in sets if name != REAL)])}
     k = neighbors_listed(config)
     found = {name: searcher.view(name, k, counts=counts) for name in code if name != REAL}
@@ -107,7 +108,7 @@ def searched(sets: Mapping[str, NDArray[np.float32]], generator: str) -> Found:
     for name, own in sets.items():
         rows[name] = np.arange(start, start + len(own))
         start += len(own)
-    return _Searcher(vectors, rows, ()).view(generator, K, counts=True)
+    return _Searcher(vectors, rows, _NO_COPIES).view(generator, K, counts=True)
 
 
 def _joins(
@@ -150,12 +151,14 @@ class MemoryLookup:
 class _Searcher:
     """Indexes over the distinct rows of each set, and the questions that views put to them."""
 
-    def __init__(self, vectors: NDArray[np.float32], sets: Mapping[str, Rows], larger: Collection[str]) -> None:
+    def __init__(
+        self, vectors: NDArray[np.float32], sets: Mapping[str, Rows], copies: Copies, larger: Collection[str] = ()
+    ) -> None:
         self._vectors, self._sets = vectors, sets
         self._indexes = {name: self._index(rows) for name, rows in sets.items()}
         self._relations: dict[tuple[str, str], Relation] = {}
         self._insides: dict[tuple[str, str], Inside] = {}
-        self._larger = larger
+        self._larger, self._copies = larger, copies
 
     def _index(self, rows: Rows) -> Index:
         own = self._vectors[rows]
@@ -185,10 +188,12 @@ class _Searcher:
         """Count a generator's rows inside each real row's radius, with as many probes as find the nearest."""
         rows, recall = self._sets[REAL], self._relations[REAL, name].recall
         probes, parts = recall.probes if recall else ALL_CELLS, [np.zeros(0, np.int32)]
+        index = self._indexes[name]
+        counts = self._copies.counts(index.rows)
         for start in range(0, len(rows), _QUERIES):
             part = slice(start, start + _QUERIES)
             vectors = self._vectors[rows[part]]
-            parts.append(search_held(self._indexes[name], vectors, rows[part], radii[part], probes))
+            parts.append(search_held(index, vectors, rows[part], radii[part], probes, counts))
         return Inside(rows, np.concatenate(parts), recall)
 
     def _relation(self, query: str, database: str, k: int) -> Relation:

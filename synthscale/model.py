@@ -80,10 +80,16 @@ class Refitted:
     Attributes:
         without: (n, BLOCKS) without each block of the jackknife, NaN in the row's own.
         matched: (n, 1 + BLOCKS) on the matched subsample, and on that without each block; NaN outside of it.
+        redealt: (n, REDEALS) under other deals to folds.
     """
 
-    without: NDArray[np.float64] | None
-    matched: NDArray[np.float64] | None
+    without: NDArray[np.float64] | None = None
+    matched: NDArray[np.float64] | None = None
+    redealt: NDArray[np.float64] | None = None
+
+
+_KIND_NAMES = tuple(part.name for part in fields(Refitted))
+_REFIT_ARRAYS = ("slope", "offset", "without", "redeal")
 
 
 @dataclass(frozen=True)
@@ -136,8 +142,8 @@ class Model:
             features = self.feature_map(torch.from_numpy(vectors[part].copy()))
             for own, found in zip(refits, logits, strict=True):
                 found[part] = own.logits(features, fold[part], block[part])
-        by_kind = {own.is_matched: found for own, found in zip(refits, logits, strict=True)}
-        return Refitted(by_kind.get(False), by_kind.get(True))
+        by_kind = {_kind(own): found for own, found in zip(refits, logits, strict=True)}
+        return Refitted(*(by_kind.get(kind) for kind in _KIND_NAMES))
 
     def summaries(self, fits: Mapping[str, Summarised]) -> dict[str, Any]:
         """Return what each generator's fit, calibration and directions say of themselves, for JSON."""
@@ -165,11 +171,11 @@ class Model:
             arrays |= {f"directions/{generator}/{f.name}": getattr(found, f.name).numpy() for f in fields(found)}
         for generator, refits in self.refits.items():
             for own in refits:
-                name = f"refits/{int(own.is_matched)}/{generator}"
+                name = f"refits/{_kind(own)}/{generator}"
                 # Half the size; they only say how far figures spread.
                 arrays[f"{name}/weights"] = own.heads.weights.cpu().numpy().astype(np.float32)
                 arrays[f"{name}/intercepts"] = own.heads.intercepts.cpu().numpy()
-                arrays |= {f"{name}/{part}": getattr(own, part) for part in ("slope", "offset", "without")}
+                arrays |= {f"{name}/{part}": getattr(own, part) for part in _REFIT_ARRAYS}
         out = io.BytesIO()
         np.savez(out, allow_pickle=False, **arrays)
         return out.getvalue()
@@ -209,12 +215,17 @@ class Model:
         return cls(feature_map, heads, calibrations, directions, refits)
 
 
+def _kind(refits: Refits) -> str:
+    """Return which of the fields of `Refitted` these heads answer."""
+    return "matched" if refits.is_matched else ("redealt" if refits.redeal.any() else "without")
+
+
 def _refits_of(tensors: dict[str, torch.Tensor], generator: str) -> list[Refits]:
     found = []
-    for is_matched in (False, True):
-        own = f"refits/{int(is_matched)}/{generator}"
+    for kind in _KIND_NAMES:
+        own = f"refits/{kind}/{generator}"
         if f"{own}/weights" in tensors:
             heads = Heads(tensors[f"{own}/weights"].double(), tensors[f"{own}/intercepts"])
-            slope, offset, without = (tensors[f"{own}/{part}"].numpy() for part in ("slope", "offset", "without"))
-            found.append(Refits(heads, slope, offset, without, is_matched))
+            slope, offset, without, redeal = (tensors[f"{own}/{part}"].numpy() for part in _REFIT_ARRAYS)
+            found.append(Refits(heads, slope, offset, without, redeal, kind == "matched"))
     return found

@@ -37,8 +37,7 @@ _SAMPLE_BYTES = 2**30
 class View:
     """A generator's rows and the real rows, dealt to ``folds`` folds; a deal is one of ``classifier.repeats``.
 
-    ``without`` is the jackknife's block that is left out of it; -1 is none. ``is_matched`` leaves out the rows
-    that are not in the generator's matched subsample.
+    It may leave out a jackknife's block (``without``), or what is not in a matched subsample, or ``redeal`` folds.
     """
 
     generator: str
@@ -46,6 +45,7 @@ class View:
     folds: int
     without: int = -1
     is_matched: bool = False
+    redeal: int = 0
 
 
 def columns_of(views: Iterable[View]) -> dict[str, list[int]]:

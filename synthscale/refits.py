@@ -2,9 +2,10 @@
 
 Both figures follow the fit: their variance between data sets is up to 15 times what rows in fixed heads show. So
 every fold's head is fitted again without each block of near-duplicate groups, at the strength that was chosen,
-and scaled again.
+and scaled again. Both also hinge on the deal to folds, so heads are fitted under a few other deals.
 """
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from synthscale.calibration import fit_calibration
 from synthscale.features import Heads
-from synthscale.jackknife import BLOCKS
+from synthscale.jackknife import BLOCKS, REDEALS, redealt
 from synthscale.logistic import Fit, refit
 from synthscale.matched import OUT
 from synthscale.problem import FeatureBlock, View, columns_of
@@ -29,12 +30,13 @@ _PART_ROWS = 65536
 
 @dataclass(frozen=True)
 class Refits:
-    """One generator's heads without some rows.
+    """One generator's heads without some rows, or with other folds.
 
     Attributes:
-        heads: weights (V x k, D): those of all folds without the first part, without the second, and so on.
+        heads: weights (V x k, D): those of all folds of the first view, of the second, and so on.
         slope, offset: (V, k), what their logits are scaled by.
-        without: (V,) the block that each did not see; -1 saw all.
+        without: (V,) the block that each view leaves out; -1 is none.
+        redeal: (V,) how each view deals blocks to folds; 0 is as the classifier did.
         is_matched: whether they saw the matched subsample alone.
     """
 
@@ -42,37 +44,37 @@ class Refits:
     slope: NDArray[np.float64]
     offset: NDArray[np.float64]
     without: NDArray[np.int8]
+    redeal: NDArray[np.int8]
     is_matched: bool
+
+    def folds(self, fold: NDArray[np.int8], block: NDArray[np.int8]) -> NDArray[np.int8]:
+        """Return the folds of rows in each view, (n, V), -1 where it leaves the row out.
+
+        Args:
+            fold: (n,) in the classifier's first deal.
+            block: (n,) codes (matched.py).
+        """
+        number = np.maximum(block, 0) % OUT
+        deals = {0: fold} | {r: redealt(number, r, self.slope.shape[1]) for r in set(self.redeal.tolist()) - {0}}
+        result = np.stack([deals[r] for r in self.redeal.tolist()], 1)
+        result[number[:, None] == self.without[None, :]] = -1
+        result[(block < 0) | (self.is_matched & (block >= OUT))] = -1
+        return result
+
+    def raw(self, features: torch.Tensor, folds: NDArray[np.int8]) -> NDArray[np.float64]:
+        """Return out-of-fold logits by each view's heads, not scaled: (n, D), (n, V) -> (n, V)."""
+        logits = (features @ self.heads.weights.T + self.heads.intercepts).cpu().numpy()
+        by_view = logits.reshape(len(logits), *self.slope.shape)
+        return np.take_along_axis(by_view, np.maximum(folds, 0)[..., None].astype(np.int64), 2)[..., 0]
 
     def logits(
         self, features: torch.Tensor, fold: NDArray[np.int8], block: NDArray[np.int8]
     ) -> NDArray[np.float64]:
-        """Return out-of-fold logits by each of the heads: (n, V); NaN where a head's view lacks the row.
-
-        Args:
-            features: (n, D).
-            fold: (n,) in the first deal.
-            block: (n,) codes (matched.py).
-        """
-        logits = self.slope.T[fold] * _raw(self.heads, features, fold, len(self.without)) + self.offset.T[fold]
-        logits[_left_out(block, self.without, self.is_matched)] = np.nan
-        return logits
-
-
-def _left_out(block: NDArray[np.int8], without: NDArray[np.int8], is_matched: bool) -> NDArray[np.bool_]:
-    """Which rows, by their codes (n,), are left out of which views: (n, V)."""
-    out: NDArray[np.bool_] = (block % OUT)[:, None] == without[None, :]
-    return out | (block >= OUT)[:, None] if is_matched else out
-
-
-def _raw(heads: Heads, features: torch.Tensor, fold: NDArray[np.int8], views: int) -> NDArray[np.float64]:
-    folds = len(heads.intercepts) // views
-    result = np.empty((len(fold), views))
-    for f in range(folds):
-        own = np.flatnonzero(fold == f)
-        part = features[torch.from_numpy(own).to(features.device)]
-        result[own] = (part @ heads.weights[f::folds].T + heads.intercepts[f::folds]).cpu().numpy()
-    return result
+        """Return out-of-fold logits by each view's heads: (n, V); NaN where it leaves the row out; see `folds`."""
+        folds = self.folds(fold, block)
+        view = np.arange(len(self.without))
+        logits = self.slope[view, folds] * self.raw(features, folds) + self.offset[view, folds]
+        return np.where(folds < 0, np.nan, logits)
 
 
 Mapped = Callable[[str | None], Iterable[FeatureBlock]]
@@ -100,6 +102,7 @@ class RefitJob:
         """Return a generator's views without each block, and those of the matched subsample."""
         folds = self.views[columns_of(self.views)[generator][0]].folds
         found = [View(generator, 0, folds, j) for j in range(BLOCKS)]
+        found += [View(generator, 0, min(folds, BLOCKS), redeal=r) for r in range(1, REDEALS + 1)]
         if generator in self.matched:
             found += [View(generator, 0, folds, j, is_matched=True) for j in range(-1, BLOCKS)]
         return found
@@ -129,26 +132,37 @@ def fit_refits(job: RefitJob, mapped: Mapped, workers: Workers) -> dict[str, lis
 
 
 def _parts(views: list[View], heads: Heads) -> Iterator[tuple[list[View], Heads]]:
-    """Yield the heads without blocks, and those of the matched subsample."""
-    for is_matched in (False, True):
-        own = [view for view in views if view.is_matched == is_matched]
-        if own:
-            start = sum(view.folds for view in views if not view.is_matched) if is_matched else 0
-            part = slice(start, start + sum(view.folds for view in own))
-            yield own, Heads(heads.weights[part], heads.intercepts[part])
+    """Yield the heads without blocks, those of other deals, and those of the matched subsample."""
+    start = 0
+    for _, group in itertools.groupby(views, key=_kind):
+        own = list(group)
+        part = slice(start, start + sum(view.folds for view in own))
+        start = part.stop
+        yield own, Heads(heads.weights[part], heads.intercepts[part])
+
+
+def _kind(view: View) -> tuple[bool, bool]:
+    return view.is_matched, view.redeal > 0
+
+
+def _refits(views: list[View], heads: Heads) -> Refits:
+    """Heads of views of one kind, not scaled."""
+    shape = (len(views), views[0].folds)
+    without, redeal = (
+        np.array([getattr(view, name) for view in views], np.int8) for name in ("without", "redeal")
+    )
+    return Refits(heads, np.ones(shape), np.zeros(shape), without, redeal, views[0].is_matched)
 
 
 def _scaled(
     job: RefitJob, mapped: Mapped, workers: Workers, place: tuple[str, int], part: tuple[list[View], Heads]
 ) -> Refits:
-    (name, column), (views, heads) = place, part
-    without = np.array([view.without for view in views], np.int8)
-    is_matched, folds = views[0].is_matched, views[0].folds
-    slope, offset = np.ones((len(views), folds)), np.zeros((len(views), folds))
-    refits = Refits(heads, slope, offset, without, is_matched)
+    name, column = place
+    refits = _refits(*part)
     if name not in job.scaled:
         return refits
-    scaling = fit_calibration(_logits(mapped, refits, name, column), len(views), folds, workers.reduce_sum)
+    views, folds = refits.slope.shape
+    scaling = fit_calibration(_logits(mapped, refits, name, column), views, folds, workers.reduce_sum)
     return replace(refits, slope=scaling.slope, offset=scaling.offset)
 
 
@@ -172,21 +186,21 @@ class _LeftOut:
     first: dict[str, int]
 
     def __call__(self, name: str | None = None) -> Iterator[FeatureBlock]:
-        names = {view.generator for view in self.views}
-        columns = torch.tensor([self.first[view.generator] for view in self.views])
-        without = torch.tensor([view.without for view in self.views], dtype=torch.int8)
-        is_matched = torch.tensor([view.is_matched for view in self.views])
+        names = list(dict.fromkeys(view.generator for view in self.views))
+        nothing = Heads(torch.empty(0), torch.empty(0))
+        groups = itertools.groupby(self.views, key=lambda view: (view.generator, _kind(view)))
+        kinds = [(self.first[generator], _refits(list(own), nothing)) for (generator, _), own in groups]
         for block in self.mapped(name):
-            if block.name != REAL and block.name not in names:
+            if block.name not in (REAL, *names):
                 continue
             assert block.block is not None
             # A part at a time, for there are many views; features are not copied.
             for start in range(0, len(block.key), _PART_ROWS):
                 part = slice(start, start + _PART_ROWS)
-                code, fold = block.block[part][:, columns], block.fold[part][:, columns]
-                is_out = (code % OUT == without.to(code.device)) | ((code >= OUT) & is_matched.to(code.device))
-                fold = torch.where(is_out, -1, fold)
-                yield FeatureBlock(block.name, block.features[part], fold, block.key[part])
+                dealt, codes = block.fold[part].cpu().numpy(), block.block[part].cpu().numpy()
+                fold = np.concatenate([own.folds(dealt[:, c], codes[:, c]) for c, own in kinds], 1)
+                on_device = torch.from_numpy(fold).to(block.fold.device)
+                yield FeatureBlock(block.name, block.features[part], on_device, block.key[part])
 
 
 def _logits(
@@ -199,6 +213,5 @@ def _logits(
             for start in range(0, len(block.key), _ROWS):
                 part = slice(start, start + _ROWS)
                 fold, code = (own[part, column].cpu().numpy() for own in (block.fold, block.block))
-                raw = _raw(refits.heads, block.features[part].double(), fold, len(refits.without))
-                out = _left_out(code, refits.without, refits.is_matched)
-                yield name != REAL, raw, np.where(out, -1, fold[:, None]).astype(np.int8)
+                folds = refits.folds(fold, code)
+                yield name != REAL, refits.raw(block.features[part].double(), folds), folds

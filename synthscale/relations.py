@@ -98,12 +98,17 @@ def search_inside(
 
 
 def search_held(
-    index: Index, queries: NDArray[np.floating], rows: Rows, radii: Floats, probes: int
+    index: Index,
+    queries: NDArray[np.floating],
+    rows: Rows,
+    radii: Floats,
+    probes: int,
+    counts: NDArray[np.integer],
 ) -> NDArray[np.int32]:
-    """Return how many rows of the index lie within each query's own radius: (m,)."""
+    """Return how many rows of the index, each with its copies, lie within each query's own radius: (m,)."""
     if isinstance(index, FlatIndex):
-        return index.held(queries, rows, radii)
-    return index.held(queries, rows, radii, probes)
+        return index.held(queries, rows, radii, counts)
+    return index.held(queries, rows, radii, probes, counts)
 
 
 def merge_nearest(answers: list[tuple[Floats, Rows]], k: int) -> tuple[Floats, Rows]:

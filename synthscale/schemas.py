@@ -9,7 +9,7 @@ from enum import StrEnum
 import pyarrow as pa
 
 from synthscale.errors import SchemaError
-from synthscale.jackknife import BLOCKS
+from synthscale.jackknife import BLOCKS, REDEALS
 
 REAL, SYNTHETIC = "real", "synthetic"
 
@@ -73,7 +73,7 @@ NEAREST = pa.schema(
 
 ``in_real_manifold``: inside the k-NN radius of some (other) real row; ``covered``: a real row whose radius holds
 a synthetic row, null for synthetic rows; ``is_copy``: an exact copy of a row of its own set
-that has a smaller id. ``held``: how many distinct synthetic rows a real row's radius holds, for generators that
+that has a smaller id. ``held``: how many synthetic rows a real row's radius holds, for generators that
 are larger than the smallest. Where the family ``manifold`` is asked for: ``real_balls``, of synthetic rows, how
 many distinct real rows' radii hold them, and ``in_synthetic_manifold``, of real rows, whether some synthetic
 row's holds them.
@@ -121,6 +121,7 @@ PREDICTIONS = pa.schema(
         ("along", pa.list_(pa.float32(), DIRECTIONS)),
         ("logit_without", pa.list_(pa.float16(), BLOCKS)),
         ("logit_matched", pa.list_(pa.float16(), 1 + BLOCKS)),
+        ("logit_redealt", pa.list_(pa.float16(), REDEALS)),
     ]
 )
 """Out of fold, per generator and row: the fold (of the first deal), the balanced logit (mean over deals) with its
@@ -129,6 +130,7 @@ for vectors), and the row's places along the directions that separate the sets m
 ``logit_without`` is the first deal's logit from heads that were fitted without each block of the jackknife
 (refits.py): null in the row's own block, and for ``mlp``. ``logit_matched`` are those of heads that saw the
 matched subsample of a larger generator alone (matched.py), and that without each block; null outside of it.
+``logit_redealt`` are those under other deals to folds.
 """
 
 SCORES = pa.schema(

@@ -125,15 +125,27 @@ class FlatIndex:
         """Return how many rows' radii hold each query (m, d), itself left out: (m,), right up to ``most``."""
         return self._count(vectors, query_rows, np.broadcast_to(radii, (len(vectors), len(radii))), most)
 
-    def held(self, vectors: NDArray[np.floating], query_rows: Rows, radii: Floats) -> NDArray[np.int32]:
-        """Return how many rows lie within (<=) each query's own radius, itself left out; radii, result: (m,)."""
-        return self._count(vectors, query_rows, np.broadcast_to(radii[:, None], (len(vectors), len(self.rows))))
+    def held(
+        self, vectors: NDArray[np.floating], query_rows: Rows, radii: Floats, counts: NDArray[np.integer]
+    ) -> NDArray[np.int32]:
+        """Return how many rows lie within (<=) each query's own radius, itself left out; radii, result: (m,).
+
+        ``counts``, (n,), are what each row counts for: its exact copies.
+        """
+        limits = np.broadcast_to(radii[:, None], (len(vectors), len(self.rows)))
+        return self._count(vectors, query_rows, limits, counts=counts)
 
     def _count(
-        self, vectors: NDArray[np.floating], query_rows: Rows, radii: Floats, most: int = 2**30
+        self,
+        vectors: NDArray[np.floating],
+        query_rows: Rows,
+        radii: Floats,
+        most: int = 2**30,
+        counts: NDArray[np.integer] | None = None,
     ) -> NDArray[np.int32]:
         """Count the rows whose distance from a query is at most the pair's radius: radii (m, n)."""
         queries = unit(vectors)
+        weight = np.ones(len(self.rows), np.float32) if counts is None else counts.astype(np.float32)
         result = np.zeros(len(queries), np.int32)
         database = self._unit.astype(np.float32)
         # As many queries at a time as keep their distances to all rows within 64 MiB.
@@ -142,9 +154,9 @@ class FlatIndex:
             block = slice(start, start + step)
             excess = 1.0 - queries[block].astype(np.float32) @ database.T - radii[block].astype(np.float32)
             excess[query_rows[block, None] == self.rows[None, :]] = np.inf
-            result[block] = (excess <= -SLACK).sum(axis=1)
+            result[block] = np.rint((excess <= -SLACK).astype(np.float32) @ weight)
             # What float32 cannot settle, the formula does.
             who, which = np.nonzero((np.abs(excess) < SLACK) & (result[block, None] < most))
             close = paired_distance(queries[block], who, self._unit, which) <= radii[start + who, which]
-            np.add.at(result, start + who[close], 1)
+            np.add.at(result, start + who[close], weight[which[close]].astype(np.int32))
         return result

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from synthscale.jackknife import Blocks
+from synthscale.matched import ALIKE
 from synthscale.metrics import FAMILIES
 
 LOWER_IS_BETTER = frozenset(
@@ -37,9 +38,19 @@ LOWER_IS_BETTER = frozenset(
 )
 # accuracy_real is of the real set.
 _NOT_COMPARED = frozenset({"p_value", "accuracy_real", *FAMILIES["stability"]})
-SIZE_DEPENDENT = frozenset({"frechet_distance", "vendi_score", "recall"})
-"""Not compared between generators of different sizes, for they are not matched."""
-_ALIKE = 1.05
+SIZE_DEPENDENT = frozenset(
+    {
+        "diversity",
+        "coverage",
+        "recall",
+        "frechet_distance",
+        "vendi_score",
+        "utility",
+        "accuracy_synthetic",
+        "label_coverage",
+    }
+)
+"""Not compared between generators of different sizes, but for those that are matched."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,7 @@ class Difference:
         return asdict(self)
 
 
-Figures = Mapping[str, Figure]
+Figures = dict[str, Figure]
 """A generator's figures by metric."""
 
 
@@ -102,8 +113,7 @@ def compare(one: tuple[str, Figures], two: tuple[str, Figures]) -> list[Differen
 
 
 def _comparable(metric: str, figures: Sequence[Figure]) -> bool:
-    sizes = [figure.rows for figure in figures]
-    return metric not in SIZE_DEPENDENT or max(sizes) <= _ALIKE * min(sizes)
+    return metric not in SIZE_DEPENDENT or alike(figures)
 
 
 def _difference(metric: str, one: tuple[str, Figure], two: tuple[str, Figure]) -> Difference:
@@ -132,24 +142,42 @@ def _correlation(a: Figure, b: Figure) -> float:
     return float(np.clip(a.deviations @ b.deviations / size, -1, 1)) if size > 0 else 0.0
 
 
-def between(figures: Mapping[str, Figures], control: str | None) -> dict[str, Any]:
+def pairwise(whole: Mapping[str, Figures], matched: Mapping[str, Figures]) -> list[Difference]:
+    """Return the differences of every two generators of a run; see `between`."""
+    differences = []
+    for (name, figures), (other, others) in itertools.combinations(whole.items(), 2):
+        if not alike([*figures.values(), *others.values()]):
+            figures, others = figures | matched.get(name, {}), others | matched.get(other, {})
+        differences += compare((name, figures), (other, others))
+    return differences
+
+
+def between(
+    whole: Mapping[str, Figures], matched: Mapping[str, Figures], control: str | None = None
+) -> dict[str, Any]:
     """Return the blocks ``comparisons`` and ``ranking`` of metrics.json.
 
     Args:
-        figures: of each generator.
+        whole: figures of each generator over all its rows.
+        matched: of those that are larger than the smallest, the figures of a subsample of its size.
         control: the generator that is held-out real images, if there is one: compared with, and not ranked.
     """
-    differences = [d for a, b in itertools.combinations(figures.items(), 2) for d in compare(a, b)]
-    ranked = {name: own for name, own in figures.items() if name != control}
+    differences = pairwise(whole, matched)
+    ranked = {name: dict(own) for name, own in whole.items() if name != control}
+    if not alike([figure for own in ranked.values() for figure in own.values()]):
+        ranked = {name: own | matched.get(name, {}) for name, own in ranked.items()}
     metrics = dict.fromkeys(metric for own in ranked.values() for metric in own if metric not in _NOT_COMPARED)
+    places = {metric: ranking(metric, ranked, differences) for metric in metrics if len(ranked) > 1}
     return {
         "comparisons": [difference.json() for difference in differences],
-        "ranking": {
-            metric: [asdict(rank) for rank in ranking(metric, ranked, differences)]
-            for metric in metrics
-            if len(ranked) > 1 and _comparable(metric, [own[metric] for own in ranked.values() if metric in own])
-        },
+        "ranking": {metric: [asdict(rank) for rank in ranks] for metric, ranks in places.items() if ranks},
     }
+
+
+def alike(figures: Sequence[Figure]) -> bool:
+    """Tell whether figures are over about as many synthetic rows."""
+    sizes = [figure.rows for figure in figures]
+    return not sizes or max(sizes) <= ALIKE * min(sizes)
 
 
 @dataclass(frozen=True)

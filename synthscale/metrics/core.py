@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthscale import jackknife
-from synthscale.jackknife import BLOCKS, Blocks
+from synthscale.jackknife import BLOCKS, REDEALS, Blocks
 from synthscale.metrics.estimate import NO_CLASSIFIER, Estimate
 
 SMALL = 30
@@ -41,6 +41,9 @@ FIELDS = (
     # Sums of q over the rows outside a block, by the heads that were fitted without it.
     "without_real",
     "without_synthetic",
+    # The same by heads of other deals to folds, in the first places.
+    "redealt_real",
+    "redealt_synthetic",
     # Only where their families are asked for: synthetic rows and the real rows whose radii hold them, real rows
     # inside
     # a synthetic row's radius, synthetic rows nearer to their real row than that is to others, or identical to it.
@@ -73,7 +76,7 @@ class Sums:
         for block in range(BLOCKS):
             values = np.zeros_like(self.values)
             values[:, block] = self.values[:, block]
-            for name in ("without_real", "without_synthetic"):
+            for name in ("without_real", "without_synthetic", "redealt_real", "redealt_synthetic"):
                 values[_PLACE[name]] = 0
             parts.append(Sums(values))
         return parts
@@ -93,6 +96,7 @@ class Indicators:
         block: of the row's group.
         group_size: rows in its near-duplicate group, 1 where it has none.
         q_without: (n, BLOCKS) q without each block, NaN in the row's own; None where nothing was refitted.
+        q_redealt: (n, REDEALS) q under other deals to folds; None where nothing was refitted.
         more: further fields of the sums, by name.
     """
 
@@ -106,6 +110,7 @@ class Indicators:
     block: NDArray[np.int8]
     group_size: NDArray[np.int64]
     q_without: NDArray[np.float64] | None = None
+    q_redealt: NDArray[np.float64] | None = None
     more: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
 
 
@@ -136,11 +141,11 @@ def sum_slices(rows: Indicators, slices: NDArray[np.int64], count: int) -> list[
     for name, column in columns.items():
         found = np.bincount(cell, column[own].astype(np.float64), count * BLOCKS)
         values[:, _PLACE[name]] = found.reshape(count, BLOCKS)
-    if rows.q_without is not None:
-        for name, kind in (("without_real", real), ("without_synthetic", synthetic)):
+    for prefix, refitted in (("without", rows.q_without), ("redealt", rows.q_redealt)):
+        for name, kind in (("real", real), ("synthetic", synthetic)):
             chosen = own & kind
-            for block, column in enumerate(np.nan_to_num(rows.q_without[chosen]).T):
-                values[:, _PLACE[name], block] = np.bincount(slices[chosen], column, count)
+            for place, column in enumerate([] if refitted is None else np.nan_to_num(refitted[chosen]).T):
+                values[:, _PLACE[f"{prefix}_{name}"], place] = np.bincount(slices[chosen], column, count)
     return [Sums(part) for part in values]
 
 
@@ -186,6 +191,8 @@ def _judged(sums: Sums, kind: str) -> Estimate:
         # A slice that lies in one block is never seen without it.
         replicates = 1 - np.divide(without, remaining, out=np.full(BLOCKS, total / count), where=remaining > 0)
         deviations = jackknife.of_replicates(value, replicates, rows / rows.sum())
+        deals = sums.by_block(f"redealt_{kind}")[:REDEALS]
+        deviations = jackknife.widened(deviations, 1 - deals[deals > 0] / count)
     else:
         # Heads that were not refitted: each two rows meet twice (see ranks.ERRORS).
         deviations = np.sqrt(2) * jackknife.of_ratio(-sums.by_block(f"quality_{kind}"), by_block)

@@ -13,6 +13,8 @@ from synthscale.metrics.estimate import NO_CLASSIFIER, metric
 from synthscale.metrics.ranks import RankSums, auc, auc_metric, sum_ranks
 from synthscale.schemas import DISTINCT_REAL, NEAREST_REAL
 
+_IDENTICAL = 1e-12
+"""Distances up to this are rounding: one image that was embedded in different batches."""
 CONFOUNDED = 0.6
 """An AUC from file facts alone whose interval lies above this deserves a warning."""
 _ENDS = 5
@@ -34,6 +36,7 @@ class Evidence:
         fold: in the first deal; none where there is no classifier.
         logit_without: (n, BLOCKS) without each block of the jackknife; None where nothing was refitted.
         logit_matched: (n, 1 + BLOCKS) by heads of the matched subsample, and of that without each block.
+        logit_redealt: (n, REDEALS) by heads under other deals to folds.
         matched: ``size`` of the matched subsample, and ``rows`` of the generator; None where it is the smallest.
         fields: further fields of the sums, by name: 0 or 1, or counts.
         values: numbers whose ranks families of metrics are made of, by name.
@@ -47,6 +50,7 @@ class Evidence:
     fold: NDArray[np.int8] = field(default_factory=lambda: np.empty(0, np.int8))
     logit_without: NDArray[np.float64] | None = None
     logit_matched: NDArray[np.float64] | None = None
+    logit_redealt: NDArray[np.float64] | None = None
     matched: tuple[int, int] | None = None
     fields: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
     values: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
@@ -94,7 +98,7 @@ def _copying_fields(
     synthetic = ~is_real & (wanted >= 0)
     return {
         "authentic": (synthetic & (distance >= theirs)).astype(np.float64),
-        "identical": (synthetic & (distance <= 0)).astype(np.float64),
+        "identical": (synthetic & (distance <= _IDENTICAL)).astype(np.float64),
     }
 
 

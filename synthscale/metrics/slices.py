@@ -1,5 +1,6 @@
 """Parts of a data set that metrics are also given for: the values of a column, or ranges of its numbers."""
 
+import hashlib
 import itertools
 from collections import Counter
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 MOST = 1000
 """Values of one column that metrics are given for: those with the most rows."""
 _RANGES = 10
+_MOST_COUNTED = 1_000_000
 _MANY_NUMBERS = 20
 """A column with more distinct numbers than this is cut into ranges of about equal size."""
 
@@ -80,6 +82,19 @@ def count(column: pa.ChunkedArray | pa.Array) -> Counts:
     """Return the rows by value."""
     found = pc.value_counts(plain(column)).to_pylist()
     return Counter({item["values"]: item["counts"] for item in found if item["values"] is not None})
+
+
+def bounded(counts: Counts) -> Counts:
+    """Return counts of no more than a million values: those with the most rows, and a random part of the rest.
+
+    So a column of texts that are all different, or of seeds, needs no more memory than others, and ranges of
+    numbers stay where they were.
+    """
+    if len(counts) <= _MOST_COUNTED:
+        return counts
+    drawn = {value: hashlib.blake2b(repr(value).encode(), digest_size=8).digest() for value in counts}
+    kept = sorted(counts, key=lambda value: (-counts[value], drawn[value]))[: _MOST_COUNTED // 2]
+    return Counter({value: counts[value] for value in kept})
 
 
 def slicing(name: str, counts: Counts) -> Slicing:

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from synthscale.matched import ALIKE
 from synthscale.metrics import CORE_METRICS
 from synthscale.metrics.classifier import classifier_figures
-from synthscale.metrics.comparison import Figure
+from synthscale.metrics.comparison import SIZE_DEPENDENT, Figure
 from synthscale.metrics.core import Context, Sums, core_metrics, coverage_reference
 from synthscale.metrics.estimate import Estimate, Metric, metric
 from synthscale.metrics.evidence import confounder_figures, confounder_warning, direction_figures
@@ -51,20 +52,32 @@ class GeneratorFigures:
     matched: dict[str, Estimate] = field(default_factory=dict)
 
     @property
-    def figures(self) -> dict[str, Figure]:
-        """What it is compared by: its metrics over all rows, or, if it is larger than others, over as many."""
-        found = {line.metric: line.estimate for line in self.lines if not line.slice_by} | self.matched
-        return {
-            name: Figure(
-                own.value,
-                np.nan if own.low is None else own.low,
-                np.nan if own.high is None else own.high,
-                own.deviations,
-                self.block["counts"]["synthetic"],
-            )
-            for name, own in found.items()
-            if own.value is not None
+    def whole(self) -> dict[str, Figure]:
+        """What it is compared by with generators of its size."""
+        found = {
+            line.metric: line.estimate for line in self.lines if not line.slice_by and line.family != "matched"
         }
+        return _figures(found, self.block["counts"]["synthetic"])
+
+    @property
+    def at_smallest(self) -> dict[str, Figure]:
+        """What it is compared by with smaller generators; nothing for the smallest itself."""
+        counts = self.block.get("matched", {}).get("counts", {"synthetic": 0})
+        return _figures(self.matched, counts["synthetic"])
+
+
+def _figures(estimates: Mapping[str, Estimate], rows: int) -> dict[str, Figure]:
+    return {
+        name: Figure(
+            own.value,
+            np.nan if own.low is None else own.low,
+            np.nan if own.high is None else own.high,
+            own.deviations,
+            rows,
+        )
+        for name, own in estimates.items()
+        if own.value is not None
+    }
 
 
 @dataclass(frozen=True)
@@ -80,6 +93,7 @@ class Known:
         complete: ``rows``, ``complete``, ``failed`` and ``nulls`` of the generator's input, ``labelled`` and
         ``seen``
             real rows (`rows.completeness_family`).
+        matched_size: rows of the smallest generator, if this one is larger.
     """
 
     head: str
@@ -88,6 +102,7 @@ class Known:
     families: Sequence[str] = ()
     of_vectors: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
     complete: Mapping[str, Any] = field(default_factory=dict)
+    matched_size: int | None = None
 
 
 def generator_figures(sums: ViewSums, known: Known) -> GeneratorFigures:
@@ -124,7 +139,7 @@ def generator_figures(sums: ViewSums, known: Known) -> GeneratorFigures:
         "families": families,
         "warnings": [*filter(None, [confounder_warning(confounders)]), *warnings(sums, fit, neighbors)],
     }
-    matched = _matched(sums, context)
+    matched = _matched(sums, context, known.matched_size)
     if matched:
         block["matched"] = {
             "counts": _counts(sums.matched),
@@ -135,10 +150,13 @@ def generator_figures(sums: ViewSums, known: Known) -> GeneratorFigures:
     return GeneratorFigures(block, lines, matched)
 
 
-def _matched(sums: ViewSums, context: Context) -> dict[str, Estimate]:
+def _matched(sums: ViewSums, context: Context, size: int | None) -> dict[str, Estimate]:
     """Return the core metrics at the size of the smallest generator; none for that itself."""
-    if not sums.matched["synthetic"]:
+    if size is None:
         return {}
+    if not sums.matched["synthetic"]:
+        reason = f"no near-duplicate group was drawn into the subsample of about {size} rows"
+        return dict.fromkeys(CORE_METRICS, Estimate.none(reason))
     coverage = coverage_reference(sums.distinct_real, int(sums.matched["synthetic"]), K)
     at_size = replace(context, references={**context.references, "coverage": coverage})
     # The class shares are not those of the subsample's heads.
@@ -182,16 +200,36 @@ def show_control(generators: dict[str, dict[str, Any]], control: str) -> None:
     for name, block in generators.items():
         if name == control:
             continue
-        _beside(block["metrics"], reference["metrics"])
+        _beside(block["metrics"], _at_size(reference, block["counts"]["synthetic"]))
+        if "matched" in block:
+            _beside(block["matched"]["metrics"], _at_size(reference, block["matched"]["counts"]["synthetic"]))
+        if not _alike(reference["counts"]["synthetic"], block["counts"]["synthetic"]):
+            # Slices and families are not matched.
+            continue
         slices = [(block["by_label"], reference["by_label"])]
-        slices += [
-            (own, reference["by"][column]) for column, own in block["by"].items() if column in reference["by"]
-        ]
+        columns = block["by"].keys() & reference["by"].keys()
+        slices += [(block["by"][column], reference["by"][column]) for column in columns]
         for own, other in slices:
             for value in own.keys() & other.keys():
                 _beside(own[value], other[value])
         for family in block["families"].keys() & reference["families"].keys():
             _beside(block["families"][family], reference["families"][family])
+
+
+def _at_size(reference: dict[str, Any], rows: int) -> dict[str, Metric]:
+    """The control's metrics at about so many rows; without those that depend on the size where it has none."""
+    whole: dict[str, Metric] = reference["metrics"]
+    if _alike(reference["counts"]["synthetic"], rows):
+        return whole
+    matched: dict[str, Any] = reference.get("matched", {"counts": {"synthetic": 0}})
+    if _alike(matched["counts"]["synthetic"], rows):
+        at_size: dict[str, Metric] = matched["metrics"]
+        return at_size
+    return {name: own for name, own in whole.items() if name not in SIZE_DEPENDENT}
+
+
+def _alike(one: int, two: int) -> bool:
+    return max(one, two) <= ALIKE * min(one, two)
 
 
 def _beside(own: dict[str, Metric], other: dict[str, Metric]) -> None:

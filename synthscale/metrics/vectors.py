@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import pdist
+from scipy.stats import t
 
+from synthscale import jackknife
 from synthscale.keys import Keys, mixed
 from synthscale.metrics.estimate import Estimate
 from synthscale.metrics.frechet import Moments, extrapolated, frechet_distance
@@ -30,7 +32,6 @@ _FOLDS, _FOLD_STREAM = 5, 50_002
 _BLOCKS, _BLOCK_ROWS = (10, 20), 1000
 _BANDWIDTH_ROWS = 1024
 _VENDI_FEATURES = 512
-_NORMAL = 1.959963984540054
 
 NO_FRECHET_INTERVAL = "no interval: one distance has none; metrics.frechet_infinity gives one"
 NO_VENDI_INTERVAL = "no interval: the score depends on all rows at once"
@@ -181,7 +182,7 @@ def frechet_family(real: VectorSums, own: VectorSums) -> Family:
     found = {"frechet_distance": _known(frechet_distance(real.whole, own.whole), "fewer than two rows in a set")}
     if len(real.moments) > 1:
         value, error = extrapolated(real.moments, own.moments)
-        found["frechet_distance_infinity"] = _normal(value, error, "too few rows in a part")
+        found["frechet_distance_infinity"] = _symmetric(value, error, PARTS - 1, "too few rows in a part")
     else:
         found["frechet_distance_infinity"] = Estimate.none("metrics.frechet_infinity is not set")
     return found
@@ -197,7 +198,7 @@ def kernel_family(real: VectorSums, own: VectorSums) -> Family:
         return {"kid": Estimate.none(f"fewer than {2 * blocks} rows in a set")}
     cut = [slice(i * size, (i + 1) * size) for i in range(blocks)]
     value, error = kid([x[part] for part in cut], [y[part] for part in cut])
-    return {"kid": _normal(value, error, "undefined")}
+    return {"kid": _symmetric(value, error, blocks - 1, "undefined")}
 
 
 def vendi_family(real: SecondMoment, own: SecondMoment) -> Family:
@@ -215,11 +216,17 @@ def utility_family(real: VectorSums, own: VectorSums, view: int) -> Family:
     if isinstance(found, str):
         return {name: Estimate.none(found) for name in ("utility", "accuracy_synthetic", "accuracy_real")}
     no_ratio = "a classifier that learns from real rows finds no label"
+    rows = float(found.rows)
     return {
-        "utility": _normal(found.ratio, found.ratio_error, no_ratio, reference=1.0),
-        "accuracy_synthetic": _normal(found.synthetic, found.synthetic_error, "undefined", reference=found.real),
-        "accuracy_real": _normal(found.real, found.real_error, "undefined"),
+        "utility": _symmetric(found.ratio, found.ratio_error, rows - 1, no_ratio, reference=1.0),
+        "accuracy_synthetic": _share(found.synthetic, found.synthetic_error, rows, found.real),
+        "accuracy_real": _share(found.real, found.real_error, rows, None),
     }
+
+
+def _share(value: float, error: float, rows: float, reference: float | None) -> Estimate:
+    low, high = jackknife.interval(value, error, rows, is_share=True) or (None, None)
+    return Estimate(value, low, high, reference=reference)
 
 
 def _known(value: float, reason: str) -> Estimate:
@@ -228,10 +235,13 @@ def _known(value: float, reason: str) -> Estimate:
     return Estimate(value, reason=NO_FRECHET_INTERVAL)
 
 
-def _normal(value: float, error: float, reason: str, reference: float | None = None) -> Estimate:
+def _symmetric(
+    value: float, error: float, freedom: float, reason: str, reference: float | None = None
+) -> Estimate:
+    """A figure with Student's interval; without one where there is no error, or none was seen."""
     if not math.isfinite(value):
         return Estimate.none(reason)
-    if not math.isfinite(error):
+    if not math.isfinite(error) or error == 0:
         return Estimate(value, reference=reference)
-    away = _NORMAL * error
+    away = float(t.ppf(0.975, freedom)) * error
     return Estimate(value, value - away, value + away, reference=reference)

@@ -29,6 +29,7 @@ class ViewSums:
     Attributes:
         matched: over the real rows and a subsample of the synthetic ones, of the size of the smallest generator.
         slices: by column and name of the slice.
+        grouped: rows in near-duplicate groups.
         values: of the families of metrics that are made of ranks.
     """
 
@@ -38,6 +39,7 @@ class ViewSums:
     classifier: ClassifierSums = field(default_factory=ClassifierSums)
     distinct_real: int = 0
     distinct_synthetic: int = 0
+    grouped: int = 0
     file_facts: RankSums = field(default_factory=RankSums)
     bytes_per_pixel: RankSums = field(default_factory=RankSums)
     along: list[AlongSums] = field(default_factory=lambda: [AlongSums() for _ in range(DIRECTIONS)])
@@ -53,6 +55,7 @@ class ViewSums:
             self.classifier + other.classifier,
             self.distinct_real + other.distinct_real,
             self.distinct_synthetic + other.distinct_synthetic,
+            self.grouped + other.grouped,
             self.file_facts + other.file_facts,
             self.bytes_per_pixel + other.bytes_per_pixel,
             [one + two for one, two in zip(self.along, other.along, strict=True)],
@@ -84,6 +87,7 @@ def sum_view(view: ViewRows, scores: pa.Table, evidence: Evidence, slicings: Seq
         sum_logits(view.logit, is_real, drawn),
         int((is_real & ~is_copy).sum()),
         int((~is_real & ~is_copy).sum()),
+        len(view.groups),
         sum_ranks(evidence.logit_file_facts, is_real, drawn),
         sum_ranks(evidence.bytes_per_pixel, is_real),
         [sum_along(places, is_real, ids) for places in evidence.along.T],
@@ -99,7 +103,7 @@ def _indicators(view: ViewRows, scores: pa.Table, evidence: Evidence, is_real: N
     in_mixed[at[mixed]], in_synthetic[at[~mixed]] = True, True
     group_size = np.ones(len(is_real), np.int64)
     group_size[at] = groups.column("size").to_numpy()
-    without = evidence.logit_without
+    without, redealt = evidence.logit_without, evidence.logit_redealt
     return Indicators(
         is_real=is_real,
         q=quality(view.logit, is_real),
@@ -111,6 +115,7 @@ def _indicators(view: ViewRows, scores: pa.Table, evidence: Evidence, is_real: N
         block=jackknife.blocks_of(evidence.group_key),
         group_size=group_size,
         q_without=None if without is None else quality(without, is_real[:, None]),
+        q_redealt=None if redealt is None else quality(redealt, is_real[:, None]),
         more=evidence.fields,
     )
 
@@ -130,6 +135,7 @@ def _matched_sums(rows: Indicators, view: ViewRows, evidence: Evidence) -> Sums:
         q=unknown if logits is None else quality(logits[:, 0], is_real),
         q_unadjusted=unknown,
         q_without=None if logits is None else quality(logits[:, 1:], is_real[:, None]),
+        q_redealt=None,
         in_synthetic_group=rows.in_synthetic_group * repeated,
         covered=is_real * chance_of_any(held, population, size),
         more={},

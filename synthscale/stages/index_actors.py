@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -59,6 +59,13 @@ class Covering:
 
     probes: int
     most: int
+
+
+class Held(NamedTuple):
+    """What is asked of the radii of rows that ask: through so many cells, and what each row there counts for."""
+
+    probes: int
+    counts: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -154,9 +161,11 @@ class IndexActor:
                 radii = self._radii[database] = self._radii_of(self._indexes[database].rows, database, part.of)
             else:
                 radii = self._radii[database]
-            ask = partial(
-                _search_inside, self._indexes[database], own, radii, covering if not by_query else covering.probes
-            )
+            how: Covering | Held = covering
+            if by_query:
+                assert self._copies is not None
+                how = Held(covering.probes, self._copies.counts(self._indexes[database].rows))
+            ask = partial(_search_inside, self._indexes[database], own, radii, how)
             result[query, database, by_query] = np.concatenate(self._in_threads(ask, len(own.row)))
         return result
 
@@ -218,11 +227,11 @@ def _search(index: Index, block: Block, question: Question, part: slice) -> tupl
 
 
 def _search_inside(
-    index: Index, block: Block, radii: Floats, covering: Covering | int, part: slice
+    index: Index, block: Block, radii: Floats, covering: Covering | Held, part: slice
 ) -> NDArray[np.int32]:
     vectors, rows = block.vectors[part], block.row[part]
-    if isinstance(covering, int):
-        return search_held(index, vectors, rows, radii[part], covering)
+    if isinstance(covering, Held):
+        return search_held(index, vectors, rows, radii[part], *covering)
     return search_inside(index, vectors, rows, radii, covering.probes, covering.most)
 
 

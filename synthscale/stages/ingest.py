@@ -83,6 +83,7 @@ def rename_clashing_columns(rows: pa.Table) -> pa.Table:
 
 def check_metrics(config: Config, rows: pa.Table) -> None:
     """Raise ConfigError where ``metrics.slice_by`` or a gate names what the input has not."""
+    rows = rename_clashing_columns(rows)
     there = ["label", *(name for name in rows.column_names if name not in MANIFEST_COLUMNS.names)]
     missing = [name for name in config.metrics.slice_by if name not in there]
     if missing:

@@ -2,13 +2,15 @@
 
 import pickle
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from synthscale.metrics.slices import Counts, Slicing, count, slicing
+from synthscale.metrics.slices import Counts, Slicing, bounded, count, slicing
 from synthscale.schemas import MANIFEST_COLUMNS, REAL, Shard
 from synthscale.stages.context import StageContext
 from synthscale.storage import RunDirectory
@@ -18,25 +20,15 @@ def slicings(context: StageContext) -> list[Slicing]:
     """Return how the columns that metrics are given by cut the rows."""
     names = list(dict.fromkeys(["label", *context.config.metrics.slice_by]))
     totals: dict[str, Counts] = {name: Counter() for name in names}
-    for answer in context.on_every_shard(_CountTask(context.run, context.shards, names), "reduce"):
-        for name, found in pickle.loads(answer["counts"]).items():
-            totals[name] += found
+    for found in _over_manifest(context, names, _values):
+        for name, counts in found.items():
+            totals[name] = bounded(totals[name] + counts)
     return [slicing(name, counts) for name, counts in totals.items()]
 
 
-@dataclass(frozen=True)
-class _CountTask:
-    """Shard number -> how often each value of some columns occurs."""
-
-    run: RunDirectory
-    shards: list[Shard]
-    names: list[str]
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        shard = self.shards[batch.column("shard")[0].as_py()]
-        table = self.run.read_shard("manifest", shard, self.names)
-        found = {name: count(table.column(name)) for name in self.names}
-        return pa.table({"shard": [shard.index], "counts": pa.array([pickle.dumps(found)], pa.binary())})
+def _values(table: pa.Table, failed: pa.Table) -> dict[str, Counts]:
+    """Count the values of each column."""
+    return {name: count(table.column(name)) for name in table.column_names}
 
 
 def completeness(context: StageContext) -> dict[str, dict[str, Any]]:
@@ -47,77 +39,70 @@ def completeness(context: StageContext) -> dict[str, dict[str, Any]]:
     """
     if "completeness" not in context.config.metrics.families:
         return {}
-    sets = (REAL, *context.generators)
-    totals = {name: Counter[str]() for name in sets}
-    filled = _filled(context)
-    for answer in context.on_every_shard(_CompleteTask(context.run, context.shards, sets, filled), "reduce"):
-        for name, found in pickle.loads(answer["counts"]).items():
-            totals[name] += found
-    real = labels_of(totals.pop(REAL))
-    return {
-        name: {
-            **{key: found[key] for key in ("rows", "complete", "failed")},
-            "nulls": {column: found[f"null:{column}"] for column in filled},
-            "labelled": real.total(),
-            "seen": sum(rows for label, rows in real.items() if found[f"label:{label}"]),
-        }
-        for name, found in totals.items()
-    }
-
-
-def labels_of(counts: Counter[str]) -> Counter[str]:
-    """Return the usable rows by label, of what was counted of a set."""
-    return Counter({key.removeprefix("label:"): n for key, n in counts.items() if key.startswith("label:")})
-
-
-def _filled(context: StageContext) -> tuple[str, ...]:
-    """The label and the user's columns, those that have some value."""
     schema = context.run.read_shard("manifest", context.shards[0]).schema
     names = ["label", *(name for name in schema.names if name not in MANIFEST_COLUMNS.names)]
     known = Counter[str]()
-    for answer in context.on_every_shard(_KnownTask(context.run, context.shards, names), "reduce"):
-        known += Counter(pickle.loads(answer["counts"]))
-    return tuple(name for name in names if known[name])
+    for found in _over_manifest(context, names, _known):
+        known += found
+    filled = tuple(name for name in names if known[name])
+    totals = {name: Counter[str]() for name in (REAL, *context.generators)}
+    columns = list(dict.fromkeys(["row", "generator", "label", *filled]))
+    for found in _over_manifest(context, columns, partial(_complete, filled)):
+        for name, counts in found.items():
+            totals[name] += counts
+    real = Counter({key: n for key, n in totals.pop(REAL).items() if key.startswith("label:")})
+    return {
+        name: {
+            **{key: counts[key] for key in ("rows", "complete", "failed")},
+            "nulls": {column: counts[f"null:{column}"] for column in filled},
+            "labelled": real.total(),
+            "seen": sum(rows for key, rows in real.items() if counts[key]),
+        }
+        for name, counts in totals.items()
+    }
+
+
+def _known(table: pa.Table, failed: pa.Table) -> Counter[str]:
+    """Count the values of each column that are not null."""
+    return Counter({name: table.num_rows - table.column(name).null_count for name in table.column_names})
+
+
+def _complete(columns: tuple[str, ...], table: pa.Table, failed: pa.Table) -> dict[str, Counter[str]]:
+    """Count for each set what `completeness` returns, and its usable rows by label."""
+    kinds = np.array([name or REAL for name in table.column("generator").to_pylist()], object)
+    has_failed = np.isin(table.column("row").to_numpy(), failed.column("row").to_numpy())
+    nulls = {name: table.column(name).is_null().to_numpy() for name in columns}
+    complete = ~np.logical_or.reduce([has_failed, *nulls.values()])
+    found = {}
+    for name in dict.fromkeys(kinds.tolist()):
+        own = kinds == name
+        counts = {"rows": own, "complete": own & complete, "failed": own & has_failed}
+        counts |= {f"null:{column}": own & null for column, null in nulls.items()}
+        labels = count(table.column("label").filter(pa.array(own & ~has_failed)))
+        found[name] = Counter({key: int(chosen.sum()) for key, chosen in counts.items()})
+        found[name] += Counter({f"label:{label}": rows for label, rows in labels.items()})
+    return found
+
+
+def _over_manifest(
+    context: StageContext, columns: list[str], work: Callable[[pa.Table, pa.Table], Any]
+) -> Iterator[Any]:
+    """Yield what ``work`` makes of each shard's columns of the manifest and of its failures."""
+    for answer in context.on_every_shard(_Task(context.run, context.shards, columns, work), "reduce"):
+        yield pickle.loads(answer["found"])
 
 
 @dataclass(frozen=True)
-class _KnownTask:
-    """Shard number -> the values of each of some columns that are not null."""
+class _Task:
+    """Shard number -> what a function makes of its manifest."""
 
     run: RunDirectory
     shards: list[Shard]
-    names: list[str]
+    columns: list[str]
+    work: Callable[[pa.Table, pa.Table], Any]
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         shard = self.shards[batch.column("shard")[0].as_py()]
-        table = self.run.read_shard("manifest", shard, self.names)
-        found = {name: table.num_rows - table.column(name).null_count for name in self.names}
-        return pa.table({"shard": [shard.index], "counts": pa.array([pickle.dumps(found)], pa.binary())})
-
-
-@dataclass(frozen=True)
-class _CompleteTask:
-    """Shard number -> what `completeness` counts, of each set."""
-
-    run: RunDirectory
-    shards: list[Shard]
-    sets: tuple[str, ...]
-    columns: tuple[str, ...]
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        shard = self.shards[batch.column("shard")[0].as_py()]
-        names = list(dict.fromkeys(["row", "generator", "label", *self.columns]))
-        table = self.run.read_shard("manifest", shard, names)
-        kinds = np.array([name or REAL for name in table.column("generator").to_pylist()], object)
-        failed = np.isin(table.column("row").to_numpy(), self.run.read_shard("failures", shard, ["row"])["row"])
-        nulls = {name: table.column(name).is_null().to_numpy() for name in self.columns}
-        complete = ~np.logical_or.reduce([failed, *nulls.values()])
-        found = {}
-        for name in self.sets:
-            own = kinds == name
-            counts = {"rows": own, "complete": own & complete, "failed": own & failed}
-            counts |= {f"null:{column}": own & null for column, null in nulls.items()}
-            usable = table.column("label").filter(pa.array(own & ~failed))
-            found[name] = Counter({key: int(chosen.sum()) for key, chosen in counts.items()})
-            found[name] += Counter({f"label:{label}": n for label, n in count(usable).items()})
-        return pa.table({"shard": [shard.index], "counts": pa.array([pickle.dumps(found)], pa.binary())})
+        table = self.run.read_shard("manifest", shard, self.columns)
+        found = self.work(table, self.run.read_shard("failures", shard, ["row"]))
+        return pa.table({"shard": [shard.index], "found": pa.array([pickle.dumps(found)], pa.binary())})

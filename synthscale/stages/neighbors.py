@@ -186,7 +186,8 @@ class _Job:
     def _spreads(self, scanned: Scan) -> dict[int, dict[str, Blocks]]:
         """Return how every generator's precision and coverage spread."""
         task, codes = ray.remote(_spread).options(num_cpus=1), self.codes[1:]
-        return dict(zip(codes, ray.get([task.remote(scanned, code) for code in codes]), strict=True))
+        shared = ray.put(scanned)
+        return dict(zip(codes, ray.get([task.remote(shared, code) for code in codes]), strict=True))
 
     def _groups(
         self, scanned: Scan, found: _Found, rows: dict[int, int], spread: dict[int, dict[str, Blocks]]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from synthscale import filesystems as fsys
 from synthscale.columns import lists
-from synthscale.jackknife import BLOCKS
+from synthscale.jackknife import BLOCKS, REDEALS
 from synthscale.metrics.classifier import ClassifierSums, sum_logits
 from synthscale.model import Model
 from synthscale.schemas import PREDICTIONS, Shard
@@ -93,6 +93,7 @@ class _PredictTask:
             "along": lists(along.astype(np.float32)),
             "logit_without": _kept(refitted.without, len(at), BLOCKS),
             "logit_matched": _kept(refitted.matched, len(at), 1 + BLOCKS),
+            "logit_redealt": _kept(refitted.redealt, len(at), REDEALS),
         }
         return pa.table(columns).cast(PREDICTIONS), logits, own.column("is_real").to_numpy(zero_copy_only=False)
 

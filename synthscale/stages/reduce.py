@@ -15,6 +15,7 @@ import ray
 from synthscale import filesystems as fsys
 from synthscale.control import CONTROL
 from synthscale.errors import SchemaError
+from synthscale.matched import smallest
 from synthscale.metrics.comparison import between
 from synthscale.metrics.gates import decide
 from synthscale.metrics.slices import Slicing
@@ -53,12 +54,21 @@ def run(context: StageContext) -> Outcome:
         expected = (embedded["sets"][REAL]["ok"], embedded["sets"][name]["ok"])
         if found != expected:
             raise SchemaError(f"{name}: {found} real and synthetic rows were scored, {expected} are usable")
+        if sums.grouped != views[name]["rows_in_groups"]:
+            raise SchemaError(
+                f"{name}: groups/ has {sums.grouped} lines, {views[name]['rows_in_groups']} were written; "
+                "repeat with --redo-from neighbors"
+            )
     families, head = context.config.metrics.families, context.config.classifier.head
     of_vectors = vector_families(context, {name: own["ok"] for name, own in embedded["sets"].items()})
     complete = completeness(context)
+    sizes = smallest({name: embedded["sets"][name]["ok"] for name in context.generators})
     figures = {
         name: generator_figures(
-            sums, Known(head, fits[name], views[name], families, of_vectors[name], complete.get(name, {}))
+            sums,
+            Known(
+                head, fits[name], views[name], families, of_vectors[name], complete.get(name, {}), sizes.get(name)
+            ),
         )
         for name, sums in totals.items()
     }
@@ -83,7 +93,11 @@ def _write(
         "run_id": context.run.read_json("run.json")["run_id"],
         "counts": _counts(embedded),
         "generators": {name: {**b, "warnings": [*b["warnings"], *notes]} for name, b in blocks.items()},
-        **between({name: own.figures for name, own in figures.items()}, control),
+        **between(
+            {name: own.whole for name, own in figures.items()},
+            {name: own.at_smallest for name, own in figures.items()},
+            control,
+        ),
     }
     if control is not None:
         show_control(metrics["generators"], CONTROL)
@@ -93,10 +107,8 @@ def _write(
 def decide_gates(context: StageContext) -> None:
     """Decide the configured gates anew: they may change without the metrics."""
     metrics = context.run.read_json("metrics.json")
-    gates = decide(context.config.gates, metrics["generators"])
+    gates = decide(context.config.gates, metrics["generators"], CONTROL if context.config.control else None)
     if gates != metrics["gates"]:
-        # The report shows them.
-        context.run.forget_from("report")
         context.run.write_json("metrics.json", {**metrics, "gates": gates})
 
 

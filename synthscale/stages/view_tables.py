@@ -86,6 +86,12 @@ class ViewReader:
             _check_alignment(name, table, shard, rows, own[table].column("row").to_numpy())
         there = embedded.column("row").to_numpy()
         check_rows_there(name, rows, there)
+        foreign = ~np.isin(own["groups"].column("row").to_numpy(), rows)
+        if foreign.any():
+            raise SchemaError(
+                f"{name}: groups/ has {int(foreign.sum())} rows in {shard.name} that nearest/ has not; "
+                "repeat with --redo-from neighbors"
+            )
         files = embedded.take(pa.array(np.searchsorted(there, rows)))
         evidence = _evidence(own["classifier"], own["predictions"], files, rows)
         nearest, is_real = own["nearest"], own["classifier"].column("is_real").to_numpy(zero_copy_only=False)
@@ -126,11 +132,12 @@ def _numbers(table: pa.Table, name: str, n: int) -> NDArray[np.float64]:
 def _evidence(folds: pa.Table, predictions: pa.Table, files: pa.Table, rows: NDArray[np.int64]) -> Evidence:
     n = len(rows)
     along, fold = np.full((n, DIRECTIONS), np.nan), np.empty(0, np.int8)
-    without = matched = None
+    without = matched = redealt = None
     if predictions.num_rows:
         along, fold = of_lists(predictions.column("along")), predictions.column("fold").to_numpy()
         without = _refitted(predictions, "logit_without")
         matched = _refitted(predictions, "logit_matched")
+        redealt = _refitted(predictions, "logit_redealt")
     return Evidence(
         log_prior=folds.column("log_prior").to_numpy(),
         group_key=folds.column("group_key").to_numpy(),
@@ -140,6 +147,7 @@ def _evidence(folds: pa.Table, predictions: pa.Table, files: pa.Table, rows: NDA
         fold=fold,
         logit_without=without,
         logit_matched=matched,
+        logit_redealt=redealt,
     )
 
 

@@ -193,7 +193,7 @@ def test_every_metric_has_a_direction_here_or_is_not_compared():
 @pytest.mark.parametrize("metric", ["p_value", *FAMILIES["stability"]])
 def test_spreads_and_p_values_are_not_compared(metric):
     assert compare(("a", {metric: fig(0.8, 0.7, 0.9)}), ("b", {metric: fig(0.1, 0.0, 0.2)})) == []
-    assert between({"a": {metric: fig(0.8)}, "b": {metric: fig(0.1)}}, "control") == {
+    assert between({"a": {metric: fig(0.8)}, "b": {metric: fig(0.1)}}, {}, "control") == {
         "comparisons": [],
         "ranking": {},
     }
@@ -297,7 +297,7 @@ def runs(**values):
 
 
 def places(figures, metric="coverage", control="control"):
-    found = between(figures, control)["ranking"].get(metric, [])
+    found = between(figures, {}, control)["ranking"].get(metric, [])
     return [(rank["generator"], rank["rank"], rank["best"], rank["worst"]) for rank in found]
 
 
@@ -323,7 +323,7 @@ def test_the_least_comes_first_where_less_is_better():
 
 def test_the_control_is_compared_and_not_ranked():
     figures = runs(a=0.6, control=0.9, b=0.3)
-    found = between(figures, "control")
+    found = between(figures, {}, "control")
     assert places(figures) == [("a", 1, 1, 1), ("b", 2, 2, 2)]
     assert [(d["one"], d["two"]) for d in found["comparisons"]] == [("a", "control"), ("a", "b"), ("control", "b")]
     assert [d["better"] for d in found["comparisons"]] == ["control", "a", "control"]
@@ -337,7 +337,7 @@ def test_a_generator_without_the_metric_has_no_place():
 
 @pytest.mark.parametrize("figures", [{}, runs(a=0.5), runs(a=0.5, control=0.9)])
 def test_one_generator_is_not_ranked(figures):
-    assert between(figures, "control")["ranking"] == {}
+    assert between(figures, {}, "control")["ranking"] == {}
 
 
 @given(
@@ -368,5 +368,5 @@ def test_the_blocks_can_be_written_as_json():
         name: {"coverage": fig(np.float64(0.5), 0.4, 0.6, rng.normal(size=BLOCKS)), "kid": fig(1.0)}
         for name in ("a", "b")
     }
-    text = json.dumps(between(figures, "control"), allow_nan=False)
+    text = json.dumps(between(figures, {}, "control"), allow_nan=False)
     assert set(json.loads(text)) == {"comparisons", "ranking"}

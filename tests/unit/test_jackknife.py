@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy.special import logit
 from scipy.stats import binom, binomtest, t
 
+from synthscale import jackknife
 from synthscale.jackknife import (
     BLOCKS,
     ERRORS,
@@ -225,3 +226,12 @@ def test_a_shares_interval_holds_it_and_stays_within_0_and_1(
     assert ends is not None
     assert 0 <= ends[0] <= value + 1e-9
     assert value - 1e-9 <= ends[1] <= 1
+
+
+def test_the_variance_over_deals_is_added() -> None:
+    rng = np.random.default_rng(0)
+    deviations, values = rng.normal(size=BLOCKS), rng.normal(size=5)
+    found = jackknife.widened(deviations, values)
+    assert np.square(found).sum() == pytest.approx(np.square(deviations).sum() + values.var(ddof=1))
+    np.testing.assert_array_equal(jackknife.widened(deviations, values[:1]), deviations)
+    np.testing.assert_array_equal(jackknife.widened(np.zeros(BLOCKS), values), np.zeros(BLOCKS))

@@ -513,7 +513,7 @@ def test_each_relation_carries_its_own_measured_recall() -> None:
     sets = {"real": normal(80, 600), "fake": normal(81, 90)}
     x, rows, copies = numbered(sets)
     distinct = {name: own[copies.are_distinct(own)] for name, own in rows.items()}
-    searcher = memory_search._Searcher(x, distinct, ())
+    searcher = memory_search._Searcher(x, distinct, copies)
     found = searcher.view("fake", 5, counts=False)
     distances = brute.among(x)
     for relation_of, query, database, probed in (

@@ -119,7 +119,7 @@ def test_kid_is_sklearns_over_disjoint_blocks():
     # Ten blocks of 13 rows: none of the smaller set is left out.
     values = [unbiased_mmd(x[i * 13 : (i + 1) * 13], y[i * 13 : (i + 1) * 13]) for i in range(10)]
     assert found.value == pytest.approx(np.mean(values), rel=1e-9)
-    away = 1.96 * np.std(values, ddof=1) / np.sqrt(10)
+    away = 2.262157 * np.std(values, ddof=1) / np.sqrt(10)  # Student, nine degrees of freedom
     assert (found.low, found.high) == pytest.approx((found.value - away, found.value + away), rel=1e-3)
 
 

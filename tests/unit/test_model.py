@@ -133,7 +133,8 @@ def test_a_saved_model_has_its_directions() -> None:
 def refits(rng: np.random.Generator, folds: int, dimensions: int) -> Refits:
     slope, offset = rng.uniform(0.2, 2, (BLOCKS, folds)), rng.normal(size=(BLOCKS, folds))
     without = np.arange(BLOCKS, dtype=np.int8)
-    return Refits(logistic(rng, BLOCKS * folds, dimensions), slope, offset, without, is_matched=False)
+    redeal = np.zeros(BLOCKS, np.int8)
+    return Refits(logistic(rng, BLOCKS * folds, dimensions), slope, offset, without, redeal, is_matched=False)
 
 
 def without(model: Model, name: str, folds: int) -> NDArray[np.float64] | None:

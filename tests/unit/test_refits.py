@@ -15,7 +15,7 @@ from synthscale import refits as refits_module
 from synthscale.calibration import fit_calibration
 from synthscale.classifier import fit_classifier
 from synthscale.config import ClassifierConfig
-from synthscale.jackknife import BLOCKS
+from synthscale.jackknife import BLOCKS, REDEALS, redealt
 from synthscale.logistic import Fit, fit_views
 from synthscale.model import Model
 from synthscale.problem import FeatureBlock, View
@@ -275,3 +275,27 @@ def test_sets_of_so_few_groups_that_blocks_are_empty_are_refitted() -> None:
     assert len(empty) > 3
     # Without no row at all the answers are those of all rows, at the strength that is refitted.
     np.testing.assert_allclose(found[:, empty], np.repeat(found[:, empty[:1]], len(empty), axis=1), atol=1e-3)
+
+
+def test_other_deals_keep_groups_together_and_have_every_fold() -> None:
+    block = np.arange(BLOCKS, dtype=np.int8).repeat(3)
+    deals = [redealt(block, redeal, 5) for redeal in range(1, REDEALS + 1)]
+    for fold in deals:
+        assert np.bincount(fold).tolist() == [12] * 5
+        assert all(len(set(fold[block == b])) == 1 for b in range(BLOCKS))
+    assert len({tuple(fold) for fold in deals}) == REDEALS
+
+
+def test_redealt_heads_are_those_of_a_classifier_with_these_folds() -> None:
+    sets = one_generator(LINEAR)
+    model, fit = fitted(sets, LINEAR)
+    plan = sets.plans["fake"]
+    found = model.refitted("fake", vectors_of(sets), plan.fold[:, 0], plan.block(None)).redealt
+    assert found is not None
+    # Deals under which that classifier scales its logits as well.
+    for redeal in (1, 4):
+        fold = redealt(plan.block(None), redeal, int(plan.fold.max()) + 1)
+        other = Sets(sets.vectors, {"fake": replace(plan, fold=fold[:, None])})
+        own = LINEAR.model_copy(update={"strengths": (fit.start[0],)})
+        expected = other.logits(fitted(other, own)[0])
+        np.testing.assert_allclose(expit(found[:, redeal - 1]), expit(expected), atol=5e-4)

@@ -132,6 +132,7 @@ def test_the_manifest_and_failures_hold_the_columns_that_the_design_promises():
         "along",
         "logit_without",
         "logit_matched",
+        "logit_redealt",
     }
 
 
@@ -152,6 +153,7 @@ def test_predictions_without_further_answers_conform():
             "along": places,
             "logit_without": without,
             "logit_matched": matched,
+            "logit_redealt": pa.nulls(2, pa.list_(pa.float16(), 5)),
         }
     )
     table = conform(lines, schemas.PREDICTIONS, "predictions")
