@@ -39,8 +39,7 @@ class Nearest:
         distinct_real_distance: of real rows, to the nearest other real row that is no copy.
         held: of real rows, the synthetic rows that their k-NN radius holds; -1 where not counted.
         real_balls: of synthetic rows, the real rows whose k-NN radius holds them; -1 where not counted.
-        in_synthetic_manifold: of real rows, 1 where some synthetic row's k-NN radius holds them; -1 where not
-        asked.
+        in_synthetic_manifold: of real rows, 1 where a synthetic row's k-NN radius holds them; -1 where not asked.
     """
 
     row: Rows

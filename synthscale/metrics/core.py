@@ -44,9 +44,8 @@ FIELDS = (
     # The same by heads of other deals to folds, in the first places.
     "redealt_real",
     "redealt_synthetic",
-    # Only where their families are asked for: synthetic rows and the real rows whose radii hold them, real rows
-    # inside
-    # a synthetic row's radius, synthetic rows nearer to their real row than that is to others, or identical to it.
+    # Only where their families are asked for: real rows' radii that hold a synthetic row, real rows inside a
+    # synthetic row's radius, synthetic rows no nearer to their real row than that is to others, or the same.
     "balls",
     "recalled",
     "authentic",

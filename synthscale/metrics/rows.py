@@ -3,18 +3,15 @@
 - **recall** = share of real rows inside the k-NN radius of some synthetic row, 0..1 (Kynkaanniemi et al. 2019);
   **density** = mean number of real rows' radii that hold a synthetic row, over k; 1 for equal distributions,
   unbounded (Naeem et al. 2020). k = 5, as for precision and coverage.
-- **exact_match_share** = share of synthetic rows at distance 0 from a real one. **authenticity** = share of
-synthetic
-  rows that are farther from their nearest real row than that is from the other real ones (Alaa et al. 2022: the
-  complement of the data-copying share); it has no fixed null, and depends on the dimensions: compare with a
-  control.
+- **exact_match_share** = share of synthetic rows at distance 0 from a real one. **authenticity** = share of rows
+  that are farther from their nearest real row than that is from the other, distinct real ones (Alaa et al. 2022:
+  the complement of the data-copying share). It has no fixed null and depends on the dimensions: see a control.
 - **privacy_ratio** = median distance of synthetic rows to their nearest real one, over that of real rows to their
   nearest other; **privacy_tail** = share of synthetic rows nearer to a real one than 95 % of real rows are (0.05
   for equal distributions of equal size).
 - **NAME_ks** = two-sample Kolmogorov-Smirnov statistic of a fact of the images, 0..1, with its asymptotic p-value.
 - **complete_share** = share of the generator's rows that could be used and have no null in the label or in the
-user's
-  columns; **label_coverage** = share of labelled real rows whose label occurs among the synthetic ones.
+  user's columns; **label_coverage** = share of labelled real rows whose label occurs among the synthetic ones.
 - **METRIC_error** = standard error of a core metric; **METRIC_over_folds**, **METRIC_over_blocks** = its standard
   deviation over the folds of the classifier, and over 20 random blocks of the rows.
 """

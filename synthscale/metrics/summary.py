@@ -91,8 +91,7 @@ class Known:
         families: those that are asked for.
         of_vectors: metrics that were made of the embeddings, by family.
         complete: ``rows``, ``complete``, ``failed`` and ``nulls`` of the generator's input, ``labelled`` and
-        ``seen``
-            real rows (`rows.completeness_family`).
+            ``seen`` real rows (`rows.completeness_family`).
         matched_size: rows of the smallest generator, if this one is larger.
     """
 

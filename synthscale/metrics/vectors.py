@@ -45,8 +45,7 @@ class VectorRows:
         vectors: (n, d).
         key: (n,) of their ids.
         group: (n,) of synthetic rows' near-duplicate groups, which parts and samples do not split; of real rows
-        the
-            same as ``key``, for their groups differ between generators' views.
+            the same as ``key``, for their groups differ between generators' views.
         label: n labels or None.
         fold: (n, G) of real rows, in each generator's view.
     """
