@@ -62,8 +62,7 @@ class GeneratorFigures:
     @property
     def at_smallest(self) -> dict[str, Figure]:
         """What it is compared by with smaller generators; nothing for the smallest itself."""
-        counts = self.block.get("matched", {}).get("counts", {"synthetic": 0})
-        return _figures(self.matched, counts["synthetic"])
+        return _figures(self.matched, self.block.get("matched", {"size": 0})["size"])
 
 
 def _figures(estimates: Mapping[str, Estimate], rows: int) -> dict[str, Figure]:
@@ -141,6 +140,7 @@ def generator_figures(sums: ViewSums, known: Known) -> GeneratorFigures:
     matched = _matched(sums, context, known.matched_size)
     if matched:
         block["matched"] = {
+            "size": known.matched_size,
             "counts": _counts(sums.matched),
             "metrics": {name: own.metric() for name, own in matched.items()},
         }
@@ -201,7 +201,7 @@ def show_control(generators: dict[str, dict[str, Any]], control: str) -> None:
             continue
         _beside(block["metrics"], _at_size(reference, block["counts"]["synthetic"]))
         if "matched" in block:
-            _beside(block["matched"]["metrics"], _at_size(reference, block["matched"]["counts"]["synthetic"]))
+            _beside(block["matched"]["metrics"], _at_size(reference, block["matched"]["size"]))
         if not _alike(reference["counts"]["synthetic"], block["counts"]["synthetic"]):
             # Slices and families are not matched.
             continue
@@ -220,8 +220,8 @@ def _at_size(reference: dict[str, Any], rows: int) -> dict[str, Metric]:
     whole: dict[str, Metric] = reference["metrics"]
     if _alike(reference["counts"]["synthetic"], rows):
         return whole
-    matched: dict[str, Any] = reference.get("matched", {"counts": {"synthetic": 0}})
-    if _alike(matched["counts"]["synthetic"], rows):
+    matched: dict[str, Any] = reference.get("matched", {"size": 0})
+    if _alike(matched["size"], rows):
         at_size: dict[str, Metric] = matched["metrics"]
         return at_size
     return {name: own for name, own in whole.items() if name not in SIZE_DEPENDENT}

@@ -141,7 +141,7 @@ def test_a_control_of_another_size_is_no_reference_for_what_depends_on_it():
 
 
 def test_a_control_that_is_larger_is_shown_at_the_smallests_size():
-    matched = {"counts": {"synthetic": 204}, "metrics": {"coverage": {"value": 0.4}, "precision": {"value": 0.8}}}
+    matched = {"size": 204, "metrics": {"coverage": {"value": 0.4}, "precision": {"value": 0.8}}}
     generators = {"small": control_block(200, 0.3), "control": control_block(5000, 0.9, matched)}
     show_control(generators, "control")
     assert generators["small"]["metrics"]["coverage"]["control"] == 0.4
