@@ -30,6 +30,7 @@ from synthscale.stages import classify, reduce, train_run
 from synthscale.stages.context import StageContext
 from synthscale.stages.fold_tables import FoldTables, deal
 from synthscale.stages.session import ray_errors
+from synthscale.stages.view_tables import ViewReader, real_lookup
 from synthscale.storage import RunDirectory
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -607,8 +608,9 @@ def reducible(finished, tmp_path):
 )
 def test_tables_of_one_shard_that_do_not_align_are_not_joined(reducible, name, change):
     spoil(reducible.run, name, change)
+    reader = ViewReader(reducible.run, dict.fromkeys(reducible.generators, True))
     with pytest.raises(SchemaError, match=r"fake.*part-000004"):
-        reduce.read_views(reducible.run, reducible.shards[4], dict.fromkeys(reducible.generators, True))
+        reader.read(reducible.shards[4], real_lookup(reducible.run, reducible.shards))
 
 
 @pytest.mark.parametrize("name", ["classifier", "predictions"])

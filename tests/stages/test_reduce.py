@@ -184,18 +184,23 @@ def test_half_of_the_real_rows_are_the_control(metrics):
         assert metrics["generators"][name]["counts"] == {"real": REAL // 2, "synthetic": count}
 
 
-def test_the_controls_values_stand_beside_all_others(metrics):
+def test_the_controls_values_stand_beside_those_of_generators_of_its_size(metrics):
     reference = metrics["generators"]["control"]
-    beside = 0
+    rows = reference["counts"]["synthetic"]
+    assert "control" in metrics["generators"]["kde"]["metrics"]["precision"]
     for name in ("kde", "copier"):
         block = metrics["generators"][name]
+        own_rows = block["counts"]["synthetic"]
+        if max(rows, own_rows) > 1.05 * min(rows, own_rows):
+            # Slices and families are not matched.
+            parts = [path for part in ("by_label", "by", "families") for path in metrics_in(block[part])]
+            assert all("control" not in own for _, own in parts)
+            continue
         for part in ("metrics", "by_label", "by", "families"):
             theirs = dict(metrics_in(reference[part]))
             for path, own in metrics_in(block[part]):
                 value = theirs[path]["value"] if path in theirs else None
                 assert own.get("control") == value, (name, part, path)
-                beside += value is not None
-    assert beside > 2 * 100
     assert all("control" not in own for _, own in metrics_in(reference))
 
 
@@ -431,10 +436,11 @@ def test_small_slices_are_marked(metrics):
 def test_gates_are_decided_for_each_generator_they_hold_for(metrics):
     found = {(gate["gate"], gate["generator"]): gate["passed"] for gate in metrics["gates"]}
     assert found == {
-        **{("fidelity>=0", name): True for name in ("kde", "copier", "control")},
+        # The control's marks are the real set's: a gate holds for it only by name.
+        **{("fidelity>=0", name): True for name in ("kde", "copier")},
         ("generator=copier freshness>=0.9", "copier"): False,
         ("generator=kde auc.high<=1", "kde"): True,
-        **{("kid<=-1e9", name): False for name in ("kde", "copier", "control")},
+        **{("kid<=-1e9", name): False for name in ("kde", "copier")},
     }
 
 
@@ -461,9 +467,7 @@ def test_other_gates_redo_no_stage_and_end_with_three(finished, manifest, tmp_pa
         assert any(line.split() == [stage, "done", "before"] for line in printed.splitlines()), stage
     assert "missed: kde: fidelity>=0.999" in printed
     gates = json.loads((output / "metrics.json").read_text())["gates"]
-    assert [(gate["generator"], gate["passed"]) for gate in gates] == [
-        (name, False) for name in json.loads((output / "metrics.json").read_text())["generators"]
-    ]
+    assert [(gate["generator"], gate["passed"]) for gate in gates] == [("kde", False), ("copier", False)]
     after = {path: (output / path).stat().st_mtime_ns for path in before}
     assert after == before
     # And with none the run is good.
