@@ -174,7 +174,7 @@ def race_frechet(n: int, repeats: int) -> None:
 def tables(n: int, shards: list[Any]) -> Iterator[tuple[Any, dict[str, pa.Table]]]:
     """Yield the tables of each shard of a run of n rows: half real, half one generator's; a tenth in groups of
     two."""
-    from synthscale.jackknife import BLOCKS
+    from synthscale.jackknife import BLOCKS, REDEALS
     from synthscale.keys import id_keys
 
     rng = np.random.default_rng(1)
@@ -221,6 +221,7 @@ def tables(n: int, shards: list[Any]) -> Iterator[tuple[Any, dict[str, pa.Table]
             "nn_distance": distance,
             "nearest_real_row": real_row,
             "nearest_real_distance": distance,
+            "distinct_real_distance": pa.array(distance, mask=~is_real),
             "knn_radius": distance * 1.2,
             "in_real_manifold": rng.random(m) < 0.9,
             "covered": pa.array(rng.random(m) < 0.8, mask=~is_real),
@@ -261,6 +262,7 @@ def tables(n: int, shards: list[Any]) -> Iterator[tuple[Any, dict[str, pa.Table]
             "along": pa.array(list(rng.normal(0, 1, (m, 3)).astype(np.float32)), pa.list_(pa.float32(), 3)),
             "logit_without": pa.FixedSizeListArray.from_arrays(pa.array(without.ravel()), BLOCKS),
             "logit_matched": pa.nulls(m, pa.list_(pa.float16(), 1 + BLOCKS)),
+            "logit_redealt": pa.nulls(m, pa.list_(pa.float16(), REDEALS)),
         }
         found = {"manifest": manifest, "embeddings": files, "nearest": nearest, "groups": groups}
         found |= {"classifier": folds, "predictions": predictions}
