@@ -12,7 +12,7 @@ from synthscale import filesystems as fsys
 from synthscale.config import Section, StorageConfig, parse_config
 from synthscale.control import CONTROL
 from synthscale.errors import InputError, StorageError
-from synthscale.metrics.comparison import Difference, Figures, alike, compare, figure, pairwise
+from synthscale.metrics.comparison import Difference, Figures, compare, figure, of_one_size, pairwise
 from synthscale.schemas import METRICS
 from synthscale.storage import RunDirectory
 
@@ -88,7 +88,9 @@ def compare_runs(uris: Sequence[str], storage: StorageConfig) -> Comparison:
     if any(a.generator != CONTROL for _, a in same):
         pairs = same
     differences = [d for a, b in pairs for d in compare((a.name, a.figures), (b.name, b.figures))]
-    unlike = [f"{a.name} and {b.name}" for a, b in pairs if not alike([*a.figures.values(), *b.figures.values()])]
+    unlike = [
+        f"{a.name} and {b.name}" for a, b in pairs if not of_one_size([*a.figures.values(), *b.figures.values()])
+    ]
     compared = {own.name for pair in pairs for own in pair}
     alone = [own.name for own in scored if own.name not in compared]
     notes = [f"no other run has a generator of these names: {', '.join(alone)}"] if alone else []

@@ -76,6 +76,11 @@ def standard_error(deviations: Blocks) -> float:
     return float(np.sqrt(np.square(deviations).sum(-1)))
 
 
+def larger(one: Blocks, two: Blocks) -> Blocks:
+    """Return the deviations of the larger variance; the first where they are equal."""
+    return two if standard_error(two) > standard_error(one) else one
+
+
 def interval(value: float, error: float, independent: float, *, is_share: bool) -> tuple[float, float] | None:
     """Return the 95 % interval of a figure in 0..1; None where there are too few rows to say.
 

@@ -7,7 +7,7 @@ depends on rows that are left out is the expectation over subsamples, in closed 
 1971).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +20,19 @@ from synthscale.relations import limit_for
 OUT = 32
 """Added to the jackknife's block of a row that is not in its generator's subsample."""
 _STREAM = 60_000
-ALIKE = 1.05
+_ALIKE = 1.05
 """Sets whose sizes differ by less than this factor are compared as they are."""
 
 
 def smallest(rows: Mapping[str, int]) -> dict[str, int]:
     """Return the size to compare at for each generator that is larger; ``rows`` are those of each generator."""
     least = min(rows.values(), default=0)
-    return {name: least for name, count in rows.items() if count > ALIKE * least > 0}
+    return {name: least for name, count in rows.items() if least > 0 and not alike([count, least])}
+
+
+def alike(sizes: Sequence[int]) -> bool:
+    """Tell whether sets are about as large as one another."""
+    return not sizes or max(sizes) <= _ALIKE * min(sizes)
 
 
 def block_codes(group: Keys, is_real: NDArray[np.bool_], rows: int, size: int | None) -> NDArray[np.int8]:

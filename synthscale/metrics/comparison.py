@@ -8,14 +8,14 @@ the smallest, where a metric depends on the size (matched.py).
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from synthscale.jackknife import Blocks
-from synthscale.matched import ALIKE
+from synthscale.matched import alike
 from synthscale.metrics import FAMILIES
 
 LOWER_IS_BETTER = frozenset(
@@ -113,7 +113,7 @@ def compare(one: tuple[str, Figures], two: tuple[str, Figures]) -> list[Differen
 
 
 def _comparable(metric: str, figures: Sequence[Figure]) -> bool:
-    return metric not in SIZE_DEPENDENT or alike(figures)
+    return metric not in SIZE_DEPENDENT or of_one_size(figures)
 
 
 def _difference(metric: str, one: tuple[str, Figure], two: tuple[str, Figure]) -> Difference:
@@ -146,7 +146,7 @@ def pairwise(whole: Mapping[str, Figures], matched: Mapping[str, Figures]) -> li
     """Return the differences of every two generators of a run; see `between`."""
     differences = []
     for (name, figures), (other, others) in itertools.combinations(whole.items(), 2):
-        if not alike([*figures.values(), *others.values()]):
+        if not of_one_size([*figures.values(), *others.values()]):
             figures, others = figures | matched.get(name, {}), others | matched.get(other, {})
         differences += compare((name, figures), (other, others))
     return differences
@@ -164,7 +164,7 @@ def between(
     """
     differences = pairwise(whole, matched)
     ranked = {name: dict(own) for name, own in whole.items() if name != control}
-    if not alike([figure for own in ranked.values() for figure in own.values()]):
+    if not of_one_size(figure for own in ranked.values() for figure in own.values()):
         ranked = {name: own | matched.get(name, {}) for name, own in ranked.items()}
     metrics = dict.fromkeys(metric for own in ranked.values() for metric in own if metric not in _NOT_COMPARED)
     places = {metric: ranking(metric, ranked, differences) for metric in metrics if len(ranked) > 1}
@@ -174,10 +174,9 @@ def between(
     }
 
 
-def alike(figures: Sequence[Figure]) -> bool:
+def of_one_size(figures: Iterable[Figure]) -> bool:
     """Tell whether figures are over about as many synthetic rows."""
-    sizes = [figure.rows for figure in figures]
-    return not sizes or max(sizes) <= ALIKE * min(sizes)
+    return alike([figure.rows for figure in figures])
 
 
 @dataclass(frozen=True)

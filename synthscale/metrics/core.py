@@ -227,9 +227,7 @@ def within(sums: Sums, name: str, metric_name: str, context: Context) -> Estimat
     independent = _independent(sums, kind)
     spread = context.spreads.get(metric_name)
     if spread is not None:
-        together = spread * np.sqrt(value * (1 - value) / count)
-        if jackknife.standard_error(together) > jackknife.standard_error(deviations):
-            deviations = together
+        deviations = jackknife.larger(deviations, spread * np.sqrt(value * (1 - value) / count))
         independent /= max(1.0, jackknife.standard_error(spread) ** 2)
     return _estimate(value, deviations, (count, independent), is_share=True, reference=reference)
 

@@ -52,9 +52,7 @@ def manifold_family(sums: Sums, context: Context, k: int, distinct: int) -> Fami
     deviations = jackknife.of_ratio(sums.by_block("balls") / k, sums.by_block("synthetic"))
     spread = context.spreads.get("density")
     if spread is not None:
-        together = spread * value / math.sqrt(count)
-        if jackknife.standard_error(together) > jackknife.standard_error(deviations):
-            deviations = together
+        deviations = jackknife.larger(deviations, spread * value / math.sqrt(count))
     away = jackknife.ERRORS * jackknife.standard_error(deviations)
     density = Estimate(value, max(0.0, value - away), value + away, reference=1.0, deviations=deviations)
     return {"density": density, **found}

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from synthscale.matched import ALIKE
+from synthscale.matched import alike
 from synthscale.metrics import CORE_METRICS
 from synthscale.metrics.classifier import classifier_figures
 from synthscale.metrics.comparison import SIZE_DEPENDENT, Figure
@@ -107,11 +107,11 @@ def generator_figures(sums: ViewSums, known: Known) -> GeneratorFigures:
     """Return what is said of a generator, from the sums over its whole view."""
     overall, fit, neighbors = sums.overall, known.fit, known.neighbors
     context = _context(sums, neighbors)
-    lines = _lines(overall, context)
+    lines = _lines("core", core_metrics(overall, context), overall)
     by: dict[str, dict[str, Any]] = {"label": {}}
     for (column, name), part in sorted(sums.slices.items()):
         if column != FOLD:
-            own = _lines(part, context, column, name)
+            own = _lines("core", core_metrics(part, context), part, column, name)
             lines += own
             by.setdefault(column, {})[name] = {"counts": _counts(part), **_as_json(own)}
     confounders = confounder_figures(sums.file_facts, sums.bytes_per_pixel, bool(fit.get("folds")))
@@ -144,8 +144,7 @@ def generator_figures(sums: ViewSums, known: Known) -> GeneratorFigures:
             "counts": _counts(sums.matched),
             "metrics": {name: own.metric() for name, own in matched.items()},
         }
-        counts = _counts(sums.matched)
-        lines += [Line("matched", name, own, counts["real"], counts["synthetic"]) for name, own in matched.items()]
+        lines += _lines("matched", matched, sums.matched)
     return GeneratorFigures(block, lines, matched)
 
 
@@ -184,12 +183,7 @@ def _families(sums: ViewSums, known: Known, context: Context) -> tuple[dict[str,
         family: {name: own.metric() | more.get(name, {}) for name, own in metrics.items()}
         for family, metrics in ordered.items()
     }
-    counts = _counts(overall)
-    lines = [
-        Line(family, name, own, counts["real"], counts["synthetic"])
-        for family, metrics in ordered.items()
-        for name, own in metrics.items()
-    ]
+    lines = [line for family, metrics in ordered.items() for line in _lines(family, metrics, overall)]
     return as_json, lines
 
 
@@ -202,7 +196,7 @@ def show_control(generators: dict[str, dict[str, Any]], control: str) -> None:
         _beside(block["metrics"], _at_size(reference, block["counts"]["synthetic"]))
         if "matched" in block:
             _beside(block["matched"]["metrics"], _at_size(reference, block["matched"]["size"]))
-        if not _alike(reference["counts"]["synthetic"], block["counts"]["synthetic"]):
+        if not alike([reference["counts"]["synthetic"], block["counts"]["synthetic"]]):
             # Slices and families are not matched.
             continue
         slices = [(block["by_label"], reference["by_label"])]
@@ -218,17 +212,13 @@ def show_control(generators: dict[str, dict[str, Any]], control: str) -> None:
 def _at_size(reference: dict[str, Any], rows: int) -> dict[str, Metric]:
     """The control's metrics at about so many rows; without those that depend on the size where it has none."""
     whole: dict[str, Metric] = reference["metrics"]
-    if _alike(reference["counts"]["synthetic"], rows):
+    if alike([reference["counts"]["synthetic"], rows]):
         return whole
     matched: dict[str, Any] = reference.get("matched", {"size": 0})
-    if _alike(matched["size"], rows):
+    if alike([matched["size"], rows]):
         at_size: dict[str, Metric] = matched["metrics"]
         return at_size
     return {name: own for name, own in whole.items() if name not in SIZE_DEPENDENT}
-
-
-def _alike(one: int, two: int) -> bool:
-    return max(one, two) <= ALIKE * min(one, two)
 
 
 def _beside(own: dict[str, Metric], other: dict[str, Metric]) -> None:
@@ -252,11 +242,13 @@ def _counts(sums: Sums) -> dict[str, int]:
     return {"real": int(sums["real"]), "synthetic": int(sums["synthetic"])}
 
 
-def _lines(sums: Sums, context: Context, column: str = "", name: str = "") -> list[Line]:
+def _lines(
+    family: str, metrics: Mapping[str, Estimate], sums: Sums, column: str = "", name: str = ""
+) -> list[Line]:
     counts = _counts(sums)
     return [
-        Line("core", metric_name, estimate, counts["real"], counts["synthetic"], column, name)
-        for metric_name, estimate in core_metrics(sums, context).items()
+        Line(family, metric_name, estimate, counts["real"], counts["synthetic"], column, name)
+        for metric_name, estimate in metrics.items()
     ]
 
 
@@ -266,23 +258,14 @@ def _as_json(lines: Sequence[Line]) -> dict[str, Metric]:
 
 def _classifier_lines(classifier: dict[str, Any], confounders: dict[str, Any], overall: Sums) -> list[Line]:
     """Return the classifier's figures as lines; their intervals are the bootstrap's."""
-    counts = _counts(overall)
     figures = {name: classifier[name] for name in ("auc", "accuracy", "log_loss", "p_value")}
-    found = [("classifier", name, figure) for name, figure in figures.items()]
-    found.append(("confounders", "file_facts_auc", confounders["auc"]))
-    return [
-        Line(
-            family,
-            name,
-            Estimate(
-                figure["value"],
-                figure.get("low"),
-                figure.get("high"),
-                figure.get("reason") or (NO_P_INTERVAL if name == "p_value" else None),
-                reference=figure.get("reference"),
-            ),
-            counts["real"],
-            counts["synthetic"],
-        )
-        for family, name, figure in found
-    ]
+    found = {name: _as_estimate(figure) for name, figure in figures.items()}
+    found["p_value"] = replace(found["p_value"], reason=figures["p_value"].get("reason") or NO_P_INTERVAL)
+    files = {"file_facts_auc": _as_estimate(confounders["auc"])}
+    return _lines("classifier", found, overall) + _lines("confounders", files, overall)
+
+
+def _as_estimate(figure: Metric) -> Estimate:
+    """A figure that was made in the shape of metrics.json."""
+    low, high, reason, reference = (figure.get(name) for name in ("low", "high", "reason", "reference"))
+    return Estimate(figure["value"], low, high, reason, reference=reference)

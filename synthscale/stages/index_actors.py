@@ -154,18 +154,17 @@ class IndexActor:
         self._hold(part)
         result = {}
         for (query, database, by_query), covering in asked.items():
-            own = block.of_set(query)
-            if by_query:
-                radii = self._radii_of(own.row, query, part.of)
-            elif database not in self._radii:
-                radii = self._radii[database] = self._radii_of(self._indexes[database].rows, database, part.of)
-            else:
-                radii = self._radii[database]
+            own, index = block.of_set(query), self._indexes[database]
             how: Covering | Held = covering
             if by_query:
                 assert self._copies is not None
-                how = Held(covering.probes, self._copies.counts(self._indexes[database].rows))
-            ask = partial(_search_inside, self._indexes[database], own, radii, how)
+                radii = self._radii_of(own.row, query, part.of)
+                how = Held(covering.probes, self._copies.counts(index.rows))
+            else:
+                if database not in self._radii:
+                    self._radii[database] = self._radii_of(index.rows, database, part.of)
+                radii = self._radii[database]
+            ask = partial(_search_inside, index, own, radii, how)
             result[query, database, by_query] = np.concatenate(self._in_threads(ask, len(own.row)))
         return result
 

@@ -26,7 +26,7 @@ def slicings(context: StageContext) -> list[Slicing]:
     return [slicing(name, counts) for name, counts in totals.items()]
 
 
-def _values(table: pa.Table, failed: pa.Table) -> dict[str, Counts]:
+def _values(run: RunDirectory, shard: Shard, table: pa.Table) -> dict[str, Counts]:
     """Count the values of each column."""
     return {name: count(table.column(name)) for name in table.column_names}
 
@@ -62,14 +62,17 @@ def completeness(context: StageContext) -> dict[str, dict[str, Any]]:
     }
 
 
-def _known(table: pa.Table, failed: pa.Table) -> Counter[str]:
+def _known(run: RunDirectory, shard: Shard, table: pa.Table) -> Counter[str]:
     """Count the values of each column that are not null."""
     return Counter({name: table.num_rows - table.column(name).null_count for name in table.column_names})
 
 
-def _complete(columns: tuple[str, ...], table: pa.Table, failed: pa.Table) -> dict[str, Counter[str]]:
+def _complete(
+    columns: tuple[str, ...], run: RunDirectory, shard: Shard, table: pa.Table
+) -> dict[str, Counter[str]]:
     """Count for each set what `completeness` returns, and its usable rows by label."""
     kinds = np.array([name or REAL for name in table.column("generator").to_pylist()], object)
+    failed = run.read_shard("failures", shard, ["row"])
     has_failed = np.isin(table.column("row").to_numpy(), failed.column("row").to_numpy())
     nulls = {name: table.column(name).is_null().to_numpy() for name in columns}
     complete = ~np.logical_or.reduce([has_failed, *nulls.values()])
@@ -84,10 +87,11 @@ def _complete(columns: tuple[str, ...], table: pa.Table, failed: pa.Table) -> di
     return found
 
 
-def _over_manifest(
-    context: StageContext, columns: list[str], work: Callable[[pa.Table, pa.Table], Any]
-) -> Iterator[Any]:
-    """Yield what ``work`` makes of each shard's columns of the manifest and of its failures."""
+_Work = Callable[[RunDirectory, Shard, pa.Table], Any]
+
+
+def _over_manifest(context: StageContext, columns: list[str], work: _Work) -> Iterator[Any]:
+    """Yield what ``work`` makes of each shard's columns of the manifest."""
     for answer in context.on_every_shard(_Task(context.run, context.shards, columns, work), "reduce"):
         yield pickle.loads(answer["found"])
 
@@ -99,10 +103,10 @@ class _Task:
     run: RunDirectory
     shards: list[Shard]
     columns: list[str]
-    work: Callable[[pa.Table, pa.Table], Any]
+    work: _Work
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         shard = self.shards[batch.column("shard")[0].as_py()]
         table = self.run.read_shard("manifest", shard, self.columns)
-        found = self.work(table, self.run.read_shard("failures", shard, ["row"]))
+        found = self.work(self.run, shard, table)
         return pa.table({"shard": [shard.index], "found": pa.array([pickle.dumps(found)], pa.binary())})
