@@ -84,8 +84,8 @@ def larger(one: Blocks, two: Blocks) -> Blocks:
 def interval(value: float, error: float, independent: float, *, is_share: bool) -> tuple[float, float] | None:
     """Return the 95 % interval of a figure in 0..1; None where there are too few rows to say.
 
-    Symmetric in the log-odds. For a share that lies within a few rows of 0 or 1, where 20 blocks see little or
-    nothing of its variance, it is the exact binomial one (Clopper and Pearson 1934).
+    That of a share is symmetric in the log-odds; within a few rows of 0 or 1, where 20 blocks see little or nothing
+    of its variance, it is the exact binomial one (Clopper and Pearson 1934). Of others, see `_from_chance`.
 
     Args:
         value: the figure.
@@ -100,8 +100,30 @@ def interval(value: float, error: float, independent: float, *, is_share: bool) 
         return binomial(value, independent)
     if value in (0.0, 1.0):
         return None
+    if not is_share:
+        return _from_chance(value, error)
     away = ERRORS * error / (value * (1 - value))
     return float(expit(logit(value) - away)), float(expit(logit(value) + away))
+
+
+def _from_chance(value: float, error: float) -> tuple[float, float]:
+    """Return the 95 % interval of a mean quality, on a scale where its error hardly depends on it.
+
+    How far it lies from chance (0.5) grows with the square of how far the sets are apart, and so its error with the
+    root: the nearer an estimate happens to be to chance, the smaller its error is taken for. Towards 0 and 1 the error
+    shrinks with the value. Both are so of artanh(sqrt(1 - 2 value)); an offset of the error keeps it smooth at 0.5.
+    """
+    offset = 2 * error
+
+    def back(at: float) -> float:
+        distance = (np.tanh(abs(at)) + np.sqrt(offset)) ** 2 - offset
+        return float(np.clip((1 - np.sign(at) * distance) / 2, 0, 1))
+
+    distance = abs(1 - 2 * value)
+    root = np.sqrt(distance + offset) - np.sqrt(offset)
+    at = np.sign(1 - 2 * value) * np.arctanh(root)
+    away = ERRORS * error / (np.sqrt(distance + offset) * (1 - root**2))
+    return back(at + away), back(at - away)
 
 
 def binomial(share: float, rows: float) -> tuple[float, float]:

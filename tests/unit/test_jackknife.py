@@ -173,10 +173,10 @@ def test_clopper_and_pearsons_ends_make_the_share_just_unlikely() -> None:
     assert binom.cdf(3, 80, ends[1]) == pytest.approx(0.025)
 
 
-@given(st.floats(0.02, 0.98), st.floats(1e-4, 0.2), st.booleans())
+@given(st.floats(0.02, 0.98), st.floats(1e-4, 0.2))
 @settings(deadline=None)
-def test_elsewhere_it_is_symmetric_in_the_log_odds(value: float, error: float, is_share: bool) -> None:
-    ends = interval(value, error, 1000, is_share=is_share)
+def test_elsewhere_a_shares_is_symmetric_in_the_log_odds(value: float, error: float) -> None:
+    ends = interval(value, error, 1000, is_share=True)
     assert ends is not None
     assert 0 <= ends[0] <= value <= ends[1] <= 1
     if ends[1] < 1 - 1e-9 and ends[0] > 1e-9:
@@ -186,6 +186,34 @@ def test_elsewhere_it_is_symmetric_in_the_log_odds(value: float, error: float, i
     if error < 1e-2 * min(value, 1 - value):
         # A small error gives the plain interval.
         assert ends[1] - ends[0] == pytest.approx(2 * ERRORS * error, rel=0.01)
+
+
+@given(st.floats(0.001, 0.999), st.floats(1e-5, 0.3))
+@settings(deadline=None)
+def test_a_mean_qualitys_holds_it_and_is_mirrored_at_chance(value: float, error: float) -> None:
+    ends = interval(value, error, 1000, is_share=False)
+    assert ends is not None
+    assert 0 <= ends[0] < value < ends[1] <= 1
+    mirrored = interval(1 - value, error, 1000, is_share=False)
+    assert mirrored == pytest.approx((1 - ends[1], 1 - ends[0]), abs=1e-9)
+    if error < 1e-3 * min(value, 1 - value):
+        # A small error gives the plain interval, unless it is of the size of the distance to chance.
+        assert ends[1] - ends[0] == pytest.approx(2 * ERRORS * error, rel=0.05 if abs(value - 0.5) > 0.1 else 0.7)
+
+
+def test_a_mean_qualitys_is_longer_away_from_chance_which_makes_errors_small() -> None:
+    # As of the square of a normal number: estimates near 0 go with errors that are too small.
+    rng = np.random.default_rng(0)
+    drawn = 0.3 + 0.06 * rng.standard_normal(4000)
+    value, error = 0.5 - drawn**2, 2 * drawn.clip(1e-3) * 0.06
+    expected, held = value.mean(), {True: 0, False: 0}
+    for is_share in held:
+        for v, e in zip(value, error, strict=True):
+            low, high = interval(v, e, 1e9, is_share=is_share) or (0, 0)
+            held[is_share] += low <= expected <= high
+    # 95 in 100 for Student's t with 19 degrees of freedom, whose error here is known: 96.4.
+    assert held[False] / 4000 == pytest.approx(0.964, abs=0.01)
+    assert held[True] < held[False] - 40
 
 
 def test_a_mean_that_is_no_share_has_no_binomial_interval() -> None:
