@@ -222,7 +222,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     work.add_argument("--families", metavar="NAMES", help="metrics beyond the core: all, or names with commas")
     work.add_argument("--slice-by", metavar="COLUMNS", help="columns that metrics are also given by")
-    work.add_argument("--gate", action="append", metavar="GATE", help="fidelity>=0.3; missed: exit code 3")
+    work.add_argument(
+        "--gate", action="append", metavar="GATE", help="fidelity>=0.3, in place of those in FILE; missed: exit 3"
+    )
     work.add_argument("--control", action="store_true", help="also score a held-out half of the real set")
     work.add_argument("--redo-from", metavar="STAGE", help="repeat this stage and all after it")
     output = argparse.ArgumentParser(add_help=False)

@@ -191,6 +191,16 @@ class Config(_Section):
     max_failure_fraction: float = Field(default=0.01, ge=0, le=1)
     """Largest share of unusable rows, in each set on its own, that a run may go on with."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, values: Any) -> Any:
+        # A YAML section whose lines are all commented out is None.
+        return (
+            {key: value for key, value in values.items() if value is not None}
+            if isinstance(values, dict)
+            else values
+        )
+
     @model_validator(mode="after")
     def _names_are_plain(self) -> Self:
         for name, uri in self.synthetic.items():

@@ -242,6 +242,11 @@ def test_empty_yaml_is_no_settings():
     assert parse_yaml("# nothing\n", "x") == {}
 
 
+@pytest.mark.parametrize("section", ["metrics", "gates", "synthetic", "storage", "max_failure_fraction"])
+def test_a_section_that_is_left_empty_has_its_defaults(section):
+    assert parse_config(parse_yaml(f"{section}:\n", "file"), "file") == Config()
+
+
 @pytest.mark.parametrize(
     ("override", "value"),
     [
