@@ -84,8 +84,8 @@ def larger(one: Blocks, two: Blocks) -> Blocks:
 def interval(value: float, error: float, independent: float, *, is_share: bool) -> tuple[float, float] | None:
     """Return the 95 % interval of a figure in 0..1; None where there are too few rows to say.
 
-    That of a share is symmetric in the log-odds; within a few rows of 0 or 1, where 20 blocks see little or nothing
-    of its variance, it is the exact binomial one (Clopper and Pearson 1934). Of others, see `_from_chance`.
+    That of a share is symmetric in the log-odds; within a few rows of 0 or 1, where 20 blocks see little or
+    nothing of its variance, it is the exact binomial one (Clopper and Pearson 1934). For others: `_from_chance`.
 
     Args:
         value: the figure.
@@ -109,9 +109,10 @@ def interval(value: float, error: float, independent: float, *, is_share: bool) 
 def _from_chance(value: float, error: float) -> tuple[float, float]:
     """Return the 95 % interval of a mean quality, on a scale where its error hardly depends on it.
 
-    How far it lies from chance (0.5) grows with the square of how far the sets are apart, and so its error with the
-    root: the nearer an estimate happens to be to chance, the smaller its error is taken for. Towards 0 and 1 the error
-    shrinks with the value. Both are so of artanh(sqrt(1 - 2 value)); an offset of the error keeps it smooth at 0.5.
+    How far it lies from chance (0.5) grows with the square of how far the sets are apart, and so its error with
+    the root: the nearer an estimate happens to be to chance, the smaller its error is taken for. Towards 0 and 1
+    the error shrinks with the value. The scale artanh(sqrt(1 - 2 value)) does both; an offset of the error keeps
+    it smooth at 0.5.
     """
     offset = 2 * error
 
