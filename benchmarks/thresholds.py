@@ -27,6 +27,7 @@ from synthscale.config import Config, EncoderConfig
 from synthscale.embedding import decode_all, encoder_for
 from synthscale.fetch import zip_uri
 from synthscale.images import decode, to_rgb
+from synthscale.schemas import Stored
 from synthscale.search import Floats, cosine_distance, unit
 
 DATA = Path(os.environ.get("SYNTHSCALE_SHARED", Path(__file__).parents[2] / "shared")).resolve() / "data"
@@ -91,7 +92,7 @@ class Embedder:
     def files(self, uris: Iterable[Path | str], source: Iterable[str] | None = None) -> Images:
         """Embed files; each is a source of its own unless told; files that cannot be read are left out."""
         paths = [str(uri) for uri in uris]
-        pixels, facts = decode_all(paths, self._encoder.image_size, self._config)
+        pixels, facts = decode_all([Stored(path) for path in paths], self._encoder.image_size, self._config)
         readable = np.array(["reason" not in fact for fact in facts])
         return Images(self._unit(pixels[readable]), np.array(paths if source is None else list(source))[readable])
 

@@ -1,12 +1,13 @@
 """What embedding needs beside Ray: the configured encoder, and images by their URIs as pixels or faults."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from synthscale import filesystems as fsys
@@ -14,10 +15,14 @@ from synthscale.config import Config
 from synthscale.encoders import Encoder, build_encoder
 from synthscale.fetch import fetch
 from synthscale.images import ImageFault, decode, picture_facts
-from synthscale.schemas import Layout
+from synthscale.schemas import Layout, Stored
 from synthscale.vectors import VectorSource
 
-_FETCH_THREADS = 32
+FILE_COLUMNS = ("uri", "size_bytes", "etag")
+_FETCH_THREADS = 128
+_IN_FLIGHT_BYTES = 256 * 2**20
+"""What a process has asked for, or holds, before it is decoded."""
+_UNKNOWN_BYTES = 2**20
 
 
 def encoder_for(config: Config, device: str = "cpu") -> Encoder:
@@ -50,11 +55,19 @@ def facts_of(encoder: Encoder) -> EncoderFacts:
     return EncoderFacts(layout, encoder.fingerprint, encoder.image_size)
 
 
-def decode_all(uris: list[str], image_size: int, config: Config) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
+def files_of(manifest: pa.Table) -> list[Stored]:
+    """Return where a manifest's images lie, from its columns `FILE_COLUMNS`."""
+    columns = (manifest.column(name).to_pylist() for name in FILE_COLUMNS)
+    return [Stored(*values) for values in zip(*columns, strict=True)]
+
+
+def decode_all(
+    files: Sequence[Stored], image_size: int, config: Config
+) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
     """Fetch and decode images; return pixels (n, S, S, 3), zeros where one failed, and facts or reasons."""
-    pixels = np.zeros((len(uris), image_size, image_size, 3), np.uint8)
+    pixels = np.zeros((len(files), image_size, image_size, 3), np.uint8)
     facts: list[dict[str, Any]] = []
-    for i, data in enumerate(fetch_all(uris, config)):
+    for i, data in enumerate(fetch_all(files, config)):
         try:
             if isinstance(data, ImageFault):
                 raise data
@@ -65,25 +78,31 @@ def decode_all(uris: list[str], image_size: int, config: Config) -> tuple[NDArra
     return pixels, facts
 
 
-def fetch_all(uris: list[str], config: Config) -> Iterator[bytes | ImageFault]:
+def fetch_all(files: Sequence[Stored], config: Config) -> Iterator[bytes | ImageFault]:
     """Yield the bytes of each image, in order, or the fault that stands for it."""
 
-    def one(uri: str) -> bytes | ImageFault:
+    def one(file: Stored) -> bytes | ImageFault:
         try:
-            return fetch(uri, config.storage)
+            return fetch(file, config.storage)
         except ImageFault as fault:
             return fault
 
     # Threads hide the latency of object storage; a local file is read faster than a thread is asked to.
-    if not any(fsys.is_s3(uri) for uri in uris):
-        yield from map(one, uris)
+    if not any("s3://" in file.uri for file in files):
+        yield from map(one, files)
         return
-    with ThreadPoolExecutor(_FETCH_THREADS) as pool:
-        # A window, so that a shard of large files is never in memory as a whole.
-        waiting: deque[Future[bytes | ImageFault]] = deque()
-        for uri in uris:
-            waiting.append(pool.submit(one, uri))
-            if len(waiting) >= 2 * _FETCH_THREADS:
-                yield waiting.popleft().result()
-        while waiting:
+    # A window, so that a shard of large files is never in memory as a whole.
+    sizes = [_UNKNOWN_BYTES if file.size_bytes is None else file.size_bytes for file in files]
+    waiting: deque[Future[bytes | ImageFault]] = deque()
+    asked = held = done = 0
+    with ThreadPoolExecutor(min(_FETCH_THREADS, max(1, len(files)))) as pool:
+        while done < len(files):
+            while asked < len(files) and (
+                not waiting or (len(waiting) < 2 * _FETCH_THREADS and held + sizes[asked] <= _IN_FLIGHT_BYTES)
+            ):
+                waiting.append(pool.submit(one, files[asked]))
+                held += sizes[asked]
+                asked += 1
             yield waiting.popleft().result()
+            held -= sizes[done]
+            done += 1

@@ -12,9 +12,10 @@ from functools import lru_cache
 from botocore.exceptions import BotoCoreError, ClientError
 
 from synthscale import filesystems as fsys
+from synthscale import objects
 from synthscale.config import StorageConfig
 from synthscale.images import ImageFault
-from synthscale.schemas import Reason
+from synthscale.schemas import Reason, Stored
 
 MAX_BYTES = 512 * 1024 * 1024
 """Larger files are refused before they are read."""
@@ -36,8 +37,9 @@ def _open_archive(uri: str, storage: StorageConfig) -> zipfile.ZipFile:
     return _archive(uri, storage, os.getpid(), str(fsys.filesystem(uri, storage).ukey(uri)))
 
 
-def fetch(uri: str, storage: StorageConfig) -> bytes:
-    """Return the bytes at ``uri``; raise ImageFault with the reason when they cannot be had."""
+def fetch(stored: Stored, storage: StorageConfig) -> bytes:
+    """Return the bytes of a file; raise ImageFault with the reason when they cannot be had, or are other ones."""
+    uri = stored.uri
     try:
         if uri.startswith("zip://"):
             member, _, archive = uri.removeprefix("zip://").rpartition("::")
@@ -46,10 +48,8 @@ def fetch(uri: str, storage: StorageConfig) -> bytes:
             _check_size(info.file_size)
             return opened.read(info)
         if not fsys.is_s3(uri):
-            _check_size(os.path.getsize(uri))
-            with open(uri, "rb") as file:
-                return file.read()
-        return _fetch_object(uri, storage)
+            return _read_file(stored)
+        return objects.get(stored, storage, MAX_BYTES)
     except (FileNotFoundError, KeyError) as error:
         raise ImageFault(Reason.NOT_FOUND, f"{uri}: not found") from error
     except PermissionError as error:
@@ -60,18 +60,14 @@ def fetch(uri: str, storage: StorageConfig) -> bytes:
         raise ImageFault(Reason.READ_ERROR, f"{uri}: {' '.join(str(error).split())}") from error
 
 
-def _fetch_object(uri: str, storage: StorageConfig) -> bytes:
-    """Read an object with one request, and no more of it than is allowed."""
-    try:
-        data: bytes = fsys.filesystem(uri, storage).cat_file(uri, start=0, end=MAX_BYTES + 1)
-    except OSError as error:
-        # S3 has no byte range of an object without bytes.
-        cause = error.__cause__
-        if isinstance(cause, ClientError) and cause.response["Error"]["Code"] in {"InvalidRange", "416"}:
-            return b""
-        raise
-    _check_size(len(data))
-    return data
+def _read_file(stored: Stored) -> bytes:
+    size = os.path.getsize(stored.uri)
+    _check_size(size)
+    if stored.size_bytes is not None and size != stored.size_bytes:
+        detail = f"{stored.uri}: has changed since it was listed ({size} bytes, were {stored.size_bytes})"
+        raise ImageFault(Reason.CHANGED, detail)
+    with open(stored.uri, "rb") as file:
+        return file.read()
 
 
 def _check_size(size_bytes: int) -> None:

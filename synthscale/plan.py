@@ -11,7 +11,7 @@ import numpy as np
 from synthscale import filesystems as fsys
 from synthscale.config import Config
 from synthscale.control import hold_out
-from synthscale.embedding import decode_all, encoder_facts, encoder_for, facts_of
+from synthscale.embedding import decode_all, encoder_facts, encoder_for, facts_of, files_of
 from synthscale.encoders import Encoder
 from synthscale.errors import InputError
 from synthscale.schemas import REAL, Layout, shards_of
@@ -97,9 +97,8 @@ def _try_rows(
             check_vectors(vector, fact, (0, vector.shape[1]))
             facts += fact
         return None, [f"{ids[r]}: {f['detail']}" for r, f in zip(rows, facts, strict=True) if "reason" in f]
-    uris = dataset.rows.column("uri").to_pylist()
     start = time.perf_counter()
-    pixels, facts = decode_all([uris[row] for row in rows], encoder.image_size, config)
+    pixels, facts = decode_all(files_of(dataset.rows.take(rows)), encoder.image_size, config)
     encoder.encode(pixels)
     seconds = (time.perf_counter() - start) / len(rows)
     return seconds, [f"{ids[r]}: {f['detail']}" for r, f in zip(rows, facts, strict=True) if "reason" in f]

@@ -189,7 +189,9 @@ class Reason(StrEnum):
 
     NOT_FOUND = "not_found"
     ACCESS_DENIED = "access_denied"
+    THROTTLED = "throttled"
     READ_ERROR = "read_error"
+    CHANGED = "changed"
     EMPTY = "empty"
     UNSUPPORTED = "unsupported"
     CORRUPT = "corrupt"
@@ -198,6 +200,15 @@ class Reason(StrEnum):
     NON_FINITE = "non_finite"
     ZERO_VECTOR = "zero_vector"
     WRONG_LENGTH = "wrong_length"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where an image lies, and what the manifest knows of its file; None is unknown."""
+
+    uri: str
+    size_bytes: int | None = None
+    etag: str | None = None
 
 
 @dataclass(frozen=True)

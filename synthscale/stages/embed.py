@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 import synthscale
 from synthscale.config import Config
-from synthscale.embedding import EncoderFacts, decode_all, encoder_for
+from synthscale.embedding import FILE_COLUMNS, EncoderFacts, decode_all, encoder_for, files_of
 from synthscale.errors import ConfigError, InputError, StageError, TooManyFailures
 from synthscale.schemas import FAILURES, REAL, Layout, Reason, Shard, embeddings_schema
 from synthscale.stages.context import Outcome, StageContext
@@ -28,7 +28,7 @@ from synthscale.vectors import VectorSource, check_vectors, read_rows
 _MOST_GPU_ACTORS = 64
 _ONE_ACTOR_ROWS = 1500
 _LONG_ROWS = 1000
-RETRIED = {Reason.NOT_FOUND, Reason.ACCESS_DENIED, Reason.READ_ERROR}
+RETRIED = {Reason.NOT_FOUND, Reason.ACCESS_DENIED, Reason.THROTTLED, Reason.READ_ERROR}
 _FACTS = tuple(name for name in embeddings_schema(1).names if name not in {"row", "vector"})
 
 
@@ -174,8 +174,8 @@ class _DecodeTask:
 
     def __call__(self, batch: pa.Table) -> dict[str, NDArray[Any]]:
         shard = self._shards[batch.column("shard")[0].as_py()]
-        manifest = self._run.read_shard("manifest", shard, ["row", "uri"])
-        pixels, facts = decode_all(manifest.column("uri").to_pylist(), self._size, self._config)
+        manifest = self._run.read_shard("manifest", shard, ["row", *FILE_COLUMNS])
+        pixels, facts = decode_all(files_of(manifest), self._size, self._config)
         return {
             "shard": np.full(manifest.num_rows, shard.index),
             "pixels": pixels,

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import ray
 from numpy.typing import NDArray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from synthscale.cell_index import cells_for, index_sample_size, train_index
 from synthscale.relations import (
@@ -55,15 +57,16 @@ class IndexCluster:
         self._tables, self._shards, self._chunks, self._crew = tables, shards, chunks, crew
         count = crew.gpus or max(1, min(crew.workers // _CORES_AN_ACTOR, len(shards)))
         # On a single core the tasks that train and sample would wait for the actor's, for ever.
+        needs = {"CPU": 1 if crew.workers > count else 0, "GPU": 1 if crew.gpus else 0}
+        # Ray's SPREAD of single actors is a wish that two raylets may grant to the same node.
+        self._places = placement_group([needs] * count, "SPREAD") if count > 1 else None
         actor = ray.remote(IndexActor).options(
-            num_cpus=1 if crew.workers > count else 0,
-            num_gpus=1 if crew.gpus else 0,
-            max_restarts=-1,
-            max_task_retries=3,
-            scheduling_strategy="SPREAD",
+            num_cpus=needs["CPU"], num_gpus=needs["GPU"], max_restarts=-1, max_task_retries=3
         )
         threads = max(1, crew.workers // count)
-        self._actors = [actor.remote(tables, chunks, threads) for _ in range(count)]
+        self._actors = [
+            actor.options(scheduling_strategy=self._place(i)).remote(tables, chunks, threads) for i in range(count)
+        ]
         self._parts: list[Part] = []
 
     def hold(self, scanned: Scan, memory_bytes: int) -> None:
@@ -87,6 +90,11 @@ class IndexCluster:
         """End the actors, so that what follows has their cores."""
         for actor in self._actors:
             ray.kill(actor)
+        if self._places is not None:
+            remove_placement_group(self._places)
+
+    def _place(self, number: int) -> Any:
+        return PlacementGroupSchedulingStrategy(self._places, number) if self._places is not None else "DEFAULT"
 
     def _actor(self, part: Part) -> Any:
         return self._actors[part.number % len(self._actors)]

@@ -9,7 +9,7 @@ import ray
 
 from synthscale import selftest, tables
 from synthscale.config import Config
-from synthscale.embedding import encoder_for, fetch_all
+from synthscale.embedding import FILE_COLUMNS, encoder_for, fetch_all, files_of
 from synthscale.schemas import Shard, shards_of
 from synthscale.selftest import SelfTest
 from synthscale.stages.context import StageContext
@@ -44,7 +44,7 @@ def _real_images(known: Tables, chunk: list[Shard], count: int) -> pa.Table:
     parts = []
     for shard in chunk:
         embedded = known.run.read_shard("embeddings", shard, ["row", "content_hash"])
-        manifest = known.run.read_shard("manifest", shard, ["row", "id", "uri", "generator"])
+        manifest = known.run.read_shard("manifest", shard, ["row", "id", "generator", *FILE_COLUMNS])
         at = pa.array(embedded.column("row").to_numpy() - shard.start)
         mine = manifest.take(at).append_column("content_hash", embedded.column("content_hash"))
         parts.append(mine.filter(mine.column("generator").is_null()).drop_columns("generator"))
@@ -67,7 +67,7 @@ def _self_test(config: Config, known: Tables, count: int, *parts: pa.Table) -> S
     vectors = tables.vectors(table, (0, known.layout.dimensions))
     originals = vectors[np.searchsorted(table.column("row").to_numpy(), rows)]
     return selftest.run_self_test(
-        fetch_all(images.column("uri").to_pylist(), config),
+        fetch_all(files_of(images), config),
         originals.astype(np.float32),
         encoder_for(config, "cuda" if ray.get_gpu_ids() else "cpu"),
         config.encoder.batch_size,

@@ -21,7 +21,7 @@ from synthscale.config import Config
 from synthscale.fetch import fetch
 from synthscale.images import ImageFault, thumbnail_jpeg
 from synthscale.result import RunResult
-from synthscale.schemas import REAL, SYNTHETIC
+from synthscale.schemas import REAL, SYNTHETIC, Stored
 from synthscale.stages.context import Outcome, StageContext
 from synthscale.storage import RunDirectory
 
@@ -145,7 +145,7 @@ def _pictures(run: RunDirectory) -> Picture:
         image = None
         if row["uri"] is not None:
             try:
-                data = thumbnail_jpeg(fetch(row["uri"], run.storage), THUMBNAIL_PX)
+                data = thumbnail_jpeg(fetch(Stored(row["uri"]), run.storage), THUMBNAIL_PX)
                 image = "data:image/jpeg;base64," + base64.b64encode(data).decode()
             except ImageFault:
                 image = None  # shown as missing

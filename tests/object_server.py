@@ -1,0 +1,304 @@
+"""A small S3 server in memory for throughput and faults: latency, refusals, resets, bodies cut short, slow drips.
+
+It checks no signatures. ``python -m tests.object_server`` prints its port and serves until its input ends; tests
+use `ObjectServer`. Of the faults whose pattern is found in ``bucket/key``, the first that has any left for the key
+applies to a GET of it.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+from xml.sax.saxutils import escape
+
+from aiohttp import web
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to GETs of the objects that ``pattern`` finds.
+
+    Attributes:
+        kind: ``none``, ``slow_down``, ``error``, ``denied``, ``expired``, ``reset`` (before the answer), ``cut``
+            (half of the body, then a reset), ``short`` (half of the body, and said to be whole), ``drip`` (a
+            kilobyte at a time), ``hang``.
+        times: for how many requests of each key; None is always.
+        latency_s: before the answer.
+    """
+
+    pattern: str
+    kind: str = "none"
+    times: int | None = None
+    latency_s: float = 0.0
+
+
+class ObjectServer:
+    """The server in a process of its own, as a context."""
+
+    def __enter__(self) -> "ObjectServer":
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.object_server"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        self.endpoint_url = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(10)
+
+    def fault(self, *faults: Fault) -> None:
+        """Replace the rules, and forget what was asked for."""
+        self._ask("faults", [asdict(fault) for fault in faults])
+
+    def asked(self, method: str = "GET") -> Counter[str]:
+        """How often each ``bucket/key`` was asked for; a listing's key is the bucket alone."""
+        return Counter(self._ask("asked", None)[method])
+
+    def most_at_once(self) -> int:
+        """The largest number of GETs of objects that were in flight together."""
+        return int(self._ask("most", None))
+
+    def serve_folder(self, bucket: str, folder: Path) -> None:
+        """Serve a local folder's files as the objects of a bucket, read at each request."""
+        self._ask("folder", [bucket, str(folder)])
+
+    def put(self, bucket: str, key: str, data: bytes) -> None:
+        """Put an object; its bucket need not exist."""
+        request = urllib.request.Request(f"{self.endpoint_url}/{bucket}/{quote(key)}", data, method="PUT")
+        request.add_header("X-Make-Bucket", "yes")
+        urllib.request.urlopen(request).close()
+
+    def _ask(self, what: str, value: Any) -> Any:
+        body = json.dumps(value).encode()
+        with urllib.request.urlopen(f"{self.endpoint_url}/-/{what}", body) as answer:
+            return json.loads(answer.read())
+
+
+class _Server:
+    def __init__(self) -> None:
+        self.buckets: dict[str, dict[str, bytes | Path]] = {}
+        self.rules: list[Fault] = []
+        self.used: Counter[tuple[int, str]] = Counter()
+        self.log: dict[str, Counter[str]] = {}
+        self.now = self.most = 0
+
+    async def admin(self, request: web.Request) -> web.Response:
+        what, value = request.match_info["what"], await request.json()
+        if what == "faults":
+            self.rules, self.most = [Fault(**rule) for rule in value], 0
+            self.used.clear()
+            self.log.clear()
+        elif what == "folder":
+            folder = Path(value[1])
+            self.buckets[value[0]] = {
+                path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()
+            }
+        answers = {"asked": {m: self.log.get(m, {}) for m in ("GET", "HEAD", "PUT")}, "most": self.most}
+        return web.json_response(answers.get(what))
+
+    async def bucket(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["bucket"]
+        self._note(request.method, name)
+        if request.method == "PUT":
+            self.buckets.setdefault(name, {})
+            return web.Response()
+        if name not in self.buckets:
+            return _error(404, "NoSuchBucket")
+        if request.method == "POST":
+            for key in re.findall("<Key>(.*?)</Key>", await request.text()):
+                self.buckets[name].pop(key, None)
+            return web.Response(text="<DeleteResult></DeleteResult>", content_type="application/xml")
+        return web.Response() if request.method == "HEAD" else self._listed(name, request.query)
+
+    def _listed(self, name: str, query: Any) -> web.Response:
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+        after = query.get("continuation-token") or query.get("start-after", "")
+        most, entries, last = int(query.get("max-keys", 1000)), [], ""
+        folders: dict[str, None] = {}
+        keys = sorted(key for key in self.buckets[name] if key.startswith(prefix))
+        for key in keys:
+            place = key.find(delimiter, len(prefix)) if delimiter else -1
+            shown = key[: place + len(delimiter)] if place >= 0 else key
+            if shown <= after or (after and key <= after) or shown in folders:
+                continue
+            if len(entries) + len(folders) == most:
+                break
+            last = shown if place < 0 else shown + "\U0010ffff"
+            if place >= 0:
+                folders[shown] = None
+                continue
+            data = self._data(name, key)
+            assert data is not None
+            entries.append(
+                f"<Contents><Key>{escape(key)}</Key><Size>{len(data)}</Size><ETag>&quot;{_etag(data)}&quot;</ETag>"
+                "<LastModified>2026-01-01T00:00:00.000Z</LastModified><StorageClass>STANDARD</StorageClass></Contents>"
+            )
+        else:
+            last = ""
+        rest = f"<NextContinuationToken>{escape(last)}</NextContinuationToken>" if last else ""
+        body = "".join(entries) + "".join(
+            f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>" for folder in folders
+        )
+        return web.Response(
+            text=f"<ListBucketResult><Name>{name}</Name><Prefix>{escape(prefix)}</Prefix>"
+            f"<KeyCount>{len(entries) + len(folders)}</KeyCount><MaxKeys>{most}</MaxKeys>"
+            f"<IsTruncated>{str(bool(rest)).lower()}</IsTruncated>{rest}{body}</ListBucketResult>",
+            content_type="application/xml",
+        )
+
+    def _data(self, bucket: str, key: str) -> bytes | None:
+        data = self.buckets.get(bucket, {}).get(key)
+        return data.read_bytes() if isinstance(data, Path) else data
+
+    async def object(self, request: web.Request) -> web.StreamResponse:
+        bucket, key = request.match_info["bucket"], request.match_info["key"]
+        self._note(request.method, f"{bucket}/{key}")
+        if request.method == "PUT":
+            if bucket not in self.buckets and "X-Make-Bucket" not in request.headers:
+                return _error(404, "NoSuchBucket")
+            there = self.buckets.setdefault(bucket, {})
+            if request.headers.get("If-None-Match") == "*" and key in there:
+                return _error(412, "PreconditionFailed")
+            there[key] = _unchunked(request, await request.read())
+            return web.Response(headers={"ETag": f'"{_etag(there[key])}"'})
+        if request.method == "DELETE":
+            self.buckets.get(bucket, {}).pop(key, None)
+            return web.Response(status=204)
+        if request.method == "HEAD":
+            return self._whole(bucket, key, request)[0]
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            return await self._get(bucket, key, request)
+        finally:
+            self.now -= 1
+
+    async def _get(self, bucket: str, key: str, request: web.Request) -> web.StreamResponse:
+        fault = self._fault(f"{bucket}/{key}")
+        await asyncio.sleep(fault.latency_s)
+        answer, body = self._whole(bucket, key, request)
+        if answer.status >= 300 or fault.kind == "none":
+            if answer.status < 300:
+                answer.body = body
+            return answer
+        match fault.kind:
+            case "slow_down":
+                return _error(503, "SlowDown")
+            case "error":
+                return _error(500, "InternalError")
+            case "denied":
+                return _error(403, "AccessDenied")
+            case "expired":
+                return _error(400, "ExpiredToken")
+            case "hang":
+                await asyncio.sleep(3600)
+            case "reset":
+                assert request.transport is not None
+                request.transport.abort()
+                return answer
+        sent = body if fault.kind == "drip" else body[: len(body) // 2]
+        headers = {**answer.headers, "Content-Length": str(len(sent) if fault.kind == "short" else len(body))}
+        stream = web.StreamResponse(status=answer.status, headers=headers)
+        await stream.prepare(request)
+        for start in range(0, len(sent), 1024):
+            await stream.write(sent[start : start + 1024])
+            await asyncio.sleep(0.05 if fault.kind == "drip" else 0)
+        if fault.kind == "cut":
+            await asyncio.sleep(0.02)
+            assert request.transport is not None
+            request.transport.abort()
+        return stream
+
+    def _whole(self, bucket: str, key: str, request: web.Request) -> tuple[web.Response, bytes]:
+        data = self._data(bucket, key)
+        if data is None:
+            return _error(404, "NoSuchKey" if bucket in self.buckets else "NoSuchBucket"), b""
+        etag, status, total = f'"{_etag(data)}"', 200, len(data)
+        if request.headers.get("If-Match", etag).strip('"') != etag.strip('"'):
+            return _error(412, "PreconditionFailed"), b""
+        headers = {"ETag": etag, "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT", "Accept-Ranges": "bytes"}
+        if wanted := re.fullmatch(r"bytes=(\d*)-(\d*)", request.headers.get("Range", "")):
+            first, last = wanted.groups()
+            start = int(first) if first else max(0, total - int(last))
+            stop = min(total, int(last) + 1) if first and last else total
+            if start >= total:
+                return _error(416, "InvalidRange"), b""
+            status, data = 206, data[start:stop]
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{total}"
+        headers["Content-Length"] = str(len(data))
+        return web.Response(status=status, headers=headers), data
+
+    def _fault(self, name: str) -> Fault:
+        for number, rule in enumerate(self.rules):
+            if re.search(rule.pattern, name) and (rule.times is None or self.used[number, name] < rule.times):
+                self.used[number, name] += 1
+                return rule
+        return Fault("")
+
+    def _note(self, method: str, name: str) -> None:
+        self.log.setdefault(method, Counter())[name] += 1
+
+
+def _etag(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def _error(status: int, code: str) -> web.Response:
+    text = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>"
+    return web.Response(status=status, text=text, content_type="application/xml")
+
+
+def _unchunked(request: web.Request, body: bytes) -> bytes:
+    """Undo aws-chunked, in which newer clients send what they sign in pieces."""
+    if "aws-chunked" not in request.headers.get("Content-Encoding", ""):
+        return body
+    whole = b""
+    while True:
+        head, _, body = body.partition(b"\r\n")
+        size = int(head.split(b";")[0], 16)
+        if size == 0:
+            return whole
+        whole, body = whole + body[:size], body[size + 2 :]
+
+
+async def _serve() -> None:
+    server = _Server()
+    app = web.Application(client_max_size=2**30)
+    app.router.add_post("/-/{what}", server.admin)
+    for path in ("/{bucket}", "/{bucket}/"):
+        app.router.add_route("*", path, server.bucket)
+    app.router.add_route("*", "/{bucket}/{key:.+}", server.object)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
+    await site.start()
+    assert site._server is not None
+    sys.stdout.write(f"{site._server.sockets[0].getsockname()[1]}\n")
+    sys.stdout.flush()
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    # Requests may hang, as they were told to.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve())
