@@ -100,12 +100,13 @@ class _Server:
         self.rules: list[Fault] = []
         self.used: Counter[tuple[int, str]] = Counter()
         self.log: dict[str, Counter[str]] = {}
-        self.now = self.most = 0
+        self.now = self.before = self.most = 0
 
     async def admin(self, request: web.Request) -> web.Response:
         what, value = request.match_info["what"], await request.json()
         if what == "faults":
-            self.rules, self.most = [Fault(**rule) for rule in value], 0
+            # Requests that hang still count as in flight.
+            self.rules, self.most, self.before = [Fault(**rule) for rule in value], 0, self.now
             self.used.clear()
             self.log.clear()
         elif what == "folder":
@@ -187,7 +188,7 @@ class _Server:
         if request.method == "HEAD":
             return self._whole(bucket, key, request)[0]
         self.now += 1
-        self.most = max(self.most, self.now)
+        self.most = max(self.most, self.now - self.before)
         try:
             return await self._get(bucket, key, request)
         finally:
