@@ -9,6 +9,7 @@ here, since only the manifest knows their length.
 import os
 import random
 import re
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -34,6 +35,7 @@ _RETRY: dict[str, Any] = {
     "retry_timeout": timedelta(seconds=120),
 }
 _CLIENT: dict[str, Any] = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=10)}
+_MAKING = threading.Lock()
 _CREDENTIALS_FOR = timedelta(minutes=10)
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 _REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AccessDenied"}
@@ -54,7 +56,7 @@ def get(stored: Stored, storage: StorageConfig, limit_bytes: int, span: tuple[in
         if attempt:
             time.sleep(random.uniform(0, _FIRST_PAUSE_S * 2**attempt))
         try:
-            data = _get(_store(bucket, storage, os.getpid()), key, stored, limit_bytes, span)
+            data = _get(_client(bucket, storage), key, stored, limit_bytes, span)
         except (BaseError, FileNotFoundError) as error:
             fault = _fault(error, stored.uri)
             if fault.reason is not Reason.TRUNCATED:
@@ -96,6 +98,12 @@ def _fault(error: Exception, uri: str) -> ImageFault:
     if "response body" in words:
         return ImageFault(Reason.TRUNCATED, f"{uri}: the connection broke off in the body")
     return ImageFault(Reason.READ_ERROR, f"{uri}: {' '.join(words.split())}")
+
+
+def _client(bucket: str, storage: StorageConfig) -> S3Store:
+    # Making one takes a tenth of a second: the threads of a process wait for the first.
+    with _MAKING:
+        return _store(bucket, storage, os.getpid())
 
 
 @lru_cache(maxsize=16)

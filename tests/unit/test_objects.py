@@ -33,7 +33,6 @@ def storage(server, monkeypatch):
     retry = {"max_retries": 3, "backoff": backoff, "retry_timeout": timedelta(seconds=20)}
     monkeypatch.setattr(objects, "_RETRY", retry)
     monkeypatch.setattr(objects, "_FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(objects, "_CLIENT", {"timeout": timedelta(seconds=1.5)})
     objects._store.cache_clear()
     server.fault()
     yield StorageConfig(endpoint_url=server.endpoint_url)
@@ -65,6 +64,12 @@ def test_a_range_comes_alone(server, storage):
     assert fault_of(Stored(URI), storage, span=(len(DATA) - 10, len(DATA) + 10)).reason is Reason.TRUNCATED
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(objects, "_CLIENT", {"timeout": timedelta(seconds=1)})
+
+
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("kind", ["slow_down", "error", "reset", "cut", "short", "hang"])
 def test_what_passes_is_tried_again(server, storage, kind):
     server.fault(Fault("bucket/a b", kind, times=2))
@@ -90,7 +95,7 @@ def test_a_slow_answer_is_waited_for(server, storage):
         ("short", Reason.TRUNCATED, "10240 bytes came of 20480"),
     ],
 )
-def test_what_stays_is_a_fault_with_its_reason(server, storage, kind, reason, words):
+def test_what_stays_is_a_fault_with_its_reason(server, storage, impatient, kind, reason, words):
     server.fault(Fault("bucket/a b", kind))
     fault = fault_of(KNOWN, storage)
     assert fault.reason is reason
@@ -157,7 +162,7 @@ def test_a_profile_gives_endpoint_and_credentials(server, storage, monkeypatch, 
 
 
 def test_many_are_in_flight_at_once_and_come_in_order(server, storage):
-    server.fault(Fault("many", latency_s=0.6))
+    server.fault(Fault("many", latency_s=1.0))
     files = [Stored(f"s3://bucket/many/{i:03d}.png", 5000) for i in range(300)]
     found = list(fetch_all(files, Config(storage=storage)))
     assert found == [DATA[i : 5000 + i] for i in range(300)]
