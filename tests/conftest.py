@@ -13,7 +13,16 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 
+_LONGEST = ("test_pipeline.py", "test_command.py", "test_classify.py", "test_neighbors.py", "test_coverage.py")
+"""Files that take minutes: two processes share the files (``make test``), and should not end with one of these."""
+
 _AWS_OF_THE_MACHINE = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest."""
+    ranks = {name: rank for rank, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 @pytest.fixture(scope="session")
