@@ -57,15 +57,22 @@ class IndexCluster:
         self._tables, self._shards, self._chunks, self._crew = tables, shards, chunks, crew
         count = crew.gpus or max(1, min(crew.workers // _CORES_AN_ACTOR, len(shards)))
         # On a single core the tasks that train and sample would wait for the actor's, for ever.
-        needs = {"CPU": 1 if crew.workers > count else 0, "GPU": 1 if crew.gpus else 0}
-        # Ray's SPREAD of single actors is a wish that two raylets may grant to the same node.
-        self._places = placement_group([needs] * count, "SPREAD") if count > 1 else None
-        actor = ray.remote(IndexActor).options(
-            num_cpus=needs["CPU"], num_gpus=needs["GPU"], max_restarts=-1, max_task_retries=3
-        )
+        cpus, gpus = int(crew.workers > count), int(crew.gpus > 0)
+        # Ray's SPREAD of single actors is a wish: two raylets may choose the same node.
+        places = placement_group([{"CPU": cpus, "GPU": gpus}] * count, "SPREAD") if count > 1 else None
         threads = max(1, crew.workers // count)
+        self._places = places
         self._actors = [
-            actor.options(scheduling_strategy=self._place(i)).remote(tables, chunks, threads) for i in range(count)
+            ray.remote(IndexActor)
+            .options(
+                num_cpus=cpus,
+                num_gpus=gpus,
+                max_restarts=-1,
+                max_task_retries=3,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(places, i) if places else "DEFAULT",
+            )
+            .remote(tables, chunks, threads)
+            for i in range(count)
         ]
         self._parts: list[Part] = []
 
@@ -92,9 +99,6 @@ class IndexCluster:
             ray.kill(actor)
         if self._places is not None:
             remove_placement_group(self._places)
-
-    def _place(self, number: int) -> Any:
-        return PlacementGroupSchedulingStrategy(self._places, number) if self._places is not None else "DEFAULT"
 
     def _actor(self, part: Part) -> Any:
         return self._actors[part.number % len(self._actors)]
