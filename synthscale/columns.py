@@ -1,5 +1,7 @@
 """Columns of Arrow tables as arrays."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -27,3 +29,10 @@ def of_lists(column: pa.ChunkedArray) -> NDArray[np.float64]:
     values = np.frombuffer(flat.buffers()[1], flat.type.to_pandas_dtype())[flat.offset : flat.offset + len(flat)]
     result: NDArray[np.float64] = np.where(known, values.astype(np.float64), np.nan)
     return result.reshape(-1, column.type.list_size)
+
+
+def pieces(column: pa.ChunkedArray, rows: int = 65_536) -> Iterator[pa.Array]:
+    """Yield a column in parts of so many rows at most: what is made of one at a time stays small."""
+    for chunk in column.chunks:
+        for start in range(0, len(chunk), rows):
+            yield chunk.slice(start, rows)

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from synthscale.columns import pieces
 from synthscale.errors import ConfigError, InputError
 from synthscale.keys import id_keys, mixed
 from synthscale.schemas import REAL, SYNTHETIC
@@ -26,7 +27,8 @@ def hold_out(rows: pa.Table) -> pa.Table:
     real = np.flatnonzero(pc.equal(kinds, REAL).to_numpy())
     if len(real) < _FEWEST:
         raise InputError(f"control: {len(real)} real rows cannot be halved; {_FEWEST} are needed")
-    keys = mixed(id_keys(rows.column("id").take(pa.array(real)).to_pylist()), _STREAM)
+    ids = [id_keys(chunk.to_pylist()) for chunk in pieces(rows.column("id"))]
+    keys = mixed(np.concatenate(ids)[real], _STREAM)
     held = np.zeros(rows.num_rows, np.bool_)
     held[real[np.argsort(keys, kind="stable")[: len(real) // 2]]] = True
     mask = pa.array(held)

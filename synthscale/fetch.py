@@ -1,14 +1,18 @@
-"""Bytes of one image by its URI: a local file, an S3 object, or a member of a zip file on either.
+"""Bytes of one image by its URI: a local file, an S3 object, or what an archive on either holds.
 
-A zip member is written as fsspec writes it, ``zip://MEMBER::PATH``. Failures come as ImageFault with a reason,
-because a row's failure is data; nothing here stops a run.
+A member of an archive is written as fsspec does, ``zip://MEMBER::PATH``; likewise
+``tar://OFFSET+SIZE/MEMBER::PATH``, one range of the file, and ``parquet://GROUP/ROW/COLUMN::PATH``. Failures come
+as ImageFault with a reason, because a row's failure is data; nothing here stops a run.
 """
 
 import os
+import threading
 import zipfile
 import zlib
 from functools import lru_cache
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError, ClientError
 
 from synthscale import filesystems as fsys
@@ -19,6 +23,7 @@ from synthscale.schemas import Reason, Stored
 
 MAX_BYTES = 512 * 1024 * 1024
 """Larger files are refused before they are read."""
+_DECODING = threading.Lock()
 
 
 def zip_uri(archive: str, member: str) -> str:
@@ -26,27 +31,24 @@ def zip_uri(archive: str, member: str) -> str:
     return f"zip://{member}::{archive}"
 
 
-@lru_cache(maxsize=4)
-def _archive(uri: str, storage: StorageConfig, pid: int, state: str) -> zipfile.ZipFile:
-    # Open handles must not be shared across a fork, so the process id is part of the key; a file that was replaced
-    # has another state, and is opened again.
-    return zipfile.ZipFile(fsys.filesystem(uri, storage).open(uri, "rb"))
+def tar_uri(archive: str, member: str, offset: int, size_bytes: int) -> str:
+    """Return the URI of a member of a tar file, whose bytes lie at an offset."""
+    return f"tar://{offset}+{size_bytes}/{member}::{archive}"
 
 
-def _open_archive(uri: str, storage: StorageConfig) -> zipfile.ZipFile:
-    return _archive(uri, storage, os.getpid(), str(fsys.filesystem(uri, storage).ukey(uri)))
+def parquet_uri(path: str, group: int, row: int, column: str) -> str:
+    """Return the URI of an image in a row of a row group of a Parquet file."""
+    return f"parquet://{group}/{row}/{column}::{path}"
 
 
 def fetch(stored: Stored, storage: StorageConfig) -> bytes:
     """Return the bytes of a file; raise ImageFault with the reason when they cannot be had, or are other ones."""
     uri = stored.uri
     try:
-        if uri.startswith("zip://"):
-            member, _, archive = uri.removeprefix("zip://").rpartition("::")
-            opened = _open_archive(archive, storage)
-            info = opened.getinfo(member)
-            _check_size(info.file_size)
-            return opened.read(info)
+        scheme, separator, rest = uri.partition("://")
+        if separator and scheme in _MEMBERS:
+            member, _, archive = rest.rpartition("::")
+            return _MEMBERS[scheme](member, Stored(archive, stored.size_bytes, stored.etag), storage)
         if not fsys.is_s3(uri):
             return _read_file(stored)
         return objects.get(stored, storage, MAX_BYTES)
@@ -54,7 +56,7 @@ def fetch(stored: Stored, storage: StorageConfig) -> bytes:
         raise ImageFault(Reason.NOT_FOUND, f"{uri}: not found") from error
     except PermissionError as error:
         raise ImageFault(Reason.ACCESS_DENIED, f"{uri}: access denied") from error
-    except (zipfile.BadZipFile, zlib.error) as error:
+    except (zipfile.BadZipFile, zlib.error, pa.ArrowInvalid, IndexError) as error:
         raise ImageFault(Reason.CORRUPT, f"{uri}: {error}") from error
     except (OSError, BotoCoreError, ClientError, RuntimeError, ValueError) as error:
         raise ImageFault(Reason.READ_ERROR, f"{uri}: {' '.join(str(error).split())}") from error
@@ -73,3 +75,57 @@ def _read_file(stored: Stored) -> bytes:
 def _check_size(size_bytes: int) -> None:
     if size_bytes > MAX_BYTES:
         raise ImageFault(Reason.TOO_LARGE, f"{size_bytes} bytes, limit {MAX_BYTES}")
+
+
+# Members of archives.
+
+
+def _from_zip(member: str, archive: Stored, storage: StorageConfig) -> bytes:
+    uri = archive.uri
+    # Handles must not be shared across a fork; a file that was replaced has another state, and is opened again.
+    opened = _zip(uri, storage, os.getpid(), str(fsys.filesystem(uri, storage).ukey(uri)))
+    info = opened.getinfo(member)
+    _check_size(info.file_size)
+    return opened.read(info)
+
+
+@lru_cache(maxsize=4)
+def _zip(uri: str, storage: StorageConfig, pid: int, state: str) -> zipfile.ZipFile:
+    return zipfile.ZipFile(fsys.filesystem(uri, storage).open(uri, "rb"))
+
+
+def _from_tar(member: str, archive: Stored, storage: StorageConfig) -> bytes:
+    place, _, name = member.partition("/")
+    offset, size = (int(number) for number in place.split("+"))
+    _check_size(size)
+    if fsys.is_s3(archive.uri):
+        return objects.get(archive, storage, MAX_BYTES, (offset, offset + size)) if size else b""
+    with open(archive.uri, "rb") as file:
+        file.seek(offset)
+        data = file.read(size)
+    if len(data) < size:
+        raise ImageFault(Reason.TRUNCATED, f"{archive.uri}: ends within {name}")
+    return data
+
+
+def _from_parquet(member: str, archive: Stored, storage: StorageConfig) -> bytes:
+    group, row, column = member.split("/", 2)
+    uri = archive.uri
+    # One thread decodes the row group that the others wait for.
+    with _DECODING:
+        images = _row_group(uri, storage, int(group), column, str(fsys.filesystem(uri, storage).ukey(uri)))
+    value = images[int(row)].as_py()
+    data = value["bytes"] if isinstance(value, dict) else value
+    if data is None:
+        raise ImageFault(Reason.EMPTY, f"{uri}: row {row} of row group {group} holds no image")
+    _check_size(len(data))
+    return bytes(data)
+
+
+@lru_cache(maxsize=2)
+def _row_group(uri: str, storage: StorageConfig, group: int, column: str, state: str) -> pa.ChunkedArray:
+    with fsys.filesystem(uri, storage).open(uri, "rb") as file:
+        return pq.ParquetFile(file).read_row_group(group, columns=[column]).column(column)
+
+
+_MEMBERS = {"zip": _from_zip, "tar": _from_tar, "parquet": _from_parquet}

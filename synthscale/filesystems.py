@@ -26,11 +26,12 @@ from synthscale.errors import StorageError
 
 @dataclass(frozen=True)
 class FileInfo:
-    """One listed object; ``path`` is as the file system names it, without a scheme."""
+    """One listed object; ``path`` is as the file system names it, without a scheme. A disk's have no etag."""
 
     path: str
     size_bytes: int
     etag: str | None
+    modified_ns: int | None = None
 
 
 def is_s3(uri: str) -> bool:
@@ -157,6 +158,18 @@ def list_files(uri: str, storage: StorageConfig) -> list[FileInfo]:
             FileInfo(path, int(info["size"]), str(info["ETag"]).strip('"') if "ETag" in info else None)
             for path, info in sorted(found.items())
         ]
+
+
+def file_info(uri: str, storage: StorageConfig) -> FileInfo | None:
+    """Return what is known of one file; None where there is none."""
+    with storage_errors(uri, "look"):
+        try:
+            info = filesystem(uri, storage).info(uri)
+        except FileNotFoundError:
+            return None
+    etag = str(info["ETag"]).strip('"') if "ETag" in info else None
+    modified = None if etag else int(info["mtime"] * 1e9)
+    return FileInfo(str(info["name"]), int(info["size"]), etag, modified)
 
 
 def write_table(uri: str, table: pa.Table, storage: StorageConfig) -> None:

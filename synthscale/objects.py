@@ -34,11 +34,13 @@ _RETRY: dict[str, Any] = {
     "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=10), "base": 2},
     "retry_timeout": timedelta(seconds=120),
 }
+_BRIEFLY: dict[str, Any] = {**_RETRY, "max_retries": 2, "retry_timeout": timedelta(seconds=8)}
 _CLIENT: dict[str, Any] = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=10)}
 _MAKING = threading.Lock()
 _CREDENTIALS_FOR = timedelta(minutes=10)
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 _REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AccessDenied"}
+_ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 _SLOWER = {"SlowDown", "ServiceUnavailable", "TooManyRequests", "RequestLimitExceeded"}
 
 
@@ -56,9 +58,9 @@ def get(stored: Stored, storage: StorageConfig, limit_bytes: int, span: tuple[in
         if attempt:
             time.sleep(random.uniform(0, _FIRST_PAUSE_S * 2**attempt))
         try:
-            data = _get(_client(bucket, storage), key, stored, limit_bytes, span)
+            data = _get(client(bucket, storage), key, stored, limit_bytes, span)
         except (BaseError, FileNotFoundError) as error:
-            fault = _fault(error, stored.uri)
+            fault = fault_of(error, stored.uri)
             if fault.reason is not Reason.TRUNCATED:
                 raise fault from error
             continue
@@ -80,7 +82,7 @@ def _get(store: S3Store, key: str, stored: Stored, limit_bytes: int, span: tuple
     return result.bytes().to_bytes()
 
 
-def _fault(error: Exception, uri: str) -> ImageFault:
+def fault_of(error: Exception, uri: str) -> ImageFault:
     """Say what obstore's error means; its words hold the answer's status and S3's code."""
     words = str(error).partition("Debug source")[0]
     code = found[1] if (found := re.search(r"<Code>(\w+)</Code>", words)) else ""
@@ -93,6 +95,8 @@ def _fault(error: Exception, uri: str) -> ImageFault:
         return ImageFault(Reason.ACCESS_DENIED, f"{uri}: the credentials have expired")
     if code in _REFUSED or isinstance(error, PermissionDeniedError | UnauthenticatedError):
         return ImageFault(Reason.ACCESS_DENIED, f"{uri}: access denied{f' ({code})' if code else ''}")
+    if code in _ELSEWHERE or "redirect" in words:
+        return ImageFault(Reason.READ_ERROR, f"{uri}: the bucket is in another region; set storage.region")
     if code in _SLOWER or status in {"429", "503"}:
         return ImageFault(Reason.THROTTLED, f"{uri}: the server wants fewer requests ({status} {code})")
     if "response body" in words:
@@ -100,14 +104,15 @@ def _fault(error: Exception, uri: str) -> ImageFault:
     return ImageFault(Reason.READ_ERROR, f"{uri}: {' '.join(words.split())}")
 
 
-def _client(bucket: str, storage: StorageConfig) -> S3Store:
+def client(bucket: str, storage: StorageConfig, *, is_patient: bool = True) -> S3Store:
+    """Return this process's client of a bucket; an impatient one gives up in seconds."""
     # Making one takes a tenth of a second: the threads of a process wait for the first.
     with _MAKING:
-        return _store(bucket, storage, os.getpid())
+        return _store(bucket, storage, os.getpid(), is_patient)
 
 
 @lru_cache(maxsize=16)
-def _store(bucket: str, storage: StorageConfig, pid: int) -> S3Store:
+def _store(bucket: str, storage: StorageConfig, pid: int, is_patient: bool) -> S3Store:
     """Return a process's client of a bucket; one must never be used across a fork."""
     try:
         session = botocore.session.Session(profile=storage.profile)
@@ -127,7 +132,7 @@ def _store(bucket: str, storage: StorageConfig, pid: int) -> S3Store:
         settings: dict[str, Any] = {
             "region": _region_of(bucket, client),
             "client_options": {**_CLIENT, "allow_http": endpoint.startswith("http://")},
-            "retry_config": _RETRY,
+            "retry_config": _RETRY if is_patient else _BRIEFLY,
             "skip_signature": storage.anon,
         }
         if not endpoint.endswith(".amazonaws.com"):

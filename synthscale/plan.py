@@ -1,12 +1,13 @@
 """``validate`` and ``status``: what a run would do, and how far one has come. No cluster is started."""
 
 import time
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from synthscale import filesystems as fsys
 from synthscale.config import Config
@@ -52,16 +53,17 @@ def validate(config: Config) -> Plan:
         dataset = replace(dataset, rows=hold_out(dataset.rows))
     check_metrics(config, dataset.rows)
     check_writable(config)
-    names = [name or REAL for name in dataset.rows.column("generator").to_pylist()]
+    names = pc.fill_null(dataset.rows.column("generator").cast(pa.string()), REAL)
+    sets = {entry["values"]: entry["counts"] for entry in pc.value_counts(names).to_pylist()}
     encoder = None if dataset.vectors is not None else encoder_for(config)
     facts = facts_of(encoder) if encoder is not None else encoder_facts(config, dataset.vectors)
-    chosen = [i for name in dict.fromkeys(names) for i in _spread(np.flatnonzero(np.array(names) == name))]
+    chosen = [i for name in sets for i in _spread(np.flatnonzero(pc.equal(names, name).to_numpy()))]
     seconds_a_row, faults = _try_rows(config, dataset, chosen, encoder)
     if len(faults) == len(chosen):
         raise InputError(f"none of {len(chosen)} rows tried could be used; the first: {faults[0]}")
     n = dataset.rows.num_rows
     return Plan(
-        dict(Counter(names)),
+        sets,
         facts.fingerprint,
         facts.layout.dimensions,
         len(chosen),
@@ -88,7 +90,8 @@ def _try_rows(
     config: Config, dataset: Dataset, rows: list[int], encoder: Encoder | None
 ) -> tuple[float | None, list[str]]:
     """Read and embed some rows; return seconds a row (None for vectors) and what went wrong."""
-    ids = dataset.rows.column("id").to_pylist()
+    tried = dataset.rows.take(rows)
+    ids = tried.column("id").to_pylist()
     if encoder is None:
         assert dataset.vectors is not None
         facts: list[dict[str, Any]] = []
@@ -96,12 +99,12 @@ def _try_rows(
             vector, fact = read_rows(dataset.vectors, row, row + 1, config.storage)
             check_vectors(vector, fact, (0, vector.shape[1]))
             facts += fact
-        return None, [f"{ids[r]}: {f['detail']}" for r, f in zip(rows, facts, strict=True) if "reason" in f]
+        return None, [f"{name}: {f['detail']}" for name, f in zip(ids, facts, strict=True) if "reason" in f]
     start = time.perf_counter()
-    pixels, facts = decode_all(files_of(dataset.rows.take(rows)), encoder.image_size, config)
+    pixels, facts = decode_all(files_of(tried), encoder.image_size, config)
     encoder.encode(pixels)
     seconds = (time.perf_counter() - start) / len(rows)
-    return seconds, [f"{ids[r]}: {f['detail']}" for r, f in zip(rows, facts, strict=True) if "reason" in f]
+    return seconds, [f"{name}: {f['detail']}" for name, f in zip(ids, facts, strict=True) if "reason" in f]
 
 
 def check_writable(config: Config) -> None:

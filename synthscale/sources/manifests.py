@@ -1,4 +1,4 @@
-"""Rows of metadata tables: CSV or Parquet, alone, in a folder, or in a Studio-style zip."""
+"""Rows of metadata tables: CSV, JSONL or Parquet, alone, in a folder, or in a Studio-style zip."""
 
 import hashlib
 import io
@@ -7,11 +7,14 @@ import posixpath
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pacsv
+import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
 from synthscale import filesystems as fsys
@@ -19,8 +22,13 @@ from synthscale.config import StorageConfig
 from synthscale.errors import InputError
 from synthscale.fetch import zip_uri
 from synthscale.sources.rows import Dataset, table_rows
+from synthscale.sources.spool import Spool
 from synthscale.sources.vectors import from_vectors, parquet_schema
 from synthscale.storage import digest
+
+_BLOCK_BYTES = 64 * 2**20
+"""What is read of a CSV or JSONL table at a time; the kinds of a user's columns are those of the first."""
+_ROWS = 65_536
 
 
 def from_zip(uri: str, storage: StorageConfig) -> Dataset:
@@ -55,42 +63,94 @@ def from_dataset_folder(uri: str, storage: StorageConfig) -> Dataset:
 
 
 def from_table_file(uri: str, storage: StorageConfig) -> Dataset:
-    """Return the rows of one CSV or Parquet table, of images or of vectors."""
-    if uri.lower().endswith(".csv"):
-        data = fsys.read_bytes(uri, storage)
-        frame = _read_csv(data, uri)
-    elif uri.lower().endswith((".parquet", ".pq")):
+    """Return the rows of one CSV, JSONL or Parquet table, of images or of vectors."""
+    suffix = posixpath.splitext(uri)[1].lower()
+    if suffix in {".parquet", ".pq"}:
         schema = parquet_schema(uri, storage)
         if "embedding" in schema.names or not {"image_filename", "uri"} & set(schema.names):
             return from_vectors([uri], storage)
-        data = fsys.read_bytes(uri, storage)
-        frame = pq.read_table(io.BytesIO(data)).to_pandas(types_mapper=pd.ArrowDtype)
-    else:
-        raise InputError(f"{uri}: expected a .csv, .parquet or .zip file, or a folder")
-    folder = posixpath.dirname(uri)
-    top = _top_that_holds(frame, [folder, posixpath.dirname(folder)], lambda path: fsys.exists(path, storage))
-    rows = table_rows(frame, uri, lambda name: fsys.join(top, name))
-    if not fsys.is_s3(uri):
-        _refuse_links_out(rows, top, uri)
-    return Dataset(rows, digest([uri, hashlib.blake2b(data, digest_size=16).hexdigest()]))
+    if suffix not in _FRAMES:
+        raise InputError(f"{uri}: expected a {', '.join(sorted(_FRAMES))} or .zip file, or a folder")
+    folder, top, first = posixpath.dirname(uri), None, 0
+    with Spool() as spool:
+        for frame in _frames(uri, storage, _FRAMES[suffix]):
+            if top is None:
+                candidates = [folder, posixpath.dirname(folder)]
+                top = _top_that_holds(frame, candidates, lambda path: fsys.exists(path, storage))
+            rows = table_rows(frame, uri, partial(fsys.join, top), first)
+            if not fsys.is_s3(uri):
+                _refuse_links_out(rows, top, uri, first)
+            spool.add(rows)
+            first += len(frame)
+        return Dataset(spool.rows(), digest([uri, _content(uri, storage)]))
+
+
+def _content(uri: str, storage: StorageConfig) -> str:
+    content = hashlib.blake2b(digest_size=16)
+    with fsys.storage_errors(uri, "read"), fsys.filesystem(uri, storage).open(uri, "rb") as file:
+        while piece := file.read(_BLOCK_BYTES):
+            content.update(piece)
+    return content.hexdigest()
+
+
+def _frames(uri: str, storage: StorageConfig, read: Callable[[Any], Any]) -> Iterator[pd.DataFrame]:
+    """Yield a table's rows, some thousands at a time."""
+    with fsys.storage_errors(uri, "read"), fsys.filesystem(uri, storage).open(uri, "rb") as file:
+        try:
+            for batch in read(file):
+                _refuse_twice(batch.schema.names, uri)
+                yield batch.to_pandas(types_mapper=pd.ArrowDtype)
+        except pa.ArrowInvalid as error:
+            raise InputError(f"{uri}: not a readable table: {error}") from error
 
 
 _TEXT = dict.fromkeys(("id", "label", "generator", "image_filename", "uri", "real_or_synthetic"), pa.string())
 
 
 def _read_csv(data: bytes, source: str) -> pd.DataFrame:
+    try:
+        table = _csv_batches(io.BytesIO(data)).read_all()
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{source}: not a readable CSV table: {error}") from error
+    _refuse_twice(table.column_names, source)
+    frame: pd.DataFrame = table.to_pandas(types_mapper=pd.ArrowDtype)
+    return frame
+
+
+def _refuse_twice(names: list[str], source: str) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(f"{source}: the column {twice[0]!r} occurs more than once")
+
+
+def _csv_batches(file: Any) -> Any:
     # Names and labels stay as they are written: 007 is no number, and NA is a label.
     convert = pacsv.ConvertOptions(column_types=_TEXT, null_values=[""], strings_can_be_null=True)
     parse = pacsv.ParseOptions(newlines_in_values=True)
-    try:
-        table = pacsv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=convert)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{source}: not a readable CSV table: {error}") from error
-    twice = [name for name, count in Counter(table.column_names).items() if count > 1]
-    if twice:
-        raise InputError(f"{source}: the column {twice[0]!r} occurs more than once")
-    frame: pd.DataFrame = table.to_pandas(types_mapper=pd.ArrowDtype)
-    return frame
+    read = pacsv.ReadOptions(block_size=_BLOCK_BYTES)
+    return pacsv.open_csv(file, read, parse, convert)
+
+
+def _json_batches(file: Any) -> Any:
+    known = pajson.ParseOptions(explicit_schema=pa.schema(_TEXT.items()), unexpected_field_behavior="infer")
+    table = pajson.read_json(file, pajson.ReadOptions(block_size=_BLOCK_BYTES), known)
+    there = [
+        name for name in table.column_names if name not in _TEXT or table.column(name).null_count < len(table)
+    ]
+    return table.select(there).to_batches(max_chunksize=_ROWS)
+
+
+def _parquet_batches(file: Any) -> Any:
+    return pq.ParquetFile(file).iter_batches(_ROWS)
+
+
+_FRAMES: dict[str, Callable[[Any], Any]] = {
+    ".csv": _csv_batches,
+    ".jsonl": _json_batches,
+    ".ndjson": _json_batches,
+    ".parquet": _parquet_batches,
+    ".pq": _parquet_batches,
+}
 
 
 def _top_that_holds(frame: pd.DataFrame, candidates: list[str], exists: Callable[[str], bool]) -> str:
@@ -103,9 +163,9 @@ def _top_that_holds(frame: pd.DataFrame, candidates: list[str], exists: Callable
     return candidates[0]
 
 
-def _refuse_links_out(rows: pa.Table, top: str, source: str) -> None:
+def _refuse_links_out(rows: pa.Table, top: str, source: str, first_row: int) -> None:
     """Refuse files named relative to the data set's top that are links to elsewhere."""
     real_top = os.path.realpath(top) + os.sep
-    for row, uri in enumerate(rows.column("uri").to_pylist()):
+    for row, uri in enumerate(rows.column("uri").to_pylist(), first_row):
         if uri.startswith(top + "/") and not os.path.realpath(uri).startswith(real_top):
             raise InputError(f"{source}: row {row}: {uri.removeprefix(top + '/')!r} is a link that leaves {top}")

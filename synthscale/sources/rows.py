@@ -13,10 +13,16 @@ from synthscale.errors import InputError
 from synthscale.schemas import REAL, SYNTHETIC
 from synthscale.vectors import VectorSource
 
+OURS = frozenset({"id", "uri", "label", "image_filename", "size_bytes", "etag", "real_or_synthetic", "generator"})
+"""The manifest's columns that a source gives."""
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """The rows of a run before they are numbered, a digest of what was found, and what was passed over."""
+    """The rows of a run before they are numbered, a digest of what was found, and what was passed over.
+
+    ``rows`` are mapped from disk: there may be more than memory holds.
+    """
 
     rows: pa.Table
     digest: str
@@ -24,8 +30,11 @@ class Dataset:
     notes: list[str] = field(default_factory=list)
 
 
-def table_rows(frame: pd.DataFrame, source: str, locate: Callable[[str], str]) -> pa.Table:
-    """Return a metadata table as manifest rows; ``locate`` gives the URI of a name relative to the data set."""
+def table_rows(frame: pd.DataFrame, source: str, locate: Callable[[str], str], first_row: int = 0) -> pa.Table:
+    """Return a part of a metadata table as manifest rows.
+
+    ``locate`` gives the URI of a name relative to the data set; errors count rows from ``first_row``.
+    """
     if "real_or_synthetic" not in frame:
         raise InputError(f"{source}: lacks the column real_or_synthetic")
     if not {"image_filename", "uri"} & set(frame.columns):
@@ -34,7 +43,7 @@ def table_rows(frame: pd.DataFrame, source: str, locate: Callable[[str], str]) -
     names = texts(frame, "image_filename") or [None] * n
     uris = texts(frame, "uri") or [None] * n
     resolved = []
-    for i, (name, uri) in enumerate(zip(names, uris, strict=True)):
+    for i, (name, uri) in enumerate(zip(names, uris, strict=True), first_row):
         if uri is None and name is None:
             raise InputError(f"{source}: row {i} has neither image_filename nor uri")
         if uri is not None and ("://" in uri or uri.startswith(("/", "~"))):

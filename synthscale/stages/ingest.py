@@ -1,25 +1,30 @@
 """Ingest: the rows that the input names -> ``manifest/``, numbered and cut into shards.
 
-Checks what only the whole set can tell: unique ids, both classes, generator names. The listing is small at the
-sizes that pass through the driver here, so no Ray is needed and a rerun can afford to look again.
+Checks what only the whole set can tell: unique ids, both classes, generator names. The rows are mapped from disk
+and pass through memory shard by shard; a rerun looks again, and is refused where it finds other files.
 """
 
 import math
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from synthscale.columns import pieces
 from synthscale.config import Config, check_generator_name
 from synthscale.control import CONTROL
 from synthscale.errors import ConfigError, InputError
+from synthscale.keys import id_keys
 from synthscale.metrics.gates import generators_of
 from synthscale.metrics.slices import can_slice
 from synthscale.schemas import MANIFEST_COLUMNS, REAL, SCORES, SYNTHETIC, Shard
 from synthscale.sources import Dataset
 from synthscale.stages.context import Outcome, StageContext
 
+_WRITERS = 16
 _BLOCK_BYTES = 2**28
 """Largest block of pixels, a shard's, that passes from a decoding task to an encoder."""
 
@@ -33,14 +38,19 @@ def run(context: StageContext, dataset: Dataset) -> Outcome:
     """Write the manifest of rows that ``check_rows`` has passed."""
     rows = rename_clashing_columns(dataset.rows)
     n = rows.num_rows
-    table = rows.append_column("row", pa.array(range(n), pa.int64()))
     size = context.config.storage.shard_rows or _shard_rows(context, dataset, n)
     shards = [Shard(i, start, min(start + size, n)) for i, start in enumerate(range(0, n, size))]
-    for shard in shards:
-        piece = table.slice(shard.start, shard.stop - shard.start)
-        context.run.write_shard("manifest", shard, piece, MANIFEST_COLUMNS)
-    kinds = Counter(table.column("real_or_synthetic").to_pylist())
-    generators = [g for g in dict.fromkeys(table.column("generator").to_pylist()) if g is not None]
+
+    def write(shard: Shard) -> None:
+        piece = rows.slice(shard.start, shard.stop - shard.start)
+        numbers = pa.array(np.arange(shard.start, shard.stop))
+        context.run.write_shard("manifest", shard, piece.append_column("row", numbers), MANIFEST_COLUMNS)
+
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        for first in range(0, len(shards), 1024):
+            list(pool.map(write, shards[first : first + 1024]))
+    kinds = {kind: pc.sum(pc.equal(rows.column("real_or_synthetic"), kind)).as_py() for kind in (REAL, SYNTHETIC)}
+    generators = [name for name in pc.unique(rows.column("generator")).to_pylist() if name is not None]
     # The control is shown last, wherever its rows stand.
     generators.sort(key=lambda name: name == CONTROL)
     info = {
@@ -108,8 +118,8 @@ def check_rows(rows: pa.Table) -> None:
     ids = rows.column("id")
     if ids.null_count:
         raise InputError(f"{ids.null_count} rows have no id")
-    if len(pc.unique(ids)) < len(ids):
-        twice = [name for name, count in Counter(ids.to_pylist()).items() if count > 1]
+    twice = _twice(ids)
+    if twice:
         more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
         raise InputError(f"duplicate ids: {', '.join(twice[:5])}{more}; every row needs an id of its own")
     kinds = set(pc.unique(rows.column("real_or_synthetic")).to_pylist())
@@ -122,3 +132,14 @@ def check_rows(rows: pa.Table) -> None:
                 check_generator_name(name)
             except ValueError as error:
                 raise InputError(str(error)) from error
+
+
+def _twice(ids: pa.ChunkedArray) -> list[str]:
+    """Return the ids that more than one row has, at eight bytes a row."""
+    keys = np.concatenate([id_keys(chunk.to_pylist()) for chunk in pieces(ids)])
+    order = np.sort(keys)
+    same = np.unique(order[1:][order[1:] == order[:-1]])
+    if not len(same):
+        return []
+    counts = Counter(name for name in ids.filter(pa.array(np.isin(keys, same))).to_pylist())
+    return [name for name, count in counts.items() if count > 1]
