@@ -157,6 +157,8 @@ class StorageConfig(_Section):
     """A profile of the AWS configuration files."""
     anon: bool = False
     """Read public buckets without credentials."""
+    cache: str | None = Field(default=None, min_length=1)
+    """A folder, local or ``s3://``, in which embeddings are kept and found again by later runs."""
     shard_rows: int | None = Field(default=None, ge=1)
     """Rows per file of every table; chosen by size when not given. Never changes results."""
 

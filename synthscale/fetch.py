@@ -63,13 +63,17 @@ def fetch(stored: Stored, storage: StorageConfig) -> bytes:
 
 
 def _read_file(stored: Stored) -> bytes:
-    size = os.path.getsize(stored.uri)
-    _check_size(size)
-    if stored.size_bytes is not None and size != stored.size_bytes:
-        detail = f"{stored.uri}: has changed since it was listed ({size} bytes, were {stored.size_bytes})"
-        raise ImageFault(Reason.CHANGED, detail)
+    _check_size(_check_unchanged(stored))
     with open(stored.uri, "rb") as file:
         return file.read()
+
+
+def _check_unchanged(stored: Stored) -> int:
+    """Return a local file's size; raise ImageFault where it is another file than was listed."""
+    state = os.stat(stored.uri)
+    if stored.etag is not None and fsys.file_etag(state) != stored.etag:
+        raise ImageFault(Reason.CHANGED, f"{stored.uri}: has changed since it was listed")
+    return state.st_size
 
 
 def _check_size(size_bytes: int) -> None:
@@ -100,6 +104,7 @@ def _from_tar(member: str, archive: Stored, storage: StorageConfig) -> bytes:
     _check_size(size)
     if fsys.is_s3(archive.uri):
         return objects.get(archive, storage, MAX_BYTES, (offset, offset + size)) if size else b""
+    _check_unchanged(archive)
     with open(archive.uri, "rb") as file:
         file.seek(offset)
         data = file.read(size)

@@ -26,12 +26,11 @@ from synthscale.errors import StorageError
 
 @dataclass(frozen=True)
 class FileInfo:
-    """One listed object; ``path`` is as the file system names it, without a scheme. A disk's have no etag."""
+    """One listed object; ``path`` is as the file system names it, without a scheme. A disk's etag: `file_etag`."""
 
     path: str
     size_bytes: int
     etag: str | None
-    modified_ns: int | None = None
 
 
 def is_s3(uri: str) -> bool:
@@ -167,9 +166,13 @@ def file_info(uri: str, storage: StorageConfig) -> FileInfo | None:
             info = filesystem(uri, storage).info(uri)
         except FileNotFoundError:
             return None
-    etag = str(info["ETag"]).strip('"') if "ETag" in info else None
-    modified = None if etag else int(info["mtime"] * 1e9)
-    return FileInfo(str(info["name"]), int(info["size"]), etag, modified)
+    etag = str(info["ETag"]).strip('"') if is_s3(uri) else file_etag(os.stat(uri))
+    return FileInfo(str(info["name"]), int(info["size"]), etag)
+
+
+def file_etag(state: os.stat_result) -> str:
+    """Return what stands for the etag of a file on a disk: when it was changed, and its size."""
+    return f"{state.st_mtime_ns:x}-{state.st_size:x}"
 
 
 def write_table(uri: str, table: pa.Table, storage: StorageConfig) -> None:

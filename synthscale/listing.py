@@ -60,7 +60,7 @@ def _files(folder: str) -> Iterator[FileInfo]:
             except FileNotFoundError:
                 # A link to nothing fails as its row.
                 state = entry.stat(follow_symlinks=False)
-            yield FileInfo(entry.path, state.st_size, None, state.st_mtime_ns)
+            yield FileInfo(entry.path, state.st_size, fsys.file_etag(state))
 
 
 def _objects(uri: str, storage: StorageConfig) -> Iterator[list[FileInfo]]:

@@ -120,7 +120,12 @@ def _store(bucket: str, storage: StorageConfig, pid: int, is_patient: bool) -> S
             "s3",
             region_name=storage.region or session.get_config_variable("region") or "us-east-1",
             endpoint_url=storage.endpoint_url,
-            config=ClientConfig(signature_version=UNSIGNED) if storage.anon else None,
+            config=ClientConfig(
+                signature_version=UNSIGNED if storage.anon else None,
+                connect_timeout=5,
+                read_timeout=10,
+                retries={"total_max_attempts": 2},
+            ),
         )
         credentials = None if storage.anon else session.get_credentials()
         if credentials is None and not storage.anon:

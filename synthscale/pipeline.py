@@ -88,9 +88,10 @@ def with_absolute_paths(config: Config) -> Config:
         return None if uri is None else fsys.absolute(uri)
 
     encoder = config.encoder.model_copy(update={"weights": absolute(config.encoder.weights)})
+    storage = config.storage.model_copy(update={"cache": absolute(config.storage.cache)})
     paths = {name: absolute(getattr(config, name)) for name in ("real", "manifest", "output")}
     synthetic = {name: absolute(uri) for name, uri in config.synthetic.items()}
-    return config.model_copy(update={**paths, "synthetic": synthetic, "encoder": encoder})
+    return config.model_copy(update={**paths, "synthetic": synthetic, "encoder": encoder, "storage": storage})
 
 
 class _Job:

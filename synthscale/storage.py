@@ -22,7 +22,7 @@ STAGES: Final = ("ingest", "embed", "neighbors", "classify", "reduce", "report")
 
 TABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "ingest": ("manifest",),
-    "embed": ("embeddings", "failures"),
+    "embed": ("embeddings", "failures", "_cached"),
     "neighbors": ("neighbors", "nearest", "groups", "index", "_neighbors"),
     "classify": ("classifier", "predictions", "_train"),
     "reduce": ("scores", "metrics.json", "metrics.parquet"),

@@ -2,7 +2,7 @@
 
 It checks no signatures. ``python -m tests.object_server`` prints its port and serves until its input ends; tests
 use `ObjectServer`. Of the faults whose pattern is found in ``bucket/key``, the first that has any left for the key
-applies to a GET of it.
+applies to a GET of it; a listing is ``bucket?``.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import sys
 import urllib.request
 from collections import Counter
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,9 +32,9 @@ class Fault:
     """What happens to GETs of the objects that ``pattern`` finds.
 
     Attributes:
-        kind: ``none``, ``slow_down``, ``error``, ``denied``, ``expired``, ``reset`` (before the answer), ``cut``
-            (half of the body, then a reset), ``short`` (half of the body, and said to be whole), ``drip`` (a
-            kilobyte at a time), ``hang``.
+        kind: ``none``, ``slow_down``, ``error``, ``denied``, ``expired``, ``moved`` (to another region), ``reset``
+            (before the answer), ``cut`` (half of the body, then a reset), ``short`` (half of the body, and said to
+            be whole), ``drip`` (a kilobyte at a time), ``hang``.
         times: for how many requests of each key; None is always.
         latency_s: before the answer.
     """
@@ -129,7 +130,11 @@ class _Server:
             for key in re.findall("<Key>(.*?)</Key>", await request.text()):
                 self.buckets[name].pop(key, None)
             return web.Response(text="<DeleteResult></DeleteResult>", content_type="application/xml")
-        return web.Response() if request.method == "HEAD" else self._listed(name, request.query)
+        if request.method == "HEAD":
+            return web.Response()
+        fault = self._fault(f"{name}?")
+        await asyncio.sleep(fault.latency_s)
+        return _REFUSALS[fault.kind]() if fault.kind in _REFUSALS else self._listed(name, request.query)
 
     def _listed(self, name: str, query: Any) -> web.Response:
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
@@ -202,15 +207,9 @@ class _Server:
             if answer.status < 300:
                 answer.body = body
             return answer
+        if fault.kind in _REFUSALS:
+            return _REFUSALS[fault.kind]()
         match fault.kind:
-            case "slow_down":
-                return _error(503, "SlowDown")
-            case "error":
-                return _error(500, "InternalError")
-            case "denied":
-                return _error(403, "AccessDenied")
-            case "expired":
-                return _error(400, "ExpiredToken")
             case "hang":
                 await asyncio.sleep(3600)
             case "reset":
@@ -267,6 +266,15 @@ def _etag(data: bytes) -> str:
 def _error(status: int, code: str) -> web.Response:
     text = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>"
     return web.Response(status=status, text=text, content_type="application/xml")
+
+
+_REFUSALS = {
+    "slow_down": partial(_error, 503, "SlowDown"),
+    "error": partial(_error, 500, "InternalError"),
+    "denied": partial(_error, 403, "AccessDenied"),
+    "expired": partial(_error, 400, "ExpiredToken"),
+    "moved": partial(_error, 301, "PermanentRedirect"),
+}
 
 
 def _unchunked(request: web.Request, body: bytes) -> bytes:

@@ -18,6 +18,9 @@ STAGE_HELPERS = {
     "__init__",
     "context",
     "session",
+    # The parts of embed.
+    "embed_cache",
+    "embed_tasks",
     # The parts of neighbors.
     "row_blocks",
     "copy_scan",

@@ -64,7 +64,7 @@ def _read(own: _Set, storage: StorageConfig, spool: Spool, digest: RunningDigest
         found = [info for info in page if _suffix(info) in SUFFIXES]
         archives += (held := [info for info in page if _suffix(info) in ARCHIVES])
         passed_over += len(page) - len(found) - len(held)
-        digest.add([info.path, info.size_bytes, info.etag or info.modified_ns] for info in [*found, *held])
+        digest.add([info.path, info.size_bytes, info.etag] for info in [*found, *held])
         if found:
             spool.add(own.rows(_of_files(own.top, base, found)))
         images += len(found)

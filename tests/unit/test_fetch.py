@@ -65,7 +65,7 @@ def test_a_permission_error_is_access_denied(monkeypatch, tmp_path):
     def refuse(path):
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(os.path, "getsize", refuse)
+    monkeypatch.setattr(os, "stat", refuse)
     assert fault_of(f"{tmp_path}/a.png") is Reason.ACCESS_DENIED
 
 

@@ -13,7 +13,7 @@ from synthscale.config import Config, StorageConfig
 from synthscale.errors import InputError, StorageError
 from synthscale.fetch import fetch
 from synthscale.schemas import Stored
-from synthscale.sources import discover
+from synthscale.sources import discover, manifests
 from synthscale.vectors import read_rows
 
 
@@ -662,3 +662,41 @@ def test_only_the_row_groups_that_hold_the_rows_are_decoded(tmp_path, monkeypatc
     vectors, _ = read_rows(source, 25, 41, StorageConfig())
     assert vectors[:, 0].tolist() == list(range(25, 41))
     assert read == [2, 3, 4]
+
+
+def test_a_jsonl_table_gives_rows_and_carries_user_columns(dataset):
+    top, paths = dataset
+    table_of(top, paths).to_json(top / "rows.jsonl", orient="records", lines=True)
+    check_dataset_rows(rows_of(Config(manifest=str(top / "rows.jsonl"))), paths)
+
+
+def test_a_jsonl_table_that_is_none_is_refused_by_name(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": 1}\n{"id": ')
+    assert "a.jsonl: not a readable table" in refusal(Config(manifest=str(tmp_path / "a.jsonl")))
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.parquet", "rows.jsonl"])
+def test_a_table_is_the_same_however_it_is_read_in_pieces(dataset, monkeypatch, name):
+    top, paths = dataset
+    frame = table_of(top, paths)
+    if name.endswith("csv"):
+        frame.to_csv(top / name, index=False)
+    elif name.endswith("jsonl"):
+        frame.to_json(top / name, orient="records", lines=True)
+    else:
+        frame.to_parquet(top / name)
+    whole = discover(Config(manifest=str(top / name)))
+    monkeypatch.setattr(manifests, "_BLOCK_BYTES", 400)
+    monkeypatch.setattr(manifests, "_ROWS", 3)
+    pieces = discover(Config(manifest=str(top / name)))
+    assert pieces.rows.to_pylist() == whole.rows.to_pylist()
+    assert pieces.digest == whole.digest
+
+
+def test_errors_in_a_later_piece_count_rows_from_the_first(dataset, monkeypatch):
+    top, paths = dataset
+    frame = table_of(top, paths)
+    frame.loc[6, "image_filename"] = "../out.png"
+    frame.to_parquet(top / "metadata.parquet")
+    monkeypatch.setattr(manifests, "_ROWS", 3)
+    assert "row 6" in refusal(Config(manifest=str(top)))
