@@ -114,6 +114,8 @@ def _from_chance(value: float, error: float) -> tuple[float, float]:
     the error shrinks with the value. The scale artanh(sqrt(1 - 2 value)) does both; an offset of the error keeps
     it smooth at 0.5.
     """
+    if error == 0:
+        return value, value
     offset = 2 * error
 
     def back(at: float) -> float:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from synthscale.jackknife import BLOCKS, ERRORS, blocks_of
+from synthscale.jackknife import BLOCKS, ERRORS, blocks_of, interval
 from synthscale.keys import id_keys
 from synthscale.metrics import CORE_METRICS
 from synthscale.metrics.core import (
@@ -347,7 +347,7 @@ def test_fidelity_and_representativeness_move_as_without_each_block(equal: bool)
         assert error == pytest.approx(math.sqrt(variance), rel=1e-9 if equal else 0.1)
         one = found[name].metric()
         assert one["value"] == pytest.approx(value)
-        assert half_width(one) == pytest.approx(ERRORS * error, rel=0.05)
+        assert (one["low"], one["high"]) == pytest.approx(interval(value, error, 1000, is_share=False))
 
 
 def test_fits_that_move_with_the_data_have_wider_intervals_than_fixed_ones() -> None:
@@ -357,7 +357,9 @@ def test_fits_that_move_with_the_data_have_wider_intervals_than_fixed_ones() -> 
 
 
 def test_scores_of_heads_that_were_not_refitted_have_root_2_of_their_own_error() -> None:
-    errors = [half_width(core(large(seed))["fidelity"]) / ERRORS for seed in range(20)]
+    deviations = [core_metrics(summed(large(seed)), NO_REFERENCES)["fidelity"].deviations for seed in range(20)]
+    errors = [math.sqrt(np.square(own).sum()) for own in deviations if own is not None]
+    assert len(errors) == 20
     assert np.mean(errors) == pytest.approx(math.sqrt(2 / 12 / 2000), rel=0.1)
 
 

@@ -3,16 +3,14 @@
 Generators are shifted normal distributions around a mean away from 0 that repeat themselves and copy real rows in
 groups of random size, so that no metric is near 0 or 1 throughout. The expectation is the mean over all data sets.
 
-Measured with 300 data sets a design, in per cent (fidelity, representativeness, diversity, freshness, precision,
-coverage): the first design below 94 93 97 96 97 95; the second 89 76 95 94 100 97. The two figures of the
-classifier are held too seldom there: a data set's deal to folds and its choice of a strength move them, and the
-jackknife, which keeps both, does not see that. Precision near 1 is held too often.
+Measured with 150 data sets a design, in per cent (fidelity, representativeness, diversity, freshness, precision,
+coverage): the first design below 93 91 98 97 96 97; the second 97 95 95 95 100 97 (precision near 1 is held too
+often). More designs: benchmarks/README.md.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
@@ -77,7 +75,7 @@ def is_within(hits: int, data_sets: int, low: float, high: float) -> bool:
 
 
 def test_intervals_hold_the_expectation_in_92_to_98_of_100_data_sets() -> None:
-    data_sets = 130
+    data_sets = 100
     expected, hits = Design(200, 200, 8, 0.8, 1.0).held(data_sets)
     # Nothing is degenerate here.
     assert 0.6 < expected["diversity"] < 0.95
@@ -90,16 +88,9 @@ def test_intervals_hold_the_expectation_in_92_to_98_of_100_data_sets() -> None:
         assert is_within(hits[name], data_sets, 0.92, 0.98), hits
 
 
-@pytest.mark.parametrize("data_sets", [70])
-def test_with_fewer_synthetic_rows_that_spread_less_those_of_the_classifier_hold_it_less_often(
-    data_sets: int,
-) -> None:
+def test_intervals_hold_it_as_often_with_fewer_synthetic_rows_that_spread_less() -> None:
+    data_sets = 70
     expected, hits = Design(300, 150, 16, 0.5, 0.85).held(data_sets)
     assert 0.3 < expected["fidelity"] < 0.49
-    for name in ("diversity", "freshness", "coverage"):
-        assert is_within(hits[name], data_sets, 0.92, 0.98), hits
-    # Wider than they need be near 1.
-    assert is_within(hits["precision"], data_sets, 0.92, 1.0), hits
-    # Short of 92: see above. A change that takes them further down shows here.
-    assert is_within(hits["fidelity"], data_sets, 0.88, 0.98), hits
-    assert is_within(hits["representativeness"], data_sets, 0.75, 0.98), hits
+    for name in CORE_METRICS:
+        assert is_within(hits[name], data_sets, 0.92, 1.0 if name == "precision" else 0.98), hits
