@@ -12,10 +12,8 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +25,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.common import claim, python
+from benchmarks.watch import Memory
 
 DIMENSIONS = 512
 _SHARD = 16384
@@ -313,43 +312,6 @@ def write_run(folder: Path, n: int) -> Any:
     return StageContext(config, run, cpus=os.cpu_count() or 1)
 
 
-class _Memory(threading.Thread):
-    """Watches the largest process below this one."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.largest_mib, self._ended = 0.0, threading.Event()
-
-    def run(self) -> None:
-        page = os.sysconf("SC_PAGE_SIZE")
-        while not self._ended.wait(_TICK_S):
-            for process in _descendants(os.getpid()):
-                try:
-                    resident, shared = Path(f"/proc/{process}/statm").read_text().split()[1:3]
-                except (OSError, ValueError):
-                    continue
-                # Pages of the object store are shared by all.
-                self.largest_mib = max(self.largest_mib, (int(resident) - int(shared)) * page / 2**20)
-
-    def stop(self) -> float:
-        self._ended.set()
-        self.join()
-        return self.largest_mib
-
-
-def _descendants(root: int) -> set[int]:
-    parents = {}
-    for line in subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout.splitlines():
-        child, parent = line.split()
-        parents[int(child)] = int(parent)
-    found, grown = {root}, True
-    while grown:
-        more = {child for child, parent in parents.items() if parent in found} - found
-        found |= more
-        grown = bool(more)
-    return found
-
-
 def reduced(n: int) -> dict[str, float]:
     """Reduce a run of n rows; seconds and the memory of the largest process."""
     from synthscale.stages import reduce
@@ -360,12 +322,12 @@ def reduced(n: int) -> dict[str, float]:
         with RaySession(LOCAL) as session:
             session.begin()
             session.ready()
-            watch = _Memory()
+            watch = Memory()
             watch.start()
             start = time.perf_counter()
             reduce.run(context)
             seconds = time.perf_counter() - start
-        return {"rows": n, "seconds": round(seconds, 1), "largest_process_mib": round(watch.stop())}
+        return {"rows": n, "seconds": round(seconds, 1), "largest_process_mib": round(watch.stop().largest_mib)}
 
 
 def race_reduce(small: int, large: int) -> None:
