@@ -47,7 +47,7 @@ def write_photos(folder: Path, count: int, distinct: int = 500) -> None:
             os.link(folder / f"{i % distinct:06d}.jpg", path)
             continue
         photo = photos[i % len(photos)]
-        width = int(rng.integers(300, photo.width + 1))
+        width = int(rng.integers(300, min(photo.width, photo.height * SIDES[0] // SIDES[1]) + 1))
         height = width * SIDES[1] // SIDES[0]
         left, top = (int(rng.integers(0, most + 1)) for most in (photo.width - width, photo.height - height))
         photo.crop((left, top, left + width, top + height)).resize(SIDES).save(path, quality=90)
@@ -349,7 +349,7 @@ def run_one(who: str, folder: Path, rest: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true", help="a quarter of an hour: three runs each, 50,000 images")
+    parser.add_argument("--full", action="store_true", help="twenty minutes: three runs each, 50,000 images")
     parser.add_argument("--only", choices=("local", "objects", "memory", "resume"), help="one of the races")
     parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
     parsed = parser.parse_args()
@@ -358,8 +358,10 @@ def main() -> None:
         return
     if parsed.only in (None, "local"):
         repeats = 3 if parsed.full else 1
-        race_local("descriptor", (2000, 8000) if parsed.full else (500, 2500), repeats)
-        race_local(SMALL_MODEL, (400, 2000) if parsed.full else (200, 800), repeats)
+        # Both sizes have as many actors as cores.
+        race_local("descriptor", (2000, 8000) if parsed.full else (2000, 5000), repeats)
+        if parsed.full:
+            race_local(SMALL_MODEL, (1600, 3200), 1)
     if parsed.only in (None, "objects"):
         race_objects(3000, 3)
     if parsed.only in (None, "memory"):
