@@ -53,12 +53,13 @@ def write_photos(folder: Path, count: int, distinct: int = 500) -> None:
         photo.crop((left, top, left + width, top + height)).resize(SIDES).save(path, quality=90)
 
 
-def settings(folder: Path, encoder: dict[str, Any], output: Path) -> dict[str, Any]:
+def settings(folder: Path, encoder: dict[str, Any], output: Path, shard_rows: int | None = None) -> dict[str, Any]:
     return {
         "real": str(folder / "real"),
         "synthetic": {"g": str(folder / "fake")},
         "output": str(output),
         "encoder": encoder,
+        "storage": {"shard_rows": shard_rows},
     }
 
 
@@ -103,12 +104,12 @@ def embed_seconds(values: dict[str, Any]) -> float:
     raise AssertionError("the stage did not end")
 
 
-def pipeline(folder: Path, encoder: dict[str, Any]) -> float:
+def pipeline(folder: Path, encoder: dict[str, Any], shard_rows: int | None = None) -> float:
     from synthscale.stages.session import RaySession
 
     with RaySession() as session, tempfile.TemporaryDirectory() as output:
         session.ready()
-        return embed_seconds(settings(folder, encoder, Path(output) / "run"))
+        return embed_seconds(settings(folder, encoder, Path(output) / "run", shard_rows))
 
 
 def recipe(folder: Path, encoder: dict[str, Any]) -> float:
@@ -295,7 +296,8 @@ def race_memory(sizes: tuple[int, int]) -> None:
 def memory_of(folder: Path, encoder: dict[str, Any]) -> dict[str, float]:
     watch = Memory()
     watch.start()
-    seconds = pipeline(folder, encoder)
+    # A small set has smaller shards, and so smaller blocks.
+    seconds = pipeline(folder, encoder, shard_rows=512)
     watch.stop()
     found = {"largest_mib": watch.largest_mib, "all_mib": watch.most_mib, "seconds": seconds}
     return {name: round(value, 1) for name, value in found.items()}

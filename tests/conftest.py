@@ -13,7 +13,14 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 
-_LONGEST = ("test_pipeline.py", "test_command.py", "test_classify.py", "test_neighbors.py", "test_coverage.py")
+_LONGEST = (
+    "test_pipeline.py",
+    "test_command.py",
+    "test_classify.py",
+    "test_neighbors.py",
+    "test_stream.py",
+    "test_coverage.py",
+)
 """Files that take minutes: two processes share the files (``make test``), and should not end with one of these."""
 
 _AWS_OF_THE_MACHINE = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from synthscale import RunResult
+from tests.object_server import Fault, ObjectServer
 
 COMMAND = [sys.executable, "-m", "synthscale.cli"]
 
@@ -121,3 +122,48 @@ def test_the_demo_tells_the_five_flaws_apart(tmp_path):
     assert value["missing"]["coverage"] < value["kde"]["coverage"]
     assert abs(value["missing"]["precision"] - value["kde"]["precision"]) <= 0.1
     assert min(value["kde"]["diversity"], value["kde"]["freshness"]) > 0.95
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, make_images):
+    with ObjectServer() as server:
+        for name in ("real", "fake"):
+            for path in make_images(tmp_path_factory.mktemp(name), 4):
+                server.put("known", f"{name}/{path.name}", path.read_bytes())
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("change", "fault", "told"),
+    [
+        ({"--real": "s3://nowhere/real"}, None, "s3://nowhere/real: there is no such bucket"),
+        ({"--real": "s3://known/none"}, None, "s3://known/none: holds no images"),
+        ({"--output": "s3://nowhere/run"}, None, "s3://nowhere/run"),
+        ({}, "expired", "s3://known/real: the credentials have expired"),
+        ({}, "denied", "s3://known/real: access denied"),
+        ({}, "moved", "s3://known/real: the bucket is in another region; set storage.region"),
+        ({"--set": "storage.endpoint_url=http://127.0.0.1:9"}, None, "s3://known: Could not connect"),
+    ],
+)
+def test_storage_that_cannot_be_used_is_one_line_and_code_2_within_seconds(server, tmp_path, change, fault, told):
+    server.fault(*([] if fault is None else [Fault(r"known\?", fault)]))
+    words = {
+        "--real": "s3://known/real",
+        "--synthetic": "s3://known/fake",
+        "--output": str(tmp_path / "run"),
+        "--set": f"storage.endpoint_url={server.endpoint_url}",
+    } | change
+    keys = {"AWS_ACCESS_KEY_ID": "key-of-the-test", "AWS_SECRET_ACCESS_KEY": "secret-of-the-test"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | keys
+    start = time.monotonic()
+    done = subprocess.run(
+        [*COMMAND, "score", *(word for pair in words.items() for word in pair)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 2, done.stderr
+    assert time.monotonic() - start < 30
+    assert told in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "of-the-test" not in done.stderr
