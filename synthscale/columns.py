@@ -31,7 +31,7 @@ def of_lists(column: pa.ChunkedArray) -> NDArray[np.float64]:
     return result.reshape(-1, column.type.list_size)
 
 
-def pieces(column: pa.ChunkedArray, rows: int = 65_536) -> Iterator[pa.Array]:
+def pieces(column: pa.ChunkedArray, rows: int = 8192) -> Iterator[pa.Array]:
     """Yield a column in parts of so many rows at most: what is made of one at a time stays small."""
     for chunk in column.chunks:
         for start in range(0, len(chunk), rows):

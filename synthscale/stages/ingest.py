@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from synthscale import filesystems as fsys
 from synthscale.columns import pieces
 from synthscale.config import Config, check_generator_name
 from synthscale.control import CONTROL
@@ -46,7 +47,8 @@ def run(context: StageContext, dataset: Dataset) -> Outcome:
         numbers = pa.array(np.arange(shard.start, shard.stop))
         context.run.write_shard("manifest", shard, piece.append_column("row", numbers), MANIFEST_COLUMNS)
 
-    with ThreadPoolExecutor(_WRITERS) as pool:
+    # Threads hide the latency of object storage; each holds a compressor.
+    with ThreadPoolExecutor(_WRITERS if fsys.is_s3(context.run.uri) else 2) as pool:
         for first in range(0, len(shards), 1024):
             list(pool.map(write, shards[first : first + 1024]))
     kinds = {kind: pc.sum(pc.equal(rows.column("real_or_synthetic"), kind)).as_py() for kind in (REAL, SYNTHETIC)}
