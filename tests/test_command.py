@@ -66,7 +66,7 @@ def test_a_killed_run_goes_on_where_it_stopped_and_gives_the_same_scores(images,
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while len(list(embeddings.glob("*.parquet"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
     finally:

@@ -500,7 +500,7 @@ def test_a_killed_driver_goes_on_where_it_was(prepared_long, tmp_path, caplog):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     driver = subprocess.Popen([sys.executable, "-c", _DRIVER, config.model_dump_json()], env=environment)
     # The second state is of the middle of the fit.
-    first = wait_for(lambda: state.exists() and state.stat().st_mtime_ns, 120, lambda: driver.poll() is None)
+    first = wait_for(lambda: state.exists() and state.stat().st_mtime_ns, 300, lambda: driver.poll() is None)
     wait_for(lambda: state.stat().st_mtime_ns > first, 60, lambda: driver.poll() is None)
     driver.kill()
     driver.wait()

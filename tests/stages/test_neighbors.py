@@ -404,7 +404,7 @@ def test_a_radius_at_which_everything_is_one_group_ends_with_few_edges(embedded,
 # Nodes of a cluster.
 
 _TWO_NODES = """
-import json, sys, time
+import json, sys
 import ray
 from ray.cluster_utils import Cluster
 from synthscale import Config
@@ -418,12 +418,8 @@ def on_stage(report):
 from synthscale.stages.index_cluster import IndexCluster
 close = IndexCluster.close
 def watched(self):
-    from ray.util.state import list_actors
-    # What the state service knows lags behind a little.
-    for _ in range(50):
-        nodes.update(a.node_id for a in list_actors() if "IndexActor" in a.class_name)
-        if len(nodes) > 1: break
-        time.sleep(0.2)
+    where = lambda actor: ray.get_runtime_context().get_node_id()
+    nodes.update(ray.get([actor.__ray_call__.remote(where) for actor in self._actors]))
     close(self)
 IndexCluster.close = watched
 try: score(Config.model_validate_json(sys.argv[1]), Options(ray_address=cluster.address, on_stage=on_stage))
@@ -440,7 +436,7 @@ def test_the_index_is_spread_over_the_nodes_of_a_cluster(found, embedded, tmp_pa
         capture_output=True,
         text=True,
         env=environment | {"RAY_AUTH_MODE": "disabled"},
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(json.loads(done.stdout.splitlines()[-1])) == 2
