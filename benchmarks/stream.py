@@ -53,6 +53,12 @@ def write_photos(folder: Path, count: int, distinct: int = 500) -> None:
         photo.crop((left, top, left + width, top + height)).resize(SIDES).save(path, quality=90)
 
 
+def write_sets(folder: Path, count: int) -> None:
+    """Write photos as a real and a fake set of half as many each."""
+    for name in ("real", "fake"):
+        write_photos(folder / name, count // 2)
+
+
 def settings(folder: Path, encoder: dict[str, Any], output: Path, shard_rows: int | None = None) -> dict[str, Any]:
     return {
         "real": str(folder / "real"),
@@ -187,8 +193,7 @@ def race_local(name: str, sizes: tuple[int, int], repeats: int) -> None:
         folders = []
         for n in sizes:
             folder = Path(top) / str(n)
-            write_photos(folder / "real", n // 2)
-            write_photos(folder / "fake", n // 2)
+            write_sets(folder, n)
             folders.append(str(folder))
         seconds: dict[str, list[list[float]]] = {"pipeline": [], "bare": [], "recipe": []}
         for _ in range(repeats):
@@ -283,8 +288,7 @@ def race_memory(sizes: tuple[int, int]) -> None:
         results = []
         for n in sizes:
             folder = Path(top) / str(n)
-            write_photos(folder / "real", n // 2)
-            write_photos(folder / "fake", n // 2)
+            write_sets(folder, n)
             results.append(
                 json.loads(python("-m", "benchmarks.stream", "--run", "memory", str(folder), "descriptor"))
             )
@@ -307,8 +311,7 @@ def race_resume(n: int, repeats: int) -> None:
     with tempfile.TemporaryDirectory() as top:
         sizes = {"whole": n, "few": 40}
         for name, count in sizes.items():
-            write_photos(Path(top) / name / "real", count // 2)
-            write_photos(Path(top) / name / "fake", count // 2)
+            write_sets(Path(top) / name, count)
         ratios, detail = [], []
         for i in range(repeats):
             start_up = _timed_run(Path(top) / "few", Path(top) / f"start-{i}")

@@ -44,9 +44,7 @@ class EmbeddingCache:
 
     def parts(self) -> list[str]:
         """Return the names of all parts, sorted."""
-        if not fsys.is_folder(self.uri, self.storage):
-            return []
-        names = [info.path.rsplit("/", 1)[-1] for info in fsys.list_files(self.uri, self.storage)]
+        names = fsys.names(self.uri, self.storage)
         return sorted(name for name in names if name.startswith("part-") and name.endswith(".parquet"))
 
     def keys(self, part: str) -> pa.ChunkedArray:

@@ -175,6 +175,13 @@ def file_etag(state: os.stat_result) -> str:
     return f"{state.st_mtime_ns:x}-{state.st_size:x}"
 
 
+def names(uri: str, storage: StorageConfig) -> set[str]:
+    """Return the names of the files below a folder or prefix, none where there is none."""
+    if not is_folder(uri, storage):
+        return set()
+    return {info.path.rsplit("/", 1)[-1] for info in list_files(uri, storage)}
+
+
 def write_table(uri: str, table: pa.Table, storage: StorageConfig) -> None:
     """Write one Parquet file, whole or not at all."""
     sink = pa.BufferOutputStream()

@@ -68,7 +68,7 @@ def _objects(uri: str, storage: StorageConfig) -> Iterator[list[FileInfo]]:
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
     try:
         # What is wrong with an address, a name or a key shows in seconds.
-        client(bucket, storage, is_patient=False).list_with_delimiter(prefix)
+        next(iter(client(bucket, storage, is_patient=False).list(prefix, chunk_size=1)), None)
         store = client(bucket, storage)
         branches = _branches(store, prefix)
         yield from _pages(store, bucket, prefix) if branches is None else _in_order(store, bucket, branches)
@@ -84,6 +84,9 @@ def _branches(store: S3Store, prefix: str) -> list[str] | None:
     for _ in range(_DEPTH):
         deeper = []
         for each in found:
+            if _is_flat(store, each):
+                deeper.append(each)
+                continue
             listed = store.list_with_delimiter(each)
             below = [f"{folder}/" for folder in sorted(listed["common_prefixes"])]
             # Objects beside folders have to be put in order with them: such a prefix is not divided.
@@ -94,6 +97,12 @@ def _branches(store: S3Store, prefix: str) -> list[str] | None:
         if len(found) >= _LISTERS:
             break
     return sorted(found) if len(found) > 1 else None
+
+
+def _is_flat(store: S3Store, prefix: str) -> bool:
+    """Tell whether a prefix begins with objects of its own; by folders, all of them would be listed at once."""
+    first = next(iter(store.list(prefix, chunk_size=_PAGE)), [])
+    return any("/" not in item["path"].removeprefix(prefix) for item in first)
 
 
 def _in_order(store: S3Store, bucket: str, branches: list[str]) -> Iterator[list[FileInfo]]:

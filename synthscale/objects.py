@@ -114,6 +114,13 @@ def client(bucket: str, storage: StorageConfig, *, is_patient: bool = True) -> S
 @lru_cache(maxsize=16)
 def _store(bucket: str, storage: StorageConfig, pid: int, is_patient: bool) -> S3Store:
     """Return a process's client of a bucket; one must never be used across a fork."""
+    settings = {**_settings(bucket, storage, pid), "retry_config": _RETRY if is_patient else _BRIEFLY}
+    return S3Store(bucket, **settings)
+
+
+@lru_cache(maxsize=16)
+def _settings(bucket: str, storage: StorageConfig, pid: int) -> dict[str, Any]:
+    """Return what all of a process's clients of a bucket share; asks the bucket for its region."""
     try:
         session = botocore.session.Session(profile=storage.profile)
         client = session.create_client(
@@ -137,14 +144,13 @@ def _store(bucket: str, storage: StorageConfig, pid: int, is_patient: bool) -> S
         settings: dict[str, Any] = {
             "region": _region_of(bucket, client),
             "client_options": {**_CLIENT, "allow_http": endpoint.startswith("http://")},
-            "retry_config": _RETRY if is_patient else _BRIEFLY,
             "skip_signature": storage.anon,
         }
         if not endpoint.endswith(".amazonaws.com"):
             settings["endpoint"] = endpoint
         if credentials is not None:
             settings["credential_provider"] = _Credentials(credentials)
-        return S3Store(bucket, **settings)
+        return settings
     except BotoCoreError as error:
         raise ImageFault(Reason.READ_ERROR, f"s3://{bucket}: {error}") from error
 

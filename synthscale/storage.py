@@ -102,10 +102,7 @@ class RunDirectory:
 
     def written_shards(self, table: str) -> set[str]:
         """Return the file names of a table's shards that are there."""
-        folder = self.path(table)
-        if not fsys.is_folder(folder, self.storage):
-            return set()
-        return {info.path.rsplit("/", 1)[-1] for info in fsys.list_files(folder, self.storage)}
+        return fsys.names(self.path(table), self.storage)
 
     # Documents.
 

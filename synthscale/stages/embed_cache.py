@@ -100,7 +100,7 @@ def _find(earlier: Earlier, shards: list[Shard]) -> dict[int, int]:
     parts = cache.parts()
     with ThreadPoolExecutor(_READERS) as pool:
         held = [_halves(keys.combine_chunks()) for keys in pool.map(cache.keys, parts)]
-    if not held:
+    if not any(len(own) for own in held):
         return {}
     keys = np.concatenate(held)
     part = np.repeat(np.arange(len(held), dtype=np.int32), [len(own) for own in held])
@@ -113,9 +113,7 @@ def _find(earlier: Earlier, shards: list[Shard]) -> dict[int, int]:
         wanted = cache_keys(files_of(manifest))
         rows = manifest.column("row").to_numpy()[wanted.is_valid().to_numpy(zero_copy_only=False)]
         asked = _halves(wanted.drop_null())
-        nearest = order[np.minimum(np.searchsorted(firsts, asked[:, 0]), len(order) - 1)] if len(order) else None
-        if nearest is None:
-            return 0
+        nearest = order[np.minimum(np.searchsorted(firsts, asked[:, 0]), len(order) - 1)]
         there = (keys[nearest] == asked).all(1)
         if there.any():
             at = nearest[there]

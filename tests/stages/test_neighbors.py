@@ -30,6 +30,7 @@ from synthscale.stages.index_cluster import IndexCluster
 from synthscale.stages.row_blocks import Crew
 from synthscale.stages.session import ray_errors
 from synthscale.storage import RunDirectory
+from tests.two_nodes import last_line
 
 REAL, FAKE, OTHER = 9000, 9000, 300
 WIDTH = 8
@@ -430,16 +431,7 @@ print(json.dumps(sorted(nodes)))
 
 def test_the_index_is_spread_over_the_nodes_of_a_cluster(found, embedded, tmp_path):
     config = embedded.config(tmp_path / "run", actor_memory_gib=2e-3)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    done = subprocess.run(
-        [sys.executable, "-c", _TWO_NODES, config.model_dump_json()],
-        capture_output=True,
-        text=True,
-        env=environment | {"RAY_AUTH_MODE": "disabled"},
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len(json.loads(done.stdout.splitlines()[-1])) == 2
+    assert len(json.loads(last_line(_TWO_NODES, config))) == 2
     run = RunDirectory.existing(config.output, config.storage)
     ours, undisturbed = (
         table(r, "groups").sort_values(["generator", "row"]).reset_index(drop=True) for r in (run, found)

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ from synthscale.errors import TooManyFailures
 from synthscale.pipeline import Options, score
 from synthscale.storage import RunDirectory
 from tests.object_server import Fault, ObjectServer
+from tests.two_nodes import last_line
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -219,16 +218,7 @@ print(json.dumps(lost))
 def test_a_node_that_is_lost_costs_no_row(server, images, undisturbed, tmp_path):
     server.fault(Fault("set/", latency_s=0.3))
     config = on_s3(server, tmp_path / "run")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    done = subprocess.run(
-        [sys.executable, "-c", _TWO_NODES, config.model_dump_json()],
-        capture_output=True,
-        text=True,
-        env=environment | {"RAY_AUTH_MODE": "disabled"},
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    (shards,) = json.loads(done.stdout.splitlines()[-1])
+    (shards,) = json.loads(last_line(_TWO_NODES, config))
     assert 0 < shards < 11
     found, failures = written(config)
     assert failures.empty

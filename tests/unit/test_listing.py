@@ -26,9 +26,11 @@ def storage(server, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "access-key-of-the-test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-test")
     objects._store.cache_clear()
+    objects._settings.cache_clear()
     server.fault()
     yield StorageConfig(endpoint_url=server.endpoint_url)
     objects._store.cache_clear()
+    objects._settings.cache_clear()
 
 
 def names(uri, storage):

@@ -34,9 +34,11 @@ def storage(server, monkeypatch):
     monkeypatch.setattr(objects, "_RETRY", retry)
     monkeypatch.setattr(objects, "_FIRST_PAUSE_S", 0.01)
     objects._store.cache_clear()
+    objects._settings.cache_clear()
     server.fault()
     yield StorageConfig(endpoint_url=server.endpoint_url)
     objects._store.cache_clear()
+    objects._settings.cache_clear()
 
 
 URI = "s3://bucket/a b/ü&.png"
