@@ -10,6 +10,7 @@ import threading
 import zipfile
 import zlib
 from functools import lru_cache
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,6 +40,11 @@ def tar_uri(archive: str, member: str, offset: int, size_bytes: int) -> str:
 def parquet_uri(path: str, group: int, row: int, column: str) -> str:
     """Return the URI of an image in a row of a row group of a Parquet file."""
     return f"parquet://{group}/{row}/{column}::{path}"
+
+
+def file_of(uri: str) -> str:
+    """Return the file or object that a URI's bytes are in: itself, or the archive that it is a member of."""
+    return uri.rpartition("::")[2] if uri.partition("://")[0] in _MEMBERS else uri
 
 
 def fetch(stored: Stored, storage: StorageConfig) -> bytes:
@@ -84,18 +90,33 @@ def _check_size(size_bytes: int) -> None:
 # Members of archives.
 
 
+def _etag(archive: Stored, storage: StorageConfig) -> str:
+    """Return the etag that an archive is known by; one on a disk is looked at again."""
+    if archive.etag is not None and fsys.is_s3(archive.uri):
+        return archive.etag
+    if not fsys.is_s3(archive.uri):
+        _check_unchanged(archive)
+    return str(fsys.look_at(archive.uri, storage).etag)
+
+
+def _open(uri: str, storage: StorageConfig, etag: str) -> Any:
+    file = fsys.filesystem(uri, storage).open(uri, "rb")
+    if fsys.look_at(uri, storage).etag != etag:
+        raise ImageFault(Reason.CHANGED, f"{uri}: has changed since it was listed")
+    return file
+
+
 def _from_zip(member: str, archive: Stored, storage: StorageConfig) -> bytes:
-    uri = archive.uri
-    # Handles must not be shared across a fork; a file that was replaced has another state, and is opened again.
-    opened = _zip(uri, storage, os.getpid(), str(fsys.filesystem(uri, storage).ukey(uri)))
+    # Handles must not be shared across a fork; a file that was replaced has another etag, and is opened again.
+    opened = _zip(archive.uri, storage, os.getpid(), _etag(archive, storage))
     info = opened.getinfo(member)
     _check_size(info.file_size)
     return opened.read(info)
 
 
 @lru_cache(maxsize=4)
-def _zip(uri: str, storage: StorageConfig, pid: int, state: str) -> zipfile.ZipFile:
-    return zipfile.ZipFile(fsys.filesystem(uri, storage).open(uri, "rb"))
+def _zip(uri: str, storage: StorageConfig, pid: int, etag: str) -> zipfile.ZipFile:
+    return zipfile.ZipFile(_open(uri, storage, etag))
 
 
 def _from_tar(member: str, archive: Stored, storage: StorageConfig) -> bytes:
@@ -118,7 +139,7 @@ def _from_parquet(member: str, archive: Stored, storage: StorageConfig) -> bytes
     uri = archive.uri
     # One thread decodes the row group that the others wait for.
     with _DECODING:
-        images = _row_group(uri, storage, int(group), column, str(fsys.filesystem(uri, storage).ukey(uri)))
+        images = _row_group(uri, storage, int(group), column, _etag(archive, storage))
     value = images[int(row)].as_py()
     data = value["bytes"] if isinstance(value, dict) else value
     if data is None:
@@ -128,8 +149,8 @@ def _from_parquet(member: str, archive: Stored, storage: StorageConfig) -> bytes
 
 
 @lru_cache(maxsize=2)
-def _row_group(uri: str, storage: StorageConfig, group: int, column: str, state: str) -> pa.ChunkedArray:
-    with fsys.filesystem(uri, storage).open(uri, "rb") as file:
+def _row_group(uri: str, storage: StorageConfig, group: int, column: str, etag: str) -> pa.ChunkedArray:
+    with _open(uri, storage, etag) as file:
         return pq.ParquetFile(file).read_row_group(group, columns=[column]).column(column)
 
 

@@ -163,9 +163,14 @@ def file_info(uri: str, storage: StorageConfig) -> FileInfo | None:
     """Return what is known of one file; None where there is none."""
     with storage_errors(uri, "look"):
         try:
-            info = filesystem(uri, storage).info(uri)
+            return look_at(uri, storage)
         except FileNotFoundError:
             return None
+
+
+def look_at(uri: str, storage: StorageConfig) -> FileInfo:
+    """Return what is known of one file; raise what its file system raises."""
+    info = filesystem(uri, storage).info(uri)
     etag = str(info["ETag"]).strip('"') if is_s3(uri) else file_etag(os.stat(uri))
     return FileInfo(str(info["name"]), int(info["size"]), etag)
 

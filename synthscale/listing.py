@@ -20,7 +20,7 @@ from synthscale.config import StorageConfig
 from synthscale.errors import StorageError
 from synthscale.filesystems import FileInfo
 from synthscale.images import ImageFault
-from synthscale.objects import client, fault_of
+from synthscale.objects import client, fault_of, file_info_of
 
 _LISTERS = 16
 """Prefixes that are listed at once."""
@@ -152,8 +152,4 @@ def _fill(store: S3Store, bucket: str, branch: str, pages: "queue.Queue[Any]", o
 def _pages(store: S3Store, bucket: str, prefix: str) -> Iterator[list[FileInfo]]:
     for page in store.list(prefix, chunk_size=_PAGE):
         # A place holder of a folder, as some tools make them, is no file.
-        yield [
-            FileInfo(f"{bucket}/{item['path']}", item["size"], (item["e_tag"] or "").strip('"') or None)
-            for item in page
-            if not item["path"].endswith("/")
-        ]
+        yield [file_info_of(bucket, item) for item in page if not item["path"].endswith("/")]

@@ -23,6 +23,7 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from obstore.store import S3Store
 
 from synthscale.config import StorageConfig
+from synthscale.filesystems import FileInfo
 from synthscale.images import ImageFault
 from synthscale.schemas import Reason, Stored
 
@@ -102,6 +103,16 @@ def fault_of(error: Exception, uri: str) -> ImageFault:
     if "response body" in words:
         return ImageFault(Reason.TRUNCATED, f"{uri}: the connection broke off in the body")
     return ImageFault(Reason.READ_ERROR, f"{uri}: {' '.join(words.split())}")
+
+
+def is_denied(error: BaseError) -> bool:
+    """Tell whether credentials are good, and what was asked is not allowed with them."""
+    return "<Code>AccessDenied</Code>" in str(error)
+
+
+def file_info_of(bucket: str, item: Any) -> FileInfo:
+    """Return what obstore says of an object."""
+    return FileInfo(f"{bucket}/{item['path']}", item["size"], (item["e_tag"] or "").strip('"') or None)
 
 
 def client(bucket: str, storage: StorageConfig, *, is_patient: bool = True) -> S3Store:

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import urllib.request
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -83,6 +84,10 @@ class ObjectServer:
         """Serve a local folder's files as the objects of a bucket, read at each request."""
         self._ask("folder", [bucket, str(folder)])
 
+    def fill(self, bucket: str, prefix: str, count: int) -> None:
+        """Make so many objects that hold no image, ten thousand below each of ``prefix00000/``, ..."""
+        self._ask("fill", [bucket, prefix, count])
+
     def put(self, bucket: str, key: str, data: bytes) -> None:
         """Put an object; its bucket need not exist."""
         request = urllib.request.Request(f"{self.endpoint_url}/{bucket}/{quote(key)}", data, method="PUT")
@@ -101,15 +106,22 @@ class _Server:
         self.rules: list[Fault] = []
         self.used: Counter[tuple[int, str]] = Counter()
         self.log: dict[str, Counter[str]] = {}
+        self.sorted: dict[str, list[str]] = {}
         self.now = self.before = self.most = 0
 
     async def admin(self, request: web.Request) -> web.Response:
         what, value = request.match_info["what"], await request.json()
+        if what in {"fill", "folder"}:
+            self.sorted.pop(value[0], None)
         if what == "faults":
             # Requests that hang still count as in flight.
             self.rules, self.most, self.before = [Fault(**rule) for rule in value], 0, self.now
             self.used.clear()
             self.log.clear()
+        elif what == "fill":
+            name, prefix, count = value
+            keys = (f"{prefix}{i // 10_000:05d}/{i % 10_000:04d}.png" for i in range(count))
+            self.buckets.setdefault(name, {}).update(dict.fromkeys(keys, b"no image"))
         elif what == "folder":
             folder = Path(value[1])
             self.buckets[value[0]] = {
@@ -127,6 +139,7 @@ class _Server:
         if name not in self.buckets:
             return _error(404, "NoSuchBucket")
         if request.method == "POST":
+            self.sorted.pop(name, None)
             for key in re.findall("<Key>(.*?)</Key>", await request.text()):
                 self.buckets[name].pop(key, None)
             return web.Response(text="<DeleteResult></DeleteResult>", content_type="application/xml")
@@ -140,19 +153,22 @@ class _Server:
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
         after = query.get("continuation-token") or query.get("start-after", "")
         most, entries, last = int(query.get("max-keys", 1000)), [], ""
-        folders: dict[str, None] = {}
-        keys = sorted(key for key in self.buckets[name] if key.startswith(prefix))
-        for key in keys:
-            place = key.find(delimiter, len(prefix)) if delimiter else -1
-            shown = key[: place + len(delimiter)] if place >= 0 else key
-            if shown <= after or (after and key <= after) or shown in folders:
-                continue
+        folders: list[str] = []
+        if name not in self.sorted:
+            self.sorted[name] = sorted(self.buckets[name])
+        keys = self.sorted[name]
+        at = bisect_left(keys, prefix) if after < prefix else bisect_right(keys, after)
+        while at < len(keys) and keys[at].startswith(prefix):
+            key = keys[at]
             if len(entries) + len(folders) == most:
                 break
-            last = shown if place < 0 else shown + "\U0010ffff"
+            place = key.find(delimiter, len(prefix)) if delimiter else -1
             if place >= 0:
-                folders[shown] = None
+                folders.append(key[: place + len(delimiter)])
+                last = folders[-1] + "\U0010ffff"
+                at = bisect_right(keys, last)
                 continue
+            last, at = key, at + 1
             data = self._data(name, key)
             assert data is not None
             entries.append(
@@ -185,9 +201,11 @@ class _Server:
             there = self.buckets.setdefault(bucket, {})
             if request.headers.get("If-None-Match") == "*" and key in there:
                 return _error(412, "PreconditionFailed")
+            self.sorted.pop(bucket, None)
             there[key] = _unchunked(request, await request.read())
             return web.Response(headers={"ETag": f'"{_etag(there[key])}"'})
         if request.method == "DELETE":
+            self.sorted.pop(bucket, None)
             self.buckets.get(bucket, {}).pop(key, None)
             return web.Response(status=204)
         if request.method == "HEAD":

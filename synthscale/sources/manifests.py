@@ -22,7 +22,8 @@ from synthscale.config import StorageConfig
 from synthscale.errors import InputError
 from synthscale.fetch import zip_uri
 from synthscale.sources.rows import Dataset, table_rows
-from synthscale.sources.spool import Spool
+from synthscale.sources.spool import RunningDigest, Spool
+from synthscale.sources.states import with_states
 from synthscale.sources.vectors import from_vectors, parquet_schema
 from synthscale.storage import digest
 
@@ -47,7 +48,7 @@ def from_zip(uri: str, storage: StorageConfig) -> Dataset:
         raise InputError(f"{uri}: not a readable zip file: {error}") from error
     folder = posixpath.dirname(table)
     top = _top_that_holds(frame, [folder, posixpath.dirname(folder)], lambda path: path in names)
-    rows = table_rows(frame, uri, lambda name: zip_uri(uri, posixpath.join(top, name)))
+    rows = with_states(table_rows(frame, uri, lambda name: zip_uri(uri, posixpath.join(top, name))), storage)
     return Dataset(rows, digest([uri, members]))
 
 
@@ -72,6 +73,7 @@ def from_table_file(uri: str, storage: StorageConfig) -> Dataset:
     if suffix not in _FRAMES:
         raise InputError(f"{uri}: expected a {', '.join(sorted(_FRAMES))} or .zip file, or a folder")
     folder, top, first = posixpath.dirname(uri), None, 0
+    digest = RunningDigest(uri, _content(uri, storage))
     with Spool() as spool:
         for frame in _frames(uri, storage, _FRAMES[suffix]):
             if top is None:
@@ -80,9 +82,11 @@ def from_table_file(uri: str, storage: StorageConfig) -> Dataset:
             rows = table_rows(frame, uri, partial(fsys.join, top), first)
             if not fsys.is_s3(uri):
                 _refuse_links_out(rows, top, uri, first)
+            rows = with_states(rows, storage)
+            digest.add(rows.column("etag").to_pylist())
             spool.add(rows)
             first += len(frame)
-        return Dataset(spool.rows(), digest([uri, _content(uri, storage)]))
+        return Dataset(spool.rows(), digest.text())
 
 
 def _content(uri: str, storage: StorageConfig) -> str:

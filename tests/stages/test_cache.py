@@ -112,6 +112,19 @@ def test_an_image_that_was_replaced_is_embedded_again(on_s3, server, tmp_path, m
     assert (before.vector["one/cat/000.png"] != after.vector["one/cat/000.png"]).any()
 
 
+def test_images_that_a_table_names_are_kept_and_found_too(on_s3, server, tmp_path):
+    config, buckets = on_s3
+    folders = config("one", "first")
+    rows = ["uri,real_or_synthetic"]
+    for name, kind in (("real", "real"), ("one", "synthetic")):
+        for path in sorted((tmp_path / name).rglob("*.png")):
+            rows.append(f"s3://{buckets[name]}/{path.relative_to(tmp_path / name)},{kind}")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    table = Config(manifest=str(tmp_path / "table.csv"), output=str(tmp_path / "table"), storage=folders.storage)
+    assert embed(table)[1] == []
+    assert embed(folders)[1] == ["embed: 50 of 50 embeddings are those of earlier runs"]
+
+
 def test_another_way_of_embedding_shares_nothing(on_s3):
     config, _ = on_s3
     embed(config("one", "first"))

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from synthscale import fetch as fetching
 from synthscale.config import Config, StorageConfig
 from synthscale.errors import InputError
 from synthscale.fetch import fetch, tar_uri
@@ -207,11 +208,13 @@ def test_archives_on_s3_are_read_in_place(s3, tmp_path, pictures, kind):
     for uri in (f"s3://{bucket}/fake", f"s3://{bucket}/fake/a.{kind}"):
         rows, _ = rows_of(tmp_path, uri, storage)
         assert_leads_to(rows, pictures, storage)
-    # What was replaced since it was listed is not taken for it.
+    # What was replaced since it was listed is not taken for it, by a process that has not opened it yet.
+    fetching._zip.cache_clear()
+    fetching._row_group.cache_clear()
     s3.client.put_object(Bucket=bucket, Key=f"fake/a.{kind}", Body=path.read_bytes()[::-1])
     with pytest.raises(ImageFault) as fault:
         fetch(Stored(rows[0]["uri"], rows[0]["size_bytes"], rows[0]["etag"]), storage)
-    assert fault.value.reason in {Reason.CHANGED, Reason.CORRUPT}
+    assert fault.value.reason is Reason.CHANGED
 
 
 def test_a_range_that_a_tar_does_not_have_is_a_fault(tmp_path):

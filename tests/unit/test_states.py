@@ -1,0 +1,115 @@
+"""Sizes and etags of named files: those of a walk over all of them."""
+
+import os
+import time
+
+import numpy as np
+import pytest
+
+from synthscale import objects
+from synthscale.config import Config, StorageConfig
+from synthscale.errors import StorageError
+from synthscale.listing import walk
+from synthscale.sources import discover
+from synthscale.sources import states as module
+from synthscale.sources.states import states
+from tests.object_server import Fault, ObjectServer
+
+COUNT = 25_000
+
+
+@pytest.fixture(scope="module")
+def server():
+    with ObjectServer() as server:
+        server.fill("many", "a-set/", COUNT)
+        for key in ("a-set", "a-set.png", "ü é&/x y.png", "ü é&/~.png", "z"):
+            server.put("many", key, key.encode())
+        yield server
+
+
+@pytest.fixture
+def storage(server, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "access-key-of-the-test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-test")
+    objects._store.cache_clear()
+    objects._settings.cache_clear()
+    server.fault()
+    yield StorageConfig(endpoint_url=server.endpoint_url)
+    objects._store.cache_clear()
+    objects._settings.cache_clear()
+
+
+def all_of(storage):
+    return {f"s3://{info.path}": info for page in walk("s3://many", storage) for info in page}
+
+
+@pytest.mark.parametrize("threads", [1, 16])
+@pytest.mark.parametrize("share", [1.0, 0.3, 0.01, 0.0005])
+def test_what_is_known_is_what_a_walk_over_all_finds(server, storage, monkeypatch, share, threads):
+    monkeypatch.setattr(module, "_THREADS", threads)
+    there = all_of(storage)
+    assert len(there) == COUNT + 5
+    chosen = np.random.default_rng(0).random(len(there)) < share
+    wanted = {uri for uri, own in zip(there, chosen, strict=True) if own}
+    absent = {f"{uri[:-4]}-absent.png" for uri in list(wanted)[::7]} | {
+        "s3://many/0",
+        "s3://many/zz",
+        "s3://many/zz/z",
+    }
+    assert states(wanted | absent, storage) == {uri: there[uri] for uri in wanted}
+
+
+def test_a_thousand_that_lie_together_cost_one_listing_and_some_that_lie_apart_cost_no_listing_each(
+    server, storage
+):
+    there = sorted(uri for uri in all_of(storage) if "a-set/" in uri)
+    server.fault()
+    states(set(there), storage)
+    # A page that ends within a thread's share, and a look at the first name.
+    assert server.asked()["many"] <= COUNT / 1000 + 2 * module._THREADS
+    assert sum(server.asked("HEAD").values()) <= 2 + module._THREADS * module._ONE_BY_ONE / 10
+    server.fault()
+    apart = there[::250]
+    states(set(apart), storage)
+    assert server.asked()["many"] <= module._THREADS
+    assert sum(server.asked("HEAD").values()) <= len(apart) + 1
+
+
+def test_names_are_looked_up_one_by_one_where_listing_is_not_allowed(server, storage):
+    wanted = {f"s3://many/a-set/00001/{i:04d}.png" for i in range(0, 10_000, 40)}
+    server.fault(Fault(r"many\?", "denied"))
+    assert states(wanted | {"s3://many/a-set/nothing"}, storage).keys() == wanted
+
+
+def test_odd_names_and_buckets_that_are_not_there_hold_nothing_else_up(storage):
+    odd = {
+        "s3://many/a//b.png",
+        "s3://many/../b.png",
+        "s3://many/",
+        "s3://no-such-bucket/a.png",
+        "/no/such/file",
+        "\0",
+    }
+    assert states(odd | {"s3://many/z"}, storage).keys() == {"s3://many/z"}
+
+
+@pytest.mark.parametrize(("kind", "told"), [("expired", "expired"), ("moved", "region")])
+def test_credentials_that_have_expired_and_another_region_are_told_in_seconds(server, storage, kind, told):
+    server.fault(Fault("many", kind))
+    start = time.monotonic()
+    with pytest.raises(StorageError, match=told):
+        states({"s3://many/a-set/00000/0000.png"}, storage)
+    assert time.monotonic() - start < 20
+
+
+def test_images_of_a_table_have_their_size_and_etag_and_the_digest_changes_with_them(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.png").write_bytes(name.encode())
+    table = tmp_path / "metadata.csv"
+    table.write_text("image_filename,real_or_synthetic\na.png,real\nb.png,synthetic\nc.png,synthetic\n")
+    before = discover(Config(manifest=str(table)))
+    assert before.rows.column("size_bytes").to_pylist() == [1, 1, None]
+    assert before.rows.column("etag").is_valid().to_pylist() == [True, True, False]
+    assert discover(Config(manifest=str(table))).digest == before.digest
+    os.utime(tmp_path / "b.png", ns=(0, 0))
+    assert discover(Config(manifest=str(table))).digest != before.digest
