@@ -10,10 +10,9 @@ import pyarrow.compute as pc
 
 from synthscale import filesystems as fsys
 from synthscale.config import Section, StorageConfig, parse_config
-from synthscale.control import CONTROL
 from synthscale.errors import InputError, StorageError
 from synthscale.metrics.comparison import Difference, Figures, compare, figure, of_one_size, pairwise
-from synthscale.schemas import METRICS
+from synthscale.schemas import CONTROL, METRICS
 from synthscale.storage import RunDirectory
 
 _SAME: Final[Mapping[Section, str]] = {

@@ -159,6 +159,10 @@ class StorageConfig(_Section):
     """Read public buckets without credentials."""
     cache: str | None = Field(default=None, min_length=1)
     """A folder, local or ``s3://``, in which embeddings are kept and found again by later runs."""
+    requests_in_flight: int = Field(default=128, ge=1, le=1024)
+    """GETs that a process makes of S3 at once, at most."""
+    mib_in_flight: int = Field(default=256, ge=1)
+    """What a process has asked S3 for, or holds, before it is decoded: MiB, at most, or one image."""
     shard_rows: int | None = Field(default=None, ge=1)
     """Rows per file of every table; chosen by size when not given. Never changes results."""
 

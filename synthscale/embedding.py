@@ -19,10 +19,7 @@ from synthscale.schemas import Layout, Stored
 from synthscale.vectors import VectorSource
 
 FILE_COLUMNS = ("uri", "size_bytes", "etag")
-_FETCH_THREADS = 128
 _FIRST_IN_FLIGHT = 16
-_IN_FLIGHT_BYTES = 256 * 2**20
-"""What a process has asked for, or holds, before it is decoded."""
 _UNKNOWN_BYTES = 2**20
 
 
@@ -96,18 +93,19 @@ def fetch_all(files: Sequence[Stored], config: Config) -> Iterator[bytes | Image
     sizes = [_UNKNOWN_BYTES if file.size_bytes is None else file.size_bytes for file in files]
     waiting: deque[Future[bytes | ImageFault]] = deque()
     # More at once only where the reader waits: threads take turns with the one that decodes.
-    window = _FIRST_IN_FLIGHT
+    most, most_bytes = config.storage.requests_in_flight, config.storage.mib_in_flight * 2**20
+    window = min(most, _FIRST_IN_FLIGHT)
     asked = held = done = 0
-    with ThreadPoolExecutor(min(_FETCH_THREADS, max(1, len(files)))) as pool:
+    with ThreadPoolExecutor(min(most, len(files))) as pool:
         while done < len(files):
             while asked < len(files) and (
-                not waiting or (len(waiting) < window and held + sizes[asked] <= _IN_FLIGHT_BYTES)
+                not waiting or (len(waiting) < window and held + sizes[asked] <= most_bytes)
             ):
                 waiting.append(pool.submit(one, files[asked]))
                 held += sizes[asked]
                 asked += 1
             if not waiting[0].done():
-                window = min(2 * window, 2 * _FETCH_THREADS)
+                window = min(2 * window, 2 * most)
             yield waiting.popleft().result()
             held -= sizes[done]
             done += 1

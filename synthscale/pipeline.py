@@ -14,10 +14,10 @@ from typing import Any
 import synthscale
 from synthscale import filesystems as fsys
 from synthscale.config import Config
-from synthscale.control import hold_out
 from synthscale.errors import ConfigError
 from synthscale.result import RunResult
 from synthscale.sources import discover
+from synthscale.sources.control import hold_out
 from synthscale.stages import ingest
 from synthscale.stages.context import Outcome, StageContext
 from synthscale.stages.session import LOCAL, RaySession, ray_errors
@@ -108,7 +108,9 @@ class _Job:
         ingest.check_metrics(self.config, dataset.rows)
         self._begin()
         context = StageContext(self.config, self.run)
-        self._stage("ingest", ingest.fingerprint(context, dataset), lambda: ingest.run(context, dataset))
+        again = self._stage("ingest", ingest.fingerprint(context, dataset), lambda: ingest.run(context, dataset))
+        if again and dataset.is_table:
+            ingest.refuse_changed(context, dataset)
         if not self._is_reduced():
             self.session.begin()
         # Ray takes seconds to start; meanwhile these load torch.
@@ -124,8 +126,8 @@ class _Job:
         self._stage("report", report.fingerprint(context), lambda: report.run(context))
         self._record()
 
-    def _stage(self, name: str, fingerprint: dict[str, Any], work: Callable[[], Outcome]) -> None:
-        """Do one stage unless its marker says that it is done; write the marker around it."""
+    def _stage(self, name: str, fingerprint: dict[str, Any], work: Callable[[], Outcome]) -> bool:
+        """Do one stage, its marker around it, unless that says that it is done before; tell whether it was."""
         marker = self.run.resume(name, fingerprint)
         skipped = marker is not None and marker.complete
         if marker is None or not marker.complete:
@@ -138,6 +140,7 @@ class _Job:
             self.run.write_marker(marker)
         rows, failed = marker.counts.get("rows", 0), marker.counts.get("failed", 0)
         self.options.on_stage(StageReport(name, rows, failed, marker.seconds, skipped))
+        return skipped
 
     def _on_ray(self) -> StageContext:
         """Return the context with the cluster's resources, waiting until Ray is up."""

@@ -11,12 +11,12 @@ import pyarrow.compute as pc
 
 from synthscale import filesystems as fsys
 from synthscale.config import Config
-from synthscale.control import hold_out
 from synthscale.embedding import decode_all, encoder_facts, encoder_for, facts_of, files_of
 from synthscale.encoders import Encoder
 from synthscale.errors import InputError
 from synthscale.schemas import REAL, Layout, shards_of
 from synthscale.sources import Dataset, discover
+from synthscale.sources.control import hold_out
 from synthscale.stages.ingest import check_metrics, check_rows
 from synthscale.storage import STAGES, RunDirectory
 from synthscale.vectors import check_vectors, read_rows

@@ -12,6 +12,8 @@ from synthscale.errors import SchemaError
 from synthscale.jackknife import BLOCKS, REDEALS
 
 REAL, SYNTHETIC = "real", "synthetic"
+CONTROL = "control"
+"""The generator that a held-out half of the real set stands as."""
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
 DIRECTIONS = 3

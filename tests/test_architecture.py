@@ -70,7 +70,6 @@ PURE = [
     "jackknife",
     "refits",
     "manifold",
-    "control",
     "matched",
     "columns",
     "memory_fit",

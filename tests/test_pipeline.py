@@ -362,6 +362,30 @@ def test_a_file_that_was_missing_is_looked_for_again(images, tmp_path):
     assert len(result.scores()) == 60
 
 
+def hashes(result):
+    table = pq.read_table(result.run.path("embeddings"), columns=["row", "content_hash"])
+    return dict(zip(table["row"].to_pylist(), table["content_hash"].to_pylist(), strict=True))
+
+
+def test_a_file_that_changed_since_a_table_named_it_is_no_part_of_the_run(images, tmp_path):
+    top = tmp_path / "data"
+    shutil.copytree(images, top)
+    names = [f"{kind}/cat/{i:03d}.png" for kind in ("real", "good") for i in range(0, 60, 2)]
+    frame = pd.DataFrame({"image_filename": names, "real_or_synthetic": ["real"] * 30 + ["synthetic"] * 30})
+    frame.to_csv(top / "metadata.csv", index=False)
+    config = Config(manifest=str(top / "metadata.csv"), output=str(tmp_path / "run"))
+    before = hashes(score(config))
+    shutil.copy(top / names[3], top / names[-1])
+    (top / names[5]).unlink()
+    with pytest.raises(
+        ResumeConflict, match=f"1 images have changed since the run began.*{names[-1]}.*--redo-from"
+    ):
+        score(config)
+    (top / names[5]).write_bytes((images / names[5]).read_bytes())
+    after = hashes(score(config, Options(redo_from="ingest")))
+    assert [before[row] == after[row] for row in range(60)] == [True] * 59 + [False]
+
+
 def test_a_generator_may_bear_the_name_of_anything_of_ours(images, tmp_path):
     shutil.copytree(images / "good", tmp_path / "good")
     values = {"real": str(images / "real"), "synthetic": {"shard": str(tmp_path / "good")}}

@@ -22,7 +22,7 @@ from synthscale.config import StorageConfig
 from synthscale.errors import InputError
 from synthscale.fetch import zip_uri
 from synthscale.sources.rows import Dataset, table_rows
-from synthscale.sources.spool import RunningDigest, Spool
+from synthscale.sources.spool import Spool
 from synthscale.sources.states import with_states
 from synthscale.sources.vectors import from_vectors, parquet_schema
 from synthscale.storage import digest
@@ -73,7 +73,6 @@ def from_table_file(uri: str, storage: StorageConfig) -> Dataset:
     if suffix not in _FRAMES:
         raise InputError(f"{uri}: expected a {', '.join(sorted(_FRAMES))} or .zip file, or a folder")
     folder, top, first = posixpath.dirname(uri), None, 0
-    digest = RunningDigest(uri, _content(uri, storage))
     with Spool() as spool:
         for frame in _frames(uri, storage, _FRAMES[suffix]):
             if top is None:
@@ -82,11 +81,9 @@ def from_table_file(uri: str, storage: StorageConfig) -> Dataset:
             rows = table_rows(frame, uri, partial(fsys.join, top), first)
             if not fsys.is_s3(uri):
                 _refuse_links_out(rows, top, uri, first)
-            rows = with_states(rows, storage)
-            digest.add(rows.column("etag").to_pylist())
-            spool.add(rows)
+            spool.add(with_states(rows, storage))
             first += len(frame)
-        return Dataset(spool.rows(), digest.text())
+        return Dataset(spool.rows(), digest([uri, _content(uri, storage)]), is_table=True)
 
 
 def _content(uri: str, storage: StorageConfig) -> str:

@@ -21,12 +21,14 @@ OURS = frozenset({"id", "uri", "label", "image_filename", "size_bytes", "etag", 
 class Dataset:
     """The rows of a run before they are numbered, a digest of what was found, and what was passed over.
 
-    ``rows`` are mapped from disk: there may be more than memory holds.
+    ``rows`` are mapped from disk: there may be more than memory holds. The digest of a table is of its words
+    alone: files that it names and that are not there may come later.
     """
 
     rows: pa.Table
     digest: str
     vectors: VectorSource | None = None
+    is_table: bool = False
     notes: list[str] = field(default_factory=list)
 
 

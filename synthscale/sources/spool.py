@@ -7,7 +7,11 @@ import tempfile
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+
+from synthscale.columns import pieces
+from synthscale.keys import Keys, id_keys
 
 
 class Spool:
@@ -57,6 +61,15 @@ class Spool:
         self._end()
         for path in self._paths:
             os.unlink(path)
+
+
+def mapped_keys(ids: pa.ChunkedArray) -> Keys:
+    """Return the key of each id (keys.py), (n,), mapped from a file without a name."""
+    with tempfile.TemporaryFile(prefix="synthscale-keys-") as file:
+        for piece in pieces(ids):
+            file.write(id_keys(piece.to_pylist()).tobytes())
+        file.flush()
+        return np.memmap(file, np.uint64, "r") if len(ids) else np.empty(0, np.uint64)
 
 
 def _as_texts(tables: list[pa.Table]) -> list[pa.Table]:

@@ -106,11 +106,10 @@ def _stream(context: StageContext, todo: list[Shard], encoder: EncoderFacts) -> 
     # The one stage that can take hours; a person at a terminal sees how far it is.
     rows = sum(shard.stop - shard.start for shard in todo)
     settings.enable_progress_bars |= context.show_progress and rows >= _LONG_ROWS
-    block_bytes = settings.target_max_block_size
     try:
         return _tallies(context, todo, encoder)
     finally:
-        settings.enable_progress_bars, settings.target_max_block_size = quiet, block_bytes
+        settings.enable_progress_bars = quiet
 
 
 def _earlier(context: StageContext, encoder: EncoderFacts) -> Earlier:
@@ -154,18 +153,12 @@ def _told(done: ray.data.Dataset) -> list[dict[str, Any]]:
 
 
 def _embed_images(context: StageContext, job: Job, shards: list[Shard], encoder: EncoderFacts) -> ray.data.Dataset:
-    image_size = encoder.image_size or 0
-    # A shard's pixels must stay one block: its actor writes them as one file.
-    largest = max(shard.stop - shard.start for shard in shards)
-    settings = ray.data.DataContext.get_current()
-    settings.target_max_block_size = max(128 * 2**20, 2 * largest * image_size**2 * 3)
     device = device_for(context)
-    decoded = _items(shards).map_batches(DecodeTask(job, image_size), **_A_SHARD)
+    decoded = _items(shards).map_batches(DecodeTask(job, encoder.image_size or 0), **_A_SHARD)
     return decoded.map_batches(
         EmbedActor,
         fn_constructor_args=(job, encoder.layout, device),
-        batch_size=None,
-        batch_format="numpy",
+        **_A_SHARD,
         compute=actor_pool(context, device, len(shards), sum(s.stop - s.start for s in shards)),
         num_gpus=1 if device == "cuda" else None,
         num_cpus=None if device == "cuda" else 1,

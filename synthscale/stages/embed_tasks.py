@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from synthscale.config import Config
 from synthscale.embedding import FILE_COLUMNS, decode_all, encoder_for, files_of
-from synthscale.errors import StageError
 from synthscale.schemas import FAILURES, REAL, Layout, Shard, Stored, embeddings_schema
 from synthscale.stages.embed_cache import FACTS, Earlier
 from synthscale.storage import RunDirectory
@@ -41,26 +40,31 @@ class Job:
 
 
 class DecodeTask:
-    """Shard number -> those of its rows that no earlier run embedded, as uint8 pixels with facts or faults."""
+    """Shard number -> those of its rows that no earlier run embedded: uint8 pixels, and facts or faults."""
 
     def __init__(self, job: Job, image_size: int) -> None:
         self._job, self._size = job, image_size
 
-    def __call__(self, batch: pa.Table) -> dict[str, NDArray[Any]]:
-        """Fetch and decode the rows of the shard that is numbered in ``batch``."""
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Fetch and decode the rows of the shard that is numbered in ``batch``; give one row for all of them."""
         shard = self._job.shards[batch.column("shard")[0].as_py()]
         found = self._job.earlier.places(shard).column("row").to_numpy() - shard.start
         at = np.setdiff1d(np.arange(shard.stop - shard.start), found)
-        # A block needs a row; one that is known after all is not used twice.
-        at = at if len(at) else found[:1]
         pixels, facts = decode_all(self._job.files(shard, at), self._size, self._job.config)
-        return {
-            "shard": np.full(len(at), shard.index),
-            "of": np.full(len(at), len(at)),
-            "at": at,
-            "pixels": pixels,
-            "facts": np.array([json.dumps(fact) for fact in facts], dtype=object),
-        }
+        return pa.table(
+            {
+                "shard": [shard.index],
+                "at": pa.array([at], pa.list_(pa.int64())),
+                "pixels": _as_one(pixels),
+                "facts": [json.dumps(facts)],
+            }
+        )
+
+
+def _as_one(pixels: NDArray[np.uint8]) -> pa.Array:
+    """Return pixels as one binary value, without a copy: Ray may cut a block between rows, never within one."""
+    ends = np.array([0, pixels.nbytes], np.int32)
+    return pa.Array.from_buffers(pa.binary(), 1, [None, pa.py_buffer(ends), pa.py_buffer(pixels)])
 
 
 class EmbedActor:
@@ -74,23 +78,24 @@ class EmbedActor:
         self._encoder = encoder_for(job.config, device)
         self._job, self._layout = job, layout
 
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[str]]:
+    def __call__(self, batch: pa.Table) -> pa.Table:
         """Encode, complete and write the shard whose pixels ``batch`` holds."""
-        shard = self._job.shards[int(batch["shard"][0])]
-        if len(batch["at"]) != batch["of"][0]:
-            raise StageError(f"embed: Ray split {shard.name}; give a smaller storage.shard_rows")
+        shard = self._job.shards[batch.column("shard")[0].as_py()]
+        at = np.array(batch.column("at")[0].as_py(), np.int64)
+        size = self._encoder.image_size
+        pixels = np.frombuffer(batch.column("pixels")[0].as_buffer(), np.uint8).reshape(len(at), size, size, 3)
         rows = _Rows(shard.stop - shard.start, self._layout.dimensions)
         known = self._job.earlier.known(shard, self._layout.dimensions)
         rows.put(known.at, known.vectors, known.facts)
-        self._embed(rows, batch["at"], batch["pixels"], [json.loads(text) for text in batch["facts"]])
+        self._embed(rows, at, pixels, json.loads(batch.column("facts")[0].as_py()))
         # What the cache had and has no more.
         if len(lost := rows.missing()):
             files = self._job.files(shard, lost)
-            self._embed(rows, lost, *decode_all(files, self._encoder.image_size, self._job.config))
+            self._embed(rows, lost, *decode_all(files, size, self._job.config))
         check_vectors(rows.vectors, rows.facts, self._layout.search)
         write_embedded(self._job.run, shard, rows.vectors, rows.facts)
         self._job.earlier.keep(shard, set(range(len(rows.facts))) - set(known.at.tolist()))
-        return {"tally": [self._job.tally(shard)]}
+        return pa.table({"tally": [self._job.tally(shard)]})
 
     def _embed(
         self, rows: "_Rows", at: NDArray[np.int64], pixels: NDArray[np.uint8], facts: list[dict[str, Any]]

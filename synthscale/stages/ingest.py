@@ -14,18 +14,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from synthscale import filesystems as fsys
-from synthscale.columns import pieces
 from synthscale.config import Config, check_generator_name
-from synthscale.control import CONTROL
-from synthscale.errors import ConfigError, InputError
-from synthscale.keys import id_keys
+from synthscale.errors import ConfigError, InputError, ResumeConflict
 from synthscale.metrics.gates import generators_of
 from synthscale.metrics.slices import can_slice
-from synthscale.schemas import MANIFEST_COLUMNS, REAL, SCORES, SYNTHETIC, Shard
+from synthscale.schemas import CONTROL, MANIFEST_COLUMNS, REAL, SCORES, SYNTHETIC, Shard
 from synthscale.sources import Dataset
+from synthscale.sources.spool import mapped_keys
 from synthscale.stages.context import Outcome, StageContext
 
 _WRITERS = 16
+_SORTED = 2**22
+"""Keys of ids that are sorted at a time."""
 _BLOCK_BYTES = 2**28
 """Largest block of pixels, a shard's, that passes from a decoding task to an encoder."""
 
@@ -62,6 +62,25 @@ def run(context: StageContext, dataset: Dataset) -> Outcome:
         "vectors": None if dataset.vectors is None else vars(dataset.vectors),
     }
     return Outcome({"rows": n, "real": kinds[REAL], "synthetic": kinds[SYNTHETIC]}, info)
+
+
+def refuse_changed(context: StageContext, dataset: Dataset) -> None:
+    """Raise ResumeConflict where files that a table names are not those that the run began with."""
+
+    def changed(shard: Shard) -> tuple[int, str]:
+        before = context.run.read_shard("manifest", shard, ["uri", "etag"])
+        now = dataset.rows.column("etag").slice(shard.start, shard.stop - shard.start)
+        # Neither what was not there and has come, nor what is gone: they are told of when they are read.
+        uris = before.column("uri").filter(pc.fill_null(pc.not_equal(before.column("etag"), now), False))
+        return len(uris), uris[0].as_py() if len(uris) else ""
+
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        found = [each for each in pool.map(changed, context.shards) if each[0]]
+    if found:
+        raise ResumeConflict(
+            f"{context.run.uri}: {sum(count for count, _ in found)} images have changed since the run began, "
+            f"the first is {found[0][1]}; give another --output, or repeat from here with --redo-from ingest"
+        )
 
 
 def _shard_rows(context: StageContext, dataset: Dataset, n: int) -> int:
@@ -137,11 +156,19 @@ def check_rows(rows: pa.Table) -> None:
 
 
 def _twice(ids: pa.ChunkedArray) -> list[str]:
-    """Return the ids that more than one row has, at eight bytes a row."""
-    keys = np.concatenate([id_keys(chunk.to_pylist()) for chunk in pieces(ids)])
-    order = np.sort(keys)
-    same = np.unique(order[1:][order[1:] == order[:-1]])
+    """Return the ids that more than one row has; the keys of all are on disk, and sorted a range at a time."""
+    keys = mapped_keys(ids)
+    ranges = max(1, len(keys) // _SORTED)
+    found = [np.empty(0, np.uint64)]
+    for own in range(ranges):
+        spans = (keys[start : start + _SORTED] for start in range(0, len(keys), _SORTED))
+        order = np.sort(np.concatenate([span[span % np.uint64(ranges) == own] for span in spans]))
+        found.append(np.unique(order[1:][order[1:] == order[:-1]]))
+    same = np.concatenate(found)
     if not len(same):
         return []
-    counts = Counter(name for name in ids.filter(pa.array(np.isin(keys, same))).to_pylist())
+    counts = Counter[str]()
+    for start in range(0, len(keys), _SORTED):
+        mask = pa.array(np.isin(keys[start : start + _SORTED], same))
+        counts.update(ids.slice(start, _SORTED).filter(mask).to_pylist())
     return [name for name, count in counts.items() if count > 1]

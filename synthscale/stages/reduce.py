@@ -13,7 +13,6 @@ import pyarrow as pa
 import ray
 
 from synthscale import filesystems as fsys
-from synthscale.control import CONTROL
 from synthscale.errors import SchemaError
 from synthscale.matched import smallest
 from synthscale.metrics.comparison import between
@@ -21,7 +20,7 @@ from synthscale.metrics.gates import decide
 from synthscale.metrics.slices import Slicing
 from synthscale.metrics.summary import GeneratorFigures, Known, generator_figures, show_control
 from synthscale.metrics.view import ViewSums, sum_view
-from synthscale.schemas import METRICS, REAL, SCORES, Shard, conform
+from synthscale.schemas import CONTROL, METRICS, REAL, SCORES, Shard, conform
 from synthscale.scores import score_rows
 from synthscale.stages.context import Outcome, StageContext
 from synthscale.stages.input_tables import completeness, slicings

@@ -1,6 +1,8 @@
 """Embeddings that earlier runs made are taken from a cache: what is new is embedded, and nothing else is read."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -123,6 +125,25 @@ def test_images_that_a_table_names_are_kept_and_found_too(on_s3, server, tmp_pat
     table = Config(manifest=str(tmp_path / "table.csv"), output=str(tmp_path / "table"), storage=folders.storage)
     assert embed(table)[1] == []
     assert embed(folders)[1] == ["embed: 50 of 50 embeddings are those of earlier runs"]
+
+
+def test_two_runs_at_once_share_a_cache(on_s3, server):
+    config, _ = on_s3
+    configs = {name: config(name, f"run-{name}") for name in ("one", "two")}
+    script = "import sys; from synthscale import Config, score; score(Config.model_validate_json(sys.argv[1]))"
+    at_once = [
+        subprocess.Popen([sys.executable, "-c", script, own.model_dump_json()], stderr=subprocess.PIPE, text=True)
+        for own in configs.values()
+    ]
+    for process in at_once:
+        assert process.wait(600) == 0, process.stderr.read()
+    server.fault()
+    for name, own in configs.items():
+        again, told = embed(config(name, f"again-{name}"))
+        assert told == ["embed: 50 of 50 embeddings are those of earlier runs"]
+        assert_same(again, embed(config(name, f"plain-{name}", cache=None))[0])
+        run = RunDirectory.existing(own.output, own.storage)
+        assert pq.read_table(run.path("embeddings")).num_rows == 50
 
 
 def test_another_way_of_embedding_shares_nothing(on_s3):

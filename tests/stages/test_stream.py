@@ -2,7 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from synthscale import Config
+from synthscale.config import StorageConfig
 from synthscale.errors import TooManyFailures
 from synthscale.pipeline import Options, score
+from synthscale.result import RunResult
 from synthscale.storage import RunDirectory
 from tests.object_server import Fault, ObjectServer
 from tests.two_nodes import last_line
@@ -186,6 +191,77 @@ def test_an_actor_that_is_killed_is_replaced_and_nothing_is_lost(server, images,
     assert killed
     assert failures.empty
     assert_same_vectors(found, written(on_disk(images, undisturbed.run.uri))[0])
+
+
+def test_a_killed_driver_that_writes_to_s3_goes_on_where_it_stopped(server, undisturbed, tmp_path):
+    server.put("kills", "placeholder", b"")
+    server.fault(Fault("set/", latency_s=0.3))
+    config = on_s3(server, "s3://kills/run")
+    (tmp_path / "config.yaml").write_text(json.dumps(config.model_dump(mode="json", exclude_none=True)))
+    command = [sys.executable, "-m", "synthscale.cli", "score", "--config", str(tmp_path / "config.yaml")]
+
+    def written_keys():
+        return {key for key in server.asked("PUT") if key.startswith("kills/run/embeddings/")}
+
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while len(written_keys()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    kept = written_keys()
+    assert 2 <= len(kept) < 11
+    server.fault()
+    resumed = subprocess.run(command, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    # What was written is not written again, and nothing is left out.
+    assert not kept & written_keys()
+    assert len(kept | written_keys()) == 11
+    result = RunResult.open("s3://kills/run", StorageConfig(endpoint_url=server.endpoint_url))
+    ours, theirs = (found.scores().sort_values("id").reset_index(drop=True) for found in (result, undisturbed))
+    pd.testing.assert_frame_equal(ours.drop(columns="uri"), theirs.drop(columns="uri"), atol=1e-5, rtol=0)
+
+
+_SMALL_STORE = """
+import sys
+import ray
+from ray._private.internal_api import memory_summary
+from synthscale import Config
+from synthscale.pipeline import Options, score
+from synthscale.stages import embed
+from synthscale.stages.embed_tasks import EmbedActor
+class OnCpu(EmbedActor):
+    def __init__(self, job, layout, device): super().__init__(job, layout, "cpu")
+embed.EmbedActor, embed.device_for = OnCpu, lambda context: "cuda"
+ray.init("local", num_cpus=2, num_gpus=1, object_store_memory=100 * 2**20, log_to_driver=False)
+config = Config.model_validate_json(sys.argv[1])
+class Done(Exception): pass
+def on_stage(report):
+    if report.stage == "embed":
+        print("Spilled" in memory_summary(ray.get_runtime_context().gcs_address, stats_only=True), flush=True)
+        raise Done
+try: score(config, Options(ray_address=ray.get_runtime_context().gcs_address, on_stage=on_stage))
+except Done: pass
+"""
+
+
+def test_pixels_on_their_way_to_a_gpu_never_spill_from_the_object_store(server, make_images, tmp_path):
+    # 193 MB of pixels go through a store of 100 MiB, from tasks to an actor of its own.
+    for seed, name in enumerate(("real", "fake")):
+        paths = make_images(tmp_path / name, 40, seed=seed)
+        for i in range(600):
+            shutil.copy(paths[i % 40], tmp_path / name / f"{i}.png")
+    sets = {"real": str(tmp_path / "real"), "synthetic": {"g": str(tmp_path / "fake")}}
+    encoder = {"name": "descriptor", "image_size": 224}
+    config = Config(**sets, output=str(tmp_path / "run"), encoder=encoder, storage={"shard_rows": 32})
+    assert last_line(_SMALL_STORE, config) == "False"
+    found, failures = written(config)
+    assert len(found) == 1280
+    assert failures.empty
 
 
 _TWO_NODES = """

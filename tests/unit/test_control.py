@@ -6,9 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synthscale.control import CONTROL, hold_out
 from synthscale.errors import ConfigError, InputError
+from synthscale.keys import id_keys, mixed
 from synthscale.metrics.summary import show_control
+from synthscale.schemas import CONTROL
+from synthscale.sources import control
+from synthscale.sources.control import hold_out
 
 REST = ("id", "uri", "label", "image_filename", "size_bytes", "etag", "prompt", "seed")
 
@@ -52,6 +55,18 @@ def test_half_of_the_real_rows_become_the_control_and_no_other_row_changes(real,
     kinds = dict(zip(after["id"].to_pylist(), after["real_or_synthetic"].to_pylist(), strict=True))
     assert {name for name, kind in kinds.items() if kind == "real"} == ids_of(before, None) - held
     assert all(kinds[name] == "synthetic" for name in held)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 10, 65_536])
+@pytest.mark.parametrize("is_one_bin", [True, False])
+def test_the_held_out_are_those_of_the_smallest_numbers(monkeypatch, at_a_time, is_one_bin):
+    monkeypatch.setattr(control, "_ROWS", at_a_time)
+    if is_one_bin:
+        monkeypatch.setattr(control, "_bin", lambda numbers: np.zeros(len(numbers), np.int64))
+    rows = rows_of(501, 100)
+    ids = rows["id"].to_pylist()[:501]
+    order = np.argsort(mixed(id_keys(ids), 40_000))
+    assert ids_of(hold_out(rows), CONTROL) == {ids[i] for i in order[:250]}
 
 
 def test_everything_else_stays_as_it_was():

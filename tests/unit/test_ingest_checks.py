@@ -1,10 +1,14 @@
 """What only the whole set can tell: unique ids, both classes, generator names, clashing columns, shard sizes."""
 
+from collections import Counter
+
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from synthscale.errors import InputError
 from synthscale.schemas import MANIFEST_COLUMNS, SCORES
+from synthscale.stages import ingest
 from synthscale.stages.ingest import check_rows, default_shard_rows, rename_clashing_columns, vector_shard_rows
 
 
@@ -42,6 +46,14 @@ def test_of_many_duplicate_ids_five_are_named_and_the_rest_counted():
     assert "id4" in message
     assert "id5" not in message
     assert "4 more" in message
+
+
+@pytest.mark.parametrize("at_a_time", [1, 7, 100, 2**22])
+def test_every_id_that_occurs_twice_is_found_however_few_are_sorted_at_a_time(monkeypatch, at_a_time):
+    monkeypatch.setattr(ingest, "_SORTED", at_a_time)
+    ids = [str(i) for i in np.random.default_rng(0).integers(0, 2000, 1000)]
+    twice = [name for name, count in Counter(ids).items() if count > 1]
+    assert sorted(ingest._twice(pa.chunked_array([ids[:333], ids[333:]]))) == sorted(twice)
 
 
 def test_rows_without_an_id_are_counted():

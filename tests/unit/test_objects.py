@@ -171,12 +171,15 @@ def test_many_are_in_flight_at_once_and_come_in_order(server, storage):
     assert server.most_at_once() > 64
 
 
-def test_large_files_are_not_asked_for_all_at_once(server, storage, monkeypatch):
-    monkeypatch.setattr("synthscale.embedding._IN_FLIGHT_BYTES", 25_000)
-    server.fault(Fault("many", latency_s=0.05))
-    files = [Stored(f"s3://bucket/many/{i:03d}.png", 5000) for i in range(40)]
-    assert len(list(fetch_all(files, Config(storage=storage)))) == 40
-    assert 1 < server.most_at_once() <= 5
+@pytest.mark.parametrize(("limit", "most"), [({"mib_in_flight": 1}, 5), ({"requests_in_flight": 3}, 3)])
+def test_no_more_is_asked_for_at_once_than_is_configured(server, storage, limit, most):
+    for i in range(20):
+        server.put("bucket", f"large/{i:02d}.png", b"x" * 200_000)
+    server.fault(Fault("large", latency_s=0.05))
+    files = [Stored(f"s3://bucket/large/{i:02d}.png", 200_000) for i in range(20)]
+    found = list(fetch_all(files, Config(storage=storage.model_copy(update=limit))))
+    assert [len(data) for data in found] == [200_000] * 20
+    assert 1 < server.most_at_once() <= most
 
 
 def test_a_fault_of_one_costs_the_others_nothing(server, storage):
