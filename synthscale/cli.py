@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 import threading
+import webbrowser
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -141,8 +142,12 @@ def _report(parsed: argparse.Namespace, console: Console) -> int:
     storage = config_from(parsed).storage
     result = RunResult.open(parsed.run, storage)
     config = parse_config(result.run.read_json("run.json")["config"], f"{result.run.uri}/run.json")
-    run(StageContext(config.model_copy(update={"storage": storage}), result.run))
+    run(
+        StageContext(config.model_copy(update={"storage": storage}), result.run), shows_images=not parsed.no_images
+    )
     _print_places(result, console)
+    if parsed.open:
+        webbrowser.open(result.local_report().as_uri())
     return 0
 
 
@@ -243,11 +248,12 @@ def _parser() -> argparse.ArgumentParser:
     compare = _command(commands, "compare", _compare, "compare the generators of a run or of runs", [file, shared])
     compare.add_argument("runs", nargs="+", metavar="RUN")
     compare.add_argument("--output", default="compare.json", metavar="FILE", help="where the JSON is written")
-    for name, command, words in (
-        ("status", _status, "show how far a run has come"),
-        ("report", _report, "write the report of a finished run again"),
-    ):
-        _command(commands, name, command, words, [file, shared]).add_argument("run", metavar="RUN")
+    status = _command(commands, "status", _status, "show how far a run has come", [file, shared])
+    report = _command(commands, "report", _report, "write the report of a finished run again", [file, shared])
+    for command in (status, report):
+        command.add_argument("run", metavar="RUN")
+    report.add_argument("--open", action="store_true", help="show it in the browser")
+    report.add_argument("--no-images", action="store_true", help="leave every picture out, to share it")
     return parser
 
 

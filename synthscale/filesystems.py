@@ -16,9 +16,11 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.implementations.local import LocalFileSystem
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from synthscale.config import StorageConfig
 from synthscale.errors import StorageError
@@ -185,6 +187,14 @@ def names(uri: str, storage: StorageConfig) -> set[str]:
     if not is_folder(uri, storage):
         return set()
     return {info.path.rsplit("/", 1)[-1] for info in list_files(uri, storage)}
+
+
+def dataset(uri: str, storage: StorageConfig, **options: Any) -> ds.Dataset:
+    """Return a folder of Parquet files as an Arrow dataset, read lazily."""
+    with storage_errors(uri, "read"):
+        if is_s3(uri):
+            options["filesystem"] = PyFileSystem(FSSpecHandler(filesystem(uri, storage)))
+        return ds.dataset(uri.removeprefix("s3://"), format="parquet", **options)
 
 
 def write_table(uri: str, table: pa.Table, storage: StorageConfig) -> None:

@@ -161,7 +161,7 @@ class _Job:
 
     def _begin(self) -> None:
         if not self.run.begun():
-            self.run.write_json("run.json", {"run_id": uuid.uuid4().hex[:12], "config": self._settings()})
+            self.run.write_json("run.json", {"run_id": uuid.uuid4().hex[:12], **self._about()})
 
     def _record(self) -> None:
         stages = {}
@@ -170,22 +170,19 @@ class _Job:
             rows = marker.counts.get("rows")
             rate = rows / marker.seconds if rows and marker.seconds else None
             stages[name] = {"seconds": marker.seconds, "rows": rows, "rows_per_s": rate}
-        packages = {name: version(name) for name in _PACKAGES}
         self.run.write_json(
             "run.json",
             {
                 "run_id": self.run.read_json("run.json")["run_id"],
                 "finished": True,
-                "config": self._settings(),
-                "versions": {
-                    "synthscale": synthscale.__version__,
-                    "python": platform.python_version(),
-                    **packages,
-                },
+                **self._about(),
                 "stages": stages,
                 "notes": self.run.completed("ingest").info["notes"],
             },
         )
 
-    def _settings(self) -> dict[str, Any]:
-        return self.config.model_dump(mode="json", exclude_none=True)
+    def _about(self) -> dict[str, Any]:
+        """What the run is made with: its configuration and versions."""
+        packages = {name: version(name) for name in _PACKAGES}
+        own = {"synthscale": synthscale.__version__, "python": platform.python_version()}
+        return {"config": self.config.model_dump(mode="json", exclude_none=True), "versions": own | packages}

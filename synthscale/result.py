@@ -1,16 +1,30 @@
 """What a finished run offers: metrics, per-example scores, failures, and where the report lies."""
 
+import html
+import tempfile
+import webbrowser
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
-from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from synthscale import filesystems as fsys
 from synthscale.config import StorageConfig
 from synthscale.errors import InputError
 from synthscale.storage import RunDirectory
+
+_WORST: dict[str, tuple[str, Any, str, bool]] = {
+    "fidelity": ("synthetic", None, "label_quality_score", False),
+    "representativeness": ("real", None, "label_quality_score", False),
+    "diversity": ("synthetic", ds.field("is_near_duplicate"), "distance_to_nearest_neighbor", True),
+    "freshness": ("synthetic", None, "distance_to_nearest_real", True),
+    "precision": ("synthetic", ~ds.field("in_real_manifold"), "distance_to_nearest_real", False),
+    "coverage": ("real", ~ds.field("covered"), "label_quality_score", False),
+}
+"""By metric: the class whose rows count, which of them, and the column that orders them, ascending or not."""
 
 
 class RunResult:
@@ -43,6 +57,14 @@ class RunResult:
         """Where ``report.html`` lies."""
         return self.run.path("report.html")
 
+    def local_report(self) -> Path:
+        """Return a local path of the report: on S3 it is fetched to a temporary folder."""
+        if not fsys.is_s3(self.report_path):
+            return Path(self.report_path)
+        path = Path(tempfile.mkdtemp(prefix="synthscale-report-")) / "report.html"
+        path.write_bytes(fsys.read_bytes(self.report_path, self.run.storage))
+        return path
+
     @property
     def scores_path(self) -> str:
         """Where the ``scores/`` partitions lie."""
@@ -55,24 +77,73 @@ class RunResult:
                 f"{self.run.uri}: has no generator {generator!r}; there are {', '.join(self.generators)}"
             )
         path = self.scores_path if generator is None else fsys.join(self.scores_path, f"generator={generator}")
-        if fsys.is_s3(path):
-            filesystem = PyFileSystem(FSSpecHandler(fsys.filesystem(path, self.run.storage)))
-            return ds.dataset(
-                path.removeprefix("s3://"), format="parquet", partitioning="hive", filesystem=filesystem
-            )
-        return ds.dataset(path, format="parquet", partitioning="hive", partition_base_dir=self.scores_path)
+        top = self.scores_path.removeprefix("s3://")
+        return fsys.dataset(path, self.run.storage, partitioning="hive", partition_base_dir=top)
 
     def scores(self, generator: str | None = None) -> pd.DataFrame:
         """Return one generator's partition of ``scores/`` (the only one's, when it is not named) as pandas."""
+        table = self.scores_dataset(self._one(generator)).to_table()
+        frame: pd.DataFrame = table.drop_columns(["generator"]).to_pandas()
+        return frame
+
+    def worst(self, metric: str, n: int = 20, generator: str | None = None) -> pd.DataFrame:
+        """Return the ``n`` rows of ``scores/`` that cost a generator most of a core metric, the worst first.
+
+        For ``fidelity`` and ``precision`` those are synthetic images, for ``representativeness`` and ``coverage``
+        real ones, for ``diversity`` and ``freshness`` synthetic images that repeat another, or a real one.
+        """
+        if metric not in _WORST:
+            raise InputError(f"worst: there is no metric {metric!r}; there are {', '.join(_WORST)}")
+        kind, counted, column, ascending = _WORST[metric]
+        own = ds.field("real_or_synthetic") == kind
+        table = self.scores_dataset(self._one(generator)).to_table(
+            filter=own if counted is None else own & counted
+        )
+        order = [(column, "ascending" if ascending else "descending"), ("id", "ascending")]
+        chosen = pc.select_k_unstable(table, k=min(n, len(table)), sort_keys=order)
+        frame: pd.DataFrame = table.take(chosen).drop_columns(["generator"]).to_pandas()
+        return frame
+
+    def groups(self, generator: str | None = None) -> pd.DataFrame:
+        """Return a generator's near-duplicate groups, one a line, the largest first.
+
+        Columns: ``near_duplicate_id``, ``size``, ``has_real``, ``has_synthetic``, ``diameter`` (the largest cosine
+        distance between two members) and ``is_chain``. ``scores()`` has the members.
+        """
+        name = self._one(generator)
+        table = fsys.dataset(self.run.path("groups"), self.run.storage).to_table(
+            columns=["near_duplicate_id", "size", "has_real", "has_synthetic", "diameter", "is_chain"],
+            filter=pc.equal(ds.field("generator").cast(pa.string()), name),
+        )
+        frame: pd.DataFrame = table.to_pandas().drop_duplicates("near_duplicate_id")
+        return frame.sort_values(["size", "near_duplicate_id"], ascending=[False, True], ignore_index=True)
+
+    def show(self) -> Any:
+        """Show the report: in a notebook, in its output; elsewhere, in the browser."""
+        path = self.local_report()
+        try:
+            from IPython import get_ipython
+            from IPython.display import HTML
+        except ImportError:
+            get_ipython = None
+        if get_ipython is None or get_ipython() is None:
+            return webbrowser.open(path.as_uri())
+        page = html.escape(path.read_text("utf-8"), quote=True)
+        return HTML(f'<iframe srcdoc="{page}" width="100%" height="800" style="border:0"></iframe>')
+
+    def plot_projection(self, n: int = 2000) -> Any:
+        """Return a matplotlib figure of a sample of the images in two dimensions, by set (extra ``notebook``)."""
+        from synthscale.report.plot import figure_of
+
+        return figure_of(self.run, n)
+
+    def _one(self, generator: str | None) -> str:
+        """Return the name of a generator: the only one's, when it is not named."""
         if generator is None and len(self.generators) == 1:
-            generator = self.generators[0]
+            return self.generators[0]
         if generator is None:
             raise InputError(f"name a generator: {', '.join(self.generators)}")
-        table = self.scores_dataset(generator).to_table()
-        frame: pd.DataFrame = table.select(
-            [name for name in table.column_names if name != "generator"]
-        ).to_pandas()
-        return frame
+        return generator
 
     def failures(self) -> pd.DataFrame:
         """Return the rows that could not be used, with the reason of each."""

@@ -23,19 +23,28 @@ def stage_line(report: "StageReport") -> str:
 
 
 def metrics_table(metrics: dict[str, Any]) -> Table:
-    """Return the metrics of every generator as a table for the terminal."""
+    """Return the metrics of every generator as a table for the terminal, with 95 % intervals."""
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("generator", overflow="fold")
     for name in (*CORE_METRICS, "AUC"):
         # The longest name on two lines, so that all fit in 80 columns.
         table.add_column(name.replace("tative", "-\ntative") if len(name) > 12 else name, justify="right")
     for name, block in metrics["generators"].items():
-        values = [block["metrics"][metric]["value"] for metric in CORE_METRICS] + [
-            block["classifier"]["auc"]["value"]
-        ]
+        figures = [block["metrics"][metric] for metric in CORE_METRICS]
+        # One without its interval, so that all fit in 80 columns.
+        figures.append({"value": block["classifier"]["auc"]["value"]})
         # Names come from the user's data: no markup is read in them.
-        table.add_row(name.replace("[", r"\["), *("n/a" if value is None else f"{value:.3f}" for value in values))
+        table.add_row(name.replace("[", r"\["), *(_with_interval(own) for own in figures))
     return table
+
+
+def _with_interval(figures: dict[str, Any]) -> str:
+    """Return a value, and below it its 95 % interval."""
+    if figures["value"] is None:
+        return "n/a"
+    if figures.get("low") is None:
+        return f"{figures['value']:.3f}"
+    return f"{figures['value']:.3f}\n[dim]{figures['low']:.2f}-{figures['high']:.2f}[/dim]"
 
 
 def comparison_table(comparison: "Comparison") -> Table:

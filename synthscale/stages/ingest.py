@@ -24,7 +24,7 @@ from synthscale.sources.spool import mapped_keys
 from synthscale.stages.context import Outcome, StageContext
 
 _WRITERS = 16
-_SORTED = 2**22
+_SORTED = 2**21
 """Keys of ids that are sorted at a time."""
 _BLOCK_BYTES = 2**28
 """Largest block of pixels, a shard's, that passes from a decoding task to an encoder."""

@@ -1,57 +1,47 @@
-"""Report: ``metrics.json``, ``scores/`` and a few pictures -> ``report.html``, one file that needs no network.
+"""Report: the run's tables and a few pictures -> ``report.html``, one file that needs no network.
 
-Pictures are re-encoded thumbnails; a picture that cannot be read any more is shown as missing. Names, labels and
-metadata are text of strangers: the template escapes everything and the page allows no scripts.
+Only aggregates and samples are shown, so that the page opens fast whatever the size of the run. Pictures are
+re-encoded thumbnails; one that cannot be read any more is shown as missing. Names, labels and metadata are texts
+of strangers: the template escapes everything, and the page allows no script but its own.
 """
 
-import base64
-import posixpath
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
-import jinja2
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import yaml
 
 import synthscale
 from synthscale import filesystems as fsys
 from synthscale.config import Config
-from synthscale.fetch import fetch
-from synthscale.images import ImageFault, thumbnail_jpeg
+from synthscale.report import maps, page, readings
+from synthscale.report.choice import COLUMNS, Choice, GroupChoice, choose, choose_groups, members
+from synthscale.report.pictures import POINT_PX, POINTS_BYTES, TILE_PX, TILES_BYTES, Album, files_by_id
+from synthscale.report.redaction import Redaction
+from synthscale.report.tiles import GALLERIES, Tiler
 from synthscale.result import RunResult
-from synthscale.schemas import REAL, SYNTHETIC, Stored
+from synthscale.schemas import CONTROL, REAL, SYNTHETIC
 from synthscale.stages.context import Outcome, StageContext
-from synthscale.storage import RunDirectory
+from synthscale.storage import STAGES
 
-TILES = 12
-GROUPS = 6
-GROUP_MEMBERS = 6
-LABELS = 40
-FAILURES = 20
-THUMBNAIL_PX = 96
-
-MEANING = {
-    "fidelity": "Can the synthetic images be told from real ones? 0.5: no; 0: always.",
-    "representativeness": "Is the real data matched by the synthetic? 0.5: fully; 0: real images stand out.",
-    "diversity": "Share of synthetic images that do not repeat one another.",
-    "freshness": "Share of synthetic images that do not repeat a real one.",
-    "precision": "Share of synthetic images that lie among the real ones.",
-    "coverage": "Share of real images that have a synthetic one near.",
-}
-
-_COLUMNS = [
-    "id",
-    "uri",
-    "label",
-    "real_or_synthetic",
-    "label_quality_score",
-    "near_duplicate_id",
-    "distance_to_nearest_neighbor",
-]
-
-Picture = Callable[[dict[str, Any]], dict[str, Any]]
+_TILES_IN_ALL = 216
+_FEWEST_TILES, _MOST_TILES = 9, 27
+_GROUPS = 8
+_MEMBERS = 6
+_DIRECTIONS = 2
+_ENDS = 3
+_POINTS = 800
+_FAILURES = 20
+_UNEQUAL = 1.5
+_UNADJUSTED = (
+    "there are not as many real images as synthetic ones: metrics weigh both classes equally, and so differ from "
+    "the unadjusted shares that Cleanlab Studio gave (metrics.json has both)"
+)
 
 
 def fingerprint(context: StageContext) -> dict[str, Any]:
@@ -59,98 +49,197 @@ def fingerprint(context: StageContext) -> dict[str, Any]:
     return {"input": context.run.completed("reduce").digest, "version": synthscale.__version__}
 
 
-def run(context: StageContext) -> Outcome:
-    """Write the report."""
-    html = build(context.run, context.config)
+def run(context: StageContext, *, shows_images: bool = True) -> Outcome:
+    """Write the report; without images, no picture is read."""
+    html = build(context, shows_images=shows_images)
     fsys.write_bytes(context.run.path("report.html"), html.encode(), context.run.storage)
     return Outcome({"rows": context.run.completed("ingest").counts["rows"]})
 
 
-def build(run: RunDirectory, config: Config) -> str:
-    """Return the report of a scored run as HTML; ``config`` is what it was run with."""
-    result = RunResult(run)
-    metrics = result.metrics
-    picture = _pictures(run)
-    sections = []
-    for name, block in metrics["generators"].items():
-        scores = result.scores_dataset(name)
-        sections.append({"name": name, "block": block, "labels": _labels(block), **_evidence(scores, picture)})
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("synthscale"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["figure"] = lambda value: "n/a" if value is None else f"{value:.3f}"
-    return environment.get_template("report.html.j2").render(
-        metrics=metrics,
-        meaning=MEANING,
-        sections=sections,
-        failures=result.failures().head(FAILURES).to_dict("records"),
-        config=config,
+@dataclass(frozen=True)
+class _Shown:
+    """The rows of a generator that are shown: by score, in groups (members by id), at ends of directions."""
+
+    name: str
+    choice: Choice
+    groups: GroupChoice
+    members: dict[int, list[dict[str, Any]]]
+    directions: list[dict[str, list[dict[str, Any]]]]
+
+    def lists(self) -> list[list[dict[str, Any]]]:
+        """All rows, gallery by gallery."""
+        ends = [rows.to_pylist() for rows in self.choice.ends.values()]
+        return [*ends, *self.members.values(), *(rows for own in self.directions for rows in own.values())]
+
+
+def build(context: StageContext, *, shows_images: bool = True) -> str:
+    """Return the report of a scored run as HTML; the context's configuration is what it was run with."""
+    run, config = context.run, context.config
+    metrics = RunResult(run).metrics
+    sample, vectors = maps.draw(run, context.shards, context.layout, _POINTS)
+    shown = [_show(context, name, block, sample.ids) for name, block in metrics["generators"].items()]
+    album, with_file = _pictures(context, shown, sample.ids, shows_images)
+    redaction = Redaction(config)
+    tiler = Tiler(album, with_file, redaction, shows_images)
+    points = [
+        {"id": redaction.name(name), "set": own, "picture": album.places.get(name), **known}
+        for name, own, known in zip(sample.ids, sample.sets, _known(sample.ids, shown), strict=True)
+    ]
+    sets = [name for name in (REAL, *metrics["generators"]) if name in set(sample.sets)]
+    projected = page.map_data(maps.project(vectors), points, sets) if len(sample.ids) > 2 else None
+    return page.render(
+        "report.html.j2",
+        run=run.read_json("run.json"),
         version=synthscale.__version__,
+        counts=metrics["counts"],
+        gates=metrics["gates"],
+        has_control=CONTROL in metrics["generators"],
+        overview=page.overview(metrics["generators"]),
+        sections=[_section(metrics["generators"][own.name], own, tiler, i) for i, own in enumerate(shown)],
+        warnings=[(redaction.text(text), names) for text, names in _warnings(metrics).items()],
+        pairs=page.pairs(metrics.get("comparisons") or []),
+        map=projected,
+        labels=sorted({tile["label"] for own in shown for rows in own.lists() for tile in rows if tile["label"]}),
+        failures=_failures(context, metrics["counts"]["failures"], redaction),
+        pictures=page.embedded_json(album.data),
+        map_json=page.embedded_json(projected),
+        **_provenance(context, metrics, redaction),
     )
 
 
-def _labels(block: dict[str, Any]) -> list[dict[str, Any]]:
-    """At most LABELS labels, those chosen whose real images are matched or covered worst."""
-    rows = [{"label": label, **figures} for label, figures in block["by_label"].items()]
+def _show(context: StageContext, name: str, block: dict[str, Any], sampled: Sequence[str]) -> _Shown:
+    """Choose the rows of a generator that are shown, in three passes over what each needs."""
+    scores = RunResult(context.run).scores_dataset(name)
+    directions = (block["classifier"].get("directions") or [])[:_DIRECTIONS]
+    ends = [
+        {
+            "low": own[REAL]["lowest"][:_ENDS] + own[SYNTHETIC]["lowest"][:_ENDS],
+            "high": own[REAL]["highest"][:_ENDS] + own[SYNTHETIC]["highest"][:_ENDS],
+        }
+        for own in directions
+    ]
+    wanted = {*sampled, *(name for own in ends for ids in own.values() for name in ids)}
+    tiles = max(_FEWEST_TILES, min(_MOST_TILES, _TILES_IN_ALL // (4 * len(context.generators))))
+    choice = choose(scores.to_batches(columns=list(COLUMNS)), tiles, pa.array(sorted(wanted), pa.string()))
+    table = fsys.dataset(context.run.path("groups"), context.run.storage)
+    groups = choose_groups(
+        table.to_batches(filter=pc.equal(ds.field("generator").cast(pa.string()), name)), _GROUPS
+    )
+    numbers = [group["near_duplicate_id"] for group in (*groups.repeated, *groups.copied)]
+    in_groups = scores.to_batches(columns=list(COLUMNS), filter=ds.field("near_duplicate_id").isin(numbers))
+    by_id = {row["id"]: row for row in choice.wanted.to_pylist()}
+    found = [{end: [by_id[each] for each in ids if each in by_id] for end, ids in own.items()} for own in ends]
+    return _Shown(name, choice, groups, members(in_groups, _MEMBERS), found)
 
-    def weakest(row: dict[str, Any]) -> float:
-        values = [
-            row[name]["value"] for name in ("representativeness", "coverage") if row[name]["value"] is not None
+
+def _pictures(
+    context: StageContext, shown: Sequence[_Shown], sampled: Sequence[str], shows_images: bool
+) -> tuple[Album, set[str]]:
+    """Return the pictures of all that is shown, and the ids that have an image at all."""
+    lists = [rows for own in shown for rows in own.lists()]
+    # The first of every gallery, then the second: what there is no room for are the last ones of each.
+    rows = [row for turn in zip_longest(*lists) for row in turn if row is not None]
+    tiles = [row["id"] for row in rows]
+    nearest = [row["nearest_real_id"] for row in rows if row["nearest_real_id"] is not None]
+    album = Album()
+    if not shows_images:
+        return album, set()
+    manifest = fsys.dataset(context.run.path("manifest"), context.run.storage)
+    files = files_by_id(manifest, [*tiles, *nearest, *sampled])
+    album.add([*tiles, *nearest], files, TILE_PX, TILES_BYTES, context.config)
+    album.add(sampled, files, POINT_PX, TILES_BYTES + POINTS_BYTES, context.config)
+    return album, set(files)
+
+
+def _known(sampled: Sequence[str], shown: Iterable[_Shown]) -> list[dict[str, Any]]:
+    """Return the label of each sampled row, and by generator the probability that it is synthetic."""
+    labels: dict[str, str | None] = {}
+    scores: dict[str, dict[str, float]] = {name: {} for name in sampled}
+    for own in shown:
+        for row in own.choice.wanted.to_pylist():
+            score = row["label_quality_score"]
+            labels[row["id"]] = row["label"]
+            if row["id"] in scores and score is not None:
+                is_real = row["real_or_synthetic"] == REAL
+                scores[row["id"]][own.name] = round(1 - score if is_real else score, 4)
+    return [{"label": labels.get(name), "scores": scores[name]} for name in sampled]
+
+
+def _section(block: dict[str, Any], shown: _Shown, tiler: Tiler, number: int) -> dict[str, Any]:
+    def tiled(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            {**group, "tiles": tiler.tiles(shown.members.get(group["near_duplicate_id"], []))} for group in groups
         ]
-        return min(values, default=1.0)
 
-    return sorted(sorted(rows, key=weakest)[:LABELS], key=lambda row: row["label"])
+    directions = [
+        {"auc": figures["auc"], "share": figures["share"], **{end: tiler.tiles(rows) for end, rows in own.items()}}
+        for figures, own in zip(block["classifier"].get("directions") or [], shown.directions, strict=False)
+    ]
+    return {
+        "name": shown.name,
+        "anchor": f"g{number}",
+        "block": block,
+        "readings": readings.readings(block["metrics"]),
+        "histogram": page.histogram(shown.choice),
+        "galleries": [
+            {"key": key, "title": title, "words": words, "tiles": tiler.tiles(rows.to_pylist())}
+            for key, (title, words) in GALLERIES.items()
+            if (rows := shown.choice.ends.get(key)) is not None
+        ],
+        "repeated": tiled(shown.groups.repeated),
+        "copied": tiled(shown.groups.copied),
+        "totals": shown.groups.totals,
+        "same": shown.choice.same,
+        "directions": directions,
+        "labels": page.weakest_labels(block),
+    }
 
 
-def _evidence(scores: ds.Dataset, picture: Picture) -> dict[str, Any]:
-    """The tiles of one generator: worst rows of either class, and near-duplicate groups."""
-
-    def worst(kind: str) -> list[dict[str, Any]]:
-        own = scores.to_table(columns=_COLUMNS, filter=ds.field("real_or_synthetic") == kind)
-        # q is the probability of the row's own class: highest means most clearly fake, or least represented.
-        order = pc.select_k_unstable(
-            own, k=min(TILES, len(own)), sort_keys=[("label_quality_score", "descending")]
-        )
-        return [picture(row) for row in own.take(order).to_pylist()]
-
-    grouped = scores.to_table(columns=_COLUMNS, filter=ds.field("near_duplicate_id").is_valid())
-    return {"unrealistic": worst(SYNTHETIC), "unrepresented": worst(REAL), **_groups(grouped, picture)}
-
-
-def _groups(grouped: pa.Table, picture: Picture) -> dict[str, Any]:
-    """Groups of synthetic rows only, and of synthetic and real rows: the largest of each, and their numbers."""
-    ids, index, sizes = np.unique(
-        grouped.column("near_duplicate_id").to_numpy(), return_inverse=True, return_counts=True
-    )
-    real = np.asarray(pc.equal(grouped.column("real_or_synthetic"), REAL), dtype=bool)
-    real_members = np.bincount(index, weights=real, minlength=len(ids))
-    chosen = {"repeated": real_members == 0, "copied": (real_members > 0) & (real_members < sizes)}
-    found: dict[str, Any] = {}
-    for kind, wanted in chosen.items():
-        largest = sorted(np.flatnonzero(wanted).tolist(), key=lambda i: (-sizes[i], ids[i]))
-        found[f"{kind}_groups"] = int(wanted.sum())
-        found[kind] = []
-        for group in largest[:GROUPS]:
-            # A real member first, so that a copy stands beside what it copies.
-            members = sorted(np.flatnonzero(index == group).tolist(), key=lambda i: not real[i])[:GROUP_MEMBERS]
-            tiles = [picture(row) for row in grouped.take(members).to_pylist()]
-            found[kind].append({"size": int(sizes[group]), "real": int(real_members[group]), "tiles": tiles})
+def _warnings(metrics: dict[str, Any]) -> dict[str, list[str]]:
+    """Return each warning with the generators that it concerns."""
+    found: dict[str, list[str]] = {}
+    for name, block in metrics["generators"].items():
+        for text in block["warnings"]:
+            found.setdefault(text, []).append(name)
+        sizes = block["counts"][REAL], block["counts"][SYNTHETIC]
+        if max(sizes) > _UNEQUAL * min(sizes):
+            found.setdefault(_UNADJUSTED, []).append(name)
+    for name, tally in metrics["counts"]["generators"].items():
+        if tally["failed"]:
+            found.setdefault("some images could not be used: see the list at the end", []).append(name)
     return found
 
 
-def _pictures(run: RunDirectory) -> Picture:
-    """Return a function that adds ``image`` (a data URI, or None) and a short name to a row of scores."""
+def _failures(context: StageContext, counts: dict[str, int], redaction: Redaction) -> dict[str, Any]:
+    names: dict[str, list[str]] = {reason: [] for reason in counts}
+    if counts:
+        table = context.read_all("failures", ["id", "reason"])
+        for reason, own in names.items():
+            rows = table.filter(pc.equal(table.column("reason"), reason)).slice(0, _FAILURES)
+            own += [redaction.name(name) for name in rows.column("id").to_pylist()]
+    ordered = Counter(counts).most_common()
+    return {reason: {"count": count, "names": names[reason]} for reason, count in ordered}
 
-    def picture(row: dict[str, Any]) -> dict[str, Any]:
-        image = None
-        if row["uri"] is not None:
-            try:
-                data = thumbnail_jpeg(fetch(Stored(row["uri"]), run.storage), THUMBNAIL_PX)
-                image = "data:image/jpeg;base64," + base64.b64encode(data).decode()
-            except ImageFault:
-                image = None  # shown as missing
-        # The URI itself stays out: it tells about the machine that made the report.
-        shown = {name: row[name] for name in row if name != "uri"}
-        return {**shown, "image": image, "has_uri": row["uri"] is not None, "short": posixpath.basename(row["id"])}
 
-    return picture
+def _provenance(context: StageContext, metrics: dict[str, Any], redaction: Redaction) -> dict[str, Any]:
+    config: Config = context.config
+    radii: dict[str, list[str]] = {}
+    for name, block in metrics["generators"].items():
+        radii.setdefault(f"{block['neighbors']['radius'] or 0:.3g}", []).append(name)
+    distances = (
+        next(iter(radii)) if len(radii) == 1 else ", ".join(f"{r} ({', '.join(n)})" for r, n in radii.items())
+    )
+    stages = [
+        {"name": name, "rows": marker.counts.get("rows", 0), "seconds": marker.seconds}
+        for name in STAGES[:-1]
+        if (marker := context.run.completed(name)) is not None
+    ]
+    versions = context.run.read_json("run.json").get("versions", {})
+    return {
+        "made": f"Encoder {config.encoder.name}; near-duplicates are closer than the cosine distance {distances}; "
+        f"{config.classifier.folds}-fold {config.classifier.head} classifier, seed {config.classifier.seed}.",
+        "stages": stages,
+        "notes": [redaction.text(note) for note in context.run.completed("ingest").info["notes"]],
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "settings": yaml.safe_dump(redaction.settings(config), sort_keys=False, allow_unicode=True),
+    }
