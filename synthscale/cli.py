@@ -122,6 +122,7 @@ def _status(parsed: argparse.Namespace, console: Console) -> int:
 
 def _compare(parsed: argparse.Namespace, console: Console) -> int:
     from synthscale.comparisons import compare_runs
+    from synthscale.report.compared import compare_page
 
     storage = config_from(parsed).storage
     comparison = compare_runs(parsed.runs, storage)
@@ -129,8 +130,10 @@ def _compare(parsed: argparse.Namespace, console: Console) -> int:
     for warning in comparison.warnings:
         console.print(f"warning: {warning}", markup=False)
     text = json.dumps(comparison.json(), indent=1, allow_nan=False)
+    page = f"{parsed.output.removesuffix('.json')}.html"
     fsys.write_bytes(fsys.absolute(parsed.output), text.encode(), storage)
-    console.print(f"written {parsed.output}", markup=False)
+    fsys.write_bytes(fsys.absolute(page), compare_page(comparison).encode(), storage)
+    console.print(f"written {parsed.output} and {page}", markup=False)
     return 0
 
 
@@ -247,7 +250,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare = _command(commands, "compare", _compare, "compare the generators of a run or of runs", [file, shared])
     compare.add_argument("runs", nargs="+", metavar="RUN")
-    compare.add_argument("--output", default="compare.json", metavar="FILE", help="where the JSON is written")
+    compare.add_argument(
+        "--output",
+        default="compare.json",
+        metavar="FILE",
+        help="where the JSON is written; the page lies beside it",
+    )
     status = _command(commands, "status", _status, "show how far a run has come", [file, shared])
     report = _command(commands, "report", _report, "write the report of a finished run again", [file, shared])
     for command in (status, report):

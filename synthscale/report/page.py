@@ -19,7 +19,8 @@ from synthscale.schemas import REAL, SYNTHETIC
 
 LABELS = 40
 _PAIRS = 45
-_TOPS = {"fidelity": 0.55, "representativeness": 0.55}
+TOPS = {"fidelity": 0.55, "representativeness": 0.55}
+"""Where the axes of metrics end that do not end at 1."""
 
 
 def render(template: str, **values: Any) -> str:
@@ -62,7 +63,7 @@ def overview(generators: Mapping[str, Mapping[str, Any]]) -> list[charts.Interva
     """Return one chart for each core metric, all generators on it."""
     return [
         charts.interval_chart(
-            metric, {name: block["metrics"][metric] for name, block in generators.items()}, _TOPS.get(metric, 1.0)
+            metric, {name: block["metrics"][metric] for name, block in generators.items()}, TOPS.get(metric, 1.0)
         )
         for metric in CORE_METRICS
     ]
