@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import logging
 import signal
 import sys
@@ -130,10 +131,13 @@ def _compare(parsed: argparse.Namespace, console: Console) -> int:
     for warning in comparison.warnings:
         console.print(f"warning: {warning}", markup=False)
     text = json.dumps(comparison.json(), indent=1, allow_nan=False)
-    page = f"{parsed.output.removesuffix('.json')}.html"
-    fsys.write_bytes(fsys.absolute(parsed.output), text.encode(), storage)
+    stem, suffix = os.path.splitext(parsed.output)
+    if suffix not in {".json", ".html"}:
+        raise ConfigError(f"--output {parsed.output}: must end with .json; the page lies beside it as .html")
+    data, page = f"{stem}.json", f"{stem}.html"
+    fsys.write_bytes(fsys.absolute(data), text.encode(), storage)
     fsys.write_bytes(fsys.absolute(page), compare_page(comparison).encode(), storage)
-    console.print(f"written {parsed.output} and {page}", markup=False)
+    console.print(f"written {data} and {page}", markup=False)
     return 0
 
 

@@ -121,7 +121,9 @@ def write_bytes(uri: str, data: bytes, storage: StorageConfig) -> None:
 def _replaced(uri: str) -> Iterator[str]:
     """Give a path beside a local file, and put what was written there in its place, or leave nothing behind."""
     os.makedirs(os.path.dirname(uri), exist_ok=True)
-    temporary = f"{uri}.{secrets.token_hex(4)}.tmp"
+    # A kill may leave it behind: Arrow's datasets pass over names that begin with a dot.
+    folder, name = os.path.split(uri)
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         os.replace(temporary, uri)

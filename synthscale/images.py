@@ -174,5 +174,5 @@ def thumbnail_jpeg(data: bytes, side_px: int) -> bytes:
     # Pillow would write the original's comment into the new file.
     picture.info.clear()
     out = io.BytesIO()
-    picture.save(out, "JPEG", quality=85)
+    picture.save(out, "JPEG", quality=75)
     return out.getvalue()

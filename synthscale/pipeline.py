@@ -122,7 +122,9 @@ class _Job:
         self._stage("neighbors", neighbors.fingerprint(context), lambda: neighbors.run(self._on_ray()))
         self._stage("classify", classify.fingerprint(context), lambda: classify.run(self._on_ray()))
         self._stage("reduce", reduce.fingerprint(context), lambda: reduce.run(self._on_ray()))
-        reduce.decide_gates(context)
+        if reduce.decide_gates(context):
+            # It shows them.
+            self.run.forget_from("report")
         self._stage("report", report.fingerprint(context), lambda: report.run(context))
         self._record()
 

@@ -19,7 +19,7 @@ from synthscale.storage import RunDirectory
 _WORST: dict[str, tuple[str, Any, str, bool]] = {
     "fidelity": ("synthetic", None, "label_quality_score", False),
     "representativeness": ("real", None, "label_quality_score", False),
-    "diversity": ("synthetic", ds.field("is_near_duplicate"), "distance_to_nearest_neighbor", True),
+    "diversity": ("synthetic", None, "distance_to_nearest_neighbor", True),
     "freshness": ("synthetic", None, "distance_to_nearest_real", True),
     "precision": ("synthetic", ~ds.field("in_real_manifold"), "distance_to_nearest_real", False),
     "coverage": ("real", ~ds.field("covered"), "label_quality_score", False),
@@ -94,11 +94,15 @@ class RunResult:
         """
         if metric not in _WORST:
             raise InputError(f"worst: there is no metric {metric!r}; there are {', '.join(_WORST)}")
+        name = self._one(generator)
         kind, counted, column, ascending = _WORST[metric]
+        if metric in {"diversity", "freshness"}:
+            groups = self.groups(name)
+            costly = groups[groups.has_synthetic & (groups.has_real == (metric == "freshness"))]
+            counted = ds.field("near_duplicate_id").isin(costly.near_duplicate_id.tolist())
         own = ds.field("real_or_synthetic") == kind
-        table = self.scores_dataset(self._one(generator)).to_table(
-            filter=own if counted is None else own & counted
-        )
+        own = own & ds.field(column).is_valid()
+        table = self.scores_dataset(name).to_table(filter=own if counted is None else own & counted)
         order = [(column, "ascending" if ascending else "descending"), ("id", "ascending")]
         chosen = pc.select_k_unstable(table, k=min(n, len(table)), sort_keys=order)
         frame: pd.DataFrame = table.take(chosen).drop_columns(["generator"]).to_pandas()
@@ -126,7 +130,8 @@ class RunResult:
             from IPython.display import HTML
         except ImportError:
             get_ipython = None
-        if get_ipython is None or get_ipython() is None:
+        # A terminal's IPython has no place to show it in.
+        if get_ipython is None or not hasattr(get_ipython(), "kernel"):
             return webbrowser.open(path.as_uri())
         page = html.escape(path.read_text("utf-8"), quote=True)
         return HTML(f'<iframe srcdoc="{page}" width="100%" height="800" style="border:0"></iframe>')

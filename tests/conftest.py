@@ -20,6 +20,7 @@ _LONGEST = (
     "test_neighbors.py",
     "test_stream.py",
     "test_coverage.py",
+    "test_report.py",
 )
 """Files that take minutes: two processes share the files (``make test``), and should not end with one of these."""
 

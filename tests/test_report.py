@@ -5,6 +5,8 @@ import io
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from synthscale import Config, RunResult
+from synthscale import Config, RunResult, parse_config
 from synthscale.cli import main
 from synthscale.pipeline import score
 
@@ -256,6 +258,28 @@ def test_it_holds_no_folder_of_this_machine_and_no_metadata_of_images(result):
     assert "/tmp/" not in page
 
 
+def test_other_gates_are_in_the_report_of_the_same_run(result):
+    config = parse_config(result.run.read_json("run.json")["config"])
+    score(config.model_copy(update={"gates": ("coverage>=0.999",)}))
+    page = Path(result.report_path).read_text()
+    assert "coverage&gt;=0.999" in page
+    assert "fidelity&gt;=0.01" not in page.partition("How this was made")[0]
+    score(config)
+    assert "✓ passed: good: fidelity&gt;=0.01" in Path(result.report_path).read_text()
+
+
+def test_what_a_kill_left_behind_is_passed_over(result):
+    shard = next(Path(result.scores_path).rglob("*.parquet"))
+    left = shard.with_name(f".{shard.name}.1234abcd.tmp")
+    before = [len(result.scores(name)) for name in result.generators]
+    left.write_bytes(shard.read_bytes()[:100])
+    try:
+        assert [len(result.scores(name)) for name in result.generators] == before
+        assert main(["report", result.run.uri]) == 0
+    finally:
+        left.unlink()
+
+
 def test_without_images_no_picture_is_in_it(result, tmp_path):
     assert main(["report", result.run.uri, "--no-images"]) == 0
     page = Path(result.report_path).read_text()
@@ -289,12 +313,25 @@ def test_a_notebook_has_the_same_pieces(result):
     assert worst.label_quality_score.tolist() == own.label_quality_score.head(5).tolist()
     uncovered = result.worst("coverage", n=1000, generator="good")
     assert set(uncovered.id) == set(scores[(scores.real_or_synthetic == "real") & ~scores.covered.astype(bool)].id)
+    copies = result.worst("freshness", n=1000, generator="copier")
+    figures = result.metrics["generators"]["copier"]
+    assert len(copies) == figures["neighbors"]["copies"]["rows"] >= 30
+    assert (
+        result.worst("diversity", n=1000, generator="copier").shape[0] == figures["neighbors"]["repeats"]["rows"]
+    )
     groups = result.groups("copier")
     members = result.scores("copier").groupby("near_duplicate_id").size()
     assert dict(zip(groups.near_duplicate_id, groups["size"], strict=True)) == members.to_dict()
     figure = result.plot_projection()
     assert len(figure.axes[0].collections) == 3
     assert sum(len(points.get_offsets()) for points in figure.axes[0].collections) == 209
+
+
+def test_the_example_runs(result):
+    example = Path(__file__).parents[1] / "docs" / "example.py"
+    done = subprocess.run([sys.executable, example, result.run.uri, "copier"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(result.groups('copier'))} near-duplicate groups" in done.stdout
 
 
 def test_a_finished_run_is_opened_with_the_same_result(result):

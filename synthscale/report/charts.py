@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 BINS = 40
 _LEVELS = 5
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,16 @@ def level_of(figures: Mapping[str, Any]) -> int:
     value, reference = figures.get("value"), figures.get("reference")
     if value is None or not reference:
         return -1
-    return int(np.clip(np.ceil(_LEVELS * (reference - value) / reference - 0.25), 0, _LEVELS - 1))
+    return int(np.clip(np.ceil(_LEVELS * (reference - value) / reference - 0.25 - _ROUNDING), 0, _LEVELS - 1))
 
 
 def scaled(places: NDArray[np.float64], width: float, height: float, margin: float) -> NDArray[np.float64]:
     """Return points (n, 2) scaled to fit a box; extremes beyond the 0.5 % at either end lie on its border."""
     low, high = np.quantile(places, [0.005, 0.995], axis=0)
+    nearly_one = high <= low
+    low, high = np.where(nearly_one, places.min(0), low), np.where(nearly_one, places.max(0), high)
     share = np.clip((places - low) / np.where(high > low, high - low, 1.0), 0, 1)
+    share[:, high <= low] = 0.5
     size: Sequence[float] = (width - 2 * margin, height - 2 * margin)
     result: NDArray[np.float64] = np.round(margin + share * np.asarray(size), 1)
     return result

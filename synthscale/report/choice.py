@@ -27,6 +27,7 @@ COLUMNS = (
 )
 """What is read of ``scores/``."""
 _SAME = 1e-12
+_ID = "near_duplicate_id"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def choose(batches: Iterable[pa.RecordBatch], tiles: int, wanted: pa.Array) -> C
                 if end.kind == kind:
                     before = found.ends.get(name, own.slice(0, 0))
                     found.ends[name] = _first(pa.concat_tables([before, own]), end, tiles)
-    found.wanted = pa.concat_tables(asked)
+    if asked:
+        found.wanted = pa.concat_tables(asked)
     return found
 
 
@@ -110,7 +112,7 @@ def choose_groups(batches: Iterable[pa.RecordBatch], most: int) -> GroupChoice:
     """Choose near-duplicate groups from pieces of ``groups/``: the largest and the tightest of each kind."""
     names = ["near_duplicate_id", "size", "has_real", "has_synthetic", "diameter", "is_chain"]
     seen: dict[str, dict[int, dict[str, Any]]] = {"repeated": {}, "copied": {}}
-    ids: dict[str, list[NDArray[np.int64]]] = {"repeated": [], "copied": []}
+    totals = {"repeated": 0.0, "copied": 0.0}
     for batch in batches:
         rows = pa.Table.from_batches([batch]).select(names)
         synthetic = rows.filter(rows.column("has_synthetic"))
@@ -118,7 +120,8 @@ def choose_groups(batches: Iterable[pa.RecordBatch], most: int) -> GroupChoice:
             own = synthetic.filter(pc.equal(synthetic.column("has_real"), has_real))
             group_ids = own.column("near_duplicate_id").to_numpy()
             _, first = np.unique(group_ids, return_index=True)
-            ids[kind].append(group_ids[first])
+            # Each member of a group counts for its share of it.
+            totals[kind] += float((1.0 / own.column("size").to_numpy()).sum())
             for row in _largest_and_tightest(own.take(pa.array(first)), most):
                 seen[kind][row["near_duplicate_id"]] = row
     chosen = {}
@@ -126,42 +129,42 @@ def choose_groups(batches: Iterable[pa.RecordBatch], most: int) -> GroupChoice:
         table = pa.Table.from_pylist(list(own.values()))
         rows_found = _largest_and_tightest(table, most) if own else []
         chosen[kind] = sorted(rows_found, key=lambda row: (-row["size"], row["near_duplicate_id"]))
-    totals = {kind: len(np.unique(np.concatenate(own))) if own else 0 for kind, own in ids.items()}
-    return GroupChoice(chosen["repeated"], chosen["copied"], totals)
+    return GroupChoice(chosen["repeated"], chosen["copied"], {kind: round(own) for kind, own in totals.items()})
 
 
 def members(batches: Iterable[pa.RecordBatch], most: int) -> dict[int, list[dict[str, Any]]]:
     """Return up to ``most`` rows of each group, those of real images first, so that copies stand beside them."""
-    found: dict[int, list[dict[str, Any]]] = {}
+    found: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for batch in batches:
-        rows = pa.Table.from_batches([batch])
+        rows = pa.Table.from_batches([batch]).sort_by([("near_duplicate_id", "ascending"), ("id", "ascending")])
         for kind in (REAL, SYNTHETIC):
             own = rows.filter(pc.equal(rows.column("real_or_synthetic"), kind))
-            order = np.argsort(own.column("near_duplicate_id").to_numpy(), kind="stable")
-            groups = own.column("near_duplicate_id").to_numpy()[order]
+            groups = own.column("near_duplicate_id").to_numpy()
             _, starts, sizes = np.unique(groups, return_index=True, return_counts=True)
-            first = np.concatenate(
-                [order[a : a + min(n, most)] for a, n in zip(starts, sizes, strict=True)] or [order]
-            )
-            for row in own.take(pa.array(first)).to_pylist():
-                found.setdefault(row["near_duplicate_id"], []).append(row)
-    for group, all_rows in found.items():
-        all_rows.sort(key=lambda row: (row["real_or_synthetic"] != REAL, row["id"]))
-        found[group] = all_rows[:most] if all_rows[0]["real_or_synthetic"] != REAL else _both(all_rows, most)
-    return found
+            for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
+                members = found.setdefault((int(groups[start]), kind), [])
+                members += own.slice(start, min(size, most)).to_pylist()
+                members.sort(key=lambda row: row["id"])
+                del members[most:]
+    return {
+        group: _both(found.get((group, REAL), []), found.get((group, SYNTHETIC), []), most)
+        for group in dict.fromkeys(group for group, _ in found)
+    }
 
 
-def _both(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    """Keep rows of either class: no more real ones than half."""
-    real = [row for row in rows if row["real_or_synthetic"] == REAL]
-    synthetic = rows[len(real) :]
+def _both(real: list[dict[str, Any]], synthetic: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """Keep rows of either class: no more real ones than half, unless there is room."""
     real = real[: max(most // 2, most - len(synthetic))]
     return real + synthetic[: most - len(real)]
 
 
 def _largest_and_tightest(groups: pa.Table, most: int) -> list[dict[str, Any]]:
-    found: dict[int, dict[str, Any]] = {}
-    for keys in ([("size", "descending"), ("near_duplicate_id", "ascending")], [("diameter", "ascending")]):
-        order = pc.select_k_unstable(groups, k=min((most + 1) // 2, len(groups)), sort_keys=keys)
-        found |= {row["near_duplicate_id"]: row for row in groups.take(order).to_pylist()}
-    return list(found.values())
+    """Return ``most`` groups: the largest, and of the others the tightest."""
+    largest = groups.take(_first_of(groups, [("size", "descending")], (most + 1) // 2))
+    others = groups.filter(pc.invert(pc.is_in(groups.column(_ID), largest.column(_ID).combine_chunks())))
+    tightest = others.take(_first_of(others, [("diameter", "ascending")], most - len(largest)))
+    return [*largest.to_pylist(), *tightest.to_pylist()]
+
+
+def _first_of(groups: pa.Table, keys: list[tuple[str, str]], most: int) -> pa.Array:
+    return pc.select_k_unstable(groups, k=min(most, len(groups)), sort_keys=[*keys, (_ID, "ascending")])

@@ -18,7 +18,7 @@ def compare_page(comparison: Comparison) -> str:
     return page.render(
         "compare.html.j2",
         overview=charts,
-        pairs=page.pairs([difference.json() for difference in comparison.differences]),
+        **page.pairs([difference.json() for difference in comparison.differences]),
         warnings=comparison.warnings,
     )
 

@@ -19,6 +19,7 @@ _MARGIN = 8.0
 _SHARDS_LOOKED_AT = 1000
 _SHARDS_A_SET = 16
 _NEIGHBORS = 15
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ def project(vectors: NDArray[np.float64]) -> list[Projection]:
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     centred = unit - unit.mean(0)
     left, values, right = np.linalg.svd(centred, full_matrices=False)
+    # What is left of equal rows is rounding, and would be drawn as large as the map.
+    values[values <= _ROUNDING * np.sqrt(len(vectors))] = 0
     places = np.zeros((len(vectors), 2))
     axes = min(2, len(values))
     # The sign of an axis is arbitrary: its largest part is positive.
@@ -101,6 +104,6 @@ def project(vectors: NDArray[np.float64]) -> list[Projection]:
     if importlib.util.find_spec("umap") is not None and len(vectors) > _NEIGHBORS:
         import umap
 
-        reduced = umap.UMAP(n_neighbors=_NEIGHBORS, metric="cosine", random_state=0).fit_transform(unit)
+        reduced = umap.UMAP(n_neighbors=_NEIGHBORS, metric="cosine", random_state=0, n_jobs=1).fit_transform(unit)
         found.append(Projection("UMAP", scaled(np.asarray(reduced, np.float64), WIDTH, HEIGHT, _MARGIN), None))
     return found

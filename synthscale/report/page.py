@@ -36,6 +36,7 @@ def render(template: str, **values: Any) -> str:
         "figure": charts.figure,
         "interval": charts.interval_text,
         "thousands": "{:,}".format,
+        "fitted": fitted,
         "signed": lambda value: f"{value:+.3f}",
         "short": lambda value: "n/a" if value is None else f"{value:.2g}",
     }
@@ -59,6 +60,14 @@ def render(template: str, **values: Any) -> str:
     )
 
 
+def fitted(name: str, most: int) -> str:
+    """Shorten a name in its middle: names of one family differ at their ends."""
+    if len(name) <= most:
+        return name
+    head = (most - 1) // 3
+    return f"{name[:head]}…{name[head + 1 - most :]}"
+
+
 def overview(generators: Mapping[str, Mapping[str, Any]]) -> list[charts.IntervalChart]:
     """Return one chart for each core metric, all generators on it."""
     return [
@@ -75,7 +84,7 @@ def weakest_labels(block: Mapping[str, Any]) -> list[dict[str, Any]]:
     for label, own in block["by_label"].items():
         levels = {name: charts.level_of(own[name]) for name in CORE_METRICS}
         rows.append({"label": label, "figures": own, "levels": levels})
-    rows.sort(key=lambda row: -sum(row["levels"].values()))
+    rows.sort(key=lambda row: -sum(max(0, level) for level in row["levels"].values()))
     return sorted(rows[:LABELS], key=lambda row: row["label"])
 
 
@@ -87,13 +96,13 @@ def histogram(choice: Choice) -> dict[str, str]:
     return {kind: charts.steps(np.minimum(shares[kind], largest), largest) for kind in (REAL, SYNTHETIC)}
 
 
-def pairs(comparisons: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the differences of each pair of generators, by metric, the first pairs of very many."""
+def pairs(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the differences of each pair of generators, by metric: ``pairs``, the first of ``all_pairs``."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for each in comparisons:
         found.setdefault((each["one"], each["two"]), {})[each["metric"]] = each
     rows = [{"one": one, "two": two, "by": by} for (one, two), by in found.items()]
-    return rows[:_PAIRS]
+    return {"pairs": rows[:_PAIRS], "all_pairs": len(rows)}
 
 
 def map_data(

@@ -13,8 +13,8 @@ from synthscale.embedding import fetch_all, files_of
 from synthscale.images import ImageFault, thumbnail_jpeg
 from synthscale.schemas import Stored
 
-TILE_PX, POINT_PX = 112, 48
-TILES_BYTES, POINTS_BYTES = 2_700_000, 1_100_000
+TILE_PX, POINT_PX = 112, 40
+TILES_BYTES, POINTS_BYTES = 3_200_000, 900_000
 """What the pictures of tiles, and of the map's points, may add to a page."""
 _AT_A_TIME = 64
 
@@ -40,6 +40,10 @@ class Album:
         wanted = [name for name in wanted if name not in self.missing]
         for start in range(0, len(wanted), _AT_A_TIME):
             part = wanted[start : start + _AT_A_TIME]
+            if not self.left_out.isdisjoint(wanted[:start]):
+                # There is no room for what comes later either.
+                self.left_out.update(wanted[start:])
+                return
             for name, data in zip(part, fetch_all([files[each] for each in part], config), strict=True):
                 self._put(name, data, side_px, limit_bytes)
 
@@ -54,6 +58,7 @@ class Album:
         if self.held_bytes + len(text) > limit_bytes:
             self.left_out.add(name)
             return
+        self.left_out.discard(name)
         self.held_bytes += len(text)
         self.places[name] = len(self.data)
         self.data.append(text)

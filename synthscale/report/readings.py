@@ -48,13 +48,19 @@ EVIDENCE = {
 }
 """The gallery that shows what stands behind a metric."""
 _FINE, _POOR = 0.05, 0.25
+_ROUNDING = 1e-9
+_WIDE = 0.5
+"""Intervals longer than this share of the reference say little."""
 _FINE_TOLD, _POOR_TOLD = 0.1, 0.5
 """Of fidelity and representativeness, whose scale is steep near 0.5."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A metric in words; ``level`` is good, fair, poor or none, by how far it is below its reference."""
+    """A metric in words.
+
+    ``level`` is good, fair or poor, by how far it is below its reference; none where the interval is too long.
+    """
 
     metric: str
     words: str
@@ -70,8 +76,11 @@ def reading(metric: str, figures: Mapping[str, Any]) -> Reading:
     reference = figures.get("reference") or 1.0
     gap = max(0.0, (reference - value) / reference)
     fine, poor = (_FINE, _POOR) if metric in _SHARES else (_FINE_TOLD, _POOR_TOLD)
-    level = "good" if gap <= fine else "fair" if gap <= poor else "poor"
-    return Reading(metric, _words(metric, float(value)), level, gap)
+    level = "good" if gap <= fine + _ROUNDING else "fair" if gap <= poor + _ROUNDING else "poor"
+    words = _words(metric, float(value))
+    if figures.get("low") is not None and figures["high"] - figures["low"] > _WIDE * reference:
+        level, words = "none", f"{words}; too few images to be sure"
+    return Reading(metric, words, level, gap)
 
 
 def readings(metrics: Mapping[str, Mapping[str, Any]]) -> list[Reading]:
@@ -99,6 +108,6 @@ def one_in(share: float, what: str, one: str, many: str) -> str:
         return f"all but a few {what}s {many}" if share < 1 else f"every {what} {one}"
     if share < 1 / 1000:
         return f"fewer than 1 in 1,000 {what}s {many}"
-    if share > 0.4:
+    if share >= 0.4 - _ROUNDING:
         return f"{round(10 * share)} in 10 {what}s {many}" if share < 0.945 else f"nearly all {what}s {many}"
     return f"1 in {round(1 / share):,} {what}s {one}"

@@ -1,6 +1,7 @@
 """Takes the machine out of texts: who a report is shared with has neither its folders nor its servers."""
 
 import posixpath
+import re
 from typing import Any
 
 from synthscale import filesystems as fsys
@@ -19,18 +20,26 @@ class Redaction:
         named += [config.output, config.encoder.weights]
         folders = {fsys.absolute(uri).rstrip("/") for uri in named if uri is not None and not fsys.is_s3(uri)}
         # The longest first: one may lie in another.
-        self._folders = sorted(folders - {""}, key=len, reverse=True)
+        ordered = sorted(folders - {""}, key=len, reverse=True)
+        # Whole paths alone: neither parts of longer names nor of s3:// keys.
+        self._folders = re.compile(
+            r"(?<![^\s'\"(=,])(?:" + "|".join(re.escape(folder) for folder in ordered) + r")(?![^/\s'\",:;)])"
+        )
+        self._is_needed = bool(ordered)
 
     def text(self, text: str) -> str:
         """Return a text without the folders."""
-        for folder in self._folders:
-            text = text.replace(folder, posixpath.basename(folder))
-        return text
+        if not self._is_needed:
+            return text
+        return self._folders.sub(lambda found: posixpath.basename(found[0]), text)
 
     def name(self, name: str) -> str:
-        """Return an id, which may be a path, without folders of this machine."""
-        name = self.text(name)
-        return "…/" + "/".join(name.split("/")[-2:]) if name.startswith(("/", "~")) else name
+        """Return an id, which may be a path or a member of an archive, without folders of this machine."""
+        head, separator, path = name.rpartition("::")
+        path = self.text(path.removeprefix("file://"))
+        if path.startswith(("/", "~")) or re.match(r"[A-Za-z]:[\\/]", path):
+            path = "…/" + "/".join(re.split(r"[\\/]", path)[-2:])
+        return f"{head}{separator}{path}"
 
     def settings(self, config: Config) -> dict[str, Any]:
         """Return the settings that someone else needs for the same result."""

@@ -11,11 +11,11 @@ from synthscale.report.redaction import Redaction
 GALLERIES = {
     "unrealistic": (
         "Most unrealistic synthetic images",
-        "The classifier is surest that these are synthetic. What do they have in common?",
+        "The highest scores: to the classifier these look most synthetic. What do they have in common?",
     ),
     "realistic": (
         "Most realistic synthetic images",
-        "The classifier took these for real ones.",
+        "The lowest scores: to the classifier these look most like real ones.",
     ),
     "unrepresented": (
         "Least represented real images",
@@ -43,6 +43,7 @@ class Tile:
     nearest: str
     nearest_distance: float | None
     nearest_picture: int | None
+    nearest_why: str
 
 
 class Tiler:
@@ -72,6 +73,7 @@ class Tiler:
             nearest="" if nearest is None else self._redaction.name(nearest),
             nearest_distance=row.get("distance_to_nearest_real"),
             nearest_picture=None if nearest is None else self._album.places.get(nearest),
+            nearest_why="" if nearest is None else self._why(nearest),
         )
 
     def _why(self, name: str) -> str:

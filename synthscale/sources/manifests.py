@@ -49,7 +49,7 @@ def from_zip(uri: str, storage: StorageConfig) -> Dataset:
     folder = posixpath.dirname(table)
     top = _top_that_holds(frame, [folder, posixpath.dirname(folder)], lambda path: path in names)
     rows = with_states(table_rows(frame, uri, lambda name: zip_uri(uri, posixpath.join(top, name))), storage)
-    return Dataset(rows, digest([uri, members]))
+    return Dataset(rows, digest([uri, members]), is_table=True)
 
 
 def from_dataset_folder(uri: str, storage: StorageConfig) -> Dataset:

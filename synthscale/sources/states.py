@@ -20,7 +20,6 @@ from synthscale.fetch import file_of
 from synthscale.filesystems import FileInfo
 from synthscale.images import ImageFault
 from synthscale.objects import client, fault_of, file_info_of, is_denied
-from synthscale.schemas import Reason
 
 _THREADS = 32
 _PAGE = 1000
@@ -31,7 +30,7 @@ _ONE_BY_ONE = 100
 def with_states(rows: pa.Table, storage: StorageConfig) -> pa.Table:
     """Complete rows of the manifest with ``size_bytes`` and ``etag``: null where there is no such file.
 
-    Raises StorageError when a bucket cannot be asked; one that does not exist holds no file.
+    Raises StorageError when a bucket cannot be asked, or does not exist.
     """
     uris = rows.column("uri").to_pylist()
     files = [file_of(uri) for uri in uris]
@@ -86,10 +85,7 @@ def _in_bucket(bucket: str, keys: list[str], storage: StorageConfig) -> list[Fil
             parts = [keys[start : start + share] for start in range(0, len(keys), share)]
             return [info for infos in pool.map(lambda part: look(store, bucket, part), parts) for info in infos]
     except (BaseError, FileNotFoundError) as error:
-        fault = fault_of(error, uri)
-        if fault.reason is Reason.NOT_FOUND:
-            return []
-        raise StorageError(f"cannot look at {fault.detail}") from error
+        raise StorageError(f"cannot look at {fault_of(error, uri).detail}") from error
     except ImageFault as fault:
         raise StorageError(f"cannot look at {fault.detail}") from fault
 

@@ -63,8 +63,8 @@ class DecodeTask:
 
 def _as_one(pixels: NDArray[np.uint8]) -> pa.Array:
     """Return pixels as one binary value, without a copy: Ray may cut a block between rows, never within one."""
-    ends = np.array([0, pixels.nbytes], np.int32)
-    return pa.Array.from_buffers(pa.binary(), 1, [None, pa.py_buffer(ends), pa.py_buffer(pixels)])
+    ends = np.array([0, pixels.nbytes], np.int64)
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(ends), pa.py_buffer(pixels)])
 
 
 class EmbedActor:

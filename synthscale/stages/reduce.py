@@ -103,12 +103,14 @@ def _write(
     context.run.write_json("metrics.json", {**metrics, "gates": []})
 
 
-def decide_gates(context: StageContext) -> None:
-    """Decide the configured gates anew: they may change without the metrics."""
+def decide_gates(context: StageContext) -> bool:
+    """Decide the configured gates anew: they may change without the metrics. Tell whether they did."""
     metrics = context.run.read_json("metrics.json")
     gates = decide(context.config.gates, metrics["generators"], CONTROL if context.config.control else None)
-    if gates != metrics["gates"]:
-        context.run.write_json("metrics.json", {**metrics, "gates": gates})
+    if gates == metrics["gates"]:
+        return False
+    context.run.write_json("metrics.json", {**metrics, "gates": gates})
+    return True
 
 
 def _counts(embedded: dict[str, Any]) -> dict[str, Any]:

@@ -31,17 +31,14 @@ from synthscale.storage import STAGES
 
 _TILES_IN_ALL = 216
 _FEWEST_TILES, _MOST_TILES = 9, 27
-_GROUPS = 8
+_GROUPS_IN_ALL = 24
+_FEWEST_GROUPS, _MOST_GROUPS = 4, 8
 _MEMBERS = 6
 _DIRECTIONS = 2
 _ENDS = 3
 _POINTS = 800
 _FAILURES = 20
 _UNEQUAL = 1.5
-_UNADJUSTED = (
-    "there are not as many real images as synthetic ones: metrics weigh both classes equally, and so differ from "
-    "the unadjusted shares that Cleanlab Studio gave (metrics.json has both)"
-)
 
 
 def fingerprint(context: StageContext) -> dict[str, Any]:
@@ -94,10 +91,11 @@ def build(context: StageContext, *, shows_images: bool = True) -> str:
         counts=metrics["counts"],
         gates=metrics["gates"],
         has_control=CONTROL in metrics["generators"],
+        unequal=_unequal(metrics),
         overview=page.overview(metrics["generators"]),
         sections=[_section(metrics["generators"][own.name], own, tiler, i) for i, own in enumerate(shown)],
         warnings=[(redaction.text(text), names) for text, names in _warnings(metrics).items()],
-        pairs=page.pairs(metrics.get("comparisons") or []),
+        **page.pairs(metrics.get("comparisons") or []),
         map=projected,
         labels=sorted({tile["label"] for own in shown for rows in own.lists() for tile in rows if tile["label"]}),
         failures=_failures(context, metrics["counts"]["failures"], redaction),
@@ -122,8 +120,9 @@ def _show(context: StageContext, name: str, block: dict[str, Any], sampled: Sequ
     tiles = max(_FEWEST_TILES, min(_MOST_TILES, _TILES_IN_ALL // (4 * len(context.generators))))
     choice = choose(scores.to_batches(columns=list(COLUMNS)), tiles, pa.array(sorted(wanted), pa.string()))
     table = fsys.dataset(context.run.path("groups"), context.run.storage)
+    most_groups = max(_FEWEST_GROUPS, min(_MOST_GROUPS, _GROUPS_IN_ALL // len(context.generators)))
     groups = choose_groups(
-        table.to_batches(filter=pc.equal(ds.field("generator").cast(pa.string()), name)), _GROUPS
+        table.to_batches(filter=pc.equal(ds.field("generator").cast(pa.string()), name)), most_groups
     )
     numbers = [group["near_duplicate_id"] for group in (*groups.repeated, *groups.copied)]
     in_groups = scores.to_batches(columns=list(COLUMNS), filter=ds.field("near_duplicate_id").isin(numbers))
@@ -139,14 +138,14 @@ def _pictures(
     lists = [rows for own in shown for rows in own.lists()]
     # The first of every gallery, then the second: what there is no room for are the last ones of each.
     rows = [row for turn in zip_longest(*lists) for row in turn if row is not None]
-    tiles = [row["id"] for row in rows]
-    nearest = [row["nearest_real_id"] for row in rows if row["nearest_real_id"] is not None]
+    # With each its nearest real image, which the larger view shows beside it.
+    tiles = [name for row in rows for name in (row["id"], row["nearest_real_id"]) if name is not None]
     album = Album()
     if not shows_images:
         return album, set()
     manifest = fsys.dataset(context.run.path("manifest"), context.run.storage)
-    files = files_by_id(manifest, [*tiles, *nearest, *sampled])
-    album.add([*tiles, *nearest], files, TILE_PX, TILES_BYTES, context.config)
+    files = files_by_id(manifest, [*tiles, *sampled])
+    album.add(tiles, files, TILE_PX, TILES_BYTES, context.config)
     album.add(sampled, files, POINT_PX, TILES_BYTES + POINTS_BYTES, context.config)
     return album, set(files)
 
@@ -175,6 +174,7 @@ def _section(block: dict[str, Any], shown: _Shown, tiler: Tiler, number: int) ->
         {"auc": figures["auc"], "share": figures["share"], **{end: tiler.tiles(rows) for end, rows in own.items()}}
         for figures, own in zip(block["classifier"].get("directions") or [], shown.directions, strict=False)
     ]
+    auc = block["classifier"]["auc"]
     return {
         "name": shown.name,
         "anchor": f"g{number}",
@@ -190,6 +190,7 @@ def _section(block: dict[str, Any], shown: _Shown, tiler: Tiler, number: int) ->
         "copied": tiled(shown.groups.copied),
         "totals": shown.groups.totals,
         "same": shown.choice.same,
+        "tells_little": auc.get("low") is None or auc["low"] <= 0.5,
         "directions": directions,
         "labels": page.weakest_labels(block),
     }
@@ -201,12 +202,19 @@ def _warnings(metrics: dict[str, Any]) -> dict[str, list[str]]:
     for name, block in metrics["generators"].items():
         for text in block["warnings"]:
             found.setdefault(text, []).append(name)
-        sizes = block["counts"][REAL], block["counts"][SYNTHETIC]
-        if max(sizes) > _UNEQUAL * min(sizes):
-            found.setdefault(_UNADJUSTED, []).append(name)
     for name, tally in metrics["counts"]["generators"].items():
         if tally["failed"]:
             found.setdefault("some images could not be used: see the list at the end", []).append(name)
+    return found
+
+
+def _unequal(metrics: dict[str, Any]) -> list[str]:
+    """The generators whose set differs much in size from the real one."""
+    found = []
+    for name, block in metrics["generators"].items():
+        sizes = block["counts"][REAL], block["counts"][SYNTHETIC]
+        if max(sizes) > _UNEQUAL * min(sizes):
+            found.append(name)
     return found
 
 
@@ -225,10 +233,12 @@ def _provenance(context: StageContext, metrics: dict[str, Any], redaction: Redac
     config: Config = context.config
     radii: dict[str, list[str]] = {}
     for name, block in metrics["generators"].items():
-        radii.setdefault(f"{block['neighbors']['radius'] or 0:.3g}", []).append(name)
+        radius = block["neighbors"]["radius"]
+        radii.setdefault("0 (exact copies alone)" if radius is None else f"{radius:.3g}", []).append(name)
     distances = (
         next(iter(radii)) if len(radii) == 1 else ", ".join(f"{r} ({', '.join(n)})" for r, n in radii.items())
     )
+    made = "Vectors as they were given" if context.vectors is not None else f"Encoder {config.encoder.name}"
     stages = [
         {"name": name, "rows": marker.counts.get("rows", 0), "seconds": marker.seconds}
         for name in STAGES[:-1]
@@ -236,7 +246,7 @@ def _provenance(context: StageContext, metrics: dict[str, Any], redaction: Redac
     ]
     versions = context.run.read_json("run.json").get("versions", {})
     return {
-        "made": f"Encoder {config.encoder.name}; near-duplicates are closer than the cosine distance {distances}; "
+        "made": f"{made}; near-duplicates are closer than the cosine distance {distances}; "
         f"{config.classifier.folds}-fold {config.classifier.head} classifier, seed {config.classifier.seed}.",
         "stages": stages,
         "notes": [redaction.text(note) for note in context.run.completed("ingest").info["notes"]],

@@ -9,11 +9,12 @@
 
   // Filters and order of the evidence.
   const chosen = { generator: one("#generator"), label: one("#label"), order: one("#order") };
-  const number = (text) => (text === "" ? Infinity : Number(text));
+  // What has no score comes last.
+  const number = (text, otherwise) => (text === "" ? otherwise : Number(text));
   const orders = {
     ranked: (a, b) => a.dataset.rank - b.dataset.rank,
-    high: (a, b) => number(b.dataset.score) - number(a.dataset.score),
-    low: (a, b) => number(a.dataset.score) - number(b.dataset.score),
+    high: (a, b) => number(b.dataset.score, -1) - number(a.dataset.score, -1),
+    low: (a, b) => number(a.dataset.score, 2) - number(b.dataset.score, 2),
     id: (a, b) => a.dataset.id.localeCompare(b.dataset.id),
     tight: (a, b) => a.dataset.rank - b.dataset.rank,
   };
@@ -52,7 +53,8 @@
 
   // Ids of what is shown of a gallery.
   const shownTiles = (button) => all(".tiles li", button.closest("[data-gallery]")).filter((tile) => tile.offsetParent);
-  const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
+  // Spreadsheets take what begins with = + - @ for a formula.
+  const quoted = (text) => `"${text.replace(/^[=+\-@\t\r]/, "'$&").replaceAll('"', '""')}"`;
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("button");
     if (!button) return;
@@ -107,7 +109,7 @@
     frame(own, data.picture, data.why, words);
     nearest.hidden = data.nearest === "";
     if (!nearest.hidden)
-      frame(nearest, data.nearestPicture, data.why || "picture missing", [
+      frame(nearest, data.nearestPicture, data.nearestWhy, [
         data.nearest, "its nearest real image",
         data.nearestDistance === "" ? "" : `distance ${Number(data.nearestDistance).toPrecision(3)}`]);
     one("#larger").showModal();
@@ -126,7 +128,12 @@
     return svg.appendChild(circle);
   });
   const other = palette.length - 1;
-  const scoreOf = (point) => point[4][subset.value] ?? Object.values(point[4])[0];
+  // Of a real image each generator's classifier has one: their mean, unless a generator is chosen.
+  const scoreOf = (point) => {
+    if (Object.hasOwn(point[4], subset.value)) return point[4][subset.value];
+    const values = Object.values(point[4]);
+    return values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : undefined;
+  };
   const mixed = (share) => {
     const [low, high] = [[0, 114, 178], [230, 120, 0]];
     return `rgb(${low.map((own, i) => Math.round(own + share * (high[i] - own))).join(",")})`;

@@ -81,15 +81,13 @@ def test_names_are_looked_up_one_by_one_where_listing_is_not_allowed(server, sto
     assert states(wanted | {"s3://many/a-set/nothing"}, storage).keys() == wanted
 
 
-def test_odd_names_and_buckets_that_are_not_there_hold_nothing_else_up(storage):
-    odd = {
-        "s3://many/a//b.png",
-        "s3://many/../b.png",
-        "s3://many/",
-        "s3://no-such-bucket/a.png",
-        "/no/such/file",
-        "\0",
-    }
+def test_a_bucket_that_is_not_there_is_told(storage):
+    with pytest.raises(StorageError, match=r"no-such-bucket/a\.png: there is no such bucket"):
+        states({"s3://many/z", "s3://no-such-bucket/a.png"}, storage)
+
+
+def test_odd_names_hold_nothing_else_up(storage):
+    odd = {"s3://many/a//b.png", "s3://many/../b.png", "s3://many/", "/no/such/file", "\0"}
     assert states(odd | {"s3://many/z"}, storage).keys() == {"s3://many/z"}
 
 
