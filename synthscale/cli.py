@@ -2,8 +2,8 @@
 
 import argparse
 import json
-import os
 import logging
+import os
 import signal
 import sys
 import threading
@@ -125,15 +125,15 @@ def _compare(parsed: argparse.Namespace, console: Console) -> int:
     from synthscale.comparisons import compare_runs
     from synthscale.report.compared import compare_page
 
+    stem, suffix = os.path.splitext(parsed.output)
+    if suffix not in {".json", ".html"}:
+        raise ConfigError(f"--output {parsed.output}: must end with .json; the page lies beside it as .html")
     storage = config_from(parsed).storage
     comparison = compare_runs(parsed.runs, storage)
     console.print(comparison_table(comparison))
     for warning in comparison.warnings:
         console.print(f"warning: {warning}", markup=False)
     text = json.dumps(comparison.json(), indent=1, allow_nan=False)
-    stem, suffix = os.path.splitext(parsed.output)
-    if suffix not in {".json", ".html"}:
-        raise ConfigError(f"--output {parsed.output}: must end with .json; the page lies beside it as .html")
     data, page = f"{stem}.json", f"{stem}.html"
     fsys.write_bytes(fsys.absolute(data), text.encode(), storage)
     fsys.write_bytes(fsys.absolute(page), compare_page(comparison).encode(), storage)
