@@ -30,6 +30,8 @@ from synthscale.storage import digest
 _BLOCK_BYTES = 64 * 2**20
 """What is read of a CSV or JSONL table at a time; the kinds of a user's columns are those of the first."""
 _ROWS = 65_536
+_LOOKED_UP = 2**19
+"""Rows whose files are looked up at once."""
 
 
 def from_zip(uri: str, storage: StorageConfig) -> Dataset:
@@ -48,7 +50,7 @@ def from_zip(uri: str, storage: StorageConfig) -> Dataset:
         raise InputError(f"{uri}: not a readable zip file: {error}") from error
     folder = posixpath.dirname(table)
     top = _top_that_holds(frame, [folder, posixpath.dirname(folder)], lambda path: path in names)
-    rows = with_states(table_rows(frame, uri, lambda name: zip_uri(uri, posixpath.join(top, name))), storage)
+    (rows,) = with_states([table_rows(frame, uri, lambda name: zip_uri(uri, posixpath.join(top, name)))], storage)
     return Dataset(rows, digest([uri, members]), is_table=True)
 
 
@@ -73,6 +75,7 @@ def from_table_file(uri: str, storage: StorageConfig) -> Dataset:
     if suffix not in _FRAMES:
         raise InputError(f"{uri}: expected a {', '.join(sorted(_FRAMES))} or .zip file, or a folder")
     folder, top, first = posixpath.dirname(uri), None, 0
+    waiting: list[pa.Table] = []
     with Spool() as spool:
         for frame in _frames(uri, storage, _FRAMES[suffix]):
             if top is None:
@@ -81,8 +84,12 @@ def from_table_file(uri: str, storage: StorageConfig) -> Dataset:
             rows = table_rows(frame, uri, partial(fsys.join, top), first)
             if not fsys.is_s3(uri):
                 _refuse_links_out(rows, top, uri, first)
-            spool.add(with_states(rows, storage))
+            waiting.append(rows)
             first += len(frame)
+            if sum(map(len, waiting)) >= _LOOKED_UP:
+                spool.add_all(with_states(waiting, storage))
+                waiting = []
+        spool.add_all(with_states(waiting, storage))
         return Dataset(spool.rows(), digest([uri, _content(uri, storage)]), is_table=True)
 
 

@@ -34,6 +34,11 @@ class Spool:
             self._writer = pa.ipc.new_file(path, rows.schema)
         self._writer.write_table(rows)
 
+    def add_all(self, tables: Iterable[pa.Table]) -> None:
+        """Append tables."""
+        for table in tables:
+            self.add(table)
+
     def rows(self) -> pa.Table:
         """Return all rows; their file has no name any more, and goes with the last table that shows it."""
         self._end()

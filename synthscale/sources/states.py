@@ -6,6 +6,7 @@ name that is wanted; where one holds few of them, those that follow are asked fo
 
 import os
 from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,14 +28,20 @@ _FEW = 10
 _ONE_BY_ONE = 100
 
 
-def with_states(rows: pa.Table, storage: StorageConfig) -> pa.Table:
-    """Complete rows of the manifest with ``size_bytes`` and ``etag``: null where there is no such file.
+def with_states(tables: Sequence[pa.Table], storage: StorageConfig) -> list[pa.Table]:
+    """Complete tables of the manifest with ``size_bytes`` and ``etag``: null where there is no such file.
+
+    More rows at once need fewer listings, where their order is not that of the names.
 
     Raises StorageError when a bucket cannot be asked, or does not exist.
     """
+    found = states({file_of(uri) for rows in tables for uri in rows.column("uri").to_pylist()}, storage)
+    return [_completed(rows, found) for rows in tables]
+
+
+def _completed(rows: pa.Table, found: Mapping[str, FileInfo]) -> pa.Table:
     uris = rows.column("uri").to_pylist()
     files = [file_of(uri) for uri in uris]
-    found = states(set(files), storage)
     infos = [found.get(file) for file in files]
     # A member of an archive changes with it, and has a size of its own.
     sizes = [

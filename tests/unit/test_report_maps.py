@@ -141,3 +141,23 @@ def test_rows_of_two_kinds_lie_at_two_places(n: int) -> None:
     points = pca(kinds[np.arange(n) % 2]).points
     assert np.ptp(points[::2], axis=0).max() < 1
     assert np.ptp(points[1::2], axis=0).max() < 1
+
+
+def test_where_umap_is_installed_there_is_a_second_projection(tmp_path, monkeypatch):
+    # Not umap-learn, which is heavy: a module of its name that keeps the first two dimensions.
+    (tmp_path / "umap.py").write_text(
+        "class UMAP:\n"
+        "    def __init__(self, **settings): self.settings = settings\n"
+        "    def fit_transform(self, vectors):\n"
+        "        assert self.settings['metric'] == 'cosine' and self.settings['random_state'] == 0\n"
+        "        return vectors[:, :2].astype('float32')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    vectors = np.random.default_rng(0).normal(size=(60, 5))
+    found = project(vectors)
+    assert [each.name for each in found] == ["PCA", "UMAP"]
+    assert found[1].shown is None
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for axis in range(2):
+        order = np.argsort(unit[:, axis])
+        assert (np.diff(found[1].points[order, axis]) >= 0).all()

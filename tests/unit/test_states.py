@@ -10,7 +10,7 @@ from synthscale.config import Config, StorageConfig
 from synthscale.errors import StorageError
 from synthscale.filesystems import file_etag
 from synthscale.listing import walk
-from synthscale.sources import discover
+from synthscale.sources import discover, manifests
 from synthscale.sources import states as module
 from synthscale.sources.states import states
 from tests.object_server import Fault, ObjectServer
@@ -98,6 +98,19 @@ def test_credentials_that_have_expired_and_another_region_are_told_in_seconds(se
     with pytest.raises(StorageError, match=told):
         states({"s3://many/a-set/00000/0000.png"}, storage)
     assert time.monotonic() - start < 20
+
+
+def test_however_many_rows_are_looked_up_at_once_a_table_is_the_same(tmp_path, monkeypatch):
+    for i in range(20):
+        (tmp_path / f"{i}.png").write_bytes(b"x" * i)
+    lines = [f"{i}.png,{'real' if i % 2 else 'synthetic'},{i}" for i in range(22)]
+    (tmp_path / "metadata.csv").write_text("\n".join(["image_filename,real_or_synthetic,seed", *lines]))
+    config = Config(manifest=str(tmp_path / "metadata.csv"))
+    whole = discover(config).rows.to_pylist()
+    assert [row["size_bytes"] for row in whole] == [*range(20), None, None]
+    monkeypatch.setattr(manifests, "_LOOKED_UP", 3)
+    monkeypatch.setattr(manifests, "_BLOCK_BYTES", 64)
+    assert discover(config).rows.to_pylist() == whole
 
 
 def test_images_of_a_table_have_their_size_and_etag(tmp_path):
