@@ -42,6 +42,21 @@ def shared_data() -> Path:
     return shared
 
 
+@pytest.fixture
+def s3_clients_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Credentials of the test's own, and no client of obstore that another test has made."""
+    from synthscale import objects
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "access-key-of-the-test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-test")
+    kept = (objects._store, objects._settings)
+    for cache in kept:
+        cache.cache_clear()
+    yield
+    for cache in kept:
+        cache.cache_clear()
+
+
 @dataclass(frozen=True)
 class S3:
     """moto's S3 server on a loopback port and a boto3 client of it."""

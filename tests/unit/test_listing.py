@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from synthscale import listing, objects
+from synthscale import listing
 from synthscale.config import Config, StorageConfig
 from synthscale.errors import StorageError
 from synthscale.listing import walk
@@ -22,15 +22,9 @@ def server():
 
 
 @pytest.fixture
-def storage(server, monkeypatch):
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "access-key-of-the-test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-test")
-    objects._store.cache_clear()
-    objects._settings.cache_clear()
+def storage(server, s3_clients_of_its_own):
     server.fault()
-    yield StorageConfig(endpoint_url=server.endpoint_url)
-    objects._store.cache_clear()
-    objects._settings.cache_clear()
+    return StorageConfig(endpoint_url=server.endpoint_url)
 
 
 def names(uri, storage):

@@ -26,19 +26,13 @@ def server():
 
 
 @pytest.fixture
-def storage(server, monkeypatch):
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "access-key-of-the-test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-test")
+def storage(server, s3_clients_of_its_own, monkeypatch):
     backoff = {"init_backoff": timedelta(seconds=0.01), "max_backoff": timedelta(seconds=0.05), "base": 2}
     retry = {"max_retries": 3, "backoff": backoff, "retry_timeout": timedelta(seconds=20)}
     monkeypatch.setattr(objects, "_RETRY", retry)
     monkeypatch.setattr(objects, "_FIRST_PAUSE_S", 0.01)
-    objects._store.cache_clear()
-    objects._settings.cache_clear()
     server.fault()
-    yield StorageConfig(endpoint_url=server.endpoint_url)
-    objects._store.cache_clear()
-    objects._settings.cache_clear()
+    return StorageConfig(endpoint_url=server.endpoint_url)
 
 
 URI = "s3://bucket/a b/ü&.png"
