@@ -77,6 +77,8 @@ class Tiler:
         )
 
     def _why(self, name: str) -> str:
+        if name in self._album.places:
+            return ""
         if not self._shows_images:
             return "pictures left out"
         if name not in self._with_file:
