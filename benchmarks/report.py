@@ -35,10 +35,6 @@ def make(folder: Path, n: int) -> None:
 
     write_photos(folder / "photos", _PICTURES, distinct=_PICTURES)
     context = write_run(folder / "run", n)
-    counts = {"real": {"rows": n // 2, "ok": n // 2, "failed": 0}, "synthetic": {"rows": n // 2, "ok": n // 2}}
-    context.run.write_marker(
-        Marker("ingest", True, {}, {"rows": n} | counts, context.run.completed("ingest").info)
-    )
     with RaySession(LOCAL) as session:
         session.begin()
         session.ready()

@@ -92,11 +92,9 @@ def _check_size(size_bytes: int) -> None:
 
 def _etag(archive: Stored, storage: StorageConfig) -> str:
     """Return the etag that an archive is known by; one on a disk is looked at again."""
-    if archive.etag is not None and fsys.is_s3(archive.uri):
-        return archive.etag
     if not fsys.is_s3(archive.uri):
         _check_unchanged(archive)
-    return str(fsys.look_at(archive.uri, storage).etag)
+    return archive.etag or str(fsys.look_at(archive.uri, storage).etag)
 
 
 def _open(uri: str, storage: StorageConfig, etag: str) -> Any:

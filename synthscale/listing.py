@@ -17,10 +17,8 @@ from obstore.store import S3Store
 
 from synthscale import filesystems as fsys
 from synthscale.config import StorageConfig
-from synthscale.errors import StorageError
 from synthscale.filesystems import FileInfo
-from synthscale.images import ImageFault
-from synthscale.objects import client, fault_of, file_info_of
+from synthscale.objects import client, file_info_of, listing_errors, try_listing
 
 _LISTERS = 16
 """Prefixes that are listed at once."""
@@ -66,16 +64,11 @@ def _files(folder: str) -> Iterator[FileInfo]:
 def _objects(uri: str, storage: StorageConfig) -> Iterator[list[FileInfo]]:
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
-    try:
-        # What is wrong with an address, a name or a key shows in seconds.
-        next(iter(client(bucket, storage, is_patient=False).list(prefix, chunk_size=1)), None)
+    with listing_errors(uri, "list"):
+        try_listing(bucket, prefix, storage)
         store = client(bucket, storage)
         branches = _branches(store, prefix)
         yield from _pages(store, bucket, prefix) if branches is None else _in_order(store, bucket, branches)
-    except (BaseError, FileNotFoundError) as error:
-        raise StorageError(f"cannot list {fault_of(error, uri).detail}") from error
-    except ImageFault as fault:
-        raise StorageError(f"cannot list {fault.detail}") from fault
 
 
 def _branches(store: S3Store, prefix: str) -> list[str] | None:

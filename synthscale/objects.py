@@ -11,6 +11,8 @@ import random
 import re
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
@@ -23,6 +25,7 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from obstore.store import S3Store
 
 from synthscale.config import StorageConfig
+from synthscale.errors import StorageError
 from synthscale.filesystems import FileInfo
 from synthscale.images import ImageFault
 from synthscale.schemas import Reason, Stored
@@ -103,6 +106,22 @@ def fault_of(error: Exception, uri: str) -> ImageFault:
     if "response body" in words:
         return ImageFault(Reason.TRUNCATED, f"{uri}: the connection broke off in the body")
     return ImageFault(Reason.READ_ERROR, f"{uri}: {' '.join(words.split())}")
+
+
+@contextmanager
+def listing_errors(uri: str, doing: str) -> Iterator[None]:
+    """Turn what goes wrong between a listing and S3 into a StorageError that says what was tried."""
+    try:
+        yield
+    except (BaseError, FileNotFoundError) as error:
+        raise StorageError(f"cannot {doing} {fault_of(error, uri).detail}") from error
+    except ImageFault as fault:
+        raise StorageError(f"cannot {doing} {fault.detail}") from fault
+
+
+def try_listing(bucket: str, prefix: str | None, storage: StorageConfig) -> None:
+    """List one object at most: what is wrong with an address, a name or a key shows in seconds."""
+    next(iter(client(bucket, storage, is_patient=False).list(prefix, chunk_size=1)), None)
 
 
 def is_denied(error: BaseError) -> bool:

@@ -114,13 +114,16 @@ class RunResult:
         Columns: ``near_duplicate_id``, ``size``, ``has_real``, ``has_synthetic``, ``diameter`` (the largest cosine
         distance between two members) and ``is_chain``. ``scores()`` has the members.
         """
-        name = self._one(generator)
-        table = fsys.dataset(self.run.path("groups"), self.run.storage).to_table(
-            columns=["near_duplicate_id", "size", "has_real", "has_synthetic", "diameter", "is_chain"],
-            filter=pc.equal(ds.field("generator").cast(pa.string()), name),
-        )
+        table = self.group_rows(self._one(generator)).to_table()
         frame: pd.DataFrame = table.to_pandas().drop_duplicates("near_duplicate_id")
         return frame.sort_values(["size", "near_duplicate_id"], ascending=[False, True], ignore_index=True)
+
+    def group_rows(self, generator: str) -> ds.Scanner:
+        """Return a line for each member of a generator's near-duplicate groups, read lazily."""
+        return fsys.dataset(self.run.path("groups"), self.run.storage).scanner(
+            columns=["near_duplicate_id", "size", "has_real", "has_synthetic", "diameter", "is_chain"],
+            filter=pc.equal(ds.field("generator").cast(pa.string()), generator),
+        )
 
     def show(self) -> Any:
         """Show the report: in a notebook, in its output; elsewhere, in the browser."""

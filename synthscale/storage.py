@@ -16,7 +16,7 @@ import pyarrow as pa
 from synthscale import filesystems as fsys
 from synthscale.config import StorageConfig
 from synthscale.errors import ConfigError, ResumeConflict, StorageError
-from synthscale.schemas import Shard, conform
+from synthscale.schemas import Layout, Shard, conform, shards_of
 
 STAGES: Final = ("ingest", "embed", "neighbors", "classify", "reduce", "report")
 
@@ -85,6 +85,15 @@ class RunDirectory:
     def path(self, *parts: str) -> str:
         """Return the location of something in the run directory."""
         return fsys.join(self.uri, *parts)
+
+    def shards(self) -> list[Shard]:
+        """Return the row ranges that every table is cut into, as ingest decided."""
+        return shards_of(self.completed("ingest").info["shard_stops"])
+
+    def layout(self) -> Layout:
+        """Return what the dimensions of the vectors are for, as embed recorded it."""
+        info = self.completed("embed").info
+        return Layout(info["dimensions"], tuple(info["search"]), tuple(info["classify"]))
 
     def begun(self) -> bool:
         """Tell whether a run was started here."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from synthscale.metrics import CORE_METRICS
+from synthscale.metrics import CORE_METRICS, warned
 
 if TYPE_CHECKING:
     from synthscale.comparisons import Comparison
@@ -67,11 +67,7 @@ def comparison_table(comparison: "Comparison") -> Table:
 
 def print_warnings(metrics: dict[str, Any], console: Console) -> None:
     """Print each warning once, with the generators that it concerns."""
-    concerned: dict[str, list[str]] = {}
-    for name, block in metrics["generators"].items():
-        for warning in block["warnings"]:
-            concerned.setdefault(warning, []).append(name)
-    for warning, names in concerned.items():
+    for warning, names in warned(metrics["generators"]).items():
         console.print(f"warning ({', '.join(names)}): {warning}", markup=False)
 
 

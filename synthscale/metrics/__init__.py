@@ -1,5 +1,8 @@
 """Dataset metrics, pure: sums that merge over shards, and the figures that are made of them."""
 
+from collections.abc import Mapping
+from typing import Any
+
 CORE_METRICS = ("fidelity", "representativeness", "diversity", "freshness", "precision", "coverage")
 """The metrics of every run, in the order in which people are shown them."""
 
@@ -19,3 +22,12 @@ FAMILIES = {
     ),
 }
 """The metrics beyond the core, by family (`metrics.families`)."""
+
+
+def warned(generators: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return each warning of metrics.json's generators, once, with the names of those that it concerns."""
+    found: dict[str, list[str]] = {}
+    for name, block in generators.items():
+        for text in block["warnings"]:
+            found.setdefault(text, []).append(name)
+    return found

@@ -110,11 +110,10 @@ class GroupChoice:
 
 def choose_groups(batches: Iterable[pa.RecordBatch], most: int) -> GroupChoice:
     """Choose near-duplicate groups from pieces of ``groups/``: the largest and the tightest of each kind."""
-    names = ["near_duplicate_id", "size", "has_real", "has_synthetic", "diameter", "is_chain"]
     seen: dict[str, dict[int, dict[str, Any]]] = {"repeated": {}, "copied": {}}
     totals = {"repeated": 0.0, "copied": 0.0}
     for batch in batches:
-        rows = pa.Table.from_batches([batch]).select(names)
+        rows = pa.Table.from_batches([batch])
         synthetic = rows.filter(rows.column("has_synthetic"))
         for kind, has_real in (("repeated", False), ("copied", True)):
             own = synthetic.filter(pc.equal(synthetic.column("has_real"), has_real))

@@ -6,18 +6,16 @@ from typing import Any
 from synthscale.comparisons import Comparison
 from synthscale.metrics import CORE_METRICS
 from synthscale.report import page
-from synthscale.report.charts import interval_chart
 
 
 def compare_page(comparison: Comparison) -> str:
     """Return a comparison as HTML, one file that needs no network."""
-    charts = []
-    for metric in CORE_METRICS:
-        figures = {own.name: _known(own.figures.get(metric)) for own in comparison.scored}
-        charts.append(interval_chart(metric, figures, page.TOPS.get(metric, 1.0)))
+    figures = {
+        own.name: {metric: _known(own.figures.get(metric)) for metric in CORE_METRICS} for own in comparison.scored
+    }
     return page.render(
         "compare.html.j2",
-        overview=charts,
+        overview=page.overview(figures),
         **page.pairs([difference.json() for difference in comparison.differences]),
         warnings=comparison.warnings,
     )

@@ -19,7 +19,7 @@ from synthscale.schemas import REAL, SYNTHETIC
 
 LABELS = 40
 _PAIRS = 45
-TOPS = {"fidelity": 0.55, "representativeness": 0.55}
+_TOPS = {"fidelity": 0.55, "representativeness": 0.55}
 """Where the axes of metrics end that do not end at 1."""
 
 
@@ -68,12 +68,10 @@ def fitted(name: str, most: int) -> str:
     return f"{name[:head]}…{name[head + 1 - most :]}"
 
 
-def overview(generators: Mapping[str, Mapping[str, Any]]) -> list[charts.IntervalChart]:
-    """Return one chart for each core metric, all generators on it."""
+def overview(figures: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[charts.IntervalChart]:
+    """Return one chart for each core metric, with the figures of all generators, given by name and metric."""
     return [
-        charts.interval_chart(
-            metric, {name: block["metrics"][metric] for name, block in generators.items()}, TOPS.get(metric, 1.0)
-        )
+        charts.interval_chart(metric, {name: own[metric] for name, own in figures.items()}, _TOPS.get(metric, 1.0))
         for metric in CORE_METRICS
     ]
 

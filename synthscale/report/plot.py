@@ -4,7 +4,7 @@ from typing import Any
 
 from synthscale.errors import ConfigError
 from synthscale.report import maps
-from synthscale.schemas import REAL, Layout, shards_of
+from synthscale.schemas import REAL
 from synthscale.storage import RunDirectory
 
 
@@ -14,10 +14,7 @@ def figure_of(run: RunDirectory, most: int) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError("plot_projection needs matplotlib: pip install 'synthscale[notebook]'") from error
-    info = run.completed("embed").info
-    layout = Layout(info["dimensions"], tuple(info["search"]), tuple(info["classify"]))
-    shards = shards_of(run.completed("ingest").info["shard_stops"])
-    sample, vectors = maps.draw(run, shards, layout, most)
+    sample, vectors = maps.draw(run, most)
     projection = maps.project(vectors)[0]
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.add_subplot()

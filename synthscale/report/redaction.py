@@ -22,14 +22,12 @@ class Redaction:
         # The longest first: one may lie in another.
         ordered = sorted(folders - {""}, key=len, reverse=True)
         # Whole paths alone: neither parts of longer names nor of s3:// keys.
-        self._folders = re.compile(
-            r"(?<![^\s'\"(=,])(?:" + "|".join(re.escape(folder) for folder in ordered) + r")(?![^/\s'\",:;)])"
-        )
-        self._is_needed = bool(ordered)
+        any_of = "|".join(re.escape(folder) for folder in ordered)
+        self._folders = re.compile(rf"(?<![^\s'\"(=,])(?:{any_of})(?![^/\s'\",:;)])") if ordered else None
 
     def text(self, text: str) -> str:
         """Return a text without the folders."""
-        if not self._is_needed:
+        if self._folders is None:
             return text
         return self._folders.sub(lambda found: posixpath.basename(found[0]), text)
 

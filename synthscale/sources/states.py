@@ -16,11 +16,9 @@ from obstore.store import S3Store
 
 from synthscale import filesystems as fsys
 from synthscale.config import StorageConfig
-from synthscale.errors import StorageError
 from synthscale.fetch import file_of
 from synthscale.filesystems import FileInfo
-from synthscale.images import ImageFault
-from synthscale.objects import client, fault_of, file_info_of, is_denied
+from synthscale.objects import client, file_info_of, is_denied, listing_errors, try_listing
 
 _THREADS = 32
 _PAGE = 1000
@@ -83,25 +81,19 @@ def _on_disk(path: str) -> FileInfo | None:
 
 def _in_bucket(bucket: str, keys: list[str], storage: StorageConfig) -> list[FileInfo]:
     """Return what is known of keys, which ascend."""
-    uri = f"s3://{bucket}/{keys[0]}"
     share = -(-len(keys) // _THREADS)
-    try:
+    with listing_errors(f"s3://{bucket}/{keys[0]}", "look at"):
         look = _one_by_one if _is_listing_denied(bucket, keys[0], storage) else _leap
         store = client(bucket, storage)
         with ThreadPoolExecutor(_THREADS) as pool:
             parts = [keys[start : start + share] for start in range(0, len(keys), share)]
             return [info for infos in pool.map(lambda part: look(store, bucket, part), parts) for info in infos]
-    except (BaseError, FileNotFoundError) as error:
-        raise StorageError(f"cannot look at {fault_of(error, uri).detail}") from error
-    except ImageFault as fault:
-        raise StorageError(f"cannot look at {fault.detail}") from fault
 
 
 def _is_listing_denied(bucket: str, key: str, storage: StorageConfig) -> bool:
-    """Tell whether objects may be read and not listed; what is wrong with an address or a key shows in seconds."""
+    """Tell whether objects may be read and not listed."""
     try:
-        folder = key.rpartition("/")[0]
-        next(iter(client(bucket, storage, is_patient=False).list(folder or None, chunk_size=1)), None)
+        try_listing(bucket, key.rpartition("/")[0] or None, storage)
     except (BaseError, ValueError) as error:
         if isinstance(error, BaseError) and not is_denied(error):
             raise

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from synthscale.config import Config
 from synthscale.errors import StageError
-from synthscale.schemas import Layout, Shard, shards_of
+from synthscale.schemas import Layout, Shard
 from synthscale.storage import RunDirectory
 from synthscale.vectors import VectorSource
 
@@ -40,7 +40,7 @@ class StageContext:
     @cached_property
     def shards(self) -> list[Shard]:
         """The row ranges that every table is cut into, as ingest decided."""
-        return shards_of(self.run.completed("ingest").info["shard_stops"])
+        return self.run.shards()
 
     @cached_property
     def generators(self) -> list[str]:
@@ -56,8 +56,7 @@ class StageContext:
     @cached_property
     def layout(self) -> Layout:
         """What the dimensions of the vectors are for, as embed recorded it."""
-        info = self.run.completed("embed").info
-        return Layout(info["dimensions"], tuple(info["search"]), tuple(info["classify"]))
+        return self.run.layout()
 
     def on_every_shard(self, task: Callable[[pa.Table], pa.Table], stage: str) -> Iterator[dict[str, Any]]:
         """Run a task on every shard (its ``shard`` column has the number); yield the answers in shard order."""

@@ -19,6 +19,7 @@ import yaml
 import synthscale
 from synthscale import filesystems as fsys
 from synthscale.config import Config
+from synthscale.metrics import warned
 from synthscale.report import maps, page, readings
 from synthscale.report.choice import COLUMNS, Choice, GroupChoice, choose, choose_groups, members
 from synthscale.report.pictures import POINT_PX, POINTS_BYTES, TILE_PX, TILES_BYTES, Album, files_by_id
@@ -73,7 +74,7 @@ def build(context: StageContext, *, shows_images: bool = True) -> str:
     """Return the report of a scored run as HTML; the context's configuration is what it was run with."""
     run, config = context.run, context.config
     metrics = RunResult(run).metrics
-    sample, vectors = maps.draw(run, context.shards, context.layout, _POINTS)
+    sample, vectors = maps.draw(run, _POINTS)
     shown = [_show(context, name, block, sample.ids) for name, block in metrics["generators"].items()]
     album, with_file = _pictures(context, shown, sample.ids, shows_images)
     redaction = Redaction(config)
@@ -92,7 +93,7 @@ def build(context: StageContext, *, shows_images: bool = True) -> str:
         gates=metrics["gates"],
         has_control=CONTROL in metrics["generators"],
         unequal=_unequal(metrics),
-        overview=page.overview(metrics["generators"]),
+        overview=page.overview({name: own["metrics"] for name, own in metrics["generators"].items()}),
         sections=[_section(metrics["generators"][own.name], own, tiler, i) for i, own in enumerate(shown)],
         warnings=[(redaction.text(text), names) for text, names in _warnings(metrics).items()],
         **page.pairs(metrics.get("comparisons") or []),
@@ -107,7 +108,8 @@ def build(context: StageContext, *, shows_images: bool = True) -> str:
 
 def _show(context: StageContext, name: str, block: dict[str, Any], sampled: Sequence[str]) -> _Shown:
     """Choose the rows of a generator that are shown, in three passes over what each needs."""
-    scores = RunResult(context.run).scores_dataset(name)
+    result = RunResult(context.run)
+    scores = result.scores_dataset(name)
     directions = (block["classifier"].get("directions") or [])[:_DIRECTIONS]
     ends = [
         {
@@ -119,11 +121,8 @@ def _show(context: StageContext, name: str, block: dict[str, Any], sampled: Sequ
     wanted = {*sampled, *(name for own in ends for ids in own.values() for name in ids)}
     tiles = max(_FEWEST_TILES, min(_MOST_TILES, _TILES_IN_ALL // (4 * len(context.generators))))
     choice = choose(scores.to_batches(columns=list(COLUMNS)), tiles, pa.array(sorted(wanted), pa.string()))
-    table = fsys.dataset(context.run.path("groups"), context.run.storage)
     most_groups = max(_FEWEST_GROUPS, min(_MOST_GROUPS, _GROUPS_IN_ALL // len(context.generators)))
-    groups = choose_groups(
-        table.to_batches(filter=pc.equal(ds.field("generator").cast(pa.string()), name)), most_groups
-    )
+    groups = choose_groups(result.group_rows(name).to_batches(), most_groups)
     numbers = [group["near_duplicate_id"] for group in (*groups.repeated, *groups.copied)]
     in_groups = scores.to_batches(columns=list(COLUMNS), filter=ds.field("near_duplicate_id").isin(numbers))
     by_id = {row["id"]: row for row in choice.wanted.to_pylist()}
@@ -198,10 +197,7 @@ def _section(block: dict[str, Any], shown: _Shown, tiler: Tiler, number: int) ->
 
 def _warnings(metrics: dict[str, Any]) -> dict[str, list[str]]:
     """Return each warning with the generators that it concerns."""
-    found: dict[str, list[str]] = {}
-    for name, block in metrics["generators"].items():
-        for text in block["warnings"]:
-            found.setdefault(text, []).append(name)
+    found = warned(metrics["generators"])
     for name, tally in metrics["counts"]["generators"].items():
         if tally["failed"]:
             found.setdefault("some images could not be used: see the list at the end", []).append(name)
@@ -239,10 +235,10 @@ def _provenance(context: StageContext, metrics: dict[str, Any], redaction: Redac
         next(iter(radii)) if len(radii) == 1 else ", ".join(f"{r} ({', '.join(n)})" for r, n in radii.items())
     )
     made = "Vectors as they were given" if context.vectors is not None else f"Encoder {config.encoder.name}"
+    markers = [context.run.completed(name) for name in STAGES[:-1]]
     stages = [
-        {"name": name, "rows": marker.counts.get("rows", 0), "seconds": marker.seconds}
-        for name in STAGES[:-1]
-        if (marker := context.run.completed(name)) is not None
+        {"name": marker.stage, "rows": marker.counts.get("rows", 0), "seconds": marker.seconds}
+        for marker in markers
     ]
     versions = context.run.read_json("run.json").get("versions", {})
     return {
