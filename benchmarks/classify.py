@@ -28,12 +28,12 @@ from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 from benchmarks.common import claim, write_images
 from synthscale import Config, score_features
+from synthscale.classify.fit_context import Workers
+from synthscale.classify.logistic import Fit, fit_views
+from synthscale.classify.logistic_loss import FeatureBlock, View
 from synthscale.config import parse_config
-from synthscale.keys import mixed
-from synthscale.logistic import Fit, fit_views
-from synthscale.problem import FeatureBlock, View
-from synthscale.schemas import REAL
-from synthscale.workers import Workers
+from synthscale.tables.id_hashes import mixed
+from synthscale.tables.schemas import REAL
 
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 FOLDS = 5
@@ -148,7 +148,7 @@ def growth(n: int, d: int, repeats: int) -> None:
 def small_stage(repeats: int) -> None:
     """Time the classify stage of 402 images, kernel head and file facts, once Ray is up."""
     from synthscale.pipeline import score
-    from synthscale.storage import RunDirectory
+    from synthscale.storage.run_directory import RunDirectory
 
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
@@ -238,9 +238,9 @@ def _bayes_auc(shift: float, d: int) -> float:
 
 def heads(n: int) -> None:
     """Compare the three heads' out-of-fold log-loss where the difference is a product of features."""
-    from synthscale.classifier import fit_classifier
+    from synthscale.classify.classifier import fit_classifier
+    from synthscale.classify.training import Training, VectorBlock, bandwidth_sample, plan_folds
     from synthscale.config import ClassifierConfig
-    from synthscale.training import Training, VectorBlock, bandwidth_sample, plan_folds
 
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2 * n, 32)).astype(np.float32)

@@ -62,8 +62,8 @@ class EnoughError(Exception):
 
 
 def ingest(what: str, endpoint_url: str, n: int, top: str) -> dict[str, float]:
-    from synthscale.objects import client
     from synthscale.pipeline import Options, score
+    from synthscale.storage.objects import client
 
     config = config_of(what, endpoint_url, n, top)
 

@@ -47,8 +47,8 @@ def sets(n: int) -> tuple[Vectors, Vectors]:
 
 
 def ours_manifold(real: Vectors, synthetic: Vectors) -> dict[str, float]:
-    from synthscale.memory_search import searched
-    from synthscale.neighbors import K
+    from synthscale.in_memory.neighbors import searched
+    from synthscale.neighbors.view import K
 
     found = searched({"real": real, "synthetic": synthetic}, "synthetic")
     assert found.recalled is not None
@@ -78,7 +78,7 @@ def ours_frechet(real: Vectors, synthetic: Vectors) -> dict[str, float]:
 def torchmetrics_frechet(real: Vectors, synthetic: Vectors) -> dict[str, float]:
     import torch
 
-    from synthscale.encoders.torchvision_model import import_torchvision
+    from synthscale.embed.encoders.torchvision_model import import_torchvision
 
     import_torchvision()
     from torchmetrics.image.fid import FrechetInceptionDistance
@@ -173,8 +173,8 @@ def race_frechet(n: int, repeats: int) -> None:
 def tables(n: int, shards: list[Any]) -> Iterator[tuple[Any, dict[str, pa.Table]]]:
     """Yield the tables of each shard of a run of n rows: half real, half one generator's; a tenth in groups of
     two."""
-    from synthscale.jackknife import BLOCKS, REDEALS
-    from synthscale.keys import id_keys
+    from synthscale.tables.id_hashes import id_keys
+    from synthscale.tables.schemas import BLOCKS, REDEALS
 
     rng = np.random.default_rng(1)
     for shard in shards:
@@ -271,9 +271,10 @@ def tables(n: int, shards: list[Any]) -> Iterator[tuple[Any, dict[str, pa.Table]
 def write_run(folder: Path, n: int) -> Any:
     """Write the tables and markers that reduce reads; return its context."""
     from synthscale import parse_config
-    from synthscale.schemas import FAILURES, FOLDS, GROUPS, MANIFEST_COLUMNS, NEAREST, PREDICTIONS, shards_of
-    from synthscale.stages.context import StageContext
-    from synthscale.storage import Marker, RunDirectory
+    from synthscale.runtime.stage_context import StageContext
+    from synthscale.storage.run_directory import Marker, RunDirectory
+    from synthscale.tables.layout import shards_of
+    from synthscale.tables.schemas import FAILURES, FOLDS, GROUPS, MANIFEST_COLUMNS, NEAREST, PREDICTIONS
 
     config = parse_config({"manifest": "none", "output": str(folder)})
     run = RunDirectory.open(str(folder), config.storage)
@@ -314,8 +315,8 @@ def write_run(folder: Path, n: int) -> Any:
 
 def reduced(n: int) -> dict[str, float]:
     """Reduce a run of n rows; seconds and the memory of the largest process."""
-    from synthscale.stages import reduce
-    from synthscale.stages.session import LOCAL, RaySession
+    from synthscale.metrics import stage as reduce
+    from synthscale.runtime.session import LOCAL, RaySession
 
     with tempfile.TemporaryDirectory() as folder:
         context = write_run(Path(folder) / "run", n)

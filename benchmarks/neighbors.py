@@ -27,14 +27,14 @@ from cleanlab import Datalab
 from numpy.typing import NDArray
 
 from benchmarks.common import claim
-from synthscale.cells import Sample, plan_join, sample_size
 from synthscale.config import NeighborsConfig
-from synthscale.copies import collapse, draw, equal_pairs, vector_keys
-from synthscale.edges import Edges, distinct_edges
-from synthscale.groups import near_duplicate_groups
-from synthscale.join import join_all
-from synthscale.memory_search import MemoryLookup, analyse
-from synthscale.search import distances_within, norms
+from synthscale.in_memory.neighbors import MemoryLookup, analyse
+from synthscale.neighbors.cells import Sample, plan_join, sample_size
+from synthscale.neighbors.copies import collapse, draw, equal_pairs, vector_keys
+from synthscale.neighbors.distance import distances_within, norms
+from synthscale.neighbors.edges import Edges, distinct_edges
+from synthscale.neighbors.groups import near_duplicate_groups
+from synthscale.neighbors.join import join_all
 
 DIMENSIONS = 512
 RADIUS = 0.0165

@@ -17,7 +17,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from synthscale.encoders.descriptor import DescriptorEncoder
+from synthscale.embed.encoders.descriptor import DescriptorEncoder
 
 
 def main(real: str, synthetic: str) -> None:

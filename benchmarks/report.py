@@ -29,9 +29,9 @@ _PICTURES = 200
 
 def make(folder: Path, n: int) -> None:
     """Make a scored run of n rows."""
-    from synthscale.stages import reduce
-    from synthscale.stages.session import LOCAL, RaySession
-    from synthscale.storage import Marker
+    from synthscale.metrics import stage as reduce
+    from synthscale.runtime.session import LOCAL, RaySession
+    from synthscale.storage.run_directory import Marker
 
     write_photos(folder / "photos", _PICTURES, distinct=_PICTURES)
     context = write_run(folder / "run", n)
@@ -58,9 +58,9 @@ def make(folder: Path, n: int) -> None:
 def report(folder: Path) -> dict[str, float]:
     """Write the report; seconds, MiB of this process, MB of the page."""
     from synthscale import parse_config
-    from synthscale.stages.context import StageContext
-    from synthscale.stages.report import run
-    from synthscale.storage import RunDirectory
+    from synthscale.report.stage import run
+    from synthscale.runtime.stage_context import StageContext
+    from synthscale.storage.run_directory import RunDirectory
 
     config = parse_config({"manifest": "none", "output": str(folder / "run")})
     context = StageContext(config, RunDirectory.existing(str(folder / "run"), config.storage))

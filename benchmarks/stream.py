@@ -75,7 +75,7 @@ def encoder_of(name: str, folder: Path) -> dict[str, Any]:
         return {"name": name}
     import torch
 
-    from synthscale.encoders.torchvision_model import import_torchvision
+    from synthscale.embed.encoders.torchvision_model import import_torchvision
 
     weights = folder / "weights.pt"
     if not weights.exists():
@@ -111,7 +111,7 @@ def embed_seconds(values: dict[str, Any]) -> float:
 
 
 def pipeline(folder: Path, encoder: dict[str, Any], shard_rows: int | None = None) -> float:
-    from synthscale.stages.session import RaySession
+    from synthscale.runtime.session import RaySession
 
     with RaySession() as session, tempfile.TemporaryDirectory() as output:
         session.ready()
@@ -124,8 +124,8 @@ def recipe(folder: Path, encoder: dict[str, Any]) -> float:
     import ray.data
 
     from synthscale import Config
-    from synthscale.embedding import encoder_for
-    from synthscale.stages.session import RaySession
+    from synthscale.embed.encoder_reader import encoder_for
+    from synthscale.runtime.session import RaySession
 
     config = Config(encoder=encoder)
     side = encoder_for(config).image_size
@@ -173,8 +173,8 @@ def _bare_worker(paths: list[str], encoder: dict[str, Any], ready: Any, done: An
     import torch
 
     from synthscale import Config
-    from synthscale.embedding import encoder_for
-    from synthscale.images import decode, picture_facts
+    from synthscale.embed.encoder_reader import encoder_for
+    from synthscale.embed.images import decode, picture_facts
 
     torch.set_num_threads(1)
     own = encoder_for(Config(encoder=encoder))
@@ -218,9 +218,9 @@ def race_local(name: str, sizes: tuple[int, int], repeats: int) -> None:
 
 def race_objects(count: int, repeats: int) -> None:
     from synthscale.config import Config, StorageConfig
-    from synthscale.embedding import fetch_all
-    from synthscale.objects import client
-    from synthscale.schemas import Stored
+    from synthscale.embed.image_reader import fetch_all
+    from synthscale.storage.objects import client
+    from synthscale.tables.layout import Stored
     from tests.object_server import Fault, ObjectServer
 
     os.environ |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}

@@ -24,11 +24,12 @@ from PIL import Image, ImageOps
 
 from benchmarks.common import claim
 from synthscale.config import Config, EncoderConfig
-from synthscale.embedding import decode_all, encoder_for
-from synthscale.fetch import zip_uri
-from synthscale.images import decode, to_rgb
-from synthscale.schemas import Stored
-from synthscale.search import Floats, cosine_distance, unit
+from synthscale.embed.encoder_reader import encoder_for
+from synthscale.embed.image_reader import decode_all
+from synthscale.embed.images import decode, to_rgb
+from synthscale.neighbors.distance import Floats, cosine_distance, unit
+from synthscale.storage.fetch import zip_uri
+from synthscale.tables.layout import Stored
 
 DATA = Path(os.environ.get("SYNTHSCALE_SHARED", Path(__file__).parents[2] / "shared")).resolve() / "data"
 DEFAULT = 0.13

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.common import claim, python
-from synthscale.metrics import CORE_METRICS
+from synthscale.metric_names import CORE_METRICS
 
 PEER = "what each generator is known to do wrong"
 

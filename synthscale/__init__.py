@@ -20,7 +20,7 @@ from synthscale.errors import (
 
 if TYPE_CHECKING:
     from synthscale.cli import main
-    from synthscale.memory import FeatureScores, score_features
+    from synthscale.in_memory.scoring import FeatureScores, score_features
     from synthscale.pipeline import Options, score
     from synthscale.quality import score_synthetic_data_quality
     from synthscale.result import RunResult
@@ -50,12 +50,12 @@ __all__ = [
 
 # Loaded when first used: `import synthscale` costs no Ray and no torch.
 _LAZY = {
-    "FeatureScores": "memory",
+    "FeatureScores": "in_memory.scoring",
     "Options": "pipeline",
     "RunResult": "result",
     "main": "cli",
     "score": "pipeline",
-    "score_features": "memory",
+    "score_features": "in_memory.scoring",
     "score_synthetic_data_quality": "quality",
 }
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from synthscale import filesystems as fsys
 from synthscale.config import Config, parse_config
 from synthscale.config_files import apply_overrides, load_config
 from synthscale.errors import ConfigError, SynthscaleError
+from synthscale.storage import filesystems as fsys
 from synthscale.terminal import comparison_table, metrics_table, print_gates, print_warnings, stage_line
 
 if TYPE_CHECKING:
@@ -142,16 +142,10 @@ def _compare(parsed: argparse.Namespace, console: Console) -> int:
 
 
 def _report(parsed: argparse.Namespace, console: Console) -> int:
-    from synthscale.result import RunResult
-    from synthscale.stages.context import StageContext
-    from synthscale.stages.report import run
+    from synthscale.pipeline import rewrite_report
 
     storage = config_from(parsed).storage
-    result = RunResult.open(parsed.run, storage)
-    config = parse_config(result.run.read_json("run.json")["config"], f"{result.run.uri}/run.json")
-    run(
-        StageContext(config.model_copy(update={"storage": storage}), result.run), shows_images=not parsed.no_images
-    )
+    result = rewrite_report(parsed.run, storage, shows_images=not parsed.no_images)
     _print_places(result, console)
     if parsed.open:
         webbrowser.open(result.local_report().as_uri())

@@ -3,63 +3,22 @@
 import itertools
 import posixpath
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import pyarrow.compute as pc
 
-from synthscale import filesystems as fsys
 from synthscale.config import Section, StorageConfig, parse_config
 from synthscale.errors import InputError, StorageError
-from synthscale.metrics.comparison import Difference, Figures, compare, figure, of_one_size, pairwise
-from synthscale.schemas import CONTROL, METRICS
-from synthscale.storage import RunDirectory
+from synthscale.metrics.comparison import Comparison, Figures, Scored, compare, figure, of_one_size, pairwise
+from synthscale.storage import filesystems as fsys
+from synthscale.storage.run_directory import RunDirectory
+from synthscale.tables.schemas import CONTROL, METRICS
 
 _SAME: Final[Mapping[Section, str]] = {
     "encoder": "embeddings are not of one encoder: distances and scores are not on one scale",
     "neighbors": "near-duplicates follow different rules",
     "classifier": "classifiers have different settings",
 }
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A generator of a run; ``name`` tells it from those of the other runs.
-
-    ``figures`` are over all its rows, ``matched`` over a subsample, where it is larger than others of its run.
-    """
-
-    name: str
-    generator: str
-    run: str
-    figures: Figures
-    matched: Figures
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What ``compare`` found: the generators, the differences of each pair, and what makes them less sure."""
-
-    scored: list[Scored]
-    differences: list[Difference]
-    warnings: list[str] = field(default_factory=list)
-
-    def json(self) -> dict[str, Any]:
-        """Return it for JSON."""
-        return {
-            "schema_version": 1,
-            "generators": [
-                {
-                    "name": own.name,
-                    "generator": own.generator,
-                    "run": own.run,
-                    "metrics": {name: figure.value for name, figure in own.figures.items()},
-                }
-                for own in self.scored
-            ],
-            "differences": [difference.json() for difference in self.differences],
-            "warnings": self.warnings,
-        }
 
 
 def compare_runs(uris: Sequence[str], storage: StorageConfig) -> Comparison:

@@ -20,8 +20,8 @@ from pydantic import (
 )
 
 from synthscale.errors import ConfigError
-from synthscale.metrics import CORE_METRICS, FAMILIES
-from synthscale.metrics.gates import parse_gate
+from synthscale.gate_grammar import parse_gate
+from synthscale.metric_names import CORE_METRICS, FAMILIES
 
 GENERATOR_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 

@@ -12,17 +12,19 @@ from importlib.metadata import version
 from typing import Any
 
 import synthscale
-from synthscale import filesystems as fsys
-from synthscale.config import Config
+from synthscale.config import Config, StorageConfig, parse_config
 from synthscale.errors import ConfigError
+from synthscale.ingest import stage as ingest
+from synthscale.ingest.checks import check_metrics, check_rows
+from synthscale.ingest.control import hold_out
+from synthscale.ingest.discover import discover
 from synthscale.result import RunResult
-from synthscale.sources import discover
-from synthscale.sources.control import hold_out
-from synthscale.stages import ingest
-from synthscale.stages.context import Outcome, StageContext
-from synthscale.stages.session import LOCAL, RaySession, ray_errors
-from synthscale.storage import STAGES, Marker, RunDirectory
+from synthscale.runtime.session import LOCAL, RaySession, ray_errors
+from synthscale.runtime.stage_context import Outcome, StageContext
+from synthscale.storage import filesystems as fsys
+from synthscale.storage.run_directory import STAGES, Marker, RunDirectory
 
+_LATER_STAGES = tuple(f"synthscale.{room}.stage" for room in ("classify", "neighbors", "metrics"))
 _PACKAGES = ("numpy", "pandas", "pillow", "pyarrow", "ray", "scipy", "torch")
 
 
@@ -76,9 +78,24 @@ def score(config: Config, options: Options | None = None) -> RunResult:
         if options.redo_from not in STAGES:
             raise ConfigError(f"--redo-from {options.redo_from}: no such stage; there are {', '.join(STAGES)}")
         run.forget_from(options.redo_from)
-    with RaySession(options.ray_address, verbose=options.verbose) as session:
+    with RaySession(options.ray_address, verbose=options.verbose, preload=_LATER_STAGES) as session:
         _Job(config, run, options, session).work()
     return RunResult(run)
+
+
+def rewrite_report(uri: str, storage: StorageConfig, *, shows_images: bool = True) -> RunResult:
+    """Write the report of a finished run again; return the run's result.
+
+    Raises:
+        StorageError: there is no finished run at ``uri``.
+    """
+    from synthscale.report import stage as report
+
+    result = RunResult.open(uri, storage)
+    config = parse_config(result.run.read_json("run.json")["config"], f"{result.run.uri}/run.json")
+    context = StageContext(config.model_copy(update={"storage": storage}), result.run)
+    report.run(context, shows_images=shows_images)
+    return result
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -102,10 +119,10 @@ class _Job:
 
     def work(self) -> None:
         dataset = discover(self.config)
-        ingest.check_rows(dataset.rows)
+        check_rows(dataset.rows)
         if self.config.control:
             dataset = replace(dataset, rows=hold_out(dataset.rows))
-        ingest.check_metrics(self.config, dataset.rows)
+        check_metrics(self.config, dataset.rows)
         self._begin()
         context = StageContext(self.config, self.run)
         again = self._stage("ingest", ingest.fingerprint(context, dataset), lambda: ingest.run(context, dataset))
@@ -114,8 +131,12 @@ class _Job:
         if not self._is_reduced():
             self.session.begin()
         # Ray takes seconds to start; meanwhile these load torch.
-        from synthscale.embedding import encoder_facts
-        from synthscale.stages import classify, embed, neighbors, reduce, report
+        from synthscale.classify import stage as classify
+        from synthscale.embed import stage as embed
+        from synthscale.embed.encoder_reader import encoder_facts
+        from synthscale.metrics import stage as reduce
+        from synthscale.neighbors import stage as neighbors
+        from synthscale.report import stage as report
 
         encoder = encoder_facts(self.config, context.vectors)
         self._stage("embed", embed.fingerprint(context, encoder), lambda: embed.run(self._on_ray(), encoder))

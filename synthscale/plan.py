@@ -9,17 +9,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from synthscale import filesystems as fsys
 from synthscale.config import Config
-from synthscale.embedding import decode_all, encoder_facts, encoder_for, facts_of, files_of
-from synthscale.encoders import Encoder
+from synthscale.embed.encoder_reader import encoder_facts, encoder_for, facts_of
+from synthscale.embed.encoders import Encoder
+from synthscale.embed.image_reader import decode_all, files_of
 from synthscale.errors import InputError
-from synthscale.schemas import REAL, Layout, shards_of
-from synthscale.sources import Dataset, discover
-from synthscale.sources.control import hold_out
-from synthscale.stages.ingest import check_metrics, check_rows
-from synthscale.storage import STAGES, RunDirectory
-from synthscale.vectors import check_vectors, read_rows
+from synthscale.ingest.checks import check_metrics, check_rows
+from synthscale.ingest.control import hold_out
+from synthscale.ingest.discover import Dataset, discover
+from synthscale.ingest.vector_reader import check_vectors, read_rows
+from synthscale.storage import filesystems as fsys
+from synthscale.storage.run_directory import STAGES, RunDirectory
+from synthscale.tables.layout import Layout, shards_of
+from synthscale.tables.schemas import REAL
 
 SAMPLE = 8
 """Images of each set that ``validate`` embeds."""

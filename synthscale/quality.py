@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from synthscale.errors import InputError
-from synthscale.schemas import REAL, SYNTHETIC
+from synthscale.tables.schemas import REAL, SYNTHETIC
 
 _NEEDED = ("real_or_synthetic", "is_near_duplicate", "near_duplicate_id")
 

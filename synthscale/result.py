@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from synthscale import filesystems as fsys
 from synthscale.config import StorageConfig
 from synthscale.errors import InputError
-from synthscale.storage import RunDirectory
+from synthscale.storage import filesystems as fsys
+from synthscale.storage.run_datasets import group_rows, scores_dataset
+from synthscale.storage.run_directory import RunDirectory
 
 _WORST: dict[str, tuple[str, Any, str, bool]] = {
     "fidelity": ("synthetic", None, "label_quality_score", False),
@@ -76,9 +77,7 @@ class RunResult:
             raise InputError(
                 f"{self.run.uri}: has no generator {generator!r}; there are {', '.join(self.generators)}"
             )
-        path = self.scores_path if generator is None else fsys.join(self.scores_path, f"generator={generator}")
-        top = self.scores_path.removeprefix("s3://")
-        return fsys.dataset(path, self.run.storage, partitioning="hive", partition_base_dir=top)
+        return scores_dataset(self.run, generator)
 
     def scores(self, generator: str | None = None) -> pd.DataFrame:
         """Return one generator's partition of ``scores/`` (the only one's, when it is not named) as pandas."""
@@ -120,10 +119,7 @@ class RunResult:
 
     def group_rows(self, generator: str) -> ds.Scanner:
         """Return a line for each member of a generator's near-duplicate groups, read lazily."""
-        return fsys.dataset(self.run.path("groups"), self.run.storage).scanner(
-            columns=["near_duplicate_id", "size", "has_real", "has_synthetic", "diameter", "is_chain"],
-            filter=pc.equal(ds.field("generator").cast(pa.string()), generator),
-        )
+        return group_rows(self.run, generator)
 
     def show(self) -> Any:
         """Show the report: in a notebook, in its output; elsewhere, in the browser."""
@@ -142,8 +138,9 @@ class RunResult:
     def plot_projection(self, n: int = 2000) -> Any:
         """Return a matplotlib figure of a sample of the images in two dimensions, by set (extra ``notebook``)."""
         from synthscale.report.plot import figure_of
+        from synthscale.report.sample_reader import draw
 
-        return figure_of(self.run, n)
+        return figure_of(*draw(self.run, n))
 
     def _one(self, generator: str | None) -> str:
         """Return the name of a generator: the only one's, when it is not named."""

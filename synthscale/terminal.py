@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from synthscale.metrics import CORE_METRICS, warned
+from synthscale.metric_names import CORE_METRICS
+from synthscale.metrics.metrics_json import warned
 
 if TYPE_CHECKING:
-    from synthscale.comparisons import Comparison
+    from synthscale.metrics.comparison import Comparison
     from synthscale.pipeline import StageReport
 
 GATE_MISSED = 3

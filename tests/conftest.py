@@ -45,7 +45,7 @@ def shared_data() -> Path:
 @pytest.fixture
 def s3_clients_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Credentials of the test's own, and no client of obstore that another test has made."""
-    from synthscale import objects
+    from synthscale.storage import objects
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "access-key-of-the-test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-test")
@@ -155,7 +155,7 @@ def draw(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
 @pytest.fixture(scope="session")
 def local_ray(s3: S3) -> Iterator[None]:
     """One Ray for all tests that need it; started after the S3 server, whose settings its workers inherit."""
-    from synthscale.stages.session import RaySession
+    from synthscale.runtime.session import RaySession
 
     with RaySession() as session:
         session.ready()

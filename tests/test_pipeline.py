@@ -14,8 +14,8 @@ from PIL import Image
 
 from synthscale import Config, Options, RunResult, parse_config, score, score_features
 from synthscale.errors import ConfigError, InputError, ResumeConflict, TooManyFailures
-from synthscale.metrics import CORE_METRICS
-from synthscale.schemas import METRICS, SCORES
+from synthscale.metric_names import CORE_METRICS
+from synthscale.tables.schemas import METRICS, SCORES
 from tests.reference.tutorial import scores as tutorial_scores
 
 pytestmark = pytest.mark.usefixtures("local_ray")

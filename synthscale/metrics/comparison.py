@@ -9,14 +9,14 @@ the smallest, where a metric depends on the size (matched.py).
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from synthscale.jackknife import Blocks
-from synthscale.matched import alike
-from synthscale.metrics import FAMILIES
+from synthscale.metric_names import FAMILIES
+from synthscale.statistics.jackknife import Blocks
+from synthscale.statistics.size_matching import alike
 
 LOWER_IS_BETTER = frozenset(
     {
@@ -213,3 +213,43 @@ def ranking(metric: str, figures: Mapping[str, Figures], differences: Sequence[D
         beats = sum(d.better == name for d in decided)
         ranks.append(Rank(name, known[name], place + 1, 1 + beaten_by, len(ordered) - beats))
     return ranks
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A generator of a run; ``name`` tells it from those of the other runs.
+
+    ``figures`` are over all its rows, ``matched`` over a subsample, where it is larger than others of its run.
+    """
+
+    name: str
+    generator: str
+    run: str
+    figures: Figures
+    matched: Figures
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What ``compare`` found: the generators, the differences of each pair, and what makes them less sure."""
+
+    scored: list[Scored]
+    differences: list[Difference]
+    warnings: list[str] = field(default_factory=list)
+
+    def json(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {
+            "schema_version": 1,
+            "generators": [
+                {
+                    "name": own.name,
+                    "generator": own.generator,
+                    "run": own.run,
+                    "metrics": {name: figure.value for name, figure in own.figures.items()},
+                }
+                for own in self.scored
+            ],
+            "differences": [difference.json() for difference in self.differences],
+            "warnings": self.warnings,
+        }

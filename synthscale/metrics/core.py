@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from synthscale import jackknife
-from synthscale.jackknife import BLOCKS, REDEALS, Blocks
-from synthscale.metrics.estimate import NO_CLASSIFIER, Estimate
+from synthscale.statistics import jackknife
+from synthscale.statistics.estimates import NO_CLASSIFIER, Estimate
+from synthscale.statistics.jackknife import Blocks
+from synthscale.tables.schemas import BLOCKS, REDEALS
 
 SMALL = 30
 """A slice with fewer rows of the class that a metric is a mean over says little."""

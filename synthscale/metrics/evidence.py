@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from synthscale.columns import numbers
-from synthscale.metrics.estimate import NO_CLASSIFIER, metric
-from synthscale.metrics.ranks import RankSums, auc, auc_metric, sum_ranks
-from synthscale.schemas import DISTINCT_REAL, NEAREST_REAL
+from synthscale.statistics.auc import RankSums, auc, auc_metric, sum_ranks
+from synthscale.statistics.estimates import NO_CLASSIFIER, metric
+from synthscale.tables.columns import numbers
+from synthscale.tables.schemas import DISTINCT_REAL, NEAREST_REAL
 
 _IDENTICAL = 1e-12
 """Distances up to this are rounding: one image that was embedded in different batches."""

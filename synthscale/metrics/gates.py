@@ -4,61 +4,11 @@ A gate without a generator holds for each of them. It is decided on the value, o
 an end of the 95 % interval. A metric that is undefined, or an end that is not known, misses its gate.
 """
 
-import operator
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
-OPERATORS: dict[str, Callable[[float, float], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
-}
-ENDS = ("value", "low", "high")
-_GATE = re.compile(
-    r"(?:generator=(?P<generator>\S+)\s+)?(?P<metric>[a-z_]+)(?:\.(?P<end>[a-z]+))?"
-    r"\s*(?P<operator>>=|<=|>|<)\s*(?P<limit>\S+)"
-)
-
-
-@dataclass(frozen=True)
-class Gate:
-    """A condition on a metric; ``generator`` is None where it holds for all."""
-
-    text: str
-    generator: str | None
-    metric: str
-    end: str
-    operator: str
-    limit: float
-
-
-def parse_gate(text: str, metrics: Iterable[str]) -> Gate:
-    """Read a gate; raise ValueError that says what is wrong with it."""
-    found = _GATE.fullmatch(text.strip())
-    if found is None:
-        raise ValueError(f"gate {text!r}: expected [generator=NAME ]METRIC[.low|.high]>=NUMBER, or <=, >, <")
-    end = found["end"] or "value"
-    names = list(metrics)
-    if found["metric"] not in names:
-        raise ValueError(f"gate {text!r}: no metric {found['metric']}; there are {', '.join(names)}")
-    if end not in ENDS:
-        raise ValueError(f"gate {text!r}: {end} is neither of {', '.join(ENDS)}")
-    try:
-        limit = float(found["limit"])
-    except ValueError:
-        raise ValueError(f"gate {text!r}: {found['limit']!r} is not a number") from None
-    if limit != limit:
-        raise ValueError(f"gate {text!r}: nothing can be compared with nan")
-    return Gate(text, found["generator"], found["metric"], end, found["operator"], limit)
-
-
-def generators_of(texts: Iterable[str]) -> list[tuple[str, str]]:
-    """Return the gates that hold for one generator, and its name."""
-    found = [(text, _GATE.fullmatch(text.strip())) for text in texts]
-    return [(text, match["generator"]) for text, match in found if match is not None and match["generator"]]
+from synthscale.gate_grammar import OPERATORS, parse_gate
+from synthscale.metrics.metrics_json import figures, gated
 
 
 def decide(
@@ -90,17 +40,4 @@ def _figure(generators: dict[str, dict[str, Any]], name: str, metric: str) -> di
     if name not in generators:
         return {"reason": "there is no such generator"}
     found: dict[str, Any] = figures(generators[name]).get(metric, {"reason": "this generator has no such metric"})
-    return found
-
-
-def gated(generators: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the metrics that gates may name."""
-    return list(dict.fromkeys(name for block in generators.values() for name in figures(block)))
-
-
-def figures(block: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return a generator's metrics by name: the six, the classifier's, and those of the families."""
-    found: dict[str, dict[str, Any]] = {**block["metrics"], "auc": block["classifier"]["auc"]}
-    for family in block.get("families", {}).values():
-        found |= family
     return found

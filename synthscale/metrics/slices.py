@@ -73,11 +73,6 @@ def plain(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
     return column
 
 
-def can_slice(kind: pa.DataType) -> bool:
-    """Tell whether rows can be cut by a column of this type: by values that can be named."""
-    return not (pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
 def count(column: pa.ChunkedArray | pa.Array) -> Counts:
     """Return the rows by value."""
     found = pc.value_counts(plain(column)).to_pylist()

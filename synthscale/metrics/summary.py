@@ -6,25 +6,25 @@ from typing import Any
 
 import numpy as np
 
-from synthscale.matched import alike
-from synthscale.metrics import CORE_METRICS
-from synthscale.metrics.classifier import classifier_figures
+from synthscale.classify.evaluation import classifier_figures
+from synthscale.metric_names import CORE_METRICS
 from synthscale.metrics.comparison import SIZE_DEPENDENT, Figure
 from synthscale.metrics.core import Context, Sums, core_metrics, coverage_reference
-from synthscale.metrics.estimate import Estimate, Metric, metric
 from synthscale.metrics.evidence import confounder_figures, confounder_warning, direction_figures
-from synthscale.metrics.ranks import RankSums
-from synthscale.metrics.rows import (
+from synthscale.metrics.row_families import (
     completeness_family,
     copying_family,
     facts_family,
     manifold_family,
     stability_family,
 )
-from synthscale.metrics.view import FOLD, ViewSums
+from synthscale.metrics.view_sums import FOLD, ViewSums
 from synthscale.metrics.warnings import warnings
-from synthscale.neighbors import K
-from synthscale.schemas import NEAREST_REAL
+from synthscale.neighbors.view import K
+from synthscale.statistics.auc import RankSums
+from synthscale.statistics.estimates import Estimate, Metric, metric
+from synthscale.statistics.size_matching import alike
+from synthscale.tables.schemas import NEAREST_REAL
 
 NO_P_INTERVAL = "a p-value has no interval"
 NO_IMAGES = "not run: the input is vectors, or neighbors.self_test_images is 0"

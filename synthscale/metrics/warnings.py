@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from synthscale import selftest
-from synthscale.metrics.view import ViewSums
-from synthscale.neighbors import K
+from synthscale.metrics.view_sums import ViewSums
+from synthscale.neighbors import self_test as selftest
+from synthscale.neighbors.view import K
 
 _MOST_GROUPED = 0.25
 """A larger share of all rows in one near-duplicate group deserves a look at a radius that is not tight."""

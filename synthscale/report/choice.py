@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from synthscale.report.charts import BINS
-from synthscale.schemas import REAL, SYNTHETIC
+from synthscale.tables.schemas import REAL, SYNTHETIC
 
 COLUMNS = (
     "id",

@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-from synthscale.comparisons import Comparison
-from synthscale.metrics import CORE_METRICS
+from synthscale.metric_names import CORE_METRICS
+from synthscale.metrics.comparison import Comparison
 from synthscale.report import page
 
 

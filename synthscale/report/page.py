@@ -11,11 +11,11 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from synthscale.metrics import CORE_METRICS
+from synthscale.metric_names import CORE_METRICS
 from synthscale.report import charts, readings
 from synthscale.report.choice import Choice
 from synthscale.report.maps import HEIGHT, WIDTH, Projection
-from synthscale.schemas import REAL, SYNTHETIC
+from synthscale.tables.schemas import REAL, SYNTHETIC
 
 LABELS = 40
 _PAIRS = 45
@@ -26,7 +26,7 @@ _TOPS = {"fidelity": 0.55, "representativeness": 0.55}
 def render(template: str, **values: Any) -> str:
     """Render a template of ours; the page allows its own script and style, by their digests, and nothing else."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("synthscale"),
+        loader=jinja2.PackageLoader("synthscale.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -40,7 +40,7 @@ def render(template: str, **values: Any) -> str:
         "signed": lambda value: f"{value:+.3f}",
         "short": lambda value: "n/a" if value is None else f"{value:.2g}",
     }
-    folder = importlib.resources.files("synthscale") / "templates"
+    folder = importlib.resources.files("synthscale.report") / "templates"
     sources = {name: (folder / f"report.{name}").read_text("utf-8") for name in ("css", "js")}
     digests = {
         name: base64.b64encode(hashlib.sha256(own.encode()).digest()).decode() for name, own in sources.items()

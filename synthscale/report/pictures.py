@@ -9,9 +9,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from synthscale.config import Config
-from synthscale.embedding import fetch_all, files_of
-from synthscale.images import ImageFault, thumbnail_jpeg
-from synthscale.schemas import Stored
+from synthscale.embed.image_reader import fetch_all, files_of
+from synthscale.embed.images import thumbnail_jpeg
+from synthscale.tables.faults import ImageFault
+from synthscale.tables.layout import Stored
 
 TILE_PX, POINT_PX = 112, 40
 TILES_BYTES, POINTS_BYTES = 3_200_000, 900_000

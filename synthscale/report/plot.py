@@ -2,19 +2,26 @@
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from synthscale.errors import ConfigError
 from synthscale.report import maps
-from synthscale.schemas import REAL
-from synthscale.storage import RunDirectory
+from synthscale.report.sample_reader import Sample
+from synthscale.tables.schemas import REAL
 
 
-def figure_of(run: RunDirectory, most: int) -> Any:
-    """Draw up to ``most`` rows of a run by PCA; raise ConfigError where matplotlib is not installed."""
+def figure_of(sample: Sample, vectors: NDArray[np.float64]) -> Any:
+    """Return a scatter plot of sampled rows by PCA, coloured by set; raise ConfigError if matplotlib is missing.
+
+    Args:
+        sample: ids and sets of n rows.
+        vectors: (n, d) their embeddings.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError("plot_projection needs matplotlib: pip install 'synthscale[notebook]'") from error
-    sample, vectors = maps.draw(run, most)
     projection = maps.project(vectors)[0]
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.add_subplot()

@@ -4,8 +4,8 @@ import posixpath
 import re
 from typing import Any
 
-from synthscale import filesystems as fsys
 from synthscale.config import Config
+from synthscale.storage import filesystems as fsys
 
 _MACHINES = ("endpoint_url", "profile", "cache")
 

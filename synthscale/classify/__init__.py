@@ -1,0 +1,1 @@
+"""``embeddings/``, ``groups/`` -> ``classifier/``, ``predictions/``: the k-fold real-vs-synthetic classifier."""

@@ -1,0 +1,1 @@
+"""``manifest/`` -> ``embeddings/``: images, file metadata, encoders, edited copies."""

@@ -1,0 +1,38 @@
+"""The configured encoder, built from its weights file, and what it promises before a vector is made."""
+
+from dataclasses import dataclass
+
+from synthscale.config import Config
+from synthscale.embed.encoders import Encoder, build_encoder
+from synthscale.storage import filesystems as fsys
+from synthscale.tables.layout import Layout, VectorSource
+
+
+def encoder_for(config: Config, device: str = "cpu") -> Encoder:
+    """Build the run's encoder, reading its weights file if there is one."""
+    weights = config.encoder.weights
+    data = None if weights is None else fsys.read_bytes(fsys.absolute(weights), config.storage)
+    return build_encoder(config.encoder, data, device)
+
+
+@dataclass(frozen=True)
+class EncoderFacts:
+    """What is known of a run's vectors before any is made; ``image_size`` is None for precomputed ones."""
+
+    layout: Layout
+    fingerprint: str
+    image_size: int | None
+
+
+def encoder_facts(config: Config, vectors: VectorSource | None) -> EncoderFacts:
+    """Return what the vectors' dimensions are for, and the text that identifies how they are made."""
+    if vectors is not None:
+        d = vectors.dimensions
+        return EncoderFacts(Layout(d, (0, d), (0, d)), f"vectors/{d}", None)
+    return facts_of(encoder_for(config))
+
+
+def facts_of(encoder: Encoder) -> EncoderFacts:
+    """Return what a built encoder promises."""
+    layout = Layout(encoder.dimensions, encoder.search, encoder.classify)
+    return EncoderFacts(layout, encoder.fingerprint, encoder.image_size)

@@ -1,0 +1,40 @@
+"""Encoders turn pixels into embeddings: one small protocol, two families.
+
+``descriptor`` is built in and needs no weights; ``torchvision:<model>[@weights]`` runs a pretrained network.
+"""
+
+from synthscale.config import EncoderConfig
+from synthscale.embed.encoders.protocol import Encoder
+from synthscale.errors import ConfigError
+
+__all__ = ["Encoder", "build_encoder"]
+
+
+def build_encoder(config: EncoderConfig, weights: bytes | None, device: str) -> Encoder:
+    """Build the configured encoder.
+
+    Args:
+        config: the ``encoder`` section.
+        weights: the bytes of the file at ``config.weights``, if one is given.
+        device: a torch device.
+    """
+    if config.name == "descriptor":
+        if config.weights is not None:
+            raise ConfigError("encoder.weights: the descriptor takes none; name a torchvision:<model> to use them")
+        if config.mean is not None:
+            raise ConfigError(
+                "encoder.mean, encoder.std: the descriptor takes none; they go with torchvision weights"
+            )
+        from synthscale.embed.encoders.descriptor import DescriptorEncoder
+
+        size = {} if config.image_size is None else {"image_size": config.image_size}
+        return DescriptorEncoder(device=device, **size)
+    if config.name.startswith("torchvision:"):
+        from synthscale.embed.encoders.torchvision_model import build
+
+        file = None if config.weights is None or weights is None else (config.weights, weights)
+        encoder = build(config.name, config.image_size, file, device)
+        if config.mean is not None and config.std is not None:
+            encoder.normalised(config.mean, config.std)
+        return encoder
+    raise ConfigError(f"encoder.name: {config.name!r} is neither 'descriptor' nor 'torchvision:<model>[@weights]'")

@@ -1,0 +1,1 @@
+"""``score_features``: the rooms' pure modules chained on arrays in memory, without Ray."""

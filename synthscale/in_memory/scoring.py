@@ -1,0 +1,221 @@
+"""``score_features``: the main job on vectors in memory, in this process, without Ray. The same pure modules."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import ArrayLike, NDArray
+
+from synthscale.classify.training import FoldPlan, plan_folds
+from synthscale.config import Config, check_generator_name
+from synthscale.errors import InputError
+from synthscale.in_memory.classify import Answers, classify, vector_families
+from synthscale.in_memory.neighbors import analyse
+from synthscale.metrics.evidence import Evidence, row_evidence
+from synthscale.metrics.scores import ViewRows, score_rows
+from synthscale.metrics.slices import count, slicing
+from synthscale.metrics.summary import Known, generator_figures
+from synthscale.metrics.view_sums import sum_view
+from synthscale.neighbors import arrow_tables
+from synthscale.neighbors.copies import collapse, equal_pairs, vector_keys
+from synthscale.statistics.size_matching import smallest
+from synthscale.tables.columns import numbers
+from synthscale.tables.id_hashes import id_keys
+from synthscale.tables.schemas import DISTINCT_REAL, REAL, SYNTHETIC
+
+
+@dataclass(frozen=True)
+class FeatureScores:
+    """What ``score_features`` gives.
+
+    Attributes:
+        metrics: as ``metrics.json["generators"]``.
+    """
+
+    metrics: dict[str, Any]
+    _scores: dict[str, pd.DataFrame]
+
+    def scores(self, generator: str | None = None) -> pd.DataFrame:
+        """Return one generator's rows and all real rows with the columns of ``scores/``."""
+        if generator is None and len(self._scores) == 1:
+            return next(iter(self._scores.values()))
+        if generator not in self._scores:
+            raise InputError(f"name a generator: {', '.join(self._scores)}")
+        return self._scores[generator]
+
+
+def score_features(
+    features: ArrayLike,
+    real_or_synthetic: Sequence[str],
+    *,
+    generator: Sequence[str | None] | None = None,
+    labels: Sequence[Any] | None = None,
+    ids: Sequence[str] | None = None,
+    config: Config | None = None,
+) -> FeatureScores:
+    """Score embeddings that are already in memory.
+
+    Args:
+        features: (n, D) finite numbers; no row all zero.
+        real_or_synthetic: n times ``real`` or ``synthetic``.
+        generator: the generator of each synthetic row; one called ``synthetic`` when not given.
+        labels: a label for each row, for the metrics by label.
+        ids: unique ids; the row numbers when not given (results then depend on the order of the rows).
+        config: the sections ``neighbors``, ``classifier`` and ``metrics`` are used, the last without ``slice_by``.
+
+    Raises:
+        InputError: the input cannot be scored; the message names the rows.
+    """
+    config = config or Config()
+    vectors, kinds, names, unique_ids = _checked(features, real_or_synthetic, generator, labels, ids)
+    n = len(vectors)
+    sets = {name: np.flatnonzero(names == name) for name in dict.fromkeys([REAL, *names])}
+    copies = collapse(equal_pairs(vector_keys(vectors[own], name), own) for name, own in sets.items())
+    families = config.metrics.families
+    analysis = analyse(vectors, sets, copies, config.neighbors, counts="manifold" in families)
+    later = copies.later(dict(enumerate(unique_ids)))
+    is_copy = np.isin(np.arange(n), later)
+    groups = {view.generator: view.groups for view in analysis.views}
+    keys, plans = id_keys(unique_ids), {}
+    for name, near in analysis.nearest.items():
+        rows, members = np.sort(near.row), (groups[name].row, groups[name].near_duplicate_id)
+        plans[name] = plan_folds(rows, keys[rows], kinds[rows] == REAL, is_copy[rows], members, config.classifier)
+    texts = _texts(labels, n)
+    answers = classify(vectors, plans, config)
+    of_vectors = vector_families(vectors, plans, texts, config.metrics)
+    manifest = _manifest(unique_ids, texts, kinds)
+    sizes = smallest({name: len(rows) for name, rows in sets.items() if name != REAL})
+    metrics, scores = {}, {}
+    for view in analysis.views:
+        name, plan = view.generator, plans[view.generator]
+        nearest = arrow_tables.nearest(name, analysis.nearest[name], later)
+        nearest = nearest.take(pa.array(np.argsort(nearest.column("row").to_numpy())))
+        rows = manifest.take(pa.array(plan.row))
+        own = ViewRows(rows, nearest, arrow_tables.groups(name, view.groups), answers[name].logit)
+        known = Known(
+            config.classifier.head,
+            answers[name].fit,
+            {**view.summary(), "spreads": view.spreads},
+            families,
+            of_vectors[name],
+            _complete([texts[row] for row in plan.row.tolist()], plan.is_real),
+            sizes.get(name),
+        )
+        metrics[name], scores[name] = _view_figures(own, plan, answers[name], known)
+    return FeatureScores(metrics, scores)
+
+
+def _manifest(ids: list[str], labels: list[str | None], kinds: NDArray[np.str_]) -> pa.Table:
+    return pa.table(
+        {
+            "row": np.arange(len(ids)),
+            "id": ids,
+            "uri": pa.nulls(len(ids), pa.string()),
+            "image_filename": pa.nulls(len(ids), pa.string()),
+            "label": pa.array(labels, pa.string()),
+            "real_or_synthetic": pa.array(kinds.tolist(), pa.string()),
+        }
+    )
+
+
+def _view_figures(
+    view: ViewRows, plan: FoldPlan, answer: Answers, known: Known
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """One generator's block of metrics and its scores."""
+    real = pa.table(
+        {
+            "row": plan.row[plan.is_real],
+            "id": view.manifest.column("id").filter(pa.array(plan.is_real)),
+            DISTINCT_REAL: numbers(view.nearest.column(DISTINCT_REAL), np.inf)[plan.is_real],
+        }
+    )
+    scores = score_rows(view, real, known.neighbors["median_distance"])
+    unknown = np.full(len(plan.row), np.nan)
+    size = known.matched_size
+    matched = None if size is None else (size, int((~plan.is_real).sum()))
+    fold = plan.fold[:, 0] if plan.fold.shape[1] else np.empty(0, np.int8)
+    evidence = Evidence(
+        plan.log_prior,
+        plan.group,
+        unknown,
+        unknown,
+        answer.along,
+        fold,
+        answer.refitted.without,
+        answer.refitted.matched,
+        answer.refitted.redealt,
+        matched,
+        **row_evidence(known.families, view.nearest, plan.is_real, real),
+    )
+    sums = sum_view(view, scores, evidence, [slicing("label", count(scores.column("label")))])
+    return generator_figures(sums, known).block, scores.to_pandas()
+
+
+def _complete(labels: list[str | None], is_real: NDArray[np.bool_]) -> dict[str, Any]:
+    """What a run reads off its manifest: here the labels alone."""
+    real, synthetic = ([labels[i] for i in np.flatnonzero(is_real == kind)] for kind in (True, False))
+    has_labels = any(label is not None for label in [*real, *synthetic])
+    nulls, seen = synthetic.count(None) if has_labels else 0, set(synthetic) - {None}
+    return {
+        "rows": len(synthetic),
+        "complete": len(synthetic) - nulls,
+        "failed": 0,
+        "nulls": {"label": nulls} if has_labels else {},
+        "labelled": len(real) - real.count(None),
+        "seen": sum(label in seen for label in real),
+    }
+
+
+def _texts(labels: Sequence[Any] | None, n: int) -> list[str | None]:
+    return [None] * n if labels is None else [None if pd.isna(label) else str(label) for label in labels]
+
+
+def _checked(
+    features: ArrayLike,
+    real_or_synthetic: Sequence[str],
+    generator: Sequence[str | None] | None,
+    labels: Sequence[Any] | None,
+    ids: Sequence[str] | None,
+) -> tuple[NDArray[np.float32], NDArray[np.str_], NDArray[np.object_], list[str]]:
+    try:
+        vectors = np.asarray(features, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"features must be numbers, in vectors of equal length: {error}") from error
+    if vectors.ndim != 2 or vectors.shape[0] == 0 or vectors.shape[1] == 0:
+        raise InputError(f"features must be an (n, D) array with rows and columns, got shape {vectors.shape}")
+    kinds = np.asarray([str(kind) for kind in real_or_synthetic])
+    n = len(vectors)
+    for name, values in (("real_or_synthetic", kinds), ("generator", generator), ("labels", labels), ("ids", ids)):
+        if values is not None and len(values) != n:
+            raise InputError(f"{name} has {len(values)} entries for {n} rows of features")
+    unknown = sorted(set(kinds.tolist()) - {REAL, SYNTHETIC})
+    if unknown:
+        raise InputError(f"real_or_synthetic must be 'real' or 'synthetic', found {unknown[:3]}")
+    for kind in (REAL, SYNTHETIC):
+        if kind not in kinds:
+            raise InputError(f"there are no {kind} rows; both real and synthetic rows are needed")
+    for reason, bad in (
+        ("hold NaN or infinity", ~np.isfinite(vectors).all(axis=1)),
+        ("are all zeros and have no direction", ~(vectors != 0).any(axis=1)),
+    ):
+        if bad.any():
+            raise InputError(f"features: {int(bad.sum())} rows {reason}, the first is row {int(np.argmax(bad))}")
+    given = generator if generator is not None else [SYNTHETIC] * n
+    names = np.array(
+        [REAL if k == REAL else (SYNTHETIC if pd.isna(g) else str(g)) for k, g in zip(kinds, given, strict=True)],
+        object,
+    )
+    for name in dict.fromkeys(names[kinds == SYNTHETIC].tolist()):
+        try:
+            check_generator_name(name)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    unique_ids = [str(i) for i in ids] if ids is not None else [f"{i:012d}" for i in range(n)]
+    twice = [name for name, count in Counter(unique_ids).items() if count > 1]
+    if twice:
+        raise InputError(f"ids must be unique; {', '.join(twice[:5])} occur more than once")
+    return vectors, kinds, names, unique_ids

@@ -1,0 +1,1 @@
+"""Inputs -> ``manifest/``: folders, archives, tables, precomputed vectors, checks, the held-out control."""

@@ -1,0 +1,30 @@
+"""``metrics.parquet``: every metric, generator and slice in long form."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from synthscale.metrics.summary import Line
+from synthscale.tables.columns import lists
+from synthscale.tables.schemas import BLOCKS, METRICS
+
+
+def metric_lines(lines: Mapping[str, Sequence[Line]]) -> pa.Table:
+    """Return the lines of generators as ``metrics.parquet`` has them."""
+    rows = [(name, line) for name, own in lines.items() for line in own]
+    deviations = [
+        np.full(BLOCKS, np.nan) if line.estimate.deviations is None else line.estimate.deviations
+        for _, line in rows
+    ]
+    columns: dict[str, Any] = {"generator": [name for name, _ in rows]}
+    for name in ("family", "metric", "slice_by", "slice", "real", "synthetic"):
+        columns[name] = [getattr(line, name) for _, line in rows]
+    for name in ("value", "low", "high", "unadjusted", "reference", "is_small"):
+        columns[name] = [getattr(line.estimate, name) for _, line in rows]
+    # As in metrics.json: what is null has a reason.
+    columns["reason"] = [line.estimate.metric().get("reason") for _, line in rows]
+    columns["deviations"] = lists(np.stack(deviations))
+    order = METRICS.names
+    return pa.table({name: columns[name] for name in order}, schema=METRICS)

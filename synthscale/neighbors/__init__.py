@@ -1,0 +1,1 @@
+"""``embeddings/`` -> ``neighbors/``, ``nearest/``, ``groups/``: near-duplicates and nearest rows."""

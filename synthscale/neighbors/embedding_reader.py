@@ -1,0 +1,125 @@
+"""What the tasks of the neighbors stage read and leave behind: rows of some shards, arrays by name.
+
+Everything that a killed run can use again lies under ``_neighbors/`` in the run directory until the stage ends.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from synthscale.errors import SchemaError
+from synthscale.neighbors.copies import Copies
+from synthscale.neighbors.distance import Rows
+from synthscale.neighbors.edges import Codes
+from synthscale.storage import filesystems as fsys
+from synthscale.storage.run_directory import RunDirectory
+from synthscale.tables.columns import vector_matrix
+from synthscale.tables.layout import Layout, Shard
+from synthscale.tables.schemas import REAL
+
+FOLDER = "_neighbors"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Embedded rows of some shards, ascending: numbers, sets (by code) and search vectors (n, d) as stored."""
+
+    row: Rows
+    code: Codes
+    vectors: NDArray[np.floating]
+
+    def of_set(self, code: int) -> "Block":
+        """Return the rows of one set."""
+        own = self.code == code
+        return Block(self.row[own], self.code[own], self.vectors[own])
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The run's tables as the stage's tasks see them; picklable.
+
+    Attributes:
+        names: the sets; a set's code is its place, 0 is ``real``.
+    """
+
+    run: RunDirectory
+    layout: Layout
+    names: tuple[str, ...]
+
+    def block(self, shards: Sequence[Shard], copies: Copies | None = None) -> Block:
+        """Read the rows of some shards; given the copies, the distinct ones only."""
+        parts = [self._shard(shard) for shard in shards]
+        row, code, vectors = (
+            np.concatenate([getattr(p, name) for p in parts]) for name in ("row", "code", "vectors")
+        )
+        if copies is None:
+            return Block(row, code, vectors)
+        keep = copies.are_distinct(row)
+        return Block(row, code, vectors) if keep.all() else Block(row[keep], code[keep], vectors[keep])
+
+    def rows(self, shards: Sequence[Shard]) -> Block:
+        """Read numbers and sets only."""
+        parts = [self._numbers(shard, self.run.read_shard("embeddings", shard, ["row"])) for shard in shards]
+        row, code = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+        return Block(row, code.astype(np.int32), np.empty((len(row), 0), np.float32))
+
+    def _shard(self, shard: Shard) -> Block:
+        table = self.run.read_shard("embeddings", shard, ["row", "vector"])
+        width = table.schema.field("vector").type.list_size
+        if width != self.layout.dimensions:
+            raise SchemaError(
+                f"{self.run.path('embeddings', shard.name)}: vectors of {width} dimensions, the run's have "
+                f"{self.layout.dimensions}; repeat with --redo-from embed"
+            )
+        row, code = self._numbers(shard, table)
+        return Block(row, code, vector_matrix(table, self.layout.search))
+
+    def _numbers(self, shard: Shard, table: pa.Table) -> tuple[Rows, Codes]:
+        row = table.column("row").to_numpy()
+        if len(row) and not (shard.start <= row[0] and row[-1] < shard.stop and (np.diff(row) > 0).all()):
+            raise SchemaError(
+                f"{self.run.path('embeddings', shard.name)}: holds rows that are not its own; "
+                "repeat with --redo-from embed"
+            )
+        codes = {name: number for number, name in enumerate(self.names)}
+        generators = self.run.read_shard("manifest", shard, ["generator"]).column("generator").to_pylist()
+        return row, np.array([codes[generators[r - shard.start] or REAL] for r in row.tolist()], np.int32)
+
+    # Arrays that a task leaves for later ones, whole or not at all.
+
+    def save(self, name: str, arrays: Mapping[str, Any]) -> None:
+        """Write arrays under a name."""
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
+        fsys.write_bytes(self._path(name), buffer.getvalue(), self.run.storage)
+
+    def load(self, name: str) -> dict[str, NDArray[Any]]:
+        """Read them again."""
+        with np.load(io.BytesIO(fsys.read_bytes(self._path(name), self.run.storage))) as arrays:
+            return dict(arrays)
+
+    def saved(self, folder: str) -> set[str]:
+        """Return the names of what was saved in a folder, with the folder."""
+        path = self.run.path(FOLDER, folder)
+        if not fsys.is_folder(path, self.run.storage):
+            return set()
+        files = fsys.list_files(path, self.run.storage)
+        return {f"{folder}/{file.path.rsplit('/', 1)[-1].removesuffix('.npz')}" for file in files}
+
+    def _path(self, name: str) -> str:
+        return self.run.path(FOLDER, f"{name}.npz")
+
+
+def grouped(shards: Sequence[Shard], rows: int) -> list[list[Shard]]:
+    """Return consecutive shards in groups of at most ``rows`` rows (one shard at least)."""
+    groups: list[list[Shard]] = []
+    for shard in shards:
+        if not groups or shard.stop - groups[-1][0].start > rows:
+            groups.append([])
+        groups[-1].append(shard)
+    return groups

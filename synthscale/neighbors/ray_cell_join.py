@@ -1,0 +1,289 @@
+"""The cell join over Ray tasks: rows are dealt to buckets of cells on disk, and each bucket is joined on its own.
+
+Files under ``_neighbors/join-N/``: the plan, one Parquet per group of shards with a row group per bucket, and the
+edges of each finished task. A rerun repeats only what is not there. A task holds at most two pieces of a bucket.
+"""
+
+import io
+import logging
+import pickle
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from synthscale.neighbors.candidate_filter import shortlist_for
+from synthscale.neighbors.cells import JoinPlan, Sample, plan_join, sample_size
+from synthscale.neighbors.copies import Copies
+from synthscale.neighbors.edges import Edges, distinct_edges
+from synthscale.neighbors.embedding_reader import FOLDER, Block, Tables, grouped
+from synthscale.neighbors.join import Piece, hub_edges, join, join_all, place_rows
+from synthscale.neighbors.ray_copy_scan import Scan, sample
+from synthscale.runtime.task_pool import Crew
+from synthscale.storage import filesystems as fsys
+from synthscale.tables.layout import Shard
+
+logger = logging.getLogger(__name__)
+
+_TASKS_A_WORKER = 4
+
+
+@dataclass(frozen=True)
+class JoinTask:
+    """One bucket, and which of its pieces (groups of scattered files) are joined with each other."""
+
+    bucket: int
+    one: tuple[int, ...]
+    other: tuple[int, ...] | None
+
+    @property
+    def name(self) -> str:
+        """Names the task's edges."""
+        other = "self" if self.other is None else f"{self.other[0]:06d}"
+        return f"edges-{self.bucket:06d}-{self.one[0]:06d}-{other}"
+
+
+@dataclass(frozen=True)
+class JoinFiles:
+    """The files of one join, and the tables that it reads."""
+
+    tables: Tables
+    folder: str
+
+    def path(self, name: str) -> str:
+        """Return the location of a file."""
+        return self.tables.run.path(FOLDER, self.folder, name)
+
+    def save(self, name: str, edges: Edges, *, is_whole: bool, **more: Any) -> None:
+        """Write edges, whether they are all, and further arrays."""
+        arrays = {f.name: getattr(edges, f.name) for f in fields(Edges)}
+        self.tables.save(f"{self.folder}/{name}", arrays | {"is_whole": np.array(is_whole)} | more)
+
+    def load(self, name: str) -> dict[str, Any]:
+        """Read what was saved."""
+        return self.tables.load(f"{self.folder}/{name}")
+
+    def saved(self) -> set[str]:
+        """Return the names of what was saved."""
+        return {name.rpartition("/")[2] for name in self.tables.saved(self.folder)}
+
+
+@dataclass(frozen=True)
+class Bucketed:
+    """A plan whose cells are dealt to buckets, and how many rows a piece of a bucket may have."""
+
+    plan: JoinPlan
+    buckets: int
+    piece_rows: int
+
+
+class CellJoin:
+    """The join of some sets at one radius."""
+
+    def __init__(
+        self, files: JoinFiles, shards: Sequence[Shard], scanned: Scan, crew: Crew, memory_bytes: int
+    ) -> None:
+        """Take the files of this join and no other, and the memory that a task may use."""
+        self._files, self._shards, self._scan, self._crew = files, shards, ray.put(scanned), crew
+        self._copies, self._distinct = ray.put(scanned.copies), scanned.distinct
+        width = files.tables.layout.search[1] - files.tables.layout.search[0]
+        # A piece is joined with a second one, and half of the memory is for products and pairs.
+        self._piece_rows = max(1024, memory_bytes // 8 // (4 * width + 400))
+
+    def run(self, codes: Sequence[int], radius: float) -> tuple[Edges, dict[str, Any]]:
+        """Return all edges among the distinct rows of some sets, and how they were found."""
+        sizes = {code: self._distinct[code] for code in codes}
+        if sum(sizes.values()) <= self._piece_rows:
+            task = ray.remote(_join_directly).options(num_cpus=1, num_gpus=1 if self._crew.gpus else 0)
+            estimate = ray.get(task.remote(self._files, list(self._shards), self._scan, sizes, radius))
+            names = ["edges-all"]
+        else:
+            estimate, names = self._run_in_buckets(sizes, radius)
+        parts = [self._files.load(name) for name in names]
+        whole = all(bool(part["is_whole"]) for part in parts)
+        edges = distinct_edges([Edges(*(part[f.name] for f in fields(Edges))) for part in parts])
+        return edges, {"radius": radius, **estimate, "all_pairs_listed": whole}
+
+    def _run_in_buckets(self, sizes: dict[int, int], radius: float) -> tuple[dict[str, Any], list[str]]:
+        plan_task = ray.remote(_plan).options(num_cpus=1)
+        bucketed: Bucketed = ray.get(
+            plan_task.remote(self._files, self._scan, sizes, radius, self._piece_rows, self._crew.workers)
+        )
+        plan, shared = bucketed.plan, ray.put(bucketed)
+        groups = grouped(self._shards, bucketed.piece_rows // 4)
+        tasks = _tasks(self._scatter(shared, groups, list(sizes)), bucketed.piece_rows)
+        logger.info("join at %.3g: %d buckets, %d tasks; %s", radius, bucketed.buckets, len(tasks), plan.estimate)
+        have = self._files.saved()
+        todo = [task for task in tasks if task.name not in have]
+        work = ray.remote(_join_bucket).options(num_cpus=1, num_gpus=1 if self._crew.gpus else 0)
+
+        def submit(task: JoinTask) -> Any:
+            return work.remote(self._files, shared, task)
+
+        for _ in self._crew.work(todo, submit, f"near-duplicates, {plan.cells:,} cells in buckets:"):
+            pass
+        return asdict(plan.estimate), [*map(_stars, range(len(groups))), *(task.name for task in tasks)]
+
+    def _scatter(self, bucketed: Any, groups: list[list[Shard]], codes: list[int]) -> list[dict[int, int]]:
+        """Deal the rows to buckets; return, for each group of shards, the entries of each bucket."""
+        task = ray.remote(_scatter).options(num_cpus=1)
+        have = self._files.saved()
+        counts: dict[int, dict[int, int]] = {}
+        for number in (number for number in range(len(groups)) if _stars(number) in have):
+            stars = self._files.load(_stars(number))
+            counts[number] = dict(zip(stars["bucket"].tolist(), stars["entries"].tolist(), strict=True))
+        todo = [number for number in range(len(groups)) if number not in counts]
+
+        def submit(number: int) -> Any:
+            return task.remote(self._files, bucketed, number, groups[number], self._copies, codes)
+
+        for number, count in self._crew.work(todo, submit, "rows dealt to cells: groups"):
+            counts[number] = count
+        return [counts[number] for number in range(len(groups))]
+
+
+def _stars(number: int) -> str:
+    """Name what a group of shards leaves beside its entries: the edges of hubs, and counts."""
+    return f"stars-{number:06d}"
+
+
+def _tasks(counts: list[dict[int, int]], piece_rows: int) -> list[JoinTask]:
+    """Return the tasks of all buckets; a bucket too large for a task is joined piece by piece."""
+    tasks = []
+    for bucket in sorted({bucket for group in counts for bucket in group}):
+        pieces: list[list[int]] = []
+        size = 0
+        for number, group in enumerate(counts):
+            entries = group.get(bucket, 0)
+            if entries == 0:
+                continue
+            if not pieces or size + entries > piece_rows:
+                pieces.append([])
+                size = 0
+            pieces[-1].append(number)
+            size += entries
+        for i, one in enumerate(pieces):
+            tasks.append(JoinTask(bucket, tuple(one), None))
+            tasks += [JoinTask(bucket, tuple(one), tuple(other)) for other in pieces[i + 1 :]]
+    return tasks
+
+
+# Tasks.
+
+
+def _sample_for(scanned: Scan, sizes: dict[int, int]) -> Sample:
+    rows = sum(sizes.values())
+    share = sample_size(rows) / rows
+    block = sample(scanned, {code: int(np.ceil(share * size)) for code, size in sizes.items()})
+    return Sample(block.vectors.astype(np.float32), block.row, block.code)
+
+
+def _join_directly(
+    files: JoinFiles, shards: list[Shard], scanned: Scan, sizes: dict[int, int], radius: float
+) -> dict[str, Any]:
+    plan = plan_join(_sample_for(scanned, sizes), sizes, radius)
+    block = _of_sets(files.tables.block(shards, scanned.copies), list(sizes))
+    found = join_all(plan, block.vectors, block.row, block.code, _shortlist())
+    files.save("edges-all", found.edges, is_whole=found.is_whole)
+    return asdict(plan.estimate)
+
+
+def _plan(
+    files: JoinFiles, scanned: Scan, sizes: dict[int, int], radius: float, piece_rows: int, workers: int
+) -> Bucketed:
+    """Return the plan of this join; one that a run before has saved is kept, with what it has led to."""
+    path, storage = files.path("plan.pickle"), files.tables.run.storage
+    if fsys.exists(path, storage):
+        kept: Bucketed = pickle.loads(fsys.read_bytes(path, storage))
+        return kept
+    plan = plan_join(_sample_for(scanned, sizes), sizes, radius)
+    entries = sum(sizes.values()) * (1 + plan.estimate.visits_per_row)
+    wanted = max(_TASKS_A_WORKER * workers, int(np.ceil(entries / (piece_rows / 2))))
+    bucketed = Bucketed(plan, min(plan.cells, wanted), piece_rows)
+    fsys.write_bytes(path, pickle.dumps(bucketed), storage)
+    return bucketed
+
+
+def _scatter(
+    files: JoinFiles, bucketed: Bucketed, number: int, shards: list[Shard], copies: Copies, codes: list[int]
+) -> dict[int, int]:
+    """Write a group's entries, a row group a bucket, and its hub edges; return the entries of each bucket."""
+    plan = bucketed.plan
+    block = _of_sets(files.tables.block(shards, copies), codes)
+    piece = place_rows(plan, block.vectors, block.row, block.code)
+    bucket = piece.cell.astype(np.int64) * bucketed.buckets // plan.cells
+    sink = io.BytesIO()
+    numbers, starts = np.unique(bucket, return_index=True)
+    ends = [*starts[1:].tolist(), len(bucket)]
+    schema = pa.schema(
+        [
+            ("row", pa.int64()),
+            ("label", pa.int64()),
+            ("code", pa.int32()),
+            ("cell", pa.int32()),
+            ("home", pa.bool_()),
+            ("vector", pa.list_(pa.from_numpy_dtype(block.vectors.dtype), block.vectors.shape[1])),
+        ],
+        metadata={"buckets": ",".join(map(str, numbers.tolist()))},
+    )
+    with pq.ParquetWriter(sink, schema, compression="none", use_dictionary=False) as writer:
+        for start, end in zip(starts.tolist(), ends, strict=True):
+            writer.write_table(_entries(piece, slice(start, end), schema), row_group_size=end - start)
+    fsys.write_bytes(files.path(f"scattered-{number:06d}.parquet"), sink.getvalue(), files.tables.run.storage)
+    entries = np.array(ends, np.int64) - starts
+    stars = hub_edges(plan, piece)
+    files.save(_stars(number), stars, is_whole=len(stars) == 0, bucket=numbers, entries=entries)
+    return dict(zip(numbers.tolist(), entries.tolist(), strict=True))
+
+
+def _entries(piece: Piece, part: slice, schema: pa.Schema) -> pa.Table:
+    who = piece.who[part]
+    flat = pa.array(piece.vectors[who].reshape(-1))
+    columns = {
+        "row": piece.row[who],
+        "label": piece.label[who],
+        "code": piece.code[who],
+        "cell": piece.cell[part],
+        "home": piece.home[part],
+        "vector": pa.FixedSizeListArray.from_arrays(flat, piece.vectors.shape[1]),
+    }
+    return pa.table(columns, schema=schema)
+
+
+def _join_bucket(files: JoinFiles, bucketed: Bucketed, task: JoinTask) -> None:
+    one = _read_piece(files, task.bucket, task.one)
+    other = None if task.other is None else _read_piece(files, task.bucket, task.other)
+    found = join(bucketed.plan, one, other, _shortlist())
+    files.save(task.name, found.edges, is_whole=found.is_whole)
+
+
+def _read_piece(files: JoinFiles, bucket: int, numbers: tuple[int, ...]) -> Piece:
+    parts = []
+    for number in numbers:
+        path = files.path(f"scattered-{number:06d}.parquet")
+        with fsys.filesystem(path, files.tables.run.storage).open(path, "rb") as opened:
+            file = pq.ParquetFile(opened)
+            held = file.schema_arrow.metadata[b"buckets"].decode().split(",")
+            parts.append(file.read_row_group(held.index(str(bucket))))
+    table = pa.concat_tables(parts)
+    vector = table.column("vector").combine_chunks()
+    width = vector.type.list_size
+    vectors = vector.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+    row, label, code, cell, home = (
+        table.column(name).to_numpy() for name in ("row", "label", "code", "cell", "home")
+    )
+    order = np.argsort(cell, kind="stable")
+    return Piece(vectors, row, code, label, order, cell[order], home[order])
+
+
+def _of_sets(block: Block, codes: list[int]) -> Block:
+    own = np.isin(block.code, codes)
+    return block if own.all() else Block(block.row[own], block.code[own], block.vectors[own])
+
+
+def _shortlist() -> Any:
+    return shortlist_for(len(ray.get_gpu_ids()))

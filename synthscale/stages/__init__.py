@@ -1,1 +1,0 @@
-"""The stages of a run, one module each: they orchestrate on Ray, and call the pure modules to compute."""

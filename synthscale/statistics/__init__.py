@@ -1,0 +1,1 @@
+"""Jackknife, bootstrap, subsample variance, size matching, estimates with intervals: arrays only."""

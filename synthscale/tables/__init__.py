@@ -1,0 +1,1 @@
+"""What crosses rooms: Arrow schemas, shards, reasons of faults, columns as arrays, id hashes."""

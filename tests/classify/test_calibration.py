@@ -1,0 +1,372 @@
+import json
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+
+from synthscale.classify.calibration import Calibration, fit_calibration
+from synthscale.classify.fit_context import ReduceSum
+from tests.classify.trainings import on_workers
+
+Distort = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+class Answers(NamedTuple):
+    """Out-of-fold logits (n, deals), folds (n, deals), and which rows are synthetic."""
+
+    logit: NDArray[np.float64]
+    fold: NDArray[np.int8]
+    synthetic: NDArray[np.bool_]
+
+    def take(self, chosen: NDArray[np.int64]) -> "Answers":
+        return Answers(*(part[chosen] for part in self))
+
+    def blocks(self, pieces: int = 1) -> Iterator[tuple[bool, NDArray[np.float64], NDArray[np.int8]]]:
+        for kind in (False, True):
+            for part in np.array_split(np.flatnonzero(self.synthetic == kind), pieces):
+                yield kind, self.logit[part], self.fold[part]
+
+    def fitted(self, reduce_sum: ReduceSum = lambda tensor: tensor) -> Calibration:
+        return fit_calibration(self.blocks(), self.fold.shape[1], int(self.fold.max()) + 1, reduce_sum)
+
+    def loss(self, logit: NDArray[np.float64]) -> float:
+        """Class-balanced log-loss over all deals, by scikit-learn."""
+        deals = logit.shape[1]
+        y = np.repeat(self.synthetic, deals)
+        weight = np.where(y, 0.5 / y.sum(), 0.5 / (~y).sum())
+        return float(log_loss(y, expit(logit.ravel()), sample_weight=weight))
+
+    def calibrated(self) -> NDArray[np.float64]:
+        return self.fitted()(self.logit, self.fold)
+
+
+def honest(seed: int, n: int, m: int, *, mean: float = 1.2, deals: int = 1, folds: int = 5) -> Answers:
+    """The true log-odds of N(0, 1) against N(mean, 1): a perfect classifier's logits in every deal."""
+    rng = np.random.default_rng(seed)
+    x = np.concatenate([rng.normal(size=n), mean + rng.normal(size=m)])
+    fold = np.stack([np.concatenate([rng.permutation(n), rng.permutation(m)]) % folds for _ in range(deals)], 1)
+    return Answers(np.tile((mean * x - mean**2 / 2)[:, None], deals), fold.astype(np.int8), np.arange(n + m) >= n)
+
+
+def distorted(answers: Answers, by: Distort) -> Answers:
+    return answers._replace(logit=by(answers.logit))
+
+
+def by_scikit_learn(answers: Answers) -> tuple[Answers, NDArray[np.float64], NDArray[np.float64]]:
+    """Each fold's logits scaled by a regression on the other folds'; slopes and offsets (deals, folds)."""
+    result, shape = np.empty_like(answers.logit), (answers.fold.shape[1], int(answers.fold.max()) + 1)
+    slope, offset = np.empty(shape), np.empty(shape)
+    for i in range(shape[0]):
+        for f in range(shape[1]):
+            inside = answers.fold[:, i] == f
+            model = LogisticRegression(C=1e9, class_weight="balanced", tol=1e-10, max_iter=10_000)
+            model.fit(answers.logit[~inside, i : i + 1], answers.synthetic[~inside])
+            slope[i, f], offset[i, f] = model.coef_[0, 0], model.intercept_[0]
+            result[inside, i] = model.decision_function(answers.logit[inside, i : i + 1])
+    return answers._replace(logit=result), slope, offset
+
+
+DISTORTIONS: dict[str, Distort] = {
+    "three times": lambda x: 3 * x,
+    "shifted up": lambda x: x + 1,
+    "shifted down": lambda x: x - 1,
+    "both": lambda x: 4 * x - 2,
+    "halved": lambda x: x / 2,
+}
+
+
+@pytest.mark.parametrize("kind", DISTORTIONS)
+@pytest.mark.parametrize(("n", "m", "deals"), [(3000, 3000, 1), (6000, 1500, 1), (2000, 2000, 3)])
+def test_distorted_logits_are_put_right_as_scikit_learn_would(kind: str, n: int, m: int, deals: int) -> None:
+    answers = distorted(honest(0, n, m, deals=deals), DISTORTIONS[kind])
+    calibration = answers.fitted()
+    expected, slope, offset = by_scikit_learn(answers)
+    assert calibration.is_used
+    # Slopes are pulled towards 1, which shows most where logits are small and rows are few.
+    np.testing.assert_allclose(calibration.slope, slope, rtol=0.03)
+    np.testing.assert_allclose(calibration.offset, offset, atol=0.03)
+    found = calibration(answers.logit, answers.fold)
+    assert answers.loss(found) == pytest.approx(expected.loss(expected.logit), abs=5e-4)
+    np.testing.assert_allclose(expit(found), expit(expected.logit), atol=0.01)
+    # No scaling at all would do better than the true odds, but for what this sample happens to be.
+    assert answers.loss(found) == pytest.approx(
+        honest(0, n, m, deals=deals).loss(honest(0, n, m).logit.repeat(deals, 1)), abs=0.01
+    )
+
+
+def pulled(answers: Answers, f: int) -> NDArray[np.float64]:
+    """Slope and offset of most likely fit to the rows outside a fold, each known before to 0.5 from 1 and 0.
+
+    The rows of both classes weigh as many as the smaller class has.
+    """
+    outside = answers.fold[:, 0] != f
+    x, y = answers.logit[outside, 0], answers.synthetic[outside]
+    few = min(y.sum(), (~y).sum())
+    weight = np.where(y, few / y.sum(), few / (~y).sum())
+
+    def minus_log_likelihood(at: NDArray[np.float64]) -> float:
+        prior = ((at[0] - 1) ** 2 + at[1] ** 2) / (2 * 0.5**2)
+        return float(weight @ np.logaddexp(0, np.where(y, -1, 1) * (at[0] * x + at[1])) + prior)
+
+    result: NDArray[np.float64] = minimize(minus_log_likelihood, [1.0, 0.0], tol=1e-10).x
+    return result
+
+
+@pytest.mark.parametrize("kind", DISTORTIONS)
+@pytest.mark.parametrize(("n", "m"), [(200, 200), (30, 12), (600, 40), (6, 5)])
+def test_slope_and_offset_are_the_most_likely_ones(kind: str, n: int, m: int) -> None:
+    answers = distorted(honest(0, n, m), DISTORTIONS[kind])
+    calibration = answers.fitted()
+    for f in range(5):
+        found = (calibration.slope[0, f], calibration.offset[0, f])
+        np.testing.assert_allclose(found, pulled(answers, f), atol=3e-3)
+
+
+def test_the_losses_that_decide_are_those_of_the_logits() -> None:
+    answers = distorted(honest(1, 400, 300, deals=2), lambda x: 2 * x + 0.5)
+    calibration = answers.fitted()
+    assert calibration.log_loss[0] == pytest.approx(answers.loss(answers.logit), abs=2e-4)
+    assert calibration.log_loss[1] == pytest.approx(answers.loss(answers.calibrated()), abs=2e-4)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("n", "m"), [(2000, 2000), (4000, 2000)])
+def test_honest_logits_hardly_move(seed: int, n: int, m: int) -> None:
+    answers = honest(seed, n, m)
+    found = answers.calibrated()
+    # Slope and offset of 4,000 rows are known to 0.05 and 0.06.
+    np.testing.assert_allclose(expit(found), expit(answers.logit), atol=0.06)
+    assert np.abs(expit(found) - expit(answers.logit)).mean() < 0.02
+    assert answers.loss(found) == pytest.approx(answers.loss(answers.logit), abs=2e-3)
+
+
+def by_hand(answers: Answers, calibration: Calibration) -> tuple[float, float]:
+    """What scaling adds to the log-loss, and the standard error of that, row by row; one deal."""
+    fold = answers.fold[:, 0]
+    before = answers.logit[:, 0]
+    after = calibration.slope[0, fold] * before + calibration.offset[0, fold]
+    sign = np.where(answers.synthetic, -1.0, 1.0)
+    more = np.logaddexp(0, sign * after) - np.logaddexp(0, sign * before)
+    classes = [more[answers.synthetic == kind] for kind in (False, True)]
+    error = np.sqrt(sum(own.var() / len(own) for own in classes)) / 2
+    return float(np.mean([own.mean() for own in classes])), float(error)
+
+
+def test_scaling_is_used_unless_it_adds_more_than_a_standard_error_to_the_log_loss() -> None:
+    used = []
+    for seed in range(40):
+        answers = honest(seed, 300, 200, mean=0.6)
+        calibration = answers.fitted()
+        rise, error = by_hand(answers, calibration)
+        assert calibration.error == pytest.approx(error, rel=0.02, abs=1e-6)
+        assert calibration.log_loss[1] - calibration.log_loss[0] == pytest.approx(rise, abs=2e-5)
+        if abs(rise - error) > 1e-4:
+            assert calibration.is_used == (rise <= error)
+        used.append(calibration.is_used)
+        expected = (
+            calibration.slope[0, answers.fold] * answers.logit + calibration.offset[0, answers.fold]
+            if calibration.is_used
+            else answers.logit
+        )
+        np.testing.assert_array_equal(calibration(answers.logit, answers.fold), expected)
+        np.testing.assert_array_equal(
+            calibration.slopes(answers.fold),
+            calibration.slope[0, answers.fold] if calibration.is_used else np.ones((500, 1)),
+        )
+    # Honest logits show both.
+    assert 5 < sum(used) < 40
+
+
+@pytest.mark.parametrize("rise", [-0.1, 0.0, 0.0099, 0.0101, 0.5])
+def test_the_rule_at_its_edge(rise: float) -> None:
+    calibration = Calibration(np.array([[2.0]]), np.array([[1.0]]), (0.6, 0.6 + rise), 0.01)
+    fold = np.zeros((3, 1), np.int8)
+    logit = np.array([[-1.0], [0.0], [2.0]])
+    assert calibration.is_used == (rise < 0.01)
+    expected = 2 * logit + 1 if rise < 0.01 else logit
+    np.testing.assert_array_equal(calibration(logit, fold), expected)
+
+
+def test_it_hardly_matters_which_of_two_near_strengths_was_chosen() -> None:
+    # A strength a little too strong or too weak leaves logits too small or too large: scaled they agree.
+    for seed in range(5):
+        answers = honest(seed, 400, 400)
+        means = [
+            float(expit(distorted(answers, lambda x, s=size: s * x).calibrated())[answers.synthetic].mean())
+            for size in (0.7, 1.0, 1.4)
+        ]
+        plain = [float(expit(size * answers.logit)[answers.synthetic].mean()) for size in (0.7, 1.4)]
+        assert max(means) - min(means) < 0.2 * abs(plain[1] - plain[0])
+
+
+def test_rows_that_are_left_out_count_for_nothing() -> None:
+    # Fold -1: rows of a block that the heads were fitted without.
+    answers = distorted(honest(11, 400, 300, deals=2), lambda x: 3 * x - 1)
+    out = np.random.default_rng(0).random(answers.fold.shape) < 0.4
+    masked = answers._replace(
+        fold=np.where(out, -1, answers.fold).astype(np.int8), logit=np.where(out, 1e5, answers.logit)
+    )
+    found = fit_calibration(masked.blocks(), 2, 5, lambda tensor: tensor)
+    for deal in range(2):
+        kept = np.flatnonzero(~out[:, deal])
+        alone = answers._replace(logit=answers.logit[:, [deal]], fold=answers.fold[:, [deal]]).take(kept).fitted()
+        np.testing.assert_allclose(found.slope[deal], alone.slope[0], atol=1e-8)
+        np.testing.assert_allclose(found.offset[deal], alone.offset[0], atol=1e-8)
+
+
+def test_logits_of_zero_are_left_as_they_are() -> None:
+    answers = distorted(honest(2, 100, 100), np.zeros_like)
+    np.testing.assert_array_equal(answers.calibrated(), answers.logit)
+
+
+@pytest.mark.parametrize("scale", [0.3, 3.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_noise_ends_near_one_half(seed: int, scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    answers = distorted(honest(seed, 500, 500), lambda x: scale * rng.normal(size=x.shape))
+    assert (answers.fitted().slope >= 0).all()
+    found = answers.calibrated()
+    assert answers.loss(found) <= answers.loss(answers.logit)
+    assert answers.loss(found) == pytest.approx(np.log(2), abs=0.02)
+
+
+def test_logits_that_point_the_wrong_way_are_not_read_backwards() -> None:
+    # Out of fold, the logits of equal sets lie a little on the wrong side of one half.
+    answers = distorted(honest(3, 800, 500), np.negative)
+    calibration = answers.fitted()
+    assert calibration.is_used
+    np.testing.assert_array_equal(calibration(answers.logit, answers.fold), np.zeros_like(answers.logit))
+
+
+few = st.tuples(st.integers(3, 15), st.integers(3, 15), st.integers(0, 10_000), st.sampled_from([2, 3]))
+
+
+@given(few, st.floats(-3, 3), st.floats(-2, 2))
+@settings(deadline=None, max_examples=60)
+def test_with_few_rows_the_log_loss_becomes_no_worse_by_more_than_a_standard_error(
+    sizes: tuple[int, int, int, int], scale: float, shift: float
+) -> None:
+    n, m, seed, folds = sizes
+    answers = distorted(honest(seed, n, m, folds=folds), lambda x: scale * x + shift)
+    _, error = by_hand(answers, answers.fitted())
+    # The error is summed up in bins of 3 %.
+    assert answers.loss(answers.calibrated()) <= answers.loss(answers.logit) + 1.02 * error + 1e-4
+
+
+def test_rows_in_few_groups_do_not_make_the_log_loss_worse() -> None:
+    for seed in range(20):
+        single = honest(seed, 8, 8, folds=4)
+        answers = single.take(np.repeat(np.arange(16), 25))
+        assert answers.loss(answers.calibrated()) <= answers.loss(answers.logit) + 1e-9
+
+
+def loss_on_new_rows(n: int, by: Distort) -> float:
+    """What a calibration by n + n rows adds to the log-loss of other rows, mean over data sets; in nats."""
+    new, added = distorted(honest(999, 5000, 5000), by), []
+    for seed in range(25):
+        calibration = distorted(honest(seed, n, n), by).fitted()
+        added.append(new.loss(calibration(new.logit, new.fold)) - new.loss(new.logit))
+    return float(np.mean(added))
+
+
+def test_on_new_rows_it_helps_where_logits_are_wrong_and_costs_little_where_they_are_right() -> None:
+    assert loss_on_new_rows(50, lambda x: 3 * x) < -0.15
+    assert loss_on_new_rows(50, lambda x: x) < 0.01
+    assert loss_on_new_rows(20, lambda x: x) < 0.03
+
+
+@pytest.mark.parametrize("cuts", [(400,), (10, 300), (0, 450), (200, 600)])
+def test_workers_with_a_share_of_the_rows_each_find_the_same(cuts: tuple[int, ...]) -> None:
+    # The last cut leaves workers without a synthetic row.
+    answers = distorted(honest(4, 400, 300, deals=2), lambda x: 3 * x + 0.5)
+    whole = answers.fitted()
+    order = np.arange(700) if cuts == (200, 600) else np.random.default_rng(0).permutation(700)
+    parts = [answers.take(part) for part in np.split(order, cuts)]
+
+    def work(rank: int, reduce_sum: ReduceSum) -> Calibration:
+        return fit_calibration(parts[rank].blocks(pieces=3), 2, 5, reduce_sum)
+
+    for found in on_workers(len(parts), work):
+        np.testing.assert_allclose(found.slope, whole.slope, atol=1e-7)
+        np.testing.assert_allclose(found.offset, whole.offset, atol=1e-7)
+        assert found.log_loss == pytest.approx(whole.log_loss, abs=1e-10)
+        assert found.is_used == whole.is_used
+
+
+def test_a_fold_is_not_calibrated_by_its_own_rows() -> None:
+    answers = distorted(honest(5, 300, 300), lambda x: 2 * x)
+    changed = answers._replace(logit=np.where(answers.fold == 2, -answers.logit, answers.logit))
+    found, plain = changed.fitted(), answers.fitted()
+    np.testing.assert_allclose(found.slope[0, 2], plain.slope[0, 2], atol=1e-9)
+    np.testing.assert_allclose(found.offset[0, 2], plain.offset[0, 2], atol=1e-9)
+    assert np.abs(found.slope[0] - plain.slope[0])[[0, 1, 3, 4]].min() > 0.05
+
+
+def test_every_deal_and_fold_has_its_own_slope_and_offset() -> None:
+    calibration = Calibration(
+        np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[0.0, 10.0], [20.0, 30.0]]), (0.5, 0.1), 0.01
+    )
+    fold = np.array([[0, 1], [1, 0]], np.int8)
+    assert calibration(np.array([[1.0, 1.0], [-1.0, -1.0]]), fold).tolist() == [[1.0, 34.0], [8.0, 17.0]]
+
+
+def test_deals_to_different_numbers_of_folds_are_calibrated_side_by_side() -> None:
+    five, three = (distorted(honest(6, 300, 300, folds=k), lambda x: 3 * x) for k in (5, 3))
+    both = five._replace(logit=np.hstack([five.logit, three.logit]), fold=np.hstack([five.fold, three.fold]))
+    calibration = both.fitted()
+    np.testing.assert_allclose(calibration.slope[0], five.fitted().slope[0], atol=1e-7)
+    np.testing.assert_allclose(calibration.slope[1, :3], three.fitted().slope[0], atol=1e-7)
+    assert np.isfinite(calibration(both.logit, both.fold)).all()
+
+
+@pytest.mark.parametrize("size", [0.01, 1.0, 40.0, 1e4])
+def test_separable_logits_stay_finite_and_on_their_sides(size: float) -> None:
+    answers = honest(7, 60, 40)
+    side = np.where(answers.synthetic, size, -size)[:, None] * (1 + 0.1 * np.arange(100)[:, None] / 100)
+    answers = answers._replace(logit=side)
+    calibration = answers.fitted()
+    found = calibration(answers.logit, answers.fold)
+    for numbers in (calibration.slope, calibration.offset, found, calibration.log_loss):
+        assert np.isfinite(numbers).all()
+    assert ((found[:, 0] > 0) == answers.synthetic).all()
+    assert answers.loss(found) <= answers.loss(answers.logit) + 1e-9
+
+
+def test_logits_far_beyond_all_bins_are_put_right_too() -> None:
+    answers = distorted(honest(8, 1000, 1000), lambda x: 300 * x)
+    assert answers.loss(answers.calibrated()) < answers.loss(answers.logit) - 1
+
+
+def test_the_summary_is_plain_json_and_says_whether_it_is_used() -> None:
+    for by, seed, used in ((lambda x: x, 4, False), (lambda x: x, 0, True), (lambda x: 3 * x, 9, True)):
+        answers = distorted(honest(seed, 2000, 2000), by)
+        calibration = answers.fitted()
+        summary = json.loads(json.dumps(calibration.summary(), allow_nan=False))
+        assert summary["used"] == used
+        rise = summary["log_loss_after"] - summary["log_loss_before"]
+        assert (rise <= calibration.error) == used
+        three_times = seed == 9
+        assert (rise < -1e-3) == three_times
+        assert summary["slope"] == pytest.approx(1 / 3 if three_times else 1, rel=0.15)
+        assert summary["offset"] == pytest.approx(0, abs=0.15)
+
+
+def test_sums_go_through_the_workers_in_one_piece() -> None:
+    # Every sum over a cluster costs a round; and NCCL and Gloo add float64 tensors alone.
+    calls: list[torch.Tensor] = []
+
+    def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+        calls.append(tensor)
+        return tensor
+
+    honest(10, 50, 50).fitted(reduce_sum)
+    assert [(tensor.dtype, tensor.is_contiguous()) for tensor in calls] == [(torch.float64, True)]

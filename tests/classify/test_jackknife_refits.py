@@ -1,0 +1,301 @@
+"""Heads refitted without each block, beside heads that are really fitted to the remaining rows."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+
+from synthscale.classify import jackknife_refits as refits_module
+from synthscale.classify.calibration import fit_calibration
+from synthscale.classify.classifier import fit_classifier
+from synthscale.classify.fit_context import Workers
+from synthscale.classify.logistic import Fit, fit_views
+from synthscale.classify.logistic_loss import FeatureBlock, View
+from synthscale.classify.model import Model
+from synthscale.classify.training import Training
+from synthscale.config import ClassifierConfig
+from synthscale.statistics.jackknife import redealt
+from synthscale.tables.schemas import BLOCKS, REAL, REDEALS
+from tests.classify.trainings import Sets, cut, dealt, fit_on_workers, normal
+
+Floats = NDArray[np.float64]
+SOME = (1e-3, 1e-2, math.inf)
+LINEAR = ClassifierConfig(head="linear", strengths=SOME, folds=3)
+KERNEL = ClassifierConfig(head="kernel", strengths=SOME, folds=3)
+UNWEIGHTED = ClassifierConfig(head="linear", strengths=SOME, folds=3, class_weight="none")
+ways = pytest.mark.parametrize("settings", [LINEAR, KERNEL, UNWEIGHTED], ids=["linear", "kernel", "unweighted"])
+
+
+def one_generator(settings: ClassifierConfig, n: int = 160, m: int = 120) -> Sets:
+    """Some real rows are near-duplicates of one another, in groups of three."""
+    groups = (np.arange(30), np.arange(30) // 3 * 3)
+    return dealt(settings, groups, real=normal(0, n, 6), fake=normal(1, m, 6, mean=0.5))
+
+
+def fitted(sets: Sets, settings: ClassifierConfig, training: Training | None = None) -> tuple[Model, Fit]:
+    model, fits = fit_classifier(training or sets.training(is_refitted=True), settings)
+    fit = fits["fake"]
+    assert isinstance(fit, Fit)
+    return model, fit
+
+
+def vectors_of(sets: Sets, name: str = "fake") -> NDArray[np.float32]:
+    """Of the view: the real rows first."""
+    return np.vstack([sets.vectors[REAL], sets.vectors[name]]).astype(np.float32)
+
+
+def without_blocks(sets: Sets, model: Model, name: str = "fake") -> Floats:
+    plan = sets.plans[name]
+    found = model.refitted(name, vectors_of(sets, name), plan.fold[:, 0], plan.block(None))
+    assert found.without is not None
+    # No generator here has a matched subsample.
+    assert found.matched is None
+    return found.without
+
+
+def features_of(sets: Sets, model: Model) -> torch.Tensor:
+    # The heads are fitted to features in single precision.
+    return model.feature_map(torch.from_numpy(vectors_of(sets))).float()
+
+
+def really_without(sets: Sets, model: Model, fit: Fit, settings: ClassifierConfig, block: int) -> Floats:
+    """Logits of the rows outside a block by heads fitted and scaled on these alone; NaN inside it."""
+    plan, features = sets.plans["fake"], features_of(sets, model)
+    assert fit.start is not None
+    kept = {
+        name: np.flatnonzero((plan.block(None) != block) & (plan.is_real == (name == REAL)))
+        for name in (REAL, "fake")
+    }
+    blocks = [
+        FeatureBlock(name, features[own], torch.from_numpy(plan.fold[own][:, :1]), plan.key[own])
+        for name, own in kept.items()
+    ]
+    folds = int(plan.fold[:, 0].max()) + 1
+    balanced = settings.class_weight == "balanced"
+    heads = fit_views(
+        [View("fake", 0, folds)], (fit.start[0],), lambda: blocks, balanced=balanced, workers=Workers()
+    )["fake"].heads[0]
+    raw = {name: heads.out_of_fold_logits(features[own].double(), plan.fold[own, 0]) for name, own in kept.items()}
+    result = np.full(len(plan.row), np.nan)
+    scaling = fit_calibration(
+        ((name != REAL, raw[name][:, None], plan.fold[own][:, :1]) for name, own in kept.items()),
+        1,
+        folds,
+        lambda tensor: tensor,
+    )
+    for name, own in kept.items():
+        fold = plan.fold[own, 0]
+        if model.calibrations["fake"].is_used:
+            result[own] = scaling.slope[0, fold] * raw[name] + scaling.offset[0, fold]
+        else:
+            result[own] = raw[name]
+    return result
+
+
+@ways
+def test_they_are_heads_fitted_to_the_rows_without_the_block(settings: ClassifierConfig) -> None:
+    sets = one_generator(settings)
+    model, fit = fitted(sets, settings)
+    assert math.isfinite(fit.strength)
+    found = without_blocks(sets, model)
+    assert found.shape == (280, BLOCKS)
+    for block in range(BLOCKS):
+        expected = really_without(sets, model, fit, settings, block)
+        np.testing.assert_allclose(expit(found[:, block]), expit(expected), atol=5e-4)
+
+
+@ways
+def test_scikit_learn_finds_the_same_heads(settings: ClassifierConfig) -> None:
+    sets = one_generator(settings)
+    model, fit = fitted(sets, settings)
+    plan, x = sets.plans["fake"], features_of(sets, model).double().numpy()
+    own, fold, block, y = model.refits["fake"][0], plan.fold[:, 0], plan.block(None), ~plan.is_real
+    folds = int(fold.max()) + 1
+    for b in range(0, BLOCKS, 3):
+        for f in range(folds):
+            training, out = (fold != f) & (block != b), (fold == f) & (block != b)
+            weight = "balanced" if settings.class_weight == "balanced" else None
+            judge = LogisticRegression(
+                C=1 / (fit.strength * training.sum()), class_weight=weight, tol=1e-9, max_iter=50_000
+            )
+            judge.fit(x[training], y[training])
+            expected = judge.decision_function(x[out])
+            if weight is None:
+                expected -= np.log(y[training].sum() / (~y[training]).sum())
+            head = b * folds + f
+            raw = x[out] @ own.heads.weights[head].numpy() + float(own.heads.intercepts[head])
+            np.testing.assert_allclose(expit(raw), expit(expected), atol=1e-3)
+
+
+@ways
+def test_a_row_is_unknown_without_its_own_block_and_nowhere_else(settings: ClassifierConfig) -> None:
+    sets = one_generator(settings)
+    model, _ = fitted(sets, settings)
+    unknown = np.isnan(without_blocks(sets, model))
+    np.testing.assert_array_equal(unknown, sets.plans["fake"].block(None)[:, None] == np.arange(BLOCKS))
+    # Members of a group are in one block.
+    for first in range(0, 30, 3):
+        assert len(set(sets.plans["fake"].block(None)[first : first + 3].tolist())) == 1
+
+
+def test_the_rows_of_a_block_leave_no_trace_without_it() -> None:
+    # Only the feature map has seen them; of the linear head it is no more than a scale, here of no account.
+    sets = one_generator(LINEAR)
+    model, fit = fitted(sets, LINEAR)
+    before = really_without(sets, model, fit, LINEAR, 3)
+    inside = sets.plans["fake"].block(None)[160:] == 3
+    moved = sets.vectors["fake"].copy()
+    moved[inside] += 100
+    other = replace(sets, vectors={**sets.vectors, "fake": moved})
+    strength = LINEAR.model_copy(update={"strengths": (fit.strength,)})
+    again, _ = fitted(other, strength)
+    if again.calibrations["fake"].is_used == model.calibrations["fake"].is_used:
+        found = without_blocks(other, again)
+        np.testing.assert_allclose(expit(found[:, 3]), expit(before), atol=5e-4)
+        assert np.nanmax(np.abs(expit(found[:, 4]) - expit(without_blocks(sets, model)[:, 4]))) > 0.01
+
+
+def test_without_a_block_answers_stay_near_those_with_all_rows() -> None:
+    sets = one_generator(KERNEL, 400, 400)
+    model, _ = fitted(sets, KERNEL)
+    found, whole = without_blocks(sets, model), sets.logits(model)
+    away = np.abs(expit(found) - expit(whole)[:, None])
+    assert np.nanmean(away) < 0.03
+    assert np.nanmin(np.nanmax(away, axis=0)) > 0
+
+
+@pytest.mark.parametrize("settings", [LINEAR, KERNEL], ids=["linear", "kernel"])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_the_number_of_workers_changes_nothing(settings: ClassifierConfig, workers: int) -> None:
+    sets = one_generator(settings)
+    training = sets.training(is_refitted=True)
+    expected = without_blocks(sets, fitted(sets, settings)[0])
+    for found in fit_on_workers(training, settings, workers, lambda model, _: without_blocks(sets, model)):
+        np.testing.assert_allclose(expit(found), expit(expected), atol=5e-4)
+
+
+OTHERWISE: dict[str, Callable[[Sets], Training]] = {
+    "order": lambda sets: sets.training(order=1, is_refitted=True),
+    "pieces": lambda sets: cut(sets.training(is_refitted=True), 5),
+    "read again": lambda sets: replace(cut(sets.training(order=2, is_refitted=True), 3), is_cached=False),
+}
+
+
+@pytest.mark.parametrize("way", OTHERWISE)
+@pytest.mark.parametrize("settings", [LINEAR, KERNEL], ids=["linear", "kernel"])
+def test_how_rows_are_held_and_ordered_changes_nothing(settings: ClassifierConfig, way: str) -> None:
+    sets = one_generator(settings)
+    expected = without_blocks(sets, fitted(sets, settings)[0])
+    found = without_blocks(sets, fitted(sets, settings, OTHERWISE[way](sets))[0])
+    np.testing.assert_allclose(expit(found), expit(expected), atol=5e-4)
+
+
+def three_generators(settings: ClassifierConfig) -> Sets:
+    """One of them cannot be told from the real set, another is far smaller."""
+    return dealt(
+        settings,
+        real=normal(0, 150, 5),
+        same=normal(1, 140, 5),
+        fake=normal(2, 100, 5, mean=0.7),
+        few=normal(3, 30, 5, mean=-1),
+    )
+
+
+@pytest.mark.parametrize("columns", [1000, 120, 1], ids=["together", "in twos", "one by one"])
+def test_other_generators_change_nothing(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = three_generators(KERNEL)
+    monkeypatch.setattr(refits_module, "_COLUMNS", columns)
+    model, _ = fitted(sets, KERNEL)
+    assert set(model.refits) == {"same", "fake", "few"}
+    for name in model.refits:
+        alone = dealt(KERNEL, real=sets.vectors[REAL], **{name: sets.vectors[name]})
+        own, _ = fit_classifier(alone.training(is_refitted=True), KERNEL)
+        np.testing.assert_allclose(
+            expit(without_blocks(sets, model, name)), expit(without_blocks(alone, own, name)), atol=5e-4
+        )
+
+
+def test_of_several_deals_the_first_is_refitted() -> None:
+    # At one strength: the deals choose it together.
+    one = ClassifierConfig(head="linear", strengths=(1e-2,), folds=3)
+    several = one.model_copy(update={"repeats": 3})
+    sets, alone = one_generator(several), one_generator(one)
+    (model, _), (own, _) = fitted(sets, several), fitted(alone, one)
+    assert len(model.refits["fake"][0].heads.intercepts) == BLOCKS * 3
+    np.testing.assert_array_equal(sets.plans["fake"].fold[:, 0], alone.plans["fake"].fold[:, 0])
+    assert model.calibrations["fake"].is_used
+    assert own.calibrations["fake"].is_used
+    found, expected = without_blocks(sets, model), without_blocks(alone, own)
+    np.testing.assert_allclose(expit(found), expit(expected), atol=5e-4)
+
+
+def test_where_the_intercept_alone_was_chosen_the_strongest_heads_are_refitted() -> None:
+    # Equal sets: most often there is nothing to learn.
+    worlds = (dealt(LINEAR, real=normal(i, 200, 6), fake=normal(i + 100, 200, 6)) for i in range(30))
+    sets, model, fit = next((s, m, f) for s, m, f in ((s, *fitted(s, LINEAR)) for s in worlds) if f.strength > 1)
+    assert math.isinf(fit.strength)
+    assert fit.start is not None
+    assert fit.start[0] == 1e-2
+    found = without_blocks(sets, model)
+    for block in (0, 7):
+        expected = really_without(sets, model, fit, LINEAR, block)
+        np.testing.assert_allclose(expit(found[:, block]), expit(expected), atol=5e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [ClassifierConfig(strengths=(math.inf,)), ClassifierConfig(head="mlp", folds=2)],
+    ids=["no finite strength", "mlp"],
+)
+def test_what_cannot_be_refitted_has_no_refits(settings: ClassifierConfig) -> None:
+    sets = one_generator(settings, 40, 40)
+    model, _ = fit_classifier(sets.training(is_refitted=True), settings)
+    plan = sets.plans["fake"]
+    assert model.refits == {}
+    assert model.refitted("fake", vectors_of(sets), plan.fold[:, 0], plan.block(None)).without is None
+
+
+def test_nothing_is_refitted_unasked() -> None:
+    sets = one_generator(LINEAR, 40, 40)
+    assert fit_classifier(sets.training(), LINEAR)[0].refits == {}
+
+
+def test_sets_of_so_few_groups_that_blocks_are_empty_are_refitted() -> None:
+    sets = dealt(LINEAR, real=normal(6, 9, 4), fake=normal(7, 7, 4, mean=1))
+    model, _ = fitted(sets, LINEAR)
+    found, block = without_blocks(sets, model), sets.plans["fake"].block(None)
+    assert (np.isnan(found) == (block[:, None] == np.arange(BLOCKS))).all()
+    empty = np.setdiff1d(np.arange(BLOCKS), block)
+    assert len(empty) > 3
+    # Without no row at all the answers are those of all rows, at the strength that is refitted.
+    np.testing.assert_allclose(found[:, empty], np.repeat(found[:, empty[:1]], len(empty), axis=1), atol=1e-3)
+
+
+def test_other_deals_keep_groups_together_and_have_every_fold() -> None:
+    block = np.arange(BLOCKS, dtype=np.int8).repeat(3)
+    deals = [redealt(block, redeal, 5) for redeal in range(1, REDEALS + 1)]
+    for fold in deals:
+        assert np.bincount(fold).tolist() == [12] * 5
+        assert all(len(set(fold[block == b])) == 1 for b in range(BLOCKS))
+    assert len({tuple(fold) for fold in deals}) == REDEALS
+
+
+def test_redealt_heads_are_those_of_a_classifier_with_these_folds() -> None:
+    sets = one_generator(LINEAR)
+    model, fit = fitted(sets, LINEAR)
+    plan = sets.plans["fake"]
+    found = model.refitted("fake", vectors_of(sets), plan.fold[:, 0], plan.block(None)).redealt
+    assert found is not None
+    # Deals under which that classifier scales its logits as well.
+    for redeal in (1, 4):
+        fold = redealt(plan.block(None), redeal, int(plan.fold.max()) + 1)
+        other = Sets(sets.vectors, {"fake": replace(plan, fold=fold[:, None])})
+        own = LINEAR.model_copy(update={"strengths": (fit.start[0],)})
+        expected = other.logits(fitted(other, own)[0])
+        np.testing.assert_allclose(expit(found[:, redeal - 1]), expit(expected), atol=5e-4)

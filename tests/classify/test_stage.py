@@ -1,0 +1,714 @@
+"""The classify stage over Ray: any number of workers, memory or storage, before or after a crash: one answer."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from scipy.special import expit
+from sklearn.metrics import roc_auc_score
+
+from synthscale import Config
+from synthscale.classify import ray_train as train_run
+from synthscale.classify import stage as classify
+from synthscale.classify.ray_fold_tables import FoldTables, deal
+from synthscale.errors import ResumeConflict, SchemaError
+from synthscale.metrics import stage as reduce
+from synthscale.metrics.ray_view_tables import ViewReader, real_lookup
+from synthscale.pipeline import Options, score
+from synthscale.runtime.session import ray_errors
+from synthscale.runtime.stage_context import StageContext
+from synthscale.storage.run_directory import RunDirectory
+from synthscale.tables.id_hashes import id_keys
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+WIDTH = 12
+SIZES = {"real": 400, "fake": 260, "other": 90, "collapsed": 25}
+SHARD_ROWS = 97
+UNUSABLE = slice(97, 194)
+"""Rows without a usable vector: all of the second shard."""
+USABLE = {**SIZES, "real": 400 - 97}
+TELLABLE = ("fake", "other")
+"""Generators that can be cross-validated; all rows of the third one are a single near-duplicate group."""
+
+
+def drawn():
+    """Real rows, copies and repeats among the fakes, another generator, and one that repeats one image."""
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(SIZES["real"], WIDTH))
+    fake = 0.5 + rng.normal(size=(SIZES["fake"], WIDTH))
+    fake[:30] = real[:30] + 1e-4 * rng.normal(size=(30, WIDTH))
+    fake[100:120] = fake[100] + 1e-4 * rng.normal(size=(20, WIDTH))
+    other = 0.7 * rng.normal(size=(SIZES["other"], WIDTH))
+    collapsed = 3 * rng.normal(size=WIDTH) + 1e-5 * rng.normal(size=(SIZES["collapsed"], WIDTH))
+    real[UNUSABLE] = np.nan
+    return np.concatenate([real, fake, other, collapsed]).astype(np.float32)
+
+
+def write_vectors(path, vectors, sizes):
+    names = [name for name, n in sizes.items() for _ in range(n)]
+    columns = {
+        "id": [f"{i:06d}" for i in range(len(vectors))],
+        "real_or_synthetic": ["real" if name == "real" else "synthetic" for name in names],
+        "generator": [None if name == "real" else name for name in names],
+        "embedding": list(vectors),
+    }
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+class EnoughError(Exception):
+    """Ends a run after a stage."""
+
+
+def prepare(source, output, shard_rows):
+    """Run all that comes before the stage."""
+
+    def on_stage(report):
+        if report.stage == "neighbors":
+            raise EnoughError
+
+    storage = {"shard_rows": shard_rows}
+    config = Config(manifest=str(source), output=str(output), max_failure_fraction=0.5, storage=storage)
+    with pytest.raises(EnoughError):
+        score(config, Options(on_stage=on_stage))
+    return config
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_vectors(tmp_path_factory.mktemp("vectors") / "v.parquet", drawn(), SIZES)
+
+
+@pytest.fixture(scope="module")
+def prepared(local_ray, source, tmp_path_factory):
+    """A run that is ready for the stage; shards of odd length, so that none lines up with a set."""
+    return prepare(source, tmp_path_factory.mktemp("prepared") / "run", SHARD_ROWS)
+
+
+@pytest.fixture(scope="module")
+def prepared_in_three(local_ray, source, tmp_path_factory):
+    """The same in three shards, fewer than four workers."""
+    return prepare(source, tmp_path_factory.mktemp("three") / "run", 300)
+
+
+def copy_of(config, folder, **settings):
+    """Copy a run as far as it is, to be finished with other settings of the classifier."""
+    shutil.copytree(config.output, folder)
+    return Config.model_validate({**config.model_dump(), "output": str(folder), "classifier": settings})
+
+
+@dataclass
+class Classified:
+    """What one run of the stage left behind."""
+
+    run: RunDirectory
+    info: dict
+    told: list
+
+    @property
+    def fit(self):
+        return self.info["fit"]
+
+    def of(self, name="synthetic"):
+        return self.info["generators"][name]
+
+    def predictions(self):
+        return table(self.run, "predictions").sort_values(["generator", "row"]).reset_index(drop=True)
+
+
+def classify_alone(config, **context):
+    told = []
+    run = RunDirectory.existing(config.output, config.storage)
+    with ray_errors("classify"):
+        outcome = classify.run(StageContext(config, run, tell=told.append, **{"cpus": 2, **context}))
+    # Through JSON, as a marker keeps it.
+    return Classified(run, json.loads(json.dumps(outcome.info)), told)
+
+
+def table(run, name):
+    return pq.read_table(run.path(name)).to_pandas()
+
+
+def assert_same(ours, theirs):
+    ours, theirs = ours.predictions(), theirs.predictions()
+    assert ours[["generator", "row", "fold"]].equals(theirs[["generator", "row", "fold"]])
+    one, two = (expit(part.logit_synthetic.to_numpy(np.float64)) for part in (ours, theirs))
+    assert np.abs(one - two).max() <= 1e-5
+
+
+@pytest.fixture(scope="module")
+def finished(prepared, tmp_path_factory):
+    """A whole run, its heads fitted in this process."""
+    config = copy_of(prepared, tmp_path_factory.mktemp("finished") / "run")
+    return config, score(config)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished):
+    run = finished[1].run
+    return Classified(run, run.completed("classify").info, [])
+
+
+# What is written.
+
+
+def test_every_row_of_every_view_is_predicted_exactly_once(finished, undisturbed):
+    predictions = undisturbed.predictions()
+    manifest = table(undisturbed.run, "manifest")
+    usable = set(table(undisturbed.run, "embeddings")["row"])
+    assert len(usable) == sum(USABLE.values())
+    assert set(predictions.generator) == set(TELLABLE)
+    for name in TELLABLE:
+        own = manifest[(manifest.real_or_synthetic == "real") | (manifest.generator == name)]
+        expected = sorted(set(own["row"]) & usable)
+        assert predictions.query("generator == @name")["row"].tolist() == expected
+    assert predictions.logit_synthetic.notna().all()
+
+
+def test_folds_agree_with_the_deal_and_split_no_near_duplicate_group(undisturbed):
+    run = undisturbed.run
+    # Fitted heads lie there, too.
+    dealt = pd.concat(pq.read_table(path).to_pandas() for path in Path(run.path("classifier")).glob("*.parquet"))
+    assert sorted(dealt["row"][dealt.generator == "collapsed"]) == sorted(
+        table(run, "nearest").query("generator == 'collapsed'")["row"]
+    )
+    tellable = dealt[dealt.generator.isin(TELLABLE)]
+    tellable = tellable.assign(dealt=tellable.fold.map(lambda folds: folds[0]), deals=tellable.fold.map(len))
+    assert (tellable.deals == 1).all()
+    both = undisturbed.predictions().merge(tellable, on=["generator", "row"], validate="1:1")
+    assert len(both) == len(tellable) == len(undisturbed.predictions())
+    assert (both.fold_x == both.dealt).all()
+    groups = table(run, "groups")
+    grouped = both.merge(groups, on=["generator", "row"]).groupby(["generator", "near_duplicate_id"])
+    assert len(grouped) >= 31
+    assert (grouped.dealt.nunique() == 1).all()
+    assert (both.groupby("generator").dealt.nunique() == 5).all()
+    # Which rows are one group is also said by the keys, on which intervals are built.
+    assert (grouped.group_key.nunique() == 1).all()
+    assert both.groupby("generator").group_key.nunique().sum() == len(both) - (grouped.size() - 1).sum()
+
+
+def test_one_deal_has_no_deviation_and_vectors_have_no_file_facts(finished, undisturbed):
+    predictions = undisturbed.predictions()
+    assert predictions.logit_deviation.isna().all()
+    assert predictions.logit_file_facts.isna().all()
+    for name in TELLABLE:
+        block = finished[1].metrics["generators"][name]
+        assert block["classifier"].get("repeats") is None
+        assert block["confounders"]["auc"]["value"] is None
+        assert "vectors" in block["confounders"]["auc"]["reason"]
+        assert block["confounders"]["bytes_per_pixel_auc"] is None
+        assert not [text for text in block["warnings"] if "file" in text]
+
+
+def test_a_generator_that_cannot_be_cross_validated_has_reasons_and_costs_the_others_nothing(finished):
+    blocks = finished[1].metrics["generators"]
+    collapsed = blocks["collapsed"]
+    for metric in ("fidelity", "representativeness"):
+        assert collapsed["metrics"][metric]["value"] is None
+        assert "classifier" in collapsed["metrics"][metric]["reason"]
+        assert all(blocks[name]["metrics"][metric]["value"] is not None for name in TELLABLE)
+    for figure in ("auc", "accuracy", "log_loss", "p_value"):
+        assert collapsed["classifier"][figure]["value"] is None
+        assert collapsed["classifier"][figure]["reason"]
+        assert all(blocks[name]["classifier"][figure]["value"] is not None for name in TELLABLE)
+    assert collapsed["metrics"]["diversity"]["value"] == 0
+    assert collapsed["metrics"]["precision"]["value"] is not None
+    assert [text for text in collapsed["warnings"] if "cross-validated" in text]
+    assert finished[1].scores("collapsed")["label_quality_score"].isna().all()
+
+
+def test_the_figures_are_those_of_the_predictions(finished, undisturbed):
+    predictions = undisturbed.predictions()
+    for name in TELLABLE:
+        own = predictions.query("generator == @name")
+        synthetic = (own["row"] >= SIZES["real"]).to_numpy()
+        p = expit(own.logit_synthetic.to_numpy(np.float64))
+        loss = -np.log(np.where(synthetic, p, 1 - p))
+        correct = (p >= 0.5) == synthetic
+        figures = finished[1].metrics["generators"][name]["classifier"]
+        balanced = {"accuracy": correct, "log_loss": loss}
+        for figure, values in balanced.items():
+            expected = (values[synthetic].mean() + values[~synthetic].mean()) / 2
+            assert figures[figure]["value"] == pytest.approx(expected, abs=1e-6)
+        assert figures["auc"]["value"] == pytest.approx(roc_auc_score(synthetic, p), abs=1e-3)
+        for figure in ("accuracy", "log_loss", "auc"):
+            assert figures[figure]["low"] < figures[figure]["value"] < figures[figure]["high"]
+
+
+# The same answers whoever fits.
+
+
+def test_other_shards_change_no_prediction(undisturbed, prepared_in_three, tmp_path):
+    assert_same(classify_alone(copy_of(prepared_in_three, tmp_path / "run", workers=0)), undisturbed)
+
+
+def test_features_that_do_not_fit_are_read_in_each_pass_which_is_told(undisturbed, prepared, tmp_path):
+    tiny = classify_alone(copy_of(prepared, tmp_path / "run", worker_memory_gib=1e-6))
+    assert tiny.fit == {"workers": 0, "cached": False}
+    (text,) = tiny.told
+    assert "read from storage in each pass" in text
+    assert "worker_memory_gib" in text
+    assert undisturbed.fit == {"workers": 0, "cached": True}
+    assert_same(tiny, undisturbed)
+
+
+def test_what_fits_is_held_and_nothing_is_told(prepared, undisturbed, tmp_path):
+    held = classify_alone(copy_of(prepared, tmp_path / "run", workers=0))
+    assert held.told == []
+    assert held.fit == {"workers": 0, "cached": True}
+    assert_same(held, undisturbed)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_groups_give_the_predictions_of_this_process(undisturbed, prepared, tmp_path, workers):
+    # The group of two reads its rows from storage in each pass, as it does where they do not fit.
+    memory_gib = {1: 4.0, 2: 1e-6}[workers]
+    found = classify_alone(copy_of(prepared, tmp_path / "run", workers=workers, worker_memory_gib=memory_gib))
+    assert found.fit == {"workers": workers, "cached": workers == 1}
+    assert_same(found, undisturbed)
+    assert not Path(found.run.path("_train")).exists()
+
+
+def test_four_workers_of_which_one_has_no_rows_give_the_predictions_of_this_process(
+    undisturbed, prepared_in_three, tmp_path
+):
+    found = classify_alone(copy_of(prepared_in_three, tmp_path / "run", workers=4))
+    assert found.fit == {"workers": 4, "cached": True}
+    assert_same(found, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("memory_gib", "machine", "workers", "cached"),
+    [
+        # The features of 678 rows are 1.35e-3 GiB: 12 numbers a row, as they come and standardised, and 512 waves.
+        (2e-3, {"cpus": 64}, 0, True),
+        (5e-4, {"cpus": 64}, 3, True),
+        (5e-4, {"cpus": 4}, 2, False),
+        (5e-4, {"cpus": 2}, 0, False),
+        (5e-4, {"cpus": 2, "is_local": False}, 1, False),
+    ],
+)
+def test_workers_are_as_many_as_hold_the_features_on_half_of_the_cpus(
+    prepared, tmp_path, monkeypatch, memory_gib, machine, workers, cached
+):
+    class Asked(Exception):  # noqa: N818 (ends the stage where a group would start)
+        pass
+
+    def trainer(train, *, scaling_config, **settings):
+        raise Asked(scaling_config.num_workers, "embedding" in train.args[1].cached)
+
+    monkeypatch.setattr(train_run, "TorchTrainer", trainer)
+    with pytest.raises(Asked) as asked:
+        classify_alone(copy_of(prepared, tmp_path / "run", worker_memory_gib=memory_gib), **machine)
+    assert asked.value.args == (workers, cached)
+
+
+def test_a_stage_that_is_repeated_predicts_with_its_new_heads(prepared, tmp_path):
+    # In one Ray, whose processes may remember the heads of before.
+    config = copy_of(prepared, tmp_path / "run", head="linear")
+    first = classify_alone(config).predictions()
+    changed = Config.model_validate({**config.model_dump(), "classifier": {"head": "linear", "seed": 5}})
+    RunDirectory.existing(config.output, config.storage).forget_from("classify")
+    again = classify_alone(changed)
+    assert_same(again, classify_alone(copy_of(prepared, tmp_path / "fresh", head="linear", seed=5)))
+    assert not first.equals(again.predictions())
+
+
+# Heads, and several deals.
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_other_heads_go_through_the_whole_pipeline(prepared, tmp_path, head):
+    result = score(copy_of(prepared, tmp_path / "run", head=head))
+    for name in TELLABLE:
+        figures = result.metrics["generators"][name]["classifier"]
+        assert figures["head"] == head
+        assert figures["folds"] == 5
+        if head == "mlp":
+            assert figures.get("strength") is None
+            assert len(figures["log_loss_by_epoch"]) > figures["epoch"] >= 0
+            assert figures["epoch"] == np.argmin(figures["log_loss_by_epoch"])
+        else:
+            assert figures.get("epoch") is None
+            losses = dict(figures["log_loss_by_strength"])
+            assert losses[figures["strength"]] == min(losses.values())
+        assert result.scores(name)["label_quality_score"].between(0, 1).all()
+    # The mean is half a deviation off in each of 12 dimensions: the best AUC there is is 0.89.
+    assert result.metrics["generators"]["fake"]["classifier"]["auc"]["value"] > 0.75
+    assert result.metrics["generators"]["collapsed"]["classifier"]["auc"]["value"] is None
+    assert Path(result.report_path).exists()
+
+
+def test_repeats_average_the_logits_over_deals_and_report_their_spread(prepared, tmp_path):
+    # Neither features nor strength differ between deals, so each deal is a run of its own.
+    settings = {"head": "linear", "strengths": (1e-2,)}
+    deals = [
+        classify_alone(copy_of(prepared, tmp_path / f"deal-{seed}", **settings, seed=seed)) for seed in range(3)
+    ]
+    result = score(copy_of(prepared, tmp_path / "run", **settings, repeats=3))
+    together = Classified(result.run, result.run.completed("classify").info, [])
+    for name in TELLABLE:
+        ours = together.predictions().query("generator == @name")
+        single = [found.predictions() for found in deals]
+        single = [rows[rows.generator == name] for rows in single]
+        logits = np.stack([part.logit_synthetic.to_numpy(np.float64) for part in single], 1)
+        assert (ours["row"].to_numpy() == single[0]["row"].to_numpy()).all()
+        assert (ours.fold.to_numpy() == single[0].fold.to_numpy()).all()
+        assert (ours.fold.to_numpy() != single[1].fold.to_numpy()).any()
+        assert (ours.logit_deviation > 0).all()
+        if len({found.of(name)["calibrated"]["used"] for found in (*deals, together)}) > 1:
+            # All deals are calibrated or none is, so that one may differ from its own run. Not so the fakes'.
+            assert name != "fake"
+            continue
+        np.testing.assert_allclose(ours.logit_synthetic, logits.mean(1), atol=1e-4)
+        np.testing.assert_allclose(ours.logit_deviation, logits.std(1, ddof=1), atol=1e-4)
+        synthetic = (ours["row"] >= SIZES["real"]).to_numpy()
+        repeats = result.metrics["generators"][name]["classifier"]["repeats"]
+        assert repeats["count"] == 3
+        figures = {
+            "fidelity": 1 - expit(logits)[synthetic].mean(0),
+            "representativeness": expit(logits)[~synthetic].mean(0),
+            "auc": np.array([roc_auc_score(synthetic, logit) for logit in logits.T]),
+        }
+        for figure, values in figures.items():
+            assert repeats[figure]["mean"] == pytest.approx(values.mean(), abs=1e-3)
+            assert repeats[figure]["deviation"] == pytest.approx(values.std(ddof=1), abs=1e-3)
+
+
+# What dies is taken up again.
+
+LONG = 1000
+
+
+@pytest.fixture(scope="module")
+def prepared_long(local_ray, tmp_path_factory):
+    """Rows whose fit lasts some seconds."""
+    rng = np.random.default_rng(1)
+    vectors = np.concatenate([rng.normal(size=(LONG, 32)), 0.8 * rng.normal(size=(LONG, 32))])
+    folder = tmp_path_factory.mktemp("long")
+    write_vectors(folder / "v.parquet", vectors.astype(np.float32), {"real": LONG, "synthetic": LONG})
+    return prepare(folder / "v.parquet", folder / "run", 500)
+
+
+def train_workers():
+    """The processes of Ray Train's workers that descend from this one: there may be other Rays on the machine."""
+    parents, found = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            pid = int(folder.name)
+            parents[pid] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if (folder / "cmdline").read_bytes().startswith(b"ray::RayTrainWorker"):
+                found.append(pid)
+        except OSError:
+            continue
+
+    def is_ours(pid):
+        return pid == os.getpid() or (pid in parents and is_ours(parents[pid]))
+
+    return [pid for pid in found if is_ours(pid)]
+
+
+def wait_for(what, seconds, alive=lambda: True):
+    deadline = time.monotonic() + seconds
+    while not what() and alive() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return what()
+
+
+def test_a_killed_worker_is_replaced_and_the_fit_goes_on(prepared_long, tmp_path, monkeypatch):
+    def impatient(job, placement):
+        # In a worker: this function travels there whole, and changes nothing here.
+        from synthscale.classify import ray_train as train_run
+
+        train_run._KEEP_EVERY_S = 0.3
+        train_run._train(job, placement)
+
+    whole = classify_alone(copy_of(prepared_long, tmp_path / "whole", head="mlp", workers=0))
+    config = copy_of(prepared_long, tmp_path / "run", head="mlp", workers=2)
+    state = Path(config.output) / "classifier" / "embedding.state"
+    seen = SimpleNamespace(killed=[], epochs=0, over=False)
+
+    def kill():
+        if wait_for(state.exists, 200, lambda: not seen.over):
+            seen.killed = train_workers()[:1]
+            os.kill(seen.killed[0], signal.SIGKILL)
+            # The other one can finish no epoch alone; the next group is seconds away.
+            time.sleep(0.5)
+            seen.epochs = mark_first_epoch(state)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    monkeypatch.setattr(train_run, "_train", impatient)
+    found = classify_alone(config)
+    seen.over = True
+    killer.join()
+    assert seen.killed
+    losses, undisturbed = (fitted.of()["log_loss_by_epoch"] for fitted in (found, whole))
+    assert 0 < seen.epochs < len(undisturbed) - 1
+    assert_same(found, whole)
+    # The mark says that what followed was built on the state that was kept.
+    assert losses[1] == MARK
+    assert losses[2:] == pytest.approx(undisturbed[2:])
+    assert not state.exists()
+    assert not Path(found.run.path("_train")).exists()
+
+
+MARK = 0.6925
+
+
+def mark_first_epoch(state):
+    """Change the log-loss that was kept of the first epoch, which matters to no other; return the epochs done."""
+    with np.load(state) as arrays:
+        kept = dict(arrays)
+    (name,) = (name for name in kept if name.endswith("losses"))
+    kept[name][1] = MARK
+    with open(state.with_suffix(".marked"), "wb") as file:
+        np.savez(file, **kept)
+    state.with_suffix(".marked").rename(state)
+    return len(kept[name]) - 1
+
+
+_DRIVER = """
+import sys
+from synthscale import Config, score
+from synthscale.classify import ray_train as train_run
+train_run._KEEP_EVERY_S = 0.3
+score(Config.model_validate_json(sys.argv[1]))
+"""
+
+
+def test_a_killed_driver_goes_on_where_it_was(prepared_long, tmp_path, caplog):
+    settings = {"folds": 10, "repeats": 2, "strengths": tuple(10.0**-k for k in np.linspace(1, 6, 11))}
+    whole = score(copy_of(prepared_long, tmp_path / "whole", **settings))
+    config = copy_of(prepared_long, tmp_path / "run", **settings)
+    state = Path(config.output) / "classifier" / "embedding.state"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    driver = subprocess.Popen([sys.executable, "-c", _DRIVER, config.model_dump_json()], env=environment)
+    # The second state is of the middle of the fit.
+    first = wait_for(lambda: state.exists() and state.stat().st_mtime_ns, 300, lambda: driver.poll() is None)
+    wait_for(lambda: state.stat().st_mtime_ns > first, 60, lambda: driver.poll() is None)
+    driver.kill()
+    driver.wait()
+    assert state.exists()
+    with caplog.at_level(logging.INFO, logger="synthscale"):
+        again = score(config)
+    assert [text for text in caplog.messages if "goes on from" in text and "embedding.state" in text]
+    passes = [r.run.completed("classify").info["generators"]["synthetic"]["passes"] for r in (again, whole)]
+    assert passes[0] < passes[1]
+    ours, theirs = again.scores(), whole.scores()
+    assert ours["id"].equals(theirs["id"])
+    assert np.abs(ours["label_quality_score"] - theirs["label_quality_score"]).max() <= 1e-5
+    assert sorted(path.name for path in state.parent.glob("embedding*")) == ["embedding.json", "embedding.npz"]
+
+
+# File facts.
+
+
+def warned_of_files(block):
+    return [text for text in block["warnings"] if text.startswith("the files alone")]
+
+
+def test_real_jpeg_files_against_real_png_files_are_told_and_png_against_png_is_not(shared_data, tmp_path):
+    png = sorted((shared_data / "data/cifar10/real_png_1600").rglob("*.png"))[:300]
+    jpeg = sorted((shared_data / "data/cifar10/real_jpeg_1000").rglob("*.jp*g"))[:150]
+    for name, paths in {"real": png[::2], "png": png[1::2], "jpeg": jpeg}.items():
+        (tmp_path / name).mkdir()
+        for path in paths:
+            shutil.copy(path, tmp_path / name)
+    names = ("png", "jpeg")
+    values = {"real": str(tmp_path / "real"), "synthetic": {name: str(tmp_path / name) for name in names}}
+    blocks = score(Config(**values, output=str(tmp_path / "run"))).metrics["generators"]
+    assert all(blocks[name]["counts"] == {"real": 150, "synthetic": 150} for name in names)
+    assert blocks["jpeg"]["confounders"]["auc"]["low"] > 0.6
+    assert warned_of_files(blocks["jpeg"])
+    assert blocks["png"]["confounders"]["auc"]["value"] == pytest.approx(0.5, abs=0.05)
+    assert not warned_of_files(blocks["png"])
+
+
+def test_sizes_alone_give_a_set_away(make_images, tmp_path):
+    make_images(tmp_path / "real", 100, seed=1)
+    make_images(tmp_path / "alike", 100, seed=2)
+    for side in range(30, 35):
+        make_images(tmp_path / "sizes", 20, seed=side, size=side, labels=(f"side-{side}",))
+    (path,) = make_images(tmp_path / "one", 1, seed=3, labels=(None,))
+    for i in range(10):
+        shutil.copy(path, path.with_name(f"copy-{i}.png"))
+    names = ("alike", "sizes", "one")
+    values = {"real": str(tmp_path / "real"), "synthetic": {name: str(tmp_path / name) for name in names}}
+    result = score(Config(**values, output=str(tmp_path / "run")))
+    blocks = result.metrics["generators"]
+    assert blocks["sizes"]["confounders"]["auc"]["low"] > 0.6
+    assert warned_of_files(blocks["sizes"])
+    assert not warned_of_files(blocks["alike"])
+    assert blocks["alike"]["confounders"]["auc"]["value"] == pytest.approx(0.5, abs=0.05)
+    # One image in many files cannot be cross-validated, by its files neither.
+    assert blocks["one"]["confounders"]["auc"]["value"] is None
+    assert blocks["one"]["confounders"]["auc"]["reason"]
+    predictions = table(result.run, "predictions")
+    assert predictions.logit_file_facts.notna().all()
+    own = predictions.query("generator == 'sizes'")
+    synthetic = own["row"].map(table(result.run, "manifest").set_index("row").generator).notna()
+    auc = roc_auc_score(synthetic, own.logit_file_facts)
+    assert blocks["sizes"]["confounders"]["auc"]["value"] == pytest.approx(auc, abs=1e-3)
+
+
+# Tables that do not fit together.
+
+
+def spoil(run, name, change):
+    """Replace the rows of one shard of a table by what ``change`` makes of them."""
+    path = run.path(name, "part-000004.parquet")
+    pq.write_table(change(pq.read_table(path)), path)
+
+
+def without_last_row_of(generator):
+    def change(rows):
+        own = pc.equal(rows.column("generator"), generator).to_pylist()
+        last = max(i for i, is_own in enumerate(own) if is_own)
+        return rows.take([i for i in range(rows.num_rows) if i != last])
+
+    return change
+
+
+def without_rows_of(generator):
+    return lambda rows: rows.filter(pc.not_equal(rows.column("generator"), generator))
+
+
+def twice_the_first_row(rows):
+    return pa.concat_tables([rows.slice(0, 1), rows])
+
+
+@pytest.fixture
+def reducible(finished, tmp_path):
+    """A run before its last stages."""
+    config = copy_of(finished[0], tmp_path / "run")
+    run = RunDirectory.existing(config.output, config.storage)
+    run.forget_from("reduce")
+    return StageContext(config, run, cpus=2)
+
+
+@pytest.mark.parametrize("name", ["classifier", "predictions", "nearest"])
+@pytest.mark.parametrize(
+    "change", [without_last_row_of("fake"), twice_the_first_row], ids=["row-missing", "row-twice"]
+)
+def test_tables_of_one_shard_that_do_not_align_are_not_joined(reducible, name, change):
+    spoil(reducible.run, name, change)
+    reader = ViewReader(reducible.run, dict.fromkeys(reducible.generators, True))
+    with pytest.raises(SchemaError, match=r"fake.*part-000004"):
+        reader.read(reducible.shards[4], real_lookup(reducible.run, reducible.shards))
+
+
+@pytest.mark.parametrize("name", ["classifier", "predictions"])
+@pytest.mark.parametrize("change", [without_last_row_of("fake"), without_rows_of("fake")], ids=["row", "rows"])
+def test_reduce_refuses_a_shard_in_which_rows_of_a_classified_generator_are_missing(reducible, name, change):
+    spoil(reducible.run, name, change)
+    with pytest.raises(SchemaError) as error, ray_errors("reduce"):
+        reduce.run(reducible)
+    assert error.value.exit_code == 2
+
+
+def test_classify_refuses_a_row_that_has_no_vector(prepared, tmp_path):
+    config = copy_of(prepared, tmp_path / "run", workers=0)
+    run = RunDirectory.existing(config.output, config.storage)
+    spoil(run, "embeddings", lambda rows: rows.slice(1))
+    with pytest.raises(SchemaError) as error:
+        classify_alone(config)
+    assert error.value.exit_code == 2
+
+
+def test_a_row_that_has_no_neighbours_is_missed(prepared, tmp_path):
+    config = copy_of(prepared, tmp_path / "run")
+    run = RunDirectory.existing(config.output, config.storage)
+    spoil(run, "nearest", without_last_row_of("fake"))
+    with pytest.raises(SchemaError, match="fake"):
+        score(config)
+
+
+def test_a_run_of_an_older_algorithm_is_not_continued(finished, tmp_path):
+    config = copy_of(finished[0], tmp_path / "run")
+    marker = Path(config.output) / "_stages" / "classify.json"
+    document = json.loads(marker.read_text())
+    document["fingerprint"]["versions"]["algorithm"] = 1
+    marker.write_text(json.dumps(document))
+    with pytest.raises(ResumeConflict, match=r"classify.*versions\.algorithm \(1 there") as error:
+        score(config)
+    assert error.value.exit_code == 2
+
+
+# What a worker reads.
+
+
+@pytest.fixture(scope="module")
+def read(finished):
+    """The tables as workers see them, and their shards."""
+    config, result = finished
+    context = StageContext(config, result.run, cpus=2)
+    return FoldTables.of(context, deal(context)), context.shards
+
+
+def test_blocks_hold_each_row_of_each_set_once_with_its_fold_in_its_own_views(read, undisturbed):
+    tables, shards = read
+    vectors, ids = drawn(), np.array([f"{i:06d}" for i in range(sum(SIZES.values()))])
+    folds = undisturbed.predictions().set_index(["generator", "row"]).fold
+    start = 0
+    for name, n in SIZES.items():
+        rows = np.arange(start, start + n)
+        rows = rows[~np.isnan(vectors[rows, 0])]
+        start += n
+        blocks = [block for shard in shards for block in tables.blocks(shard, "embedding") if block.name == name]
+        if name == "collapsed":
+            assert blocks == []
+            continue
+        assert np.array_equal(np.concatenate([block.vectors for block in blocks]), vectors[rows])
+        assert np.array_equal(np.concatenate([block.key for block in blocks]), id_keys(ids[rows]))
+        fold = np.concatenate([block.fold for block in blocks])
+        for column, view in enumerate(tables.views):
+            inside = name in ("real", view.generator)
+            expected = folds[view.generator].loc[rows].to_numpy() if inside else np.full(len(rows), -1)
+            assert np.array_equal(fold[:, column], expected)
+
+
+def test_a_shard_without_rows_or_without_a_set_gives_no_block_of_it(read):
+    tables, shards = read
+    names = [[block.name for block in tables.blocks(shard, "embedding")] for shard in shards]
+    assert names == [["real"], [], ["real"], ["real"], ["fake", "real"], ["fake"], ["fake", "other"], ["other"]]
+    for shard, there in zip(shards, names, strict=True):
+        for name in SIZES:
+            found = [block.name for block in tables.blocks(shard, "embedding", name)]
+            assert found == [name] * (name in there)
+            assert all(len(block.key) for block in tables.blocks(shard, "embedding", name))
+
+
+def test_vectors_without_files_give_no_facts(read):
+    tables, shards = read
+    assert [block for shard in shards for block in tables.blocks(shard, "file_facts")] == []
+
+
+def test_a_worker_without_shards_has_no_rows(read):
+    tables, _ = read
+    assert list(train_run._ahead(tables, [], "embedding", None)) == []
+    assert list(train_run._ahead(tables, [], "embedding", "fake")) == []
+
+
+def test_reading_ahead_keeps_the_order_of_shards(read):
+    tables, shards = read
+    ahead = list(train_run._ahead(tables, shards, "embedding", None))
+    one_by_one = [block for shard in shards for block in tables.blocks(shard, "embedding")]
+    assert [block.key.tolist() for block in ahead] == [block.key.tolist() for block in one_by_one]

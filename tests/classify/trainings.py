@@ -1,0 +1,173 @@
+"""Classifiers fitted to sets of vectors as a run does it, by one worker or several: what several tests look at."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from synthscale.classify.classifier import fit_classifier
+from synthscale.classify.fit_context import ReduceSum, Workers
+from synthscale.classify.model import Model
+from synthscale.classify.training import FoldPlan, Training, VectorBlock, bandwidth_sample, plan_folds
+from synthscale.config import ClassifierConfig
+from synthscale.tables.id_hashes import id_keys
+from synthscale.tables.schemas import REAL
+
+Vectors = NDArray[np.float64]
+Rows = NDArray[np.int64]
+NO_GROUPS = (np.empty(0, np.int64), np.empty(0, np.int64))
+Result = TypeVar("Result")
+
+
+def on_workers(count: int, work: Callable[[int, ReduceSum], Result]) -> list[Result]:
+    """Run ``work(rank, reduce_sum)`` in so many threads, with sums over all of them as torch.distributed has."""
+    barrier = threading.Barrier(count, timeout=60)
+    shelf: list[torch.Tensor] = [torch.empty(0)] * count
+    results: dict[int, Result] = {}
+
+    def worker(rank: int) -> None:
+        def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+            shelf[rank] = tensor
+            barrier.wait()
+            total = torch.stack(shelf).sum(0)
+            barrier.wait()
+            return total
+
+        try:
+            results[rank] = work(rank, reduce_sum)
+        finally:
+            if rank not in results:
+                barrier.abort()
+
+    threads = [threading.Thread(target=worker, args=(rank,)) for rank in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == count
+    return [results[rank] for rank in range(count)]
+
+
+def normal(seed: int, n: int, d: int = 16, mean: float = 0.0, variance: float = 1.0) -> Vectors:
+    return mean + variance**0.5 * np.random.default_rng(seed).normal(size=(n, d))
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Vectors of the real set and of each generator, dealt to folds by the ids SET/0, SET/1, ..."""
+
+    vectors: dict[str, Vectors]
+    plans: dict[str, FoldPlan]
+
+    def training(self, order: int | None = None, *, is_refitted: bool = False) -> Training:
+        """All rows, one block a set; in an order of their own for every number ``order``.
+
+        Where heads are refitted, rows have the jackknife's blocks of their views; -1 in others.
+        """
+        views = [view for name, plan in self.plans.items() for view in plan.views(name)]
+        blocks = []
+        for name, x in self.vectors.items():
+            fold, left_out = (np.full((len(x), len(views)), -1, np.int8) for _ in range(2))
+            for c, view in enumerate(views):
+                plan = self.plans[view.generator]
+                if name in (REAL, view.generator):
+                    own = plan.is_real == (name == REAL)
+                    fold[:, c], left_out[:, c] = plan.fold[own, view.deal], plan.block(None)[own]
+            key = id_keys(f"{name}/{i}" for i in range(len(x)))
+            block = VectorBlock(
+                name,
+                x.astype(np.float32),
+                fold,
+                key,
+                np.zeros(len(x), np.bool_),
+                left_out if is_refitted else None,
+            )
+            rows = np.arange(len(x)) if order is None else np.random.default_rng(order).permutation(len(x))
+            blocks.append(taken(block, rows))
+        first = next(iter(self.plans.values()))
+        rows_of = {name: len(x) for name, x in self.vectors.items()}
+        return Training(
+            views,
+            blocks[0].vectors.shape[1],
+            given(blocks),
+            bandwidth_sample(first),
+            rows_of,
+            is_refitted=is_refitted,
+        )
+
+    def logits(self, model: Model, generator: str = "fake") -> NDArray[np.float64]:
+        """Calibrated out-of-fold logits of the real rows and then the generator's, mean over deals: (n,)."""
+        x = torch.from_numpy(np.vstack([self.vectors[REAL], self.vectors[generator]]).astype(np.float32))
+        return model.logits(generator, model.feature_map(x), self.plans[generator].fold).mean(1)
+
+    def probabilities(self, model: Model, generator: str = "fake") -> NDArray[np.float64]:
+        return expit(self.logits(model, generator))
+
+    def is_real(self, generator: str = "fake") -> NDArray[np.bool_]:
+        return self.plans[generator].is_real
+
+    def fidelity(self, model: Model, generator: str = "fake") -> float:
+        """1 - mean q over the generator's rows."""
+        return 1 - float(self.probabilities(model, generator)[~self.is_real(generator)].mean())
+
+
+def dealt(settings: ClassifierConfig, groups: tuple[Rows, Rows] = NO_GROUPS, **vectors: Vectors) -> Sets:
+    """Deal sets to folds: the real one and each generator, by name; groups are of real rows, by row number."""
+    real = vectors[REAL]
+    plans = {}
+    for name, x in vectors.items():
+        if name != REAL:
+            keys = id_keys([f"{REAL}/{i}" for i in range(len(real))] + [f"{name}/{i}" for i in range(len(x))])
+            n = len(keys)
+            is_real = np.arange(n) < len(real)
+            plans[name] = plan_folds(np.arange(n), keys, is_real, np.zeros(n, np.bool_), groups, settings)
+    return Sets(vectors, plans)
+
+
+def taken(block: VectorBlock, rows: NDArray[np.int64]) -> VectorBlock:
+    left_out = None if block.block is None else block.block[rows]
+    return VectorBlock(
+        block.name, block.vectors[rows], block.fold[rows], block.key[rows], block.is_copy[rows], left_out
+    )
+
+
+def given(blocks: list[VectorBlock]) -> Callable[[str | None], list[VectorBlock]]:
+    return lambda name: [block for block in blocks if name in (None, block.name)]
+
+
+def cut(training: Training, pieces: int) -> Training:
+    """The same rows, every set in so many blocks of unequal sizes."""
+    blocks = []
+    for block in training.blocks(None):
+        stops = (np.linspace(0, 1, pieces + 1)[1:-1] ** 1.5 * len(block.key)).astype(int)
+        blocks += [taken(block, rows) for rows in np.split(np.arange(len(block.key)), stops)]
+    return replace(training, blocks=given(blocks))
+
+
+def shared(training: Training, workers: int) -> list[list[VectorBlock]]:
+    """The rows of each of several workers: shares of unequal sizes; the last has no real rows if it can."""
+    shares: list[list[VectorBlock]] = [[] for _ in range(workers)]
+    for block in training.blocks(None):
+        holders = workers - 1 if block.name == REAL and workers > 2 else workers
+        owner = np.floor(holders * np.linspace(0, 1, len(block.key), endpoint=False) ** 1.3).astype(int)
+        for rank in range(holders):
+            shares[rank].append(taken(block, np.flatnonzero(owner == rank)))
+    return shares
+
+
+def fit_on_workers(
+    training: Training, settings: ClassifierConfig, workers: int, then: Callable[[Model, Training], Result]
+) -> list[Result]:
+    """Fit on several workers; return what each one makes of its model and training."""
+    shares = shared(training, workers)
+
+    def work(rank: int, reduce_sum: ReduceSum) -> Result:
+        own = replace(training, blocks=given(shares[rank]), workers=Workers(reduce_sum, workers > 1))
+        return then(fit_classifier(own, settings)[0], own)
+
+    return on_workers(workers, work)

@@ -1,0 +1,213 @@
+"""Embeddings that earlier runs made are taken from a cache: what is new is embedded, and nothing else is read."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from synthscale import Config
+from synthscale.embed.ray_cache_lookup import Earlier
+from synthscale.pipeline import Options, score
+from synthscale.storage.run_directory import RunDirectory
+from tests.object_server import ObjectServer
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+class EnoughError(Exception):
+    """Ends a run after its embeddings are there."""
+
+
+def embed(config):
+    """Run ingest and embed; return the embeddings by id, and what was told."""
+    told = []
+
+    def on_stage(report):
+        if report.stage == "embed":
+            raise EnoughError
+
+    with pytest.raises(EnoughError):
+        score(config, Options(on_stage=on_stage, on_progress=told.append))
+    run = RunDirectory.existing(config.output, config.storage)
+    tables = [pq.read_table(run.path(name)).to_pandas() for name in ("manifest", "embeddings")]
+    rows = tables[0][["row", "id"]].merge(tables[1], on="row").drop(columns="row").set_index("id").sort_index()
+    assert not Path(run.path("_cached")).exists()
+    return rows, [text for text in told if text.startswith("embed:")]
+
+
+def assert_same(ours, theirs):
+    assert list(ours.index) == list(theirs.index)
+    assert (ours.drop(columns="vector").fillna("") == theirs.drop(columns="vector").fillna("")).all().all()
+    assert all((a == b).all() for a, b in zip(ours.vector, theirs.vector, strict=True))
+
+
+@pytest.fixture(scope="module")
+def server():
+    with ObjectServer() as server:
+        yield server
+
+
+@pytest.fixture
+def on_s3(server, tmp_path, make_images, monkeypatch):
+    """Folders of 30 real images and of two generators' 20 each, as buckets."""
+    # The workers have the credentials of the session's S3.
+    buckets = {}
+    for seed, (name, n) in enumerate({"real": 30, "one": 20, "two": 20}.items()):
+        paths = make_images(tmp_path / name, n, seed=seed)
+        buckets[name] = f"{tmp_path.name.replace('_', '-')}-{name}"
+        for path in paths:
+            server.put(buckets[name], path.relative_to(tmp_path / name).as_posix(), path.read_bytes())
+    server.fault()
+
+    def config(generator, output, cache="cache", **sections):
+        storage = {"endpoint_url": server.endpoint_url, "shard_rows": 16, **sections.pop("storage", {})}
+        if cache is not None:
+            storage["cache"] = str(tmp_path / cache)
+        return Config(
+            real=f"s3://{buckets['real']}",
+            synthetic={generator: f"s3://{buckets[generator]}"},
+            output=str(tmp_path / output),
+            storage=storage,
+            **sections,
+        )
+
+    return config, buckets
+
+
+def asked(server, bucket):
+    return sum(count for name, count in server.asked().items() if name.startswith(f"{bucket}/"))
+
+
+def test_another_generator_against_the_same_real_set_embeds_only_what_is_new(on_s3, server):
+    config, buckets = on_s3
+    _, told = embed(config("one", "first"))
+    assert told == []
+    assert asked(server, buckets["real"]) == 30
+    server.fault()
+    found, told = embed(config("two", "second"))
+    assert told == ["embed: 30 of 50 embeddings are those of earlier runs"]
+    assert asked(server, buckets["real"]) == 0
+    assert asked(server, buckets["two"]) == 20
+    plain, _ = embed(config("two", "plain", cache=None))
+    assert_same(found, plain)
+    # All of it is known now, whatever the shards.
+    server.fault()
+    again, told = embed(config("two", "third", storage={"shard_rows": 7}))
+    assert told == ["embed: 50 of 50 embeddings are those of earlier runs"]
+    assert asked(server, buckets["two"]) == asked(server, buckets["real"]) == 0
+    assert_same(again, plain)
+
+
+def test_an_image_that_was_replaced_is_embedded_again(on_s3, server, tmp_path, make_images):
+    config, buckets = on_s3
+    before, _ = embed(config("one", "first"))
+    (other,) = make_images(tmp_path / "other", 1, seed=77)
+    server.put(buckets["one"], "cat/000.png", other.read_bytes())
+    server.fault()
+    after, told = embed(config("one", "second"))
+    assert told == ["embed: 49 of 50 embeddings are those of earlier runs"]
+    assert server.asked()[f"{buckets['one']}/cat/000.png"] == 1
+    assert before.content_hash["one/cat/000.png"] != after.content_hash["one/cat/000.png"]
+    assert (before.vector["one/cat/000.png"] != after.vector["one/cat/000.png"]).any()
+
+
+def test_images_that_a_table_names_are_kept_and_found_too(on_s3, server, tmp_path):
+    config, buckets = on_s3
+    folders = config("one", "first")
+    rows = ["uri,real_or_synthetic"]
+    for name, kind in (("real", "real"), ("one", "synthetic")):
+        for path in sorted((tmp_path / name).rglob("*.png")):
+            rows.append(f"s3://{buckets[name]}/{path.relative_to(tmp_path / name)},{kind}")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    table = Config(manifest=str(tmp_path / "table.csv"), output=str(tmp_path / "table"), storage=folders.storage)
+    assert embed(table)[1] == []
+    assert embed(folders)[1] == ["embed: 50 of 50 embeddings are those of earlier runs"]
+
+
+def test_two_runs_at_once_share_a_cache(on_s3, server):
+    config, _ = on_s3
+    configs = {name: config(name, f"run-{name}") for name in ("one", "two")}
+    script = "import sys; from synthscale import Config, score; score(Config.model_validate_json(sys.argv[1]))"
+    at_once = [
+        subprocess.Popen([sys.executable, "-c", script, own.model_dump_json()], stderr=subprocess.PIPE, text=True)
+        for own in configs.values()
+    ]
+    for process in at_once:
+        assert process.wait(600) == 0, process.stderr.read()
+    server.fault()
+    for name, own in configs.items():
+        again, told = embed(config(name, f"again-{name}"))
+        assert told == ["embed: 50 of 50 embeddings are those of earlier runs"]
+        assert_same(again, embed(config(name, f"plain-{name}", cache=None))[0])
+        run = RunDirectory.existing(own.output, own.storage)
+        assert pq.read_table(run.path("embeddings")).num_rows == 50
+
+
+def test_another_way_of_embedding_shares_nothing(on_s3):
+    config, _ = on_s3
+    embed(config("one", "first"))
+    assert embed(config("one", "second", encoder={"image_size": 48}))[1] == []
+
+
+@pytest.mark.parametrize("loss", ["all", "some", "damaged"])
+def test_what_is_gone_from_the_cache_when_it_is_wanted_is_embedded(on_s3, tmp_path, monkeypatch, loss):
+    config, _ = on_s3
+    embed(config("one", "first"))
+    find = Earlier.find
+
+    def lose(self, shards):
+        found = find(self, shards)
+        parts = sorted((tmp_path / "cache").rglob("*.parquet"))
+        assert parts
+        for path in parts if loss == "all" else parts[:1]:
+            path.write_bytes(b"damaged") if loss == "damaged" else path.unlink()
+        return found
+
+    monkeypatch.setattr(Earlier, "find", lose)
+    found, told = embed(config("two", "second"))
+    assert told == ["embed: 30 of 50 embeddings are those of earlier runs"]
+    monkeypatch.undo()
+    assert_same(found, embed(config("two", "plain", cache=None))[0])
+
+
+def test_a_damaged_part_is_passed_over(on_s3, tmp_path):
+    config, _ = on_s3
+    embed(config("one", "first"))
+    parts = sorted((tmp_path / "cache").rglob("*.parquet"))
+    for path in parts:
+        path.write_bytes(path.read_bytes()[:100])
+    found, told = embed(config("one", "second"))
+    assert told == []
+    assert_same(found, embed(config("one", "plain", cache=None))[0])
+    # Their rows were embedded and kept again, in parts of the same names.
+    assert sorted((tmp_path / "cache").rglob("*.parquet")) == parts
+    assert embed(config("one", "third"))[1] == ["embed: 50 of 50 embeddings are those of earlier runs"]
+
+
+def test_local_files_are_known_by_their_state_and_failures_are_tried_again(tmp_path, make_images):
+    make_images(tmp_path / "real", 20)
+    paths = make_images(tmp_path / "fake", 12, seed=1)
+    whole = paths[3].read_bytes()
+    paths[3].write_bytes(b"no image")
+    make_images(tmp_path / "fake", 3, seed=5, labels=("more",))
+
+    def config(output):
+        return Config(
+            real=str(tmp_path / "real"),
+            synthetic={"gan": str(tmp_path / "fake")},
+            output=str(tmp_path / output),
+            storage={"cache": str(tmp_path / "cache")},
+            max_failure_fraction=0.2,
+        )
+
+    assert len(embed(config("first"))[0]) == 34
+    assert embed(config("second"))[1] == ["embed: 34 of 35 embeddings are those of earlier runs"]
+    paths[3].write_bytes(whole)
+    found, told = embed(config("third"))
+    assert told == ["embed: 34 of 35 embeddings are those of earlier runs"]
+    assert len(found) == 35
+    shutil.rmtree(tmp_path / "cache")
+    assert_same(found, embed(config("fourth"))[0])

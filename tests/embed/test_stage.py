@@ -1,0 +1,38 @@
+"""Where and on how many actors images are embedded, as Ray's resources and the settings say."""
+
+import pytest
+
+from synthscale import Config
+from synthscale.embed import stage as embed
+from synthscale.errors import ConfigError
+from synthscale.runtime.stage_context import StageContext
+from synthscale.storage.run_directory import RunDirectory
+
+
+def context(tmp_path, device="auto", **resources):
+    config = Config(encoder={"device": device})
+    return StageContext(config, RunDirectory(str(tmp_path), config.storage), **resources)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "chosen"), [("auto", 0, "cpu"), ("auto", 2, "cuda"), ("cpu", 2, "cpu"), ("cuda", 1, "cuda")]
+)
+def test_a_gpu_is_taken_where_ray_sees_one_unless_told_otherwise(tmp_path, device, gpus, chosen):
+    assert embed.device_for(context(tmp_path, device, gpus=gpus)) == chosen
+
+
+def test_a_gpu_that_this_machine_lacks_is_missed_at_once_and_one_of_a_cluster_is_waited_for(tmp_path):
+    with pytest.raises(ConfigError, match="no GPU"):
+        embed.device_for(context(tmp_path, "cuda", gpus=0))
+    growing = context(tmp_path, "cuda", gpus=0, is_local=False)
+    assert embed.device_for(growing) == "cuda"
+    pool = embed.actor_pool(growing, "cuda", shards=500, rows=500_000)
+    assert pool.min_size == 1
+    assert pool.max_size > 1
+
+
+def test_every_core_embeds_a_large_set_and_one_a_small_one(tmp_path):
+    here = context(tmp_path, cpus=8)
+    assert embed.actor_pool(here, "cpu", shards=16, rows=10_000).max_size == 8
+    assert embed.actor_pool(here, "cpu", shards=16, rows=400).max_size == 1
+    assert embed.actor_pool(here, "cpu", shards=3, rows=10_000).max_size == 3

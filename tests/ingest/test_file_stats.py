@@ -1,0 +1,120 @@
+"""Sizes and etags of named files: those of a walk over all of them."""
+
+import time
+
+import numpy as np
+import pytest
+
+from synthscale.config import Config, StorageConfig
+from synthscale.errors import StorageError
+from synthscale.ingest import file_stats as module
+from synthscale.ingest import metadata_tables as manifests
+from synthscale.ingest.discover import discover
+from synthscale.ingest.file_stats import states
+from synthscale.storage.filesystems import file_etag
+from synthscale.storage.listing import walk
+from tests.object_server import Fault, ObjectServer
+
+COUNT = 25_000
+
+
+@pytest.fixture(scope="module")
+def server():
+    with ObjectServer() as server:
+        server.fill("many", "a-set/", COUNT)
+        for key in ("a-set", "a-set.png", "ü é&/x y.png", "ü é&/~.png", "z"):
+            server.put("many", key, key.encode())
+        yield server
+
+
+@pytest.fixture
+def storage(server, s3_clients_of_its_own):
+    server.fault()
+    return StorageConfig(endpoint_url=server.endpoint_url)
+
+
+def all_of(storage):
+    return {f"s3://{info.path}": info for page in walk("s3://many", storage) for info in page}
+
+
+@pytest.mark.parametrize("threads", [1, 16])
+@pytest.mark.parametrize("share", [1.0, 0.3, 0.01, 0.0005])
+def test_what_is_known_is_what_a_walk_over_all_finds(server, storage, monkeypatch, share, threads):
+    monkeypatch.setattr(module, "_THREADS", threads)
+    there = all_of(storage)
+    assert len(there) == COUNT + 5
+    chosen = np.random.default_rng(0).random(len(there)) < share
+    wanted = {uri for uri, own in zip(there, chosen, strict=True) if own}
+    absent = {f"{uri[:-4]}-absent.png" for uri in list(wanted)[::7]} | {
+        "s3://many/0",
+        "s3://many/zz",
+        "s3://many/zz/z",
+    }
+    assert states(wanted | absent, storage) == {uri: there[uri] for uri in wanted}
+
+
+def test_a_thousand_that_lie_together_cost_one_listing_and_some_that_lie_apart_cost_no_listing_each(
+    server, storage
+):
+    there = sorted(uri for uri in all_of(storage) if "a-set/" in uri)
+    server.fault()
+    states(set(there), storage)
+    # A page that ends within a thread's share, and a look at the first name.
+    assert server.asked()["many"] <= COUNT / 1000 + 2 * module._THREADS
+    assert sum(server.asked("HEAD").values()) <= 2 + module._THREADS * module._ONE_BY_ONE / 10
+    server.fault()
+    apart = there[::250]
+    states(set(apart), storage)
+    assert server.asked()["many"] <= module._THREADS
+    assert sum(server.asked("HEAD").values()) <= len(apart) + 1
+
+
+def test_names_are_looked_up_one_by_one_where_listing_is_not_allowed(server, storage):
+    wanted = {f"s3://many/a-set/00001/{i:04d}.png" for i in range(0, 10_000, 40)}
+    server.fault(Fault(r"many\?", "denied"))
+    assert states(wanted | {"s3://many/a-set/nothing"}, storage).keys() == wanted
+
+
+def test_a_bucket_that_is_not_there_is_told(storage):
+    with pytest.raises(StorageError, match=r"no-such-bucket/a\.png: there is no such bucket"):
+        states({"s3://many/z", "s3://no-such-bucket/a.png"}, storage)
+
+
+def test_odd_names_hold_nothing_else_up(storage):
+    odd = {"s3://many/a//b.png", "s3://many/../b.png", "s3://many/", "/no/such/file", "\0"}
+    assert states(odd | {"s3://many/z"}, storage).keys() == {"s3://many/z"}
+
+
+@pytest.mark.parametrize(("kind", "told"), [("expired", "expired"), ("moved", "region")])
+def test_credentials_that_have_expired_and_another_region_are_told_in_seconds(server, storage, kind, told):
+    server.fault(Fault("many", kind))
+    start = time.monotonic()
+    with pytest.raises(StorageError, match=told):
+        states({"s3://many/a-set/00000/0000.png"}, storage)
+    assert time.monotonic() - start < 20
+
+
+def test_however_many_rows_are_looked_up_at_once_a_table_is_the_same(tmp_path, monkeypatch):
+    for i in range(20):
+        (tmp_path / f"{i}.png").write_bytes(b"x" * i)
+    lines = [f"{i}.png,{'real' if i % 2 else 'synthetic'},{i}" for i in range(22)]
+    (tmp_path / "metadata.csv").write_text("\n".join(["image_filename,real_or_synthetic,seed", *lines]))
+    config = Config(manifest=str(tmp_path / "metadata.csv"))
+    whole = discover(config).rows.to_pylist()
+    assert [row["size_bytes"] for row in whole] == [*range(20), None, None]
+    monkeypatch.setattr(manifests, "_LOOKED_UP", 3)
+    monkeypatch.setattr(manifests, "_BLOCK_BYTES", 64)
+    assert discover(config).rows.to_pylist() == whole
+
+
+def test_images_of_a_table_have_their_size_and_etag(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.png").write_bytes(name.encode())
+    table = tmp_path / "metadata.csv"
+    table.write_text("image_filename,real_or_synthetic\na.png,real\nb.png,synthetic\nc.png,synthetic\n")
+    found = discover(Config(manifest=str(table))).rows
+    assert found.column("size_bytes").to_pylist() == [1, 1, None]
+    assert found.column("etag").to_pylist() == [
+        *(file_etag((tmp_path / f"{name}.png").stat()) for name in "ab"),
+        None,
+    ]

@@ -1,0 +1,476 @@
+import functools
+import math
+import operator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from synthscale.metric_names import CORE_METRICS
+from synthscale.metrics.core import (
+    FIELDS,
+    SMALL,
+    Context,
+    Indicators,
+    Sums,
+    core_metrics,
+    coverage_reference,
+    sum_slices,
+)
+from synthscale.statistics.estimates import NO_INTERVAL, Estimate, metric
+from synthscale.statistics.jackknife import ERRORS, blocks_of, interval
+from synthscale.tables.id_hashes import id_keys
+from synthscale.tables.schemas import BLOCKS
+from tests.reference import brute
+
+NO_REFERENCES = Context({"precision": None, "coverage": None})
+PLAIN_SUMS = ("real", "synthetic", "scored", "quality_real", "quality_synthetic", "repeats", "copies")
+
+
+def rows_of(is_real: NDArray[np.bool_], **given: Any) -> Indicators:
+    """Rows of which nothing is known but what is given: q 0.5, in no group, inside nothing, in blocks by turns."""
+    n = len(is_real)
+    none = np.zeros(n, np.bool_)
+    q = given.get("q", np.full(n, 0.5))
+    known = {
+        "q": q,
+        "q_unadjusted": q,
+        "in_synthetic_group": none,
+        "in_mixed_group": none,
+        "inside": none,
+        "covered": none,
+        "block": (np.arange(n) % BLOCKS).astype(np.int8),
+        "group_size": np.ones(n, np.int64),
+    }
+    return Indicators(is_real=is_real, **(known | given))
+
+
+def indicators(seed: int, n: int) -> Indicators:
+    rng = np.random.default_rng(seed)
+    q, group = rng.random(n), rng.integers(0, 3, n)
+    q[rng.random(n) < 0.05] = np.nan
+    flags = rng.random((3, n)) < 0.4
+    block = rng.integers(0, BLOCKS, n).astype(np.int8)
+    without = rng.random((n, BLOCKS))
+    without[np.arange(n), block] = np.nan
+    without[np.isnan(q)] = np.nan
+    return rows_of(
+        flags[0],
+        q=q,
+        q_unadjusted=q**2,
+        in_synthetic_group=group == 1,
+        in_mixed_group=group == 2,
+        inside=flags[1],
+        covered=flags[2],
+        block=block,
+        group_size=rng.integers(1, 5, n),
+        q_without=without,
+        more={"balls": rng.integers(0, 9, n).astype(float), "recalled": (rng.random(n) < 0.5) * 1.0},
+    )
+
+
+def take(rows: Indicators, chosen: NDArray[np.integer]) -> Indicators:
+    parts = {name: None if part is None else part[chosen] for name, part in vars(rows).items() if name != "more"}
+    return Indicators(**parts, more={name: part[chosen] for name, part in rows.more.items()})
+
+
+def summed(rows: Indicators) -> Sums:
+    (found,) = sum_slices(rows, np.zeros(len(rows.is_real), np.int64), 1)
+    return found
+
+
+def core(rows: Indicators, context: Context = NO_REFERENCES) -> dict[str, dict[str, Any]]:
+    return {name: estimate.metric() for name, estimate in core_metrics(summed(rows), context).items()}
+
+
+def by_loop(rows: Indicators, slices: NDArray[np.int64], chosen: int) -> dict[str, NDArray[np.float64]]:
+    """The sums of one slice by block, a row at a time."""
+    sums: dict[str, NDArray[np.float64]] = {}
+
+    def add(name: str, block: int, value: float) -> None:
+        sums.setdefault(name, np.zeros(BLOCKS))[block] += value
+
+    for i, own in enumerate(slices.tolist()):
+        if own != chosen:
+            continue
+        b, kind, other = int(rows.block[i]), "real", "synthetic"
+        if not rows.is_real[i]:
+            kind, other = other, kind
+        add(kind, b, 1)
+        add(f"grouped_{kind}", b, float(rows.group_size[i]))
+        if not math.isnan(rows.q[i]):
+            add("scored", b, 1)
+            add(f"quality_{kind}", b, float(rows.q[i]))
+            add(f"unadjusted_{kind}", b, float(rows.q_unadjusted[i]))
+        if kind == "synthetic":
+            add("repeats", b, rows.in_synthetic_group[i])
+            add("copies", b, rows.in_mixed_group[i])
+            add("inside", b, rows.inside[i])
+        else:
+            add("covered", b, rows.covered[i])
+            add("real_inside", b, rows.inside[i])
+        for name, values in rows.more.items():
+            add(name, b, float(values[i]))
+        if rows.q_without is not None:
+            for j, q in enumerate(rows.q_without[i].tolist()):
+                add(f"without_{kind}", j, 0.0 if math.isnan(q) else q)
+    return sums
+
+
+@given(st.integers(0, 10_000), st.integers(1, 80), st.integers(1, 5))
+@settings(deadline=None, max_examples=40)
+def test_sums_of_slices_are_those_of_a_loop(seed: int, n: int, count: int) -> None:
+    rows = indicators(seed, n)
+    slices = np.random.default_rng(seed).integers(-1, count, n)
+    for chosen, sums in enumerate(sum_slices(rows, slices, count)):
+        expected = by_loop(rows, slices, chosen)
+        for name in {*expected, *PLAIN_SUMS}:
+            values = expected.get(name, np.zeros(BLOCKS))
+            np.testing.assert_allclose(sums.by_block(name), values, atol=1e-12, err_msg=name)
+            assert sums[name] == pytest.approx(values.sum())
+
+
+def test_slices_without_rows_have_empty_sums() -> None:
+    rows = indicators(0, 10)
+    found = sum_slices(rows, np.full(10, -1), 3)
+    assert len(found) == 3
+    assert all((sums.values == 0).all() for sums in found)
+    assert sum_slices(rows, np.full(10, -1), 0) == []
+    assert (summed(take(rows, np.arange(0))).values == 0).all()
+
+
+@given(st.integers(0, 1000), st.lists(st.integers(0, 100), max_size=4), st.integers(1, 4))
+@settings(deadline=None, max_examples=40)
+def test_sums_merge_over_any_split(seed: int, cuts: list[int], count: int) -> None:
+    rng, rows = np.random.default_rng(seed), indicators(seed, 100)
+    slices = rng.integers(-1, count, 100)
+    parts = np.split(rng.permutation(100), sorted(cuts))
+    found = [sum_slices(take(rows, part), slices[part], count) for part in parts]
+    for i, whole in enumerate(sum_slices(rows, slices, count)):
+        merged = functools.reduce(operator.add, [part[i] for part in found], Sums())
+        np.testing.assert_allclose(merged.values, whole.values, rtol=1e-12, atol=1e-12)
+
+
+def test_slices_that_cut_the_rows_add_up_to_the_whole() -> None:
+    rows = indicators(1, 200)
+    parts = sum_slices(rows, np.arange(200) % 7, 7)
+    np.testing.assert_allclose(functools.reduce(operator.add, parts).values, summed(rows).values, atol=1e-12)
+
+
+def test_the_sums_of_each_block_add_up_but_for_what_was_fitted_without_blocks() -> None:
+    whole = summed(indicators(2, 300))
+    parts = whole.each_block()
+    assert len(parts) == BLOCKS
+    for b, part in enumerate(parts):
+        for name in FIELDS:
+            expected = np.where(np.arange(BLOCKS) == b, whole.by_block(name), 0)
+            np.testing.assert_array_equal(part.by_block(name), 0 if name.startswith("without") else expected)
+
+
+def test_the_tutorials_arithmetic() -> None:
+    # 200 real, 202 synthetic; 18 synthetic in synthetic-only groups and 5 in groups with real.
+    is_real = np.arange(402) < 200
+    repeats, mixed = np.zeros(402, bool), np.zeros(402, bool)
+    repeats[200:218] = True
+    mixed[218:223] = True
+    # Real rows in groups count for neither.
+    mixed[:5], repeats[10:20] = True, True
+    q = np.where(is_real, 0.861, 0.864)
+    found = core(rows_of(is_real, q=q, in_synthetic_group=repeats, in_mixed_group=mixed))
+    assert tuple(found) == CORE_METRICS
+    assert found["diversity"]["value"] == pytest.approx(0.9108910891, abs=1e-10)
+    assert found["freshness"]["value"] == pytest.approx(0.9752475248, abs=1e-10)
+    assert found["fidelity"]["value"] == pytest.approx(0.136)
+    assert found["representativeness"]["value"] == pytest.approx(0.139)
+
+
+def test_the_unadjusted_values_are_those_of_their_own_scores() -> None:
+    is_real = np.arange(60) < 20
+    q = np.linspace(0.1, 0.9, 60)
+    found = core(rows_of(is_real, q=q, q_unadjusted=q**2))
+    assert found["fidelity"]["unadjusted"] == pytest.approx(1 - np.mean(q[20:] ** 2))
+    assert found["representativeness"]["unadjusted"] == pytest.approx(1 - np.mean(q[:20] ** 2))
+    assert found["fidelity"]["reference"] == found["representativeness"]["reference"] == 0.5
+    assert found["diversity"]["reference"] == found["freshness"]["reference"] == 1
+
+
+def test_precision_and_coverage_are_shares_of_their_own_class() -> None:
+    is_real = np.arange(10) < 4
+    inside, covered = np.zeros(10, bool), np.zeros(10, bool)
+    inside[[0, 1, 5, 6, 7]] = True
+    covered[[0, 1, 2]] = True
+    found = core(rows_of(is_real, inside=inside, covered=covered), Context({"precision": 0.5, "coverage": 0.9}))
+    assert found["precision"]["value"] == 3 / 6
+    assert found["coverage"]["value"] == 3 / 4
+    assert found["precision"]["reference"] == 0.5
+    assert found["coverage"]["reference"] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("missing", "null"),
+    [
+        ("real", {"representativeness", "coverage"}),
+        ("synthetic", {"fidelity", "diversity", "freshness", "precision"}),
+    ],
+)
+def test_a_slice_without_a_class_has_null_metrics_with_that_reason(missing: str, null: set[str]) -> None:
+    found = core(rows_of(np.full(5, missing == "synthetic"), q=np.full(5, 0.4)))
+    for name, value in found.items():
+        assert (value["value"] is None) == (name in null), name
+        if name in null:
+            assert missing in value["reason"]
+            assert (value["low"], value["high"]) == (None, None)
+
+
+def test_without_a_classifier_only_its_two_metrics_are_null() -> None:
+    found = core(rows_of(np.arange(6) < 3, q=np.full(6, np.nan)))
+    assert {name for name, value in found.items() if value["value"] is None} == {"fidelity", "representativeness"}
+    assert "classifier" in found["fidelity"]["reason"]
+
+
+def test_without_a_manifold_precision_and_coverage_are_null_with_that_reason() -> None:
+    found = core(
+        rows_of(np.arange(6) < 3), Context({"precision": 0.5, "coverage": 0.9}, "fewer than two distinct")
+    )
+    for name, value in found.items():
+        assert (value["value"] is None) == (name in {"precision", "coverage"})
+    assert found["coverage"]["reason"] == "fewer than two distinct"
+
+
+def large(seed: int, n: int = 2000, m: int = 2000) -> Indicators:
+    """Independent rows, a third of them found to have each property."""
+    rng, is_real = np.random.default_rng(seed), np.arange(n + m) < n
+    keys = id_keys(f"{seed}/{i}" for i in range(n + m))
+    flags = rng.random((4, n + m)) < 0.3
+    return rows_of(
+        is_real,
+        q=rng.random(n + m),
+        in_synthetic_group=flags[0],
+        in_mixed_group=flags[1] & ~flags[0],
+        inside=flags[2],
+        covered=flags[3],
+        block=blocks_of(keys),
+    )
+
+
+def half_width(found: dict[str, Any]) -> float:
+    return float(found["high"] - found["low"]) / 2
+
+
+def test_shares_of_independent_rows_have_the_binomial_standard_error() -> None:
+    found = [core(large(seed, 1000, 1500)) for seed in range(40)]
+    for name, count in (("diversity", 1500), ("freshness", 1500), ("precision", 1500), ("coverage", 1000)):
+        values = [one[name] for one in found]
+        error = np.mean([half_width(one) for one in values]) / ERRORS
+        share = np.mean([one["value"] for one in values])
+        assert error == pytest.approx(math.sqrt(share * (1 - share) / count), rel=0.1), name
+        assert error == pytest.approx(np.std([one["value"] for one in values]), rel=0.4), name
+
+
+def test_rows_of_a_group_say_no_more_than_one() -> None:
+    # Every row four times, in one block with its copies.
+    plain = large(3, 400, 400)
+    four = take(plain, np.repeat(np.arange(800), 4))
+    four = Indicators(**(vars(four) | {"group_size": np.full(3200, 4)}))
+    one, other = core(plain), core(four)
+    for name in CORE_METRICS:
+        assert other[name] == pytest.approx(one[name]), name
+    # Alone, 3,200 rows would say twice as much.
+    assert half_width(core(large(3, 1600, 1600))["precision"]) < 0.7 * half_width(one["precision"])
+
+
+@pytest.mark.parametrize("found", [0, 1, 3])
+@pytest.mark.parametrize("size", [1, 4])
+def test_near_0_and_1_intervals_are_exact_over_independent_groups(found: int, size: int) -> None:
+    # `found` groups of so many rows each, of 60.
+    is_real = np.repeat(np.arange(120) < 60, size)
+    group = np.repeat(np.arange(120), size)
+    flags = dict.fromkeys(("in_synthetic_group", "in_mixed_group", "inside", "covered"), group % 60 < found)
+    rows = rows_of(
+        is_real,
+        **flags,
+        block=(group % BLOCKS).astype(np.int8),
+        group_size=np.full(120 * size, size),
+    )
+    ends = binomtest(found, 60).proportion_ci(0.95, method="exact")
+    metrics = core(rows)
+    for name in ("precision", "coverage"):
+        assert metrics[name]["value"] == pytest.approx(found / 60)
+        assert (metrics[name]["low"], metrics[name]["high"]) == pytest.approx((ends.low, ends.high))
+    for name in ("diversity", "freshness"):
+        assert (metrics[name]["low"], metrics[name]["high"]) == pytest.approx((1 - ends.high, 1 - ends.low))
+
+
+def test_groups_of_unequal_sizes_are_worth_the_square_of_their_sum_over_the_sum_of_squares() -> None:
+    # Kish's effective sample size: 40 single rows and one group of 20, all fresh.
+    sizes = np.r_[np.ones(40, int), np.full(20, 20)]
+    is_real = np.r_[np.ones(60, bool), np.zeros(60, bool)]
+    rows = rows_of(is_real, group_size=np.r_[np.ones(60, int), sizes])
+    effective = 60**2 / (40 + 20 * 20)
+    ends = core(rows)["freshness"]
+    assert ends["value"] == 1
+    assert ends["high"] == 1
+    assert ends["low"] == pytest.approx(0.025 ** (1 / effective))
+
+
+def refitted(seed: int, sizes: NDArray[np.int64]) -> tuple[Indicators, NDArray[np.float64]]:
+    """Rows in blocks of so many, and q by block left out: what a fit to the other rows would say of them."""
+    rng = np.random.default_rng(seed)
+    block = np.repeat(np.arange(BLOCKS), sizes).astype(np.int8)
+    n = len(block)
+    is_real = rng.random(n) < 0.5
+    effect = rng.normal(0, 0.01, BLOCKS)
+    q = np.clip(0.5 + 0.1 * rng.normal(size=n), 0, 1)
+    without = q[:, None] + effect
+    without[np.arange(n), block] = np.nan
+    return rows_of(is_real, q=q, block=block, q_without=without), effect
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_fidelity_and_representativeness_move_as_without_each_block(equal: bool) -> None:
+    rng = np.random.default_rng(0)
+    sizes = np.full(BLOCKS, 50) if equal else rng.integers(35, 65, BLOCKS)
+    rows, _ = refitted(1, sizes)
+    found = core_metrics(summed(rows), NO_REFERENCES)
+    for name, kind in (("fidelity", False), ("representativeness", True)):
+        own = rows.is_real == kind
+        value = 1 - rows.q[own].mean()
+        assert rows.q_without is not None
+        replicates = np.array([1 - np.nanmean(rows.q_without[own][:, b]) for b in range(BLOCKS)])
+        variance = (BLOCKS - 1) / BLOCKS * np.square(replicates - replicates.mean()).sum()
+        deviations = found[name].deviations
+        assert deviations is not None
+        error = math.sqrt(np.square(deviations).sum())
+        assert error == pytest.approx(math.sqrt(variance), rel=1e-9 if equal else 0.1)
+        one = found[name].metric()
+        assert one["value"] == pytest.approx(value)
+        assert (one["low"], one["high"]) == pytest.approx(interval(value, error, 1000, is_share=False))
+
+
+def test_fits_that_move_with_the_data_have_wider_intervals_than_fixed_ones() -> None:
+    rows, _ = refitted(2, np.full(BLOCKS, 50))
+    fixed = rows_of(rows.is_real, q=rows.q, block=rows.block)
+    assert half_width(core(rows)["fidelity"]) > 2 * half_width(core(fixed)["fidelity"])
+
+
+def test_scores_of_heads_that_were_not_refitted_have_root_2_of_their_own_error() -> None:
+    deviations = [core_metrics(summed(large(seed)), NO_REFERENCES)["fidelity"].deviations for seed in range(20)]
+    errors = [math.sqrt(np.square(own).sum()) for own in deviations if own is not None]
+    assert len(errors) == 20
+    assert np.mean(errors) == pytest.approx(math.sqrt(2 / 12 / 2000), rel=0.1)
+
+
+def test_a_slice_within_one_block_has_a_value() -> None:
+    rows, _ = refitted(3, np.full(BLOCKS, 20))
+    inside = np.where(rows.block == 4, 0, -1)
+    (sums,) = sum_slices(rows, inside, 1)
+    found = core_metrics(sums, NO_REFERENCES)["fidelity"].metric()
+    own = (rows.block == 4) & ~rows.is_real
+    assert found["value"] == pytest.approx(1 - rows.q[own].mean())
+    assert found["low"] is None or found["low"] < found["value"] < found["high"]
+
+
+@pytest.mark.parametrize("effect", [0.5, 1.0, 4.0])
+def test_precision_and_coverage_are_as_wide_as_rows_go_together(effect: float) -> None:
+    # Deviations whose squares add up to a design effect, in units of the binomial standard error.
+    rows = large(5)
+    spread = np.full(BLOCKS, math.sqrt(effect / BLOCKS))
+    plain = core(rows)
+    found = core(rows, Context(NO_REFERENCES.references, spreads={"precision": spread, "coverage": spread}))
+    for name in ("precision", "coverage"):
+        share = found[name]["value"]
+        binomial = ERRORS * math.sqrt(share * (1 - share) / 2000)
+        assert found[name]["value"] == plain[name]["value"]
+        if effect == 4:
+            assert half_width(found[name]) == pytest.approx(2 * binomial, rel=0.01)
+        # Never narrower than the rows' own groups say.
+        assert half_width(found[name]) >= half_width(plain[name]) - 1e-12
+    assert found["diversity"] == plain["diversity"]
+
+
+def test_near_1_a_share_of_rows_that_go_together_rests_on_as_many_fewer() -> None:
+    is_real = np.arange(400) < 200
+    spread = np.full(BLOCKS, math.sqrt(4 / BLOCKS))
+    context = Context(NO_REFERENCES.references, spreads={"precision": spread})
+    found = core(rows_of(is_real, inside=~is_real, covered=is_real), context)
+    assert found["precision"]["low"] == pytest.approx(0.025 ** (1 / 50))
+    assert found["coverage"]["low"] == pytest.approx(0.025 ** (1 / 200))
+
+
+def test_slices_of_few_rows_are_marked() -> None:
+    for count, small in ((SMALL - 1, True), (SMALL, False)):
+        is_real = np.arange(count + 200) < 200
+        found = core(rows_of(is_real))
+        assert found["diversity"].get("small", False) == small
+        assert "small" not in found["coverage"]
+    # Rows that are worth few are few.
+    is_real = np.arange(400) < 200
+    assert core(rows_of(is_real, group_size=np.full(400, 10)))["diversity"]["small"]
+
+
+def test_one_row_has_a_value_and_no_interval() -> None:
+    found = core(rows_of(np.array([True, False])))
+    for name in CORE_METRICS:
+        assert found[name]["value"] is not None
+        assert (found[name]["low"], found[name]["high"]) == (None, None)
+        assert found[name]["reason"] == NO_INTERVAL
+
+
+@given(st.integers(0, 10_000), st.integers(1, 60))
+@settings(deadline=None, max_examples=60)
+def test_every_metric_is_a_share_within_its_interval_or_says_why_not(seed: int, n: int) -> None:
+    for name, found in core(indicators(seed, n)).items():
+        if found["value"] is None:
+            assert found["reason"]
+        else:
+            assert -1e-12 <= found["value"] <= 1 + 1e-12
+            if found["low"] is None:
+                assert found["high"] is None
+                assert found["reason"]
+            else:
+                assert "reason" not in found
+                assert 0 <= found["low"] <= found["value"] + 1e-9, name
+                assert found["value"] <= found["high"] + 1e-9 <= 1 + 2e-9, name
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf])
+def test_a_metric_that_is_no_number_is_null_with_a_reason(value: float | None) -> None:
+    found = metric(value, reference=0.5)
+    assert (found["value"], found["low"], found["high"]) == (None, None, None)
+    assert found["reason"]
+
+
+def test_a_metric_without_an_interval_says_so() -> None:
+    assert metric(0.25, reference=0.5, unadjusted=None) == {
+        "value": 0.25,
+        "low": None,
+        "high": None,
+        "reference": 0.5,
+        "reason": NO_INTERVAL,
+    }
+    assert Estimate(0.25, reason="a p-value has no interval").metric()["reason"] == "a p-value has no interval"
+    assert Estimate.none("nothing to see").metric()["reason"] == "nothing to see"
+    whole = Estimate(0.25, 0.0, 1.0, is_small=True).metric()
+    assert whole == {"value": 0.25, "low": 0.0, "high": 1.0, "small": True}
+
+
+@pytest.mark.parametrize(("n", "m", "expected"), [(500, 500, 0.9692), (2000, 500, 0.6728)])
+def test_the_coverage_reference_is_the_checked_one(n: int, m: int, expected: float) -> None:
+    assert coverage_reference(n, m, 5) == pytest.approx(expected, abs=5e-5)
+
+
+def test_the_coverage_reference_is_what_a_simulation_gives() -> None:
+    rng = np.random.default_rng(11)
+    found = [
+        brute.precision_and_coverage(rng.normal(size=(120, 4)), rng.normal(size=(60, 4)))[1] for _ in range(40)
+    ]
+    assert coverage_reference(120, 60, 5) == pytest.approx(np.mean(found), abs=4 * np.std(found) / 40**0.5)
+
+
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_there_is_no_coverage_reference_without_a_fifth_neighbour(n: int) -> None:
+    assert coverage_reference(n, 100, 5) is None

@@ -1,0 +1,422 @@
+"""Families of metrics that are made of embeddings: scipy and sklearn agree, and no split of the rows matters."""
+
+import functools
+import operator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.linalg import sqrtm
+from scipy.spatial.distance import pdist, squareform
+from sklearn.linear_model import RidgeClassifier
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics.pairwise import polynomial_kernel
+from sklearn.preprocessing import StandardScaler
+
+from synthscale import parse_config, score_features
+from synthscale.metric_names import FAMILIES
+from synthscale.metrics import embedding_families as vectors
+from synthscale.metrics.embedding_families import (
+    PARTS,
+    VECTOR_FAMILIES,
+    VectorRows,
+    VectorSums,
+    VendiMap,
+    families_of,
+    frechet_family,
+    kernel_family,
+    some_fold,
+    utility_family,
+    vendi_family,
+    wanted_of,
+)
+from synthscale.tables.id_hashes import id_keys
+
+
+def rows_of(seed, n, d=6, *, shift=0.0, labels=3, groups=None, number=np.float32, name="r") -> VectorRows:
+    rng = np.random.default_rng(seed)
+    key = id_keys([f"{name}/{seed}/{i}" for i in range(n)])
+    group = key if groups is None else key[rng.integers(0, groups, n)]
+    label = rng.integers(0, labels, n)
+    x = rng.normal(size=(n, d)) + shift + 2.0 * (label[:, None] == np.arange(d)[None, :])
+    fold = np.stack([some_fold(group), np.zeros(n, np.int8)], 1)
+    return VectorRows(x.astype(number), key, group, [str(own) for own in label], fold)
+
+
+def sums_of(rows: VectorRows, parts=PARTS, set_rows=None) -> VectorSums:
+    return VectorSums.of(rows, len(rows.key) if set_rows is None else set_rows, parts)
+
+
+def chosen(rows: VectorRows, own) -> VectorRows:
+    return rows.take(np.flatnonzero(own))
+
+
+def figures(real: VectorSums, own: VectorSums, moments=None, view=0, wanted=VECTOR_FAMILIES):
+    found = families_of((real, own), moments, view, wanted)
+    return {name: metric.metric() for family in found.values() for name, metric in family.items()}
+
+
+# Frechet.
+
+
+@pytest.mark.parametrize("parts", [1, PARTS])
+@pytest.mark.parametrize("number", [np.float16, np.float32])
+def test_the_frechet_distance_is_scipys(parts, number):
+    one, two = rows_of(0, 200, number=number), rows_of(1, 150, shift=0.5, number=number)
+    found = frechet_family(sums_of(one, parts), sums_of(two, parts))["frechet_distance"]
+    x, y = (rows.vectors.astype(np.float64) for rows in (one, two))
+    a, b = np.cov(x.T), np.cov(y.T)
+    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a + b - 2 * sqrtm(a @ b).real)
+    assert found.value == pytest.approx(expected, rel=1e-6)
+    assert found.low is None
+    assert "frechet_infinity" in found.reason
+
+
+def test_the_extrapolated_distance_is_there_where_there_are_parts():
+    one, two = rows_of(2, 600, name="r"), rows_of(3, 600, name="s")
+    assert set(frechet_family(sums_of(one, 1), sums_of(two, 1))) <= {
+        "frechet_distance",
+        "frechet_distance_infinity",
+    }
+    found = frechet_family(sums_of(one), sums_of(two))
+    assert set(found) == set(FAMILIES["frechet"])
+    limit = found["frechet_distance_infinity"]
+    assert limit.low < limit.value < limit.high
+    # Equal distributions: the bias is gone, and 0 is within reach.
+    assert limit.value < found["frechet_distance"].value
+    assert limit.low < 0.01
+
+
+@pytest.mark.parametrize("sizes", [(1, 40), (40, 1), (1, 1)])
+def test_one_row_has_no_covariance(sizes):
+    found = frechet_family(sums_of(rows_of(4, sizes[0])), sums_of(rows_of(5, sizes[1])))
+    assert found["frechet_distance"].value is None
+    assert found["frechet_distance"].reason == "fewer than two rows in a set"
+    assert found["frechet_distance_infinity"].value is None
+    assert found["frechet_distance_infinity"].reason == "too few rows in a part"
+
+
+# KID.
+
+
+def unbiased_mmd(x, y):
+    """Sklearn's kernel, pairs of different rows only."""
+    d = x.shape[1]
+    kernel = functools.partial(polynomial_kernel, degree=3, gamma=1 / d, coef0=1)
+    n, m = len(x), len(y)
+    xx, yy = kernel(x), kernel(y)
+    return (
+        (xx.sum() - np.trace(xx)) / (n * (n - 1))
+        + (yy.sum() - np.trace(yy)) / (m * (m - 1))
+        - 2 * kernel(x, y).mean()
+    )
+
+
+def test_kid_is_sklearns_over_disjoint_blocks():
+    one, two = rows_of(6, 205), rows_of(7, 130, shift=0.3)
+    found = kernel_family(sums_of(one), sums_of(two))["kid"]
+    x, y = (sums_of(rows).drawn().vectors.astype(np.float64) for rows in (one, two))
+    # Ten blocks of 13 rows: none of the smaller set is left out.
+    values = [unbiased_mmd(x[i * 13 : (i + 1) * 13], y[i * 13 : (i + 1) * 13]) for i in range(10)]
+    assert found.value == pytest.approx(np.mean(values), rel=1e-9)
+    away = 2.262157 * np.std(values, ddof=1) / np.sqrt(10)  # Student, nine degrees of freedom
+    assert (found.low, found.high) == pytest.approx((found.value - away, found.value + away), rel=1e-3)
+
+
+def test_kid_holds_its_expectation():
+    # ORACLES: N(0, I) against N(m, I), a = |m|^2 / d.
+    d, a = 16, 0.09
+    expected = (1 + a) ** 3 - 1 + 3 / d * (a + 2 * a * a) + 6 * a / d**2
+    inside = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        x, y = rng.normal(size=(400, d)), rng.normal(size=(400, d)) + np.sqrt(a)
+        one, two = rows_of(seed, 400, name="x"), rows_of(seed, 400, name="y")
+        sums = [sums_of(VectorRows(v, r.key, r.group, r.label, r.fold)) for v, r in ((x, one), (y, two))]
+        found = kernel_family(*sums)["kid"]
+        inside += found.low <= expected <= found.high
+    assert inside >= 33
+
+
+@pytest.mark.parametrize("sizes", [(19, 100), (100, 19), (1, 1)])
+def test_kid_of_few_rows_has_a_reason(sizes):
+    found = kernel_family(sums_of(rows_of(8, sizes[0])), sums_of(rows_of(9, sizes[1])))["kid"]
+    assert found.value is None
+    assert found.reason == "fewer than 20 rows in a set"
+
+
+def test_twenty_rows_are_enough():
+    assert kernel_family(sums_of(rows_of(8, 20)), sums_of(rows_of(9, 20)))["kid"].value is not None
+
+
+# Vendi.
+
+
+def vendi(real: VectorRows, own: VectorRows):
+    features = VendiMap.of(sums_of(real))
+    return vendi_family(features.moment(real.vectors), features.moment(own.vectors))["vendi_score"]
+
+
+def exact_vendi(x, mean, scale, bandwidth):
+    z = (x.astype(np.float64) - mean) / scale
+    kernel = np.exp(-squareform(pdist(z, "sqeuclidean")) / (2 * bandwidth**2))
+    p = np.linalg.eigvalsh(kernel / len(z)).clip(1e-300)
+    return np.exp(-(p * np.log(p)).sum())
+
+
+def test_the_vendi_score_is_near_that_of_the_kernel():
+    real, own = rows_of(10, 250, 4), rows_of(11, 180, 4)
+    x = real.vectors.astype(np.float64)
+    bandwidth = np.median(pdist((x - x.mean(0)) / x.std(0)))
+    found = vendi(real, own)
+    for shown, rows in ((found.value, own), (found.reference, real)):
+        assert shown == pytest.approx(exact_vendi(rows.vectors, x.mean(0), x.std(0), bandwidth), rel=0.03)
+    assert found.low is None
+    assert "all rows at once" in found.reason
+
+
+def test_repeats_lower_the_vendi_score():
+    real = rows_of(12, 200)
+    few = chosen(real, np.arange(200) < 4)
+    repeated = few.take(np.arange(4).repeat(50))
+    found = vendi(real, repeated)
+    assert 1 < found.value <= 4 + 1e-9
+    assert found.value < found.reference / 2
+    one = few.take(np.zeros(30, np.int64))
+    assert vendi(real, one).value == pytest.approx(1)
+
+
+def test_constant_dimensions_are_no_trouble():
+    real, own = rows_of(13, 60), rows_of(14, 60)
+    for rows in (real, own):
+        rows.vectors[:, 2] = 300.1
+    assert 1 < vendi(real, own).value < 60
+    flat = VectorRows(np.ones((9, 6), np.float32), *(getattr(real.take(np.arange(9)), n) for n in FIELDS))
+    assert vendi(flat, flat).value == pytest.approx(1)
+
+
+FIELDS = ("key", "group", "label", "fold")
+
+
+# Utility.
+
+
+def test_utility_is_near_that_of_sklearns_ridge():
+    real, own = rows_of(15, 600, shift=0.1), rows_of(16, 500)
+    found = utility_family(sums_of(real), sums_of(own), 0)
+    truth = np.array(real.label)
+
+    def ridge(x, y):
+        return lambda z: RidgeClassifier(alpha=6).fit(scaler.fit_transform(x), y).predict(scaler.transform(z))
+
+    scaler = StandardScaler()
+    by_synthetic = ridge(own.vectors, np.array(own.label))(real.vectors)
+    by_real = np.empty_like(truth)
+    for fold in range(5):
+        inside = real.fold[:, 0] == fold
+        by_real[inside] = ridge(real.vectors[~inside], truth[~inside])(real.vectors[inside])
+    expected = [balanced_accuracy_score(truth, answers) for answers in (by_synthetic, by_real)]
+    assert found["accuracy_synthetic"].value == pytest.approx(expected[0], abs=0.015)
+    assert found["accuracy_real"].value == pytest.approx(expected[1], abs=0.015)
+    assert found["utility"].value == pytest.approx(
+        found["accuracy_synthetic"].value / found["accuracy_real"].value, rel=1e-9
+    )
+    assert found["accuracy_synthetic"].reference == found["accuracy_real"].value
+    assert found["utility"].reference == 1
+    assert found["utility"].low < found["utility"].value < found["utility"].high
+
+
+def test_wrong_labels_teach_nothing():
+    real, own = rows_of(17, 400), rows_of(18, 400)
+    wrong = [str((int(own_label) + 1) % 3) for own_label in own.label]
+    own = VectorRows(own.vectors, own.key, own.group, wrong, own.fold)
+    found = utility_family(sums_of(real), sums_of(own), 0)
+    assert found["accuracy_synthetic"].value < 0.2
+    assert found["accuracy_real"].value > 0.6
+
+
+def test_the_folds_are_those_of_the_generators_view():
+    real, own = rows_of(19, 200), rows_of(20, 200)
+    # In the second view all rows are in one fold: then nothing is left to learn from.
+    assert utility_family(sums_of(real), sums_of(own), 0)["accuracy_real"].value > 0.6
+    found = utility_family(sums_of(real), sums_of(own), 1)
+    assert found["accuracy_real"].value is None
+    assert "two folds" in found["accuracy_real"].reason
+
+
+@pytest.mark.parametrize(
+    ("real", "synthetic", "reason"),
+    [
+        (None, "ab", "no labels in the real set"),
+        ("ab", None, "no labels in the synthetic set"),
+        ("a", "a", "fewer than two labels"),
+        ("ab", "cd", "fewer than two labels"),
+        ("ab", "a", "fewer than two labels"),
+    ],
+)
+def test_utility_without_labels_has_a_reason(real, synthetic, reason):
+    sums = []
+    for i, names in enumerate((real, synthetic)):
+        rows = rows_of(21 + i, 60)
+        label = [None] * 60 if names is None else [names[j % len(names)] for j in range(60)]
+        sums.append(sums_of(VectorRows(rows.vectors, rows.key, rows.group, label, rows.fold)))
+    found = utility_family(*sums, 0)
+    assert set(found) == set(FAMILIES["utility"])
+    for own in found.values():
+        assert own.value is None
+        assert reason in own.reason
+
+
+# Sums that merge.
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), parts=st.integers(2, 5))
+def test_any_split_and_any_order_give_the_same_figures(seed, parts):
+    rng = np.random.default_rng(seed)
+    real, own = rows_of(seed, 130, groups=60, name="r"), rows_of(seed + 1, 110, groups=50, shift=0.2, name="s")
+
+    def both(split):
+        sums, moments = [], []
+        for rows in (real, own):
+            n = len(rows.key)
+            if split:
+                order, of = rng.permutation(n), rng.integers(0, parts, n)
+                pieces = [rows.take(order[of == i]) for i in rng.permutation(parts)]
+            else:
+                pieces = [rows]
+            sums.append(functools.reduce(operator.add, (sums_of(piece, set_rows=n) for piece in pieces)))
+            moments.append(pieces)
+        features = VendiMap.of(sums[0])
+        added = tuple(
+            functools.reduce(operator.add, (features.moment(piece.vectors) for piece in pieces))
+            for pieces in moments
+        )
+        return figures(*sums, moments=added)
+
+    one, two = both(False), both(True)
+    assert set(one) == {name for family in VECTOR_FAMILIES for name in FAMILIES[family]}
+    for name, metric in one.items():
+        assert metric.keys() == two[name].keys()
+        for key, value in metric.items():
+            expected = pytest.approx(value, rel=1e-9, abs=1e-11) if isinstance(value, float) else value
+            assert two[name][key] == expected, (name, key)
+
+
+def test_no_group_is_split_over_parts():
+    rows = rows_of(30, 300, groups=40)
+    counts = np.array(
+        [[part.count for part in sums_of(chosen(rows, rows.group == g)).moments] for g in rows.group]
+    )
+    assert ((counts > 0).sum(1) == 1).all()
+    # And groups are spread over all parts.
+    assert (np.array([part.count for part in sums_of(rows_of(31, 600)).moments]) > 20).all()
+
+
+def test_parts_add_up_to_the_whole():
+    rows = rows_of(32, 157)
+    whole = sums_of(rows).whole
+    assert whole.count == 157
+    assert whole.mean == pytest.approx(rows.vectors.astype(float).mean(0), rel=1e-9)
+    assert whole.scatter / 156 == pytest.approx(np.cov(rows.vectors.astype(float).T), rel=1e-9)
+
+
+def test_samples_take_whole_groups_and_about_as_many_rows_as_asked(monkeypatch):
+    monkeypatch.setattr(vectors, "SAMPLE_ROWS", 1000)
+    rows = rows_of(33, 8000, 3, groups=3000)
+    sample = sums_of(rows, 1).sample
+    assert len(sample.key) == pytest.approx(1000, abs=200)
+    taken = np.isin(rows.group, sample.group)
+    assert taken.sum() == len(sample.key)
+    # The same rows whatever else there is: the draw is by key.
+    half = chosen(rows, np.arange(8000) % 2 == 0)
+    again = sums_of(half, 1, set_rows=8000).sample
+    assert set(again.key.tolist()) == set(sample.key.tolist()) & set(half.key.tolist())
+
+
+def test_sets_up_to_the_sample_are_taken_whole():
+    rows = rows_of(34, 500)
+    assert len(sums_of(rows).sample.key) == 500
+
+
+def test_the_samples_of_the_sets_are_in_one_order_whatever_came_first():
+    rows = rows_of(35, 90, groups=30)
+    back = rows.take(np.arange(89, -1, -1))
+    one, two = sums_of(rows).drawn(), sums_of(back).drawn()
+    assert (one.key == two.key).all()
+    assert (one.vectors == two.vectors).all()
+    assert one.label == two.label
+    # Rows of a group stand together, so that a cut splits one at most.
+    change = np.flatnonzero(one.group[1:] != one.group[:-1])
+    assert len(change) + 1 == len(np.unique(one.group))
+
+
+def test_folds_of_rows_that_nobody_dealt_are_five_of_like_sizes():
+    fold = some_fold(id_keys(map(str, range(5000))))
+    assert np.bincount(fold).min() > 900
+    assert len(np.bincount(fold)) == 5
+
+
+def test_families_of_embeddings_are_named_once():
+    assert wanted_of(tuple(FAMILIES)) == list(VECTOR_FAMILIES)
+    assert wanted_of(("manifold", "facts")) == []
+    assert wanted_of(("kernel",)) == ["kernel"]
+
+
+# Through the door.
+
+
+def features(seed, n, m, d=5):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n + m, d)) + 0.3 * (np.arange(n + m) >= n)[:, None]
+    return x.astype(np.float32), ["real"] * n + ["synthetic"] * m
+
+
+CONFIG = parse_config({"metrics": {"families": "frechet,kernel,vendi,utility", "frechet_infinity": True}})
+
+
+def test_the_order_of_rows_with_ids_does_not_matter():
+    x, kinds = features(0, 80, 60)
+    labels, ids = [str(i % 3) for i in range(140)], [f"id{i}" for i in range(140)]
+    order = np.random.default_rng(1).permutation(140)
+    one, two = (
+        score_features(
+            x[own],
+            [kinds[i] for i in own],
+            labels=[labels[i] for i in own],
+            ids=[ids[i] for i in own],
+            config=CONFIG,
+        ).metrics["synthetic"]["families"]
+        for own in (np.arange(140), order)
+    )
+    assert one.keys() == two.keys()
+    for family, metrics in one.items():
+        for name, metric in metrics.items():
+            assert two[family][name]["value"] == pytest.approx(metric["value"], rel=1e-9, abs=1e-12), name
+
+
+def test_adding_a_generator_changes_no_others_numbers():
+    x, kinds = features(2, 80, 60)
+    rng = np.random.default_rng(3)
+    # The second generator repeats real rows: groups of its own view.
+    more = (x[:40] + 1e-4 * rng.normal(size=(40, 5))).astype(np.float32)
+    ids = [f"r{i}" for i in range(80)] + [f"s{i}" for i in range(60)] + [f"a{i}" for i in range(40)]
+    labels = [str(i % 3) for i in range(180)]
+    names = ["one"] * 140 + ["two"] * 40
+    alone = score_features(x, kinds, generator=names[:140], labels=labels[:140], ids=ids[:140], config=CONFIG)
+    both = score_features(
+        np.vstack([x, more]), kinds + ["synthetic"] * 40, generator=names, labels=labels, ids=ids, config=CONFIG
+    )
+    assert both.metrics["one"]["families"] == alone.metrics["one"]["families"]
+
+
+def test_frechet_of_score_features_is_that_of_numpy():
+    x, kinds = features(4, 90, 70)
+    found = score_features(x, kinds, config=CONFIG).metrics["synthetic"]["families"]["frechet"]["frechet_distance"]
+    a, b = (part.astype(float) for part in (x[:90], x[90:]))
+    covariances = np.cov(a.T), np.cov(b.T)
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(
+        covariances[0] + covariances[1] - 2 * sqrtm(covariances[0] @ covariances[1]).real
+    )
+    assert found["value"] == pytest.approx(expected, rel=1e-6)

@@ -1,0 +1,268 @@
+"""The sums over a view's rows: joined from its tables, cut by columns and folds, merged over shards."""
+
+import functools
+import operator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from synthscale.metrics.core import FIELDS
+from synthscale.metrics.evidence import Evidence
+from synthscale.metrics.scores import ViewRows, score_rows
+from synthscale.metrics.slices import Slicing, count, slicing
+from synthscale.metrics.view_sums import FOLD, ViewSums, sum_view
+from synthscale.statistics.jackknife import blocks_of
+from synthscale.tables.id_hashes import id_keys
+from synthscale.tables.schemas import BLOCKS, DIRECTIONS, SCORES
+
+REAL_ROWS = 40
+ROWS = 100
+COLUMNS = ("label", "prompt", "seed")
+
+
+@dataclass(frozen=True)
+class World:
+    """A view of 40 real and 60 synthetic rows whose numbers have gaps; groups of 2 to 4 of the first 60 places."""
+
+    view: ViewRows
+    evidence: Evidence
+    real_ids: pa.Table
+
+    def scores(self) -> pa.Table:
+        return score_rows(self.view, self.real_ids, 0.1)
+
+    def slicings(self) -> list[Slicing]:
+        return [slicing(name, count(self.view.manifest.column(name))) for name in COLUMNS]
+
+    def sums(self, slicings: list[Slicing]) -> ViewSums:
+        return sum_view(self.view, self.scores(), self.evidence, slicings)
+
+    def take(self, chosen: NDArray[np.int64]) -> "World":
+        """Some places, ascending: a shard of the view."""
+        index, rows = pa.array(chosen), self.view.manifest.column("row").to_numpy()[chosen]
+        kept = np.isin(self.view.groups.column("row").to_numpy(), rows)
+        view = ViewRows(
+            self.view.manifest.take(index),
+            self.view.nearest.take(index),
+            self.view.groups.filter(pa.array(kept)),
+            self.view.logit[chosen],
+        )
+        parts = {
+            name: part[chosen] if part is not None and len(part) else part
+            for name, part in vars(self.evidence).items()
+        }
+        return World(view, Evidence(**parts), self.real_ids)
+
+
+def world(seed: int = 0, *, classified: bool = True) -> World:
+    rng = np.random.default_rng(seed)
+    row = np.sort(rng.choice(1000, ROWS, replace=False))
+    is_real = np.arange(ROWS) < REAL_ROWS
+    manifest = pa.table(
+        {
+            "row": row,
+            "id": [f"id-{i}" for i in row],
+            "uri": pa.nulls(ROWS, pa.string()),
+            "real_or_synthetic": pa.array(
+                ["real" if real else "synthetic" for real in is_real]
+            ).dictionary_encode(),
+            "label": pa.array(rng.choice(["cat", "dog", None], ROWS).tolist(), pa.string()),
+            "image_filename": pa.nulls(ROWS, pa.string()),
+            "prompt": pa.array(rng.choice(["a", "b", "c"], ROWS).tolist()).dictionary_encode(),
+            "seed": pa.array(rng.normal(size=ROWS)),
+        }
+    )
+    nearest_real = np.where(rng.random(ROWS) < 0.1, -1, row[rng.integers(0, REAL_ROWS, ROWS)])
+    nearest = pa.table(
+        {
+            "row": row,
+            "nn_distance": pa.array(rng.random(ROWS), pa.float32()),
+            "nearest_real_row": pa.array(nearest_real, mask=nearest_real < 0),
+            "nearest_real_distance": pa.array(rng.random(ROWS), pa.float32()),
+            "in_real_manifold": rng.random(ROWS) < 0.6,
+            "covered": pa.array(rng.random(ROWS) < 0.5, mask=~is_real),
+            "is_copy": rng.random(ROWS) < 0.1,
+        }
+    )
+    sizes = rng.integers(2, 5, 15)
+    member = rng.choice(60, int(sizes.sum()), replace=False) if sizes.sum() <= 60 else rng.permutation(60)
+    sizes = np.minimum(sizes, np.maximum(len(member) - np.r_[0, np.cumsum(sizes)[:-1]], 0))
+    lines: dict[str, list[Any]] = {"row": [], "near_duplicate_id": [], "size": [], "has_real": []}
+    key = id_keys(manifest.column("id").to_pylist()).copy()
+    for places in np.split(member, np.cumsum(sizes)[:-1]):
+        if len(places):
+            key[places] = key[places].min()
+            for place in sorted(places.tolist()):
+                lines["row"].append(row[place])
+                lines["near_duplicate_id"].append(row[places].min())
+                lines["size"].append(len(places))
+                lines["has_real"].append(bool(is_real[places].any()))
+    groups = pa.table(lines).sort_by("row")
+    logit = rng.normal(size=ROWS) if classified else np.full(ROWS, np.nan)
+    without = logit[:, None] + 0.1 * rng.normal(size=(ROWS, BLOCKS))
+    without[np.arange(ROWS), blocks_of(key)] = np.nan
+    evidence = Evidence(
+        log_prior=rng.normal(size=ROWS),
+        group_key=key,
+        logit_file_facts=np.full(ROWS, np.nan),
+        bytes_per_pixel=np.full(ROWS, np.nan),
+        along=rng.normal(size=(ROWS, DIRECTIONS)),
+        fold=rng.integers(0, 3, ROWS).astype(np.int8) if classified else np.empty(0, np.int8),
+        logit_without=without if classified else None,
+    )
+    real_ids = manifest.slice(0, REAL_ROWS).select(["row", "id"])
+    return World(ViewRows(manifest, nearest, groups, logit), evidence, real_ids)
+
+
+def by_row(own: World, place: int) -> dict[str, NDArray[np.float64]]:
+    """What one row adds to the sums, by block."""
+    sums: dict[str, NDArray[np.float64]] = {}
+    block = int(blocks_of(own.evidence.group_key)[place])
+
+    def add(name: str, value: float, at: int = block) -> None:
+        sums.setdefault(name, np.zeros(BLOCKS))[at] += value
+
+    (line,) = own.view.manifest.slice(place, 1).to_pylist()
+    (near,) = own.view.nearest.slice(place, 1).to_pylist()
+    groups = [group for group in own.view.groups.to_pylist() if group["row"] == line["row"]]
+    kind = line["real_or_synthetic"]
+    sign = -1 if kind == "real" else 1
+    add(kind, 1)
+    add(f"grouped_{kind}", groups[0]["size"] if groups else 1)
+    logit = own.view.logit[place]
+    if not np.isnan(logit):
+        add("scored", 1)
+        add(f"quality_{kind}", expit(sign * logit))
+        add(f"unadjusted_{kind}", expit(sign * (logit + own.evidence.log_prior[place])))
+    if own.evidence.logit_without is not None:
+        for at, other in enumerate(own.evidence.logit_without[place].tolist()):
+            add(f"without_{kind}", 0.0 if np.isnan(other) else expit(sign * other), at)
+    if kind == "synthetic":
+        add("repeats", bool(groups) and not groups[0]["has_real"])
+        add("copies", bool(groups) and groups[0]["has_real"])
+        add("inside", near["in_real_manifold"])
+    else:
+        add("covered", near["covered"])
+        add("real_inside", near["in_real_manifold"])
+    return sums
+
+
+def added(own: World, places: list[int]) -> dict[str, NDArray[np.float64]]:
+    total: dict[str, NDArray[np.float64]] = {}
+    for place in places:
+        for name, values in by_row(own, place).items():
+            total[name] = total.get(name, np.zeros(BLOCKS)) + values
+    return total
+
+
+def assert_sums(found: Any, expected: dict[str, NDArray[np.float64]]) -> None:
+    assert set(expected) <= set(FIELDS)
+    for name, values in expected.items():
+        np.testing.assert_allclose(found.by_block(name), values, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("classified", [True, False])
+def test_the_sums_over_all_rows_are_those_of_a_loop(seed: int, classified: bool) -> None:
+    own = world(seed, classified=classified)
+    found = own.sums([])
+    assert_sums(found.overall, added(own, list(range(ROWS))))
+    is_copy = own.view.nearest.column("is_copy").to_numpy()
+    assert found.distinct_real == int((~is_copy[:REAL_ROWS]).sum())
+    assert (found.overall["scored"] == ROWS) == classified
+    assert (found.overall["without_real"] > 0) == classified
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_slices_are_those_of_a_loop_over_the_rows_of_each_value_and_fold(seed: int) -> None:
+    own = world(seed)
+    slicings = own.slicings()
+    found = own.sums(slicings).slices
+    names = {"label": {"cat", "dog"}, "prompt": {"a", "b", "c"}, "seed": set(slicings[2].names)}
+    assert len(names["seed"]) == 10
+    assert {column for column, _ in found} == {*COLUMNS, FOLD}
+    for column, expected in names.items():
+        assert {name for own_column, name in found if own_column == column} == expected
+    for column in ("label", "prompt"):
+        values = own.view.manifest.column(column).to_pylist()
+        for name in names[column]:
+            places = [i for i, value in enumerate(values) if value == name]
+            assert_sums(found[column, name], added(own, places))
+    place = slicings[2].of(own.view.manifest.column("seed"))
+    for i, name in enumerate(slicings[2].names):
+        assert_sums(found["seed", name], added(own, np.flatnonzero(place == i).tolist()))
+    for fold in range(3):
+        places = np.flatnonzero(own.evidence.fold == fold).tolist()
+        assert_sums(found[FOLD, str(fold)], added(own, places))
+
+
+def test_without_a_classifier_there_are_no_folds() -> None:
+    own = world(classified=False)
+    assert {column for column, _ in own.sums(own.slicings()).slices} == set(COLUMNS)
+
+
+@given(st.integers(0, 50), st.lists(st.integers(0, ROWS), max_size=4), st.booleans())
+@settings(deadline=None, max_examples=25)
+def test_sums_merge_over_any_shards(seed: int, cuts: list[int], scattered: bool) -> None:
+    own = world(seed)
+    slicings = own.slicings()
+    order = np.random.default_rng(seed).permutation(ROWS) if scattered else np.arange(ROWS)
+    shards = [np.sort(part) for part in np.split(order, sorted(cuts))]
+    parts = [own.take(part).sums(slicings) for part in shards]
+    merged, whole = functools.reduce(operator.add, parts, ViewSums()), own.sums(slicings)
+    np.testing.assert_allclose(merged.overall.values, whole.overall.values, atol=1e-9)
+    assert merged.slices.keys() == whole.slices.keys()
+    for name, sums in whole.slices.items():
+        np.testing.assert_allclose(merged.slices[name].values, sums.values, atol=1e-9)
+    assert merged.distinct_real == whole.distinct_real
+    for one, other in zip(merged.along, whole.along, strict=True):
+        np.testing.assert_allclose(one.moments, other.moments, atol=1e-9)
+        assert one.ends == other.ends
+
+
+def test_a_slice_that_only_one_shard_has_is_kept() -> None:
+    own = world()
+    slicings = own.slicings()
+    cats = np.flatnonzero(np.array(own.view.manifest.column("label").to_pylist()) == "cat")
+    others = np.setdiff1d(np.arange(ROWS), cats)
+    parts = [own.take(part).sums(slicings) for part in (cats, others)]
+    assert ("label", "cat") not in parts[1].slices
+    both = parts[1] + parts[0]
+    np.testing.assert_allclose(both.slices["label", "cat"].values, parts[0].slices["label", "cat"].values)
+
+
+def test_a_column_that_no_slicing_names_and_other_rows_groups_change_nothing() -> None:
+    own = world()
+    moved = replace(own, evidence=replace(own.evidence, along=own.evidence.along * 2))
+    np.testing.assert_array_equal(own.sums([]).overall.values, moved.sums([]).overall.values)
+
+
+def test_scores_name_the_nearest_real_row_and_groups_of_each_row() -> None:
+    own = world(3)
+    table = own.scores()
+    assert table.column_names == [*SCORES.names, "prompt", "seed"]
+    ids = dict(zip(own.real_ids["row"].to_pylist(), own.real_ids["id"].to_pylist(), strict=True))
+    nearest = own.view.nearest.column("nearest_real_row").to_pylist()
+    assert None in nearest
+    assert table.column("nearest_real_id").to_pylist() == [None if row is None else ids[row] for row in nearest]
+    group_of = {group["row"]: group["near_duplicate_id"] for group in own.view.groups.to_pylist()}
+    rows = own.view.manifest.column("row").to_pylist()
+    assert table.column("near_duplicate_id").to_pylist() == [group_of.get(row) for row in rows]
+    assert table.column("is_near_duplicate").to_pylist() == [row in group_of for row in rows]
+
+
+def test_scores_of_a_shard_are_those_rows_of_the_whole() -> None:
+    own = world(4)
+    chosen = np.r_[3:11, 38:60]
+    assert own.take(chosen).scores().equals(own.scores().take(pa.array(chosen)))
+    # Nothing is left of a generator without rows here.
+    assert own.take(np.arange(0)).scores().num_rows == 0
+    empty = own.take(np.arange(0)).sums(own.slicings())
+    assert (empty.overall.values == 0).all()

@@ -1,0 +1,235 @@
+"""Components of every view beside a union-find of one view at a time, written from the words alone."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from synthscale.neighbors.components import Components
+
+Places = NDArray[np.int64]
+Pair = tuple[int, int]
+
+
+class UnionFind:
+    """Which rows of one view are connected."""
+
+    def __init__(self, n: int) -> None:
+        self.parent = list(range(n))
+
+    def root(self, i: int) -> int:
+        while self.parent[i] != i:
+            i = self.parent[i]
+        return i
+
+    def merge(self, i: int, j: int) -> bool:
+        """Connect two rows and tell whether they were apart."""
+        one, other = self.root(i), self.root(j)
+        self.parent[max(one, other)] = min(one, other)
+        return one != other
+
+
+class Views:
+    """A union-find of the real rows alone (view 0), and one of them with each generator's."""
+
+    def __init__(self, code: list[int], labels: list[int]) -> None:
+        self.code = code
+        self.rows = {v: [i for i, c in enumerate(code) if c in (0, v)] for v in range(max(code) + 1)}
+        self.of = {v: UnionFind(len(code)) for v in self.rows}
+        for v, rows in self.rows.items():
+            for i in rows:
+                for j in rows:
+                    if labels[i] == labels[j]:
+                        self.of[v].merge(i, j)
+
+    def view(self, pair: Pair) -> int:
+        return max(self.code[pair[0]], self.code[pair[1]])
+
+    def apart(self, pair: Pair) -> bool:
+        own = self.of[self.view(pair)]
+        return own.root(pair[0]) != own.root(pair[1])
+
+    def merge(self, pairs: list[Pair]) -> None:
+        for pair in pairs:
+            for v in self.of:
+                if self.view(pair) in (0, v):
+                    self.of[v].merge(*pair)
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[list[int], list[int], list[list[Pair]]]:
+    """Each row's set and label (rows of one label are of one set), and batches of pairs that share a view."""
+    n, generators = draw(st.integers(1, 16)), draw(st.integers(0, 3))
+    code = draw(st.lists(st.integers(0, generators), min_size=n, max_size=n))
+    given_labels = draw(st.lists(st.integers(0, 8), min_size=n, max_size=n))
+    is_labelled = draw(st.booleans())
+    # As a hub's pivot: any number, but of rows of one set alone.
+    labels = [
+        1000 * (c + 1) + 7 * label if is_labelled else 31 * i
+        for i, (c, label) in enumerate(zip(code, given_labels, strict=True))
+    ]
+    pair = st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)).filter(
+        lambda p: code[p[0]] == code[p[1]] or 0 in (code[p[0]], code[p[1]])
+    )
+    return code, labels, draw(st.lists(st.lists(pair, max_size=12), min_size=1, max_size=4))
+
+
+def arrays(pairs: list[Pair]) -> tuple[Places, Places]:
+    a, b = np.array(pairs, np.int64).reshape(-1, 2).T
+    return a, b
+
+
+def both(code: list[int], labels: list[int]) -> tuple[Components, Views]:
+    return Components(np.array(code, np.int32), np.array(labels, np.int64)), Views(code, labels)
+
+
+def related(code: list[int]) -> list[Pair]:
+    """All pairs, in both orders, that share a view."""
+    rows = range(len(code))
+    return [(i, j) for i in rows for j in rows if code[i] == code[j] or 0 in (code[i], code[j])]
+
+
+@given(worlds())
+@settings(max_examples=200, deadline=None)
+def test_merging_batches_connects_what_a_union_find_connects(
+    world: tuple[list[int], list[int], list[list[Pair]]],
+) -> None:
+    code, labels, batches = world
+    components, views = both(code, labels)
+    everything = related(code)
+    for pairs in [[], *batches]:
+        components.merge(*arrays(pairs))
+        views.merge(pairs)
+        expected = [views.apart(pair) for pair in everything]
+        assert components.apart(*arrays(everything)).tolist() == expected
+
+
+@given(worlds())
+@settings(max_examples=200, deadline=None)
+def test_a_forest_connects_the_same_and_holds_no_superfluous_edge_of_a_view(
+    world: tuple[list[int], list[int], list[list[Pair]]],
+) -> None:
+    code, labels, batches = world
+    components, views = both(code, labels)
+    for pairs in batches:
+        a, b = arrays(pairs)
+        kept = components.forest(a, b)
+        assert kept.dtype.kind == "i"
+        assert (np.diff(kept) > 0).all()
+        chosen = [pairs[i] for i in kept.tolist()]
+        # Within the view that it is of, each edge connects what neither an earlier batch nor another edge does.
+        for v, own in views.of.items():
+            alone = UnionFind(len(code))
+            for i in range(len(code)):
+                alone.merge(i, own.root(i))
+            assert all(alone.merge(*pair) for pair in chosen if views.view(pair) == v)
+        components.merge(a[kept], b[kept])
+        views.merge(pairs)
+        # Not only these pairs: every view is connected as by all of them.
+        everything = related(code)
+        expected = [views.apart(pair) for pair in everything]
+        assert components.apart(*arrays(everything)).tolist() == expected
+
+
+@given(worlds(), st.data())
+@settings(max_examples=200, deadline=None)
+def test_rows_are_one_where_they_are_connected_in_every_view_that_both_sides_are_of(
+    world: tuple[list[int], list[int], list[list[Pair]]], data: st.DataObject
+) -> None:
+    code, labels, batches = world
+    components, views = both(code, labels)
+    for pairs in batches:
+        components.merge(*arrays(pairs))
+        views.merge(pairs)
+    rows = st.lists(st.integers(0, len(code) - 1), max_size=6)
+    left, right = data.draw(rows), data.draw(rows)
+    expected = True
+    for v, known in views.rows.items():
+        sides = [[row for row in side if row in known] for side in (left, right)]
+        if all(sides):
+            expected &= len({views.of[v].root(row) for side in sides for row in side}) == 1
+    assert components.are_one(np.array(left, np.int64), np.array(right, np.int64)) == expected
+    if expected:
+        # What a join leaves out for it: no pair between the sides is still apart.
+        pairs = [(i, j) for i, j in related(code) if i in left and j in right]
+        assert not components.apart(*arrays(pairs)).any()
+
+
+@given(worlds())
+@settings(max_examples=200, deadline=None)
+def test_a_rank_counts_earlier_pairs_of_the_same_component_of_the_view(
+    world: tuple[list[int], list[int], list[list[Pair]]],
+) -> None:
+    code, labels, batches = world
+    components, views = both(code, labels)
+    for pairs in batches:
+        ends = [tuple((views.view(pair), views.of[views.view(pair)].root(end)) for end in pair) for pair in pairs]
+        expected = [
+            min(sum(earlier[side] == ends[i][side] for earlier in ends[:i]) for side in (0, 1))
+            for i in range(len(pairs))
+        ]
+        assert components.ranks(*arrays(pairs)).tolist() == expected
+        components.merge(*arrays(pairs))
+        views.merge(pairs)
+
+
+REAL_FAKE_OTHER = [0, 0, 0, 1, 1, 2]
+
+
+def test_an_edge_of_one_generator_connects_nothing_in_anothers_view_nor_among_real_rows() -> None:
+    components, _ = both(REAL_FAKE_OTHER, list(range(6)))
+    # Real rows 0 and 1 by way of the first generator's row 3; the second's row 5 is near row 0.
+    components.merge(*arrays([(0, 3), (1, 3), (0, 5)]))
+    assert components.apart(*arrays([(0, 1), (1, 5), (0, 3), (1, 3), (0, 5)])).tolist() == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert not components.are_one(np.array([0]), np.array([1]))
+    assert components.are_one(np.array([1]), np.array([3]))
+    components.merge(*arrays([(1, 0)]))
+    assert not components.apart(*arrays([(0, 1), (1, 5)])).any()
+    assert components.are_one(np.array([0, 1]), np.array([0, 1, 3, 5]))
+
+
+def test_rows_without_a_view_in_common_are_nothing_to_compare() -> None:
+    components, _ = both(REAL_FAKE_OTHER, list(range(6)))
+    assert components.are_one(np.array([3, 4]), np.array([5]))
+    assert components.are_one(np.array([0, 1]), np.array([], np.int64))
+
+
+def test_rows_of_one_label_are_connected_from_the_start() -> None:
+    components, _ = both(REAL_FAKE_OTHER, [9, 9, 4, 7, 7, 1])
+    assert not components.apart(*arrays([(0, 1), (3, 4)])).any()
+    assert components.apart(*arrays([(0, 2), (0, 3), (0, 5)])).all()
+    # One edge to any of them connects them all.
+    components.merge(*arrays([(1, 4)]))
+    assert components.are_one(np.array([0, 1]), np.array([3, 4]))
+
+
+def test_no_rows_and_no_edges_are_fine() -> None:
+    empty = Components(np.empty(0, np.int32), np.empty(0, np.int64))
+    none = np.empty(0, np.int64)
+    for components in (empty, both(REAL_FAKE_OTHER, list(range(6)))[0]):
+        components.merge(none, none)
+        assert components.are_one(none, none)
+        assert len(components.apart(none, none)) == len(components.ranks(none, none)) == 0
+        assert components.forest(none, none).tolist() == []
+
+
+@pytest.mark.parametrize("n", [2000, 30_000])
+def test_a_forest_of_many_edges_spans(n: int) -> None:
+    rng = np.random.default_rng(n)
+    code = np.repeat(np.arange(3, dtype=np.int32), n // 3 + 1)[:n]
+    components = Components(code, np.arange(n))
+    a, b = rng.integers(0, n, (2, 5 * n))
+    one_view = (code[a] == code[b]) | (code[a] == 0) | (code[b] == 0)
+    a, b = a[one_view], b[one_view]
+    kept = components.forest(a, b)
+    assert len(kept) < 3 * n
+    components.merge(a[kept], b[kept])
+    assert not components.apart(a, b).any()
+    assert len(components.forest(a, b)) == 0

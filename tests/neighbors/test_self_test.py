@@ -1,0 +1,537 @@
+"""The radius's self-test: which images are taken, what the edits do, what counts as found, what is said of it."""
+
+import hashlib
+import io
+import itertools
+import json
+import math
+import pickle
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import binomtest
+
+from synthscale.embed.edited_copies import EDITS, edited_copies
+from synthscale.embed.encoders.descriptor import DescriptorEncoder
+from synthscale.embed.images import MAX_PIXELS, decode
+from synthscale.neighbors.self_test import WARN_BELOW, SelfTest, run_self_test, sample_rows, warning
+from synthscale.tables.faults import ImageFault, Reason
+from tests.conftest import draw
+
+NAMES = ("reencode", "resize", "disturb")
+ORIENTATION = 0x0112
+
+
+def encoded(image, format="PNG", **options):
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()
+
+
+def opened(data):
+    return Image.open(io.BytesIO(data))
+
+
+def scene(seed=0, width=96, height=72):
+    return Image.fromarray(draw(np.random.default_rng(seed), width, height))
+
+
+def embedded(encoder, images):
+    pixels = np.stack([decode(data, encoder.image_size)[0] for data in images])
+    return encoder.encode(pixels)
+
+
+def usual_radius(vectors, encoder):
+    """0.13 times the median nearest-neighbour distance, by brute force."""
+    unit = vectors[:, slice(*encoder.search)].astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    apart = 1 - unit @ unit.T
+    np.fill_diagonal(apart, np.inf)
+    return 0.13 * float(np.median(apart.min(axis=1)))
+
+
+def measured(**distances):
+    return SelfTest({name: np.array(distances[name], np.float64) for name in NAMES if name in distances})
+
+
+class Means:
+    """An encoder whose search dimensions are the mean colour, between dimensions that search must not see."""
+
+    name, image_size, dimensions = "means", 16, 5
+    search, classify, fingerprint = (1, 4), (0, 5), "means"
+
+    def encode(self, pixels):
+        rng = np.random.default_rng(len(pixels))
+        colour = pixels.mean(axis=(1, 2), dtype=np.float64)
+        return np.column_stack([rng.normal(0, 99, len(pixels)), colour, rng.normal(0, 99, len(pixels))]).astype(
+            "f4"
+        )
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return DescriptorEncoder()
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    return [encoded(scene(seed, 160, 120), "JPEG", quality=92) for seed in range(30)]
+
+
+# --- the sample ---
+
+
+def test_the_sample_does_not_depend_on_the_order_or_the_numbers_of_the_rows():
+    ids = [f"real/{i:04d}.png" for i in range(500)]
+    rows = np.arange(500, dtype=np.int64)
+    taken = sample_rows(ids, rows, 40, seed=3)
+    assert taken.dtype == np.int64
+    assert (np.diff(taken) > 0).all()
+    assert len(taken) == 40
+    order = np.random.default_rng(0).permutation(500)
+    shuffled = [ids[i] for i in order]
+    np.testing.assert_array_equal(sample_rows(shuffled, order.astype(np.int64), 40, 3), taken)
+    renumbered = sample_rows(shuffled, 7000 + rows, 40, 3)
+    assert {shuffled[row - 7000] for row in renumbered} == {ids[row] for row in taken}
+
+
+def test_the_sample_of_a_whole_is_the_sample_of_its_parts():
+    ids = [f"{i}" for i in range(300)]
+    rows = np.arange(300, dtype=np.int64)
+    parts = [sample_rows(ids[start : start + 100], rows[start : start + 100], 25, 1) for start in (0, 100, 200)]
+    together = np.concatenate(parts)
+    np.testing.assert_array_equal(
+        sample_rows([ids[row] for row in together], together, 25, 1), sample_rows(ids, rows, 25, 1)
+    )
+
+
+def test_the_sample_follows_the_seed_and_takes_all_of_few():
+    ids, rows = [f"image {i}" for i in range(200)], np.arange(200, dtype=np.int64)
+    by_hash = sorted(
+        rows,
+        key=lambda i: hashlib.blake2b(ids[i].encode(), digest_size=16, key=(5).to_bytes(8, "little")).digest(),
+    )
+    np.testing.assert_array_equal(sample_rows(ids, rows, 20, 5), sorted(by_hash[:20]))
+    assert set(sample_rows(ids, rows, 20, 5)) != set(sample_rows(ids, rows, 20, 6))
+    np.testing.assert_array_equal(sample_rows(ids, rows[::-1], 999, 5), rows)
+    empty = sample_rows([], rows[:0], 20, 5)
+    assert (empty.shape, empty.dtype) == ((0,), np.int64)
+
+
+def test_a_growing_set_keeps_most_of_its_sample():
+    ids, rows = [f"{i}" for i in range(1100)], np.arange(1100, dtype=np.int64)
+    before, after = sample_rows(ids[:1000], rows[:1000], 100, 0), sample_rows(ids, rows, 100, 0)
+    assert set(after[after < 1000]) <= set(before)
+
+
+# --- the edits ---
+
+
+def test_every_edit_does_what_it_says():
+    image = scene(1, 97, 41)
+    original = np.asarray(image).astype(float)
+    copies = edited_copies(encoded(image))
+    assert tuple(copies) == tuple(EDITS) == NAMES
+    jpeg = opened(copies["reencode"])
+    assert (jpeg.format, jpeg.size, decode(copies["reencode"], 8)[1].jpeg_quality) == ("JPEG", (97, 41), 75)
+    small = opened(copies["resize"])
+    assert (small.format, small.size, small.mode) == ("PNG", (73, 31), "RGB")
+    noisy = opened(copies["disturb"])
+    assert (noisy.format, noisy.size, noisy.mode) == ("PNG", (97, 41), "RGB")
+    for copy in (jpeg, small, noisy):
+        assert copy.info.get("comment") is None
+        shown = np.asarray(copy.resize(image.size, Image.Resampling.BICUBIC), float)
+        assert 0 < np.abs(shown - original).mean() < 12
+
+
+@pytest.mark.parametrize(
+    ("size", "resized"),
+    [
+        ((32, 32), (24, 24)),
+        ((33, 500), (25, 375)),
+        ((31, 31), (46, 46)),
+        ((31, 500), (46, 750)),
+        ((500, 31), (750, 46)),
+        ((8, 8), (12, 12)),
+        ((1, 1), (2, 2)),
+        ((2, 300), (3, 450)),
+    ],
+)
+def test_a_picture_with_a_side_under_32_px_is_enlarged_and_any_other_made_smaller(size, resized):
+    image = scene(3, *size)
+    copy = opened(edited_copies(encoded(image))["resize"])
+    assert (copy.format, copy.size, copy.mode) == ("PNG", resized, "RGB")
+    if min(size) < 32:
+        # Nothing of the original is lost: made small again it is the same picture but for the filter's ringing.
+        back = np.asarray(copy.resize(size, Image.Resampling.BOX), float)
+        assert np.abs(back - np.asarray(image, float)).mean() < 12
+
+
+def test_the_small_copy_is_antialiased():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    small = np.asarray(opened(edited_copies(encoded(Image.fromarray(stripes)))["resize"]), float)
+    # Picking pixels would keep black and white only.
+    assert small.min() > 10
+    assert small.max() < 245
+
+
+def test_the_disturbance_is_slightly_brighter_with_noise_of_two_levels():
+    grey = Image.new("RGB", (400, 300), (100, 150, 200))
+    pixels = np.asarray(opened(edited_copies(encoded(grey))["disturb"]), float)
+    np.testing.assert_allclose(pixels.mean(axis=(0, 1)), [102, 153, 204], atol=0.05)
+    # Rounding to whole levels adds 1/12 to the variance.
+    np.testing.assert_allclose(pixels.std(axis=(0, 1)), math.sqrt(4 + 1 / 12), rtol=0.02)
+    # Noise of one pixel says nothing of the next one's, nor of the other channels'.
+    flat = (pixels - pixels.mean(axis=(0, 1))).reshape(-1)
+    assert max(abs(np.corrcoef(flat[:-lag], flat[lag:])[0, 1]) for lag in (1, 3, 1200)) < 0.02
+
+
+def test_the_disturbance_stays_within_the_range_of_pixels():
+    for level in (0, 255):
+        pixels = np.asarray(opened(edited_copies(encoded(Image.new("RGB", (64, 64), (level,) * 3)))["disturb"]))
+        assert np.abs(pixels.astype(int) - level).max() < 16
+
+
+def test_large_pictures_are_disturbed_in_strips_with_noise_of_their_own():
+    image = Image.new("RGB", (2048, 1200), (120, 120, 120))
+    pixels = np.asarray(opened(edited_copies(encoded(image))["disturb"]), float)
+    np.testing.assert_allclose(pixels.std(axis=(1, 2)), math.sqrt(4 + 1 / 12), rtol=0.1)
+    assert not (pixels[:512] == pixels[512:1024]).all(axis=(1, 2)).any()
+
+
+def test_the_same_picture_gives_the_same_copies_and_another_one_other_noise():
+    image = scene(2)
+    first = edited_copies(encoded(image))
+    assert edited_copies(encoded(image)) == first
+    assert edited_copies(encoded(image, "BMP")) == first
+    other = image.copy()
+    other.putpixel((0, 0), (1, 2, 3))
+    noise = np.asarray(opened(first["disturb"]), int) - np.asarray(
+        opened(edited_copies(encoded(other))["disturb"]), int
+    )
+    assert (noise != 0).mean() > 0.5
+
+
+def test_the_original_is_left_as_it_is():
+    image = scene(4)
+    before = image.tobytes()
+    for edit in EDITS.values():
+        edit(image)
+    assert image.tobytes() == before
+
+
+def test_exif_rotation_is_applied_once():
+    image = scene(3, 80, 40)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    copies = edited_copies(encoded(image, exif=exif))
+    assert copies == edited_copies(encoded(image.transpose(Image.Transpose.ROTATE_270)))
+    assert [opened(copies[name]).size for name in NAMES] == [(40, 80), (30, 60), (40, 80)]
+    assert all(ORIENTATION not in opened(copy).getexif() for copy in copies.values())
+
+
+def awkward():
+    ramp = np.linspace(0, 65535, 64 * 48).reshape(48, 64)
+    glass = scene(5).convert("RGBA")
+    glass.putalpha(Image.linear_gradient("L").resize(glass.size))
+    palette = scene(6).convert("P", palette=Image.Palette.ADAPTIVE)
+    return {
+        "grey": encoded(scene(4).convert("L")),
+        "one bit": encoded(scene(4).convert("1")),
+        "alpha": encoded(glass),
+        "grey and alpha": encoded(glass.convert("LA")),
+        "16 bit": encoded(Image.fromarray(ramp.astype(np.uint16))),
+        "float": encoded(Image.fromarray((ramp / 65535).astype(np.float32)), "TIFF"),
+        "palette": encoded(palette),
+        "transparent palette": encoded(palette, transparency=3),
+        "transparent colour": encoded(scene(7), transparency=(1, 2, 3)),
+        "cmyk": encoded(scene(8).convert("CMYK"), "JPEG", quality=95),
+        "comment": encoded(scene(9), "JPEG", quality=95, comment=b"a word", icc_profile=b"no profile"),
+        "gif": encoded(scene(10), "GIF"),
+        "webp": encoded(scene(11), "WEBP", lossless=True),
+        "1x1": encoded(Image.new("RGB", (1, 1), (90, 60, 200))),
+        "2x1": encoded(Image.new("RGB", (2, 1), (90, 60, 200))),
+        "sliver": encoded(scene(12, 300, 30).resize((300, 1))),
+        "4x4": encoded(Image.linear_gradient("L").resize((4, 4)).convert("RGB")),
+    }
+
+
+@pytest.mark.parametrize("kind", awkward())
+def test_awkward_images_are_edited_as_they_are_embedded(kind, encoder):
+    data = awkward()[kind]
+    copies = edited_copies(data)
+    shown = decode(data, 32)[0].astype(float)
+    for name, copy in copies.items():
+        image = opened(copy)
+        assert image.mode == "RGB"
+        assert min(image.size) >= 1
+        assert not {"comment", "icc_profile", "transparency", "exif"} & image.info.keys()
+        assert np.abs(decode(copy, 32)[0] - shown).mean() < 16, name
+    tested = run_self_test([data], embedded(encoder, [data]), encoder, 64)
+    assert tested.left_out == 0
+    assert max(distance[0] for distance in tested.distances.values()) < 0.2
+
+
+# --- images that cannot be used ---
+
+
+def png_header(width, height):
+    """A PNG that claims a size, with no pixels."""
+    data = bytearray(encoded(Image.new("L", (1, 1))))
+    data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", Reason.EMPTY),
+        (b"<html>", Reason.UNSUPPORTED),
+        (encoded(scene(), "JPEG")[:700], Reason.TRUNCATED),
+        (png_header(MAX_PIXELS, 2), Reason.TOO_LARGE),
+        # JPEG ends at 65,500 pixels a side, so that not every copy can be made.
+        (encoded(Image.new("RGB", (65600, 1))), Reason.TOO_LARGE),
+    ],
+)
+def test_what_cannot_be_edited_is_a_typed_fault(data, reason):
+    with pytest.raises(ImageFault) as caught:
+        edited_copies(data)
+    assert caught.value.reason == reason
+    assert caught.value.detail
+
+
+def test_unusable_and_changed_images_are_left_out_and_do_not_move_the_others():
+    images = [encoded(scene(seed)) for seed in range(6)]
+    means = Means()
+    vectors = embedded(means, images)
+    hashes = [decode(data, 8)[1].content_hash for data in images]
+    clean = run_self_test(images[::2], vectors[::2], means, 64)
+    assert clean.left_out == 0
+    damaged = list(images)
+    damaged[1] = b"no image"
+    damaged[3] = ImageFault(Reason.NOT_FOUND, "gone")
+    damaged[5] = encoded(scene(77))
+    tested = run_self_test(iter(damaged), vectors, means, 64, hashes)
+    assert tested.left_out == 3
+    for name in NAMES:
+        np.testing.assert_array_equal(tested.distances[name], clean.distances[name])
+    # Without the hashes a changed file counts as an original, and lies far from its vector.
+    unchecked = run_self_test(damaged, vectors, means, 64)
+    assert unchecked.left_out == 2
+    assert unchecked.distances["disturb"][-1] > 3 * clean.distances["disturb"].max()
+
+
+def test_no_usable_image_is_no_error():
+    tested = run_self_test([b"", b"x"], np.ones((2, 5), np.float32), Means(), 64)
+    assert tested.left_out == 2
+    assert all(distance.shape == (0,) for distance in tested.distances.values())
+    none = run_self_test([], np.empty((0, 5), np.float32), Means(), 64)
+    for summary in (tested.summary(0.1), none.summary(0.1), SelfTest({}).summary(0.1)):
+        assert summary == {"value": None, "low": None, "high": None, "reason": summary["reason"]}
+        assert "no image" in summary["reason"]
+        assert warning(summary) is None
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_a_copy_without_a_direction_leaves_its_image_out(value):
+    class Failing(Means):
+        def encode(self, pixels):
+            vectors = super().encode(pixels)
+            vectors[1, 1:4] = value
+            return vectors
+
+    images = [encoded(scene(seed)) for seed in range(3)]
+    vectors = embedded(Means(), images)
+    tested = run_self_test(images, vectors, Failing(), 64)
+    assert tested.left_out == 1
+    clean = run_self_test(images, vectors, Means(), 64)
+    for name in NAMES:
+        np.testing.assert_array_equal(tested.distances[name], clean.distances[name][1:])
+
+
+def test_images_and_vectors_must_be_as_many():
+    images = [encoded(scene(seed)) for seed in range(2)]
+    with pytest.raises(ValueError, match="zip"):
+        run_self_test(images, np.ones((3, 5), np.float32), Means(), 64)
+
+
+# --- distances ---
+
+
+def test_distances_are_the_cosine_of_the_search_dimensions():
+    images = [encoded(scene(seed)) for seed in range(5)]
+    means = Means()
+    originals = embedded(means, images)
+    tested = run_self_test(images, originals, means, 64)
+    assert tuple(tested.distances) == NAMES
+    for name in NAMES:
+        assert tested.distances[name].dtype == np.float64
+        for i, data in enumerate(images):
+            copy = decode(edited_copies(data)[name], 16)[0].mean(axis=(0, 1), dtype=np.float64)
+            original = originals[i, 1:4].astype(np.float64)
+            cosine = original @ copy / math.hypot(*original) / math.hypot(*copy)
+            assert tested.distances[name][i] == pytest.approx(1 - cosine, abs=1e-9)
+
+
+def test_the_batch_size_does_not_matter(encoder, photographs):
+    vectors = embedded(encoder, photographs[:7])
+    results = [run_self_test(photographs[:7], vectors, encoder, size) for size in (1, 6, 20, 999)]
+    for other in results[1:]:
+        for name in NAMES:
+            np.testing.assert_allclose(other.distances[name], results[0].distances[name], rtol=0, atol=1e-9)
+
+
+def test_an_unchanged_copy_is_at_distance_zero(encoder):
+    # A flat picture survives its small copy, and a JPEG of quality 75 nearly always a second one.
+    flat = encoded(Image.new("RGB", (64, 64), (96, 96, 96)))
+    tested = run_self_test([flat], embedded(encoder, [flat]), encoder, 64)
+    assert tested.distances["resize"][0] == 0
+    assert tested.summary(1e-300)["by_edit"]["resize"] == 1
+
+
+def test_the_descriptor_finds_the_copies_within_a_sensible_radius_and_hardly_any_within_a_tiny_one(
+    encoder, photographs
+):
+    vectors = embedded(encoder, photographs)
+    tested = run_self_test(photographs, vectors, encoder, 64)
+    good = tested.summary(usual_radius(vectors, encoder))
+    assert good["value"] >= 0.98
+    assert warning(good) is None
+    tiny = tested.summary(1e-9)
+    assert tiny["value"] < 0.05
+    assert warning(tiny)
+
+
+@pytest.mark.parametrize("folder", ["photos", "cifar10/real_png_1600"])
+def test_the_descriptor_finds_the_copies_of_real_images(folder, encoder, shared_data):
+    files = sorted((shared_data / "data" / folder).iterdir())[::9][:60]
+    images = [file.read_bytes() for file in files]
+    vectors = embedded(encoder, images)
+    summary = run_self_test(images, vectors, encoder, 64).summary(usual_radius(vectors, encoder))
+    assert summary["images"] == len(files)
+    assert min(summary["by_edit"].values()) >= 0.95
+
+
+# --- the summary ---
+
+
+def test_found_is_strictly_within_the_radius():
+    radius = 0.25
+    below, above = np.nextafter(radius, 0), np.nextafter(radius, 1)
+    tested = measured(reencode=[below, below], resize=[radius, below], disturb=[above, 0.0])
+    summary = tested.summary(radius)
+    assert summary["by_edit"] == {"reencode": 1.0, "resize": 0.5, "disturb": 0.5}
+    assert summary["value"] == pytest.approx(4 / 6)
+    assert summary["images"] == 2
+    assert summary["median_distance_by_edit"]["disturb"] == pytest.approx(above / 2)
+
+
+def test_an_exact_copy_is_always_found():
+    tested = measured(reencode=[0.0, 1e-12], resize=[0.0, 0.0], disturb=[0.1, 0.1])
+    smallest = float(np.nextafter(0.0, 1.0))
+    for radius in (0.0, smallest):
+        assert tested.summary(radius)["by_edit"] == {"reencode": 0.5, "resize": 1.0, "disturb": 0.0}
+
+
+def test_without_a_radius_the_value_is_null_with_a_reason():
+    summary = measured(reencode=[0.0], resize=[0.0], disturb=[0.0]).summary(None)
+    assert summary == {"value": None, "low": None, "high": None, "reason": summary["reason"]}
+    assert "radius" in summary["reason"]
+    assert warning(summary) is None
+
+
+def test_the_interval_is_the_exact_binomial_one_when_an_images_copies_go_together():
+    for found, images in [(0, 5), (1, 7), (6, 9), (255, 256), (256, 256)]:
+        distance = [0.0] * found + [1.0] * (images - found)
+        summary = measured(reencode=distance, resize=distance, disturb=distance).summary(0.5)
+        exact = binomtest(found, images).proportion_ci(0.95, "exact")
+        assert (summary["low"], summary["high"]) == pytest.approx((exact.low, exact.high), abs=1e-9)
+        assert summary["value"] == pytest.approx(found / images)
+
+
+def of_shares(thirds):
+    """A self-test whose i-th image has thirds[i] of its three copies found."""
+    found = np.arange(3)[:, None] < np.asarray(thirds)[None, :]
+    return SelfTest(dict(zip(NAMES, np.where(found, 0.1, 0.9), strict=True)))
+
+
+def test_the_interval_holds_the_value_for_every_outcome():
+    for images in (1, 2, 3, 10):
+        for counts in itertools.combinations_with_replacement(range(4), images):
+            summary = of_shares(counts).summary(0.5)
+            assert summary["value"] == pytest.approx(sum(counts) / 3 / images)
+            assert 0 <= summary["low"] <= summary["value"] <= summary["high"] <= 1
+            assert summary["low"] < summary["high"]
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [(0.1, 0, 0, 0.9), (0.5, 0, 0, 0.5), (0.05, 0.05, 0.1, 0.8), (0.02, 0.02, 0.06, 0.9), (0, 0.1, 0.9, 0)],
+)
+def test_the_interval_covers_the_truth_however_an_images_copies_hang_together(shares):
+    """By going through every outcome for ten images with 0, 1, 2 or 3 copies found, at these probabilities."""
+    truth = sum(share * k / 3 for k, share in enumerate(shares))
+    covered = 0.0
+    for counts in itertools.combinations_with_replacement(range(4), 10):
+        ways = math.factorial(10)
+        chance = 1.0
+        for k in range(4):
+            ways //= math.factorial(counts.count(k))
+            chance *= shares[k] ** counts.count(k)
+        if chance == 0:
+            continue
+        summary = of_shares(counts).summary(0.5)
+        covered += ways * chance * (summary["low"] <= truth <= summary["high"])
+    assert covered >= 0.95
+
+
+def test_the_interval_counts_images_and_not_copies():
+    few, many = of_shares([3] * 8 + [0] * 2).summary(0.5), of_shares([3] * 80 + [0] * 20).summary(0.5)
+    assert few["high"] - few["low"] > 2 * (many["high"] - many["low"])
+    as_copies = binomtest(24, 30).proportion_ci(0.95, "exact")
+    assert few["high"] - few["low"] > 1.3 * (as_copies.high - as_copies.low)
+
+
+def test_the_summary_is_plain_json():
+    summary = of_shares([0, 1, 2, 3]).summary(0.5)
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert list(summary) == [
+        "value",
+        "low",
+        "high",
+        "images",
+        "left_out",
+        "by_edit",
+        "median_distance_by_edit",
+    ]
+
+
+def test_a_self_test_travels_between_processes():
+    tested = SelfTest(of_shares([0, 1, 3]).distances, left_out=4)
+    again = pickle.loads(pickle.dumps(tested))
+    assert again.left_out == 4
+    assert again.summary(0.5) == tested.summary(0.5)
+
+
+# --- the warning ---
+
+
+def test_the_warning_says_the_share_the_worst_edit_and_the_remedy():
+    tested = measured(reencode=[0.9] * 4, resize=[0.1, 0.1, 0.1, 0.9], disturb=[0.1] * 4)
+    text = warning(tested.summary(0.5))
+    assert "58.3 %" in text
+    assert "worst: reencode, 0.0 %" in text
+    for word in ("copies its training images", "fresh", "neighbors.threshold", "docs/metrics.md"):
+        assert word in text
+
+
+def test_there_is_a_warning_only_below_its_limit():
+    assert WARN_BELOW == 0.9
+    # Ten images, three copies each: 27 of 30 is the limit itself.
+    assert warning(of_shares([3] * 9 + [0]).summary(0.5)) is None
+    assert warning(of_shares([3] * 8 + [2, 0]).summary(0.5))
+    assert warning(of_shares([3] * 10).summary(0.5)) is None

@@ -1,0 +1,170 @@
+"""Metrics in words: shares that people can count, levels by the distance to the reference, the worst first."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+
+from synthscale.metric_names import CORE_METRICS
+from synthscale.report.readings import EVIDENCE, MEANING, one_in, reading, readings
+
+SHARES = ("diversity", "freshness", "precision", "coverage")
+
+
+def said(words: str) -> float:
+    """The share that words tell of, in the middle of what they may mean."""
+    if match := re.match(r"(fewer than )?(\d+) in ([\d,]+) ", words):
+        share = int(match[2]) / int(match[3].replace(",", ""))
+        return share / 2 if match[1] else share
+    return next(
+        share
+        for start, share in {"no ": 0.0, "every ": 1.0, "all but a few ": 0.9975, "nearly all ": 0.97}.items()
+        if words.startswith(start)
+    )
+
+
+def words_of(share: float) -> str:
+    return one_in(share, "image", "repeats", "repeat")
+
+
+def test_every_core_metric_has_a_meaning_and_evidence() -> None:
+    assert set(MEANING) == set(EVIDENCE) == set(CORE_METRICS)
+    assert all(text.strip() for text in MEANING.values())
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [
+        (0.0, "no image repeats"),
+        (-1e-17, "no image repeats"),
+        (0.0004, "fewer than 1 in 1,000 images repeat"),
+        (0.001, "1 in 1,000 images repeats"),
+        (0.01, "1 in 100 images repeats"),
+        (0.125, "1 in 8 images repeats"),
+        (1 / 3, "1 in 3 images repeats"),
+        (0.5, "5 in 10 images repeat"),
+        (0.9, "9 in 10 images repeat"),
+        (0.95, "nearly all images repeat"),
+        (0.999, "all but a few images repeat"),
+        (1.0, "every image repeats"),
+    ],
+)
+def test_a_share_is_said_as_people_do(share: float, words: str) -> None:
+    assert words_of(share) == words
+
+
+def test_what_is_said_is_near_the_share_and_never_falls_as_it_grows() -> None:
+    shares = np.unique(np.concatenate([np.geomspace(1e-5, 1, 2000), np.linspace(0.00037, 1, 2000)]))
+    told = np.array([said(words_of(share)) for share in shares.tolist()])
+    assert (np.diff(told) >= 0).all()
+    large = shares > 0.4
+    assert np.abs(told - shares)[large].max() <= 0.05 + 1e-9
+    counted = (shares >= 0.001) & ~large
+    assert np.abs(1 / told - 1 / shares)[counted].max() <= 0.5 + 1e-9
+    assert (told[shares < 0.001] < 0.001).all()
+
+
+def test_two_fifths_are_not_said_to_be_a_half() -> None:
+    assert 1 - 0.6 == 0.4
+    assert said(words_of(0.4)) <= said(words_of(0.41))
+    assert said(words_of(0.4)) == pytest.approx(0.4, abs=0.07)
+
+
+def test_one_image_has_a_verb_of_one_and_many_of_many() -> None:
+    for share in np.geomspace(1e-4, 1, 300).tolist():
+        words = words_of(share)
+        is_one = words.startswith(("1 in", "every"))
+        assert words.endswith("repeats" if is_one else "repeat")
+        assert ("images" in words) == (not words.startswith("every"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "words"),
+    [
+        ("fidelity", 0.5, "synthetic images cannot be told from real ones"),
+        ("fidelity", 0.62, "synthetic images cannot be told from real ones"),
+        ("fidelity", 0.36, "synthetic images are hard to tell from real ones"),
+        ("fidelity", 0.0, "synthetic images can nearly always be told from real ones"),
+        ("representativeness", 0.48, "real images are matched by synthetic ones"),
+        ("representativeness", 0.01, "real images are nearly all unlike any synthetic one"),
+        ("diversity", 1.0, "no synthetic image repeats another"),
+        ("diversity", 0.75, "1 in 4 synthetic images repeats another"),
+        ("freshness", 1.0, "no synthetic image repeats a real one"),
+        ("freshness", 0.3, "7 in 10 synthetic images repeat a real one"),
+        ("precision", 1.0, "every synthetic image lies among real ones"),
+        ("precision", 0.0, "every synthetic image lies apart from all real ones"),
+        ("coverage", 1.0, "every real image has a synthetic one near"),
+        ("coverage", 0.9, "1 in 10 real images has no synthetic one near"),
+    ],
+)
+def test_a_value_is_said_in_words(metric: str, value: float, words: str) -> None:
+    assert reading(metric, {"value": value, "reference": 1.0}).words == words
+
+
+@pytest.mark.parametrize("metric", ["fidelity", "representativeness"])
+def test_words_of_the_classifier_change_five_times_and_never_back(metric: str) -> None:
+    texts = [reading(metric, {"value": v, "reference": 0.5}).words for v in np.linspace(0, 1, 501).tolist()]
+    changes = sum(a != b for a, b in itertools.pairwise(texts))
+    assert changes + 1 == len(set(texts)) == 5
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "reference", "level"),
+    [
+        ("precision", 0.96, 1.0, "good"),
+        ("precision", 0.9, 1.0, "fair"),
+        ("precision", 0.7, 1.0, "poor"),
+        ("coverage", 0.7, 0.72, "good"),
+        ("coverage", 0.7, 0.8, "fair"),
+        ("coverage", 0.9, 0.8, "good"),
+        ("fidelity", 0.46, 0.5, "good"),
+        ("fidelity", 0.3, 0.5, "fair"),
+        ("fidelity", 0.2, 0.5, "poor"),
+        ("fidelity", 0.6, 0.5, "good"),
+    ],
+)
+def test_the_level_is_by_the_share_of_the_reference_that_is_missing(
+    metric: str, value: float, reference: float, level: str
+) -> None:
+    found = reading(metric, {"value": value, "reference": reference})
+    assert found.level == level
+    assert found.gap == pytest.approx(max(0.0, 1 - value / reference))
+
+
+def test_what_lies_at_the_limit_of_good_is_good_as_it_is_for_fidelity() -> None:
+    assert reading("fidelity", {"value": 0.45, "reference": 0.5}).level == "good"
+    assert reading("precision", {"value": 0.95, "reference": 1.0}).level == "good"
+
+
+@pytest.mark.parametrize("metric", MEANING)
+def test_a_metric_without_a_value_says_why(metric: str) -> None:
+    found = reading(metric, {"value": None, "reference": 1.0, "reason": "too few images"})
+    assert (found.level, found.gap) == ("none", 0.0)
+    assert found.words == f"{metric} is not known: too few images"
+    assert reading(metric, {"value": None}).level == "none"
+
+
+def test_without_a_reference_a_share_is_held_against_all() -> None:
+    assert reading("coverage", {"value": 0.9}) == reading("coverage", {"value": 0.9, "reference": 1.0})
+
+
+def test_readings_begin_with_what_is_furthest_from_its_reference() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        metrics = {
+            name: {"value": float(rng.uniform()), "reference": 0.5 if name not in SHARES else 1.0}
+            for name in rng.permutation(list(MEANING)).tolist()
+        }
+        found = readings(metrics)
+        missing = {name: max(0.0, 1 - own["value"] / own["reference"]) for name, own in metrics.items()}
+        assert {each.metric for each in found} == set(metrics)
+        gaps = [missing[each.metric] for each in found]
+        np.testing.assert_allclose(gaps, sorted(gaps, reverse=True), rtol=1e-12)
+
+
+def test_readings_are_of_known_metrics_alone_and_equals_keep_their_order() -> None:
+    fine = {"value": 1.0, "reference": 1.0}
+    found = readings({"coverage": fine, "fidelity": {"value": 0.5, "reference": 0.5}, "vendi": fine})
+    assert [each.metric for each in found] == ["fidelity", "coverage"]
+    assert readings({}) == []

@@ -1,0 +1,147 @@
+"""Generators of different sizes: subsamples, rarefaction, and what is compared."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from synthscale import score_features
+from synthscale.metrics.comparison import Figure, pairwise
+from synthscale.metrics.summary import show_control
+from synthscale.neighbors.flat_index import FlatIndex
+from synthscale.statistics.size_matching import OUT, block_codes, chance_of_any, smallest
+from synthscale.tables.id_hashes import id_keys
+
+
+def scored(real, ids="row", **generators):
+    x = np.concatenate([real, *generators.values()])
+    kinds = ["real"] * len(real) + ["synthetic"] * (len(x) - len(real))
+    names = [None] * len(real) + [name for name, own in generators.items() for _ in own]
+    return score_features(x, kinds, generator=names, ids=[f"{ids}/{i}" for i in range(len(x))]).metrics
+
+
+def normal(seed, n, d=6, mean=0.0):
+    return np.random.default_rng(seed).normal(size=(n, d)) + mean + 2
+
+
+def test_only_generators_that_are_larger_have_a_size_to_match():
+    assert smallest({"a": 100, "b": 104, "c": 106, "d": 5000}) == {"c": 100, "d": 100}
+    assert smallest({"a": 100}) == {}
+    assert smallest({}) == {}
+
+
+@given(population=st.integers(2, 12), data=st.data())
+@settings(deadline=None)
+def test_the_chance_is_that_of_all_draws(population, data):
+    others = data.draw(st.integers(0, population))
+    drawn = data.draw(st.integers(0, population))
+    sets = list(itertools.combinations(range(population), drawn))
+    expected = np.mean([any(i < others for i in chosen) for chosen in sets])
+    found = chance_of_any(np.array([others]), population, drawn)
+    assert found[0] == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_chance_is_right_for_large_sets():
+    found = chance_of_any(np.array([0, 1, 3, 10**6]), 10**8, 10**6)
+    assert found == pytest.approx([0, 0.01, 1 - 0.99**3, 1], abs=1e-6)
+
+
+def test_a_subsample_has_all_real_rows_and_whole_groups():
+    group = id_keys(f"group/{i // 3}" for i in range(3000))
+    is_real = np.arange(3000) < 900
+    code = block_codes(group, is_real, 2100, 700)
+    assert (code[is_real] < OUT).all()
+    assert abs((code[~is_real] < OUT).sum() - 700) < 5 * math.sqrt(3 * 700)
+    assert all(len(set(code[group == key])) == 1 for key in np.unique(group))
+    np.testing.assert_array_equal(code % OUT, block_codes(group, is_real, 2100, None))
+
+
+def test_matched_coverage_and_diversity_are_the_means_over_subsamples():
+    rng = np.random.default_rng(0)
+    real, large = normal(1, 150), normal(2, 300)
+    # A fifth repeats others, nearly.
+    large[:60] = large[100:160] + 1e-5 * rng.normal(size=(60, 6))
+    small = normal(3, 100)
+    found = scored(real, large=large, small=small)["large"]["matched"]["metrics"]
+    means = {"coverage": [], "diversity": []}
+    for _ in range(30):
+        own = scored(real, large=large[rng.permutation(300)[:100]])["large"]["metrics"]
+        for name, values in means.items():
+            values.append(own[name]["value"])
+    assert found["coverage"]["value"] == pytest.approx(np.mean(means["coverage"]), abs=0.02)
+    # Diversity is of the subsample's rows alone, which are drawn in whole groups.
+    assert found["diversity"]["value"] == pytest.approx(np.mean(means["diversity"]), abs=0.05)
+
+
+def test_exact_copies_count_as_often_as_they_are():
+    base, real, small = normal(4, 60), normal(5, 200), normal(6, 60)
+    copies = np.repeat(base, 5, axis=0)
+    jittered = copies + 1e-6 * np.random.default_rng(0).normal(size=copies.shape)
+    values = [
+        scored(real, large=own, small=small)["large"]["matched"]["metrics"]["coverage"]["value"]
+        for own in (copies, jittered)
+    ]
+    assert values[0] == pytest.approx(values[1], abs=0.05)
+
+
+def test_rows_within_a_querys_radius_are_counted_with_their_copies():
+    rng = np.random.default_rng(7)
+    rows, queries = rng.normal(size=(40, 5)), rng.normal(size=(9, 5))
+    counts, radii = rng.integers(1, 9, 40), rng.uniform(0.1, 1, 9)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, rows)]
+    expected = ((1 - unit[0] @ unit[1].T <= radii[:, None]) * counts).sum(1)
+    index = FlatIndex(rows, np.arange(40))
+    np.testing.assert_array_equal(index.held(queries, np.arange(100, 109), radii, counts), expected)
+
+
+def test_a_subsample_without_any_group_says_so():
+    large = np.repeat(normal(8, 2), 150, axis=0)
+    for seed in range(20):
+        found = scored(normal(9, 60), str(seed), large=large, small=normal(50, 12))["large"]["matched"]
+        if found["counts"]["synthetic"] == 0:
+            assert all(
+                own["value"] is None and "no near-duplicate group" in own["reason"]
+                for own in found["metrics"].values()
+            )
+            return
+    pytest.fail("every draw had a group")
+
+
+def figures(value, rows):
+    return {name: Figure(value, value - 0.1, value + 0.1, None, rows) for name in ("coverage", "precision")}
+
+
+def test_generators_of_one_size_are_compared_as_they_are_whatever_a_third_ones():
+    whole = {"a": figures(0.5, 1000), "b": figures(0.6, 1010), "c": figures(0.7, 10)}
+    matched = {"a": figures(0.1, 10), "b": figures(0.2, 10)}
+    found = {(d.one, d.two, d.metric): d.difference for d in pairwise(whole, matched)}
+    assert found["a", "b", "coverage"] == pytest.approx(-0.1)
+    assert found["a", "c", "coverage"] == pytest.approx(0.1 - 0.7)
+
+
+def test_what_depends_on_the_size_is_not_compared_between_sizes():
+    found = {(d.one, d.metric) for d in pairwise({"a": figures(0.5, 1000), "c": figures(0.7, 10)}, {})}
+    assert found == {("a", "precision")}
+
+
+def control_block(rows, value, matched=None):
+    metrics = {name: {"value": value} for name in ("coverage", "precision")}
+    block = {"counts": {"synthetic": rows}, "metrics": metrics, "by_label": {}, "by": {}, "families": {}}
+    return block if matched is None else block | {"matched": matched}
+
+
+def test_a_control_of_another_size_is_no_reference_for_what_depends_on_it():
+    generators = {"small": control_block(200, 0.3), "control": control_block(5000, 0.9)}
+    show_control(generators, "control")
+    assert "control" not in generators["small"]["metrics"]["coverage"]
+    assert generators["small"]["metrics"]["precision"]["control"] == 0.9
+
+
+def test_a_control_that_is_larger_is_shown_at_the_smallests_size():
+    matched = {"size": 204, "metrics": {"coverage": {"value": 0.4}, "precision": {"value": 0.8}}}
+    generators = {"small": control_block(200, 0.3), "control": control_block(5000, 0.9, matched)}
+    show_control(generators, "control")
+    assert generators["small"]["metrics"]["coverage"]["control"] == 0.4

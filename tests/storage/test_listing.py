@@ -1,0 +1,140 @@
+"""Listings of folders and prefixes: everything, once, in the order of paths; what is wrong is said in seconds."""
+
+import socket
+import time
+
+import pytest
+
+from synthscale.config import Config, StorageConfig
+from synthscale.errors import StorageError
+from synthscale.ingest.discover import discover
+from synthscale.storage import listing
+from synthscale.storage.listing import walk
+from tests.object_server import Fault, ObjectServer
+
+LOCAL = StorageConfig()
+
+
+@pytest.fixture(scope="module")
+def server():
+    with ObjectServer() as server:
+        yield server
+
+
+@pytest.fixture
+def storage(server, s3_clients_of_its_own):
+    server.fault()
+    return StorageConfig(endpoint_url=server.endpoint_url)
+
+
+def names(uri, storage):
+    return [info.path for page in walk(uri, storage) for info in page]
+
+
+TREES = {
+    "flat": [f"{i:04d}.png" for i in range(40)],
+    "nested": [f"{a}/{b}/{c}.png" for a in "abc" for b in "xyz" for c in range(4)],
+    "uneven": ["a.png", "a/b.png", "a-b/c.png", "a.b/c.png", "b/c/d/e/f.png", "z.png", "ü é&/x y.png", "b/c.png"],
+}
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_a_folder_and_a_prefix_list_the_same_in_the_order_of_paths(server, storage, tmp_path, monkeypatch, tree):
+    monkeypatch.setattr(listing, "_PAGE", 7)
+    monkeypatch.setattr(listing, "_LISTERS", 3)
+    for name in TREES[tree]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+        server.put(tree, f"top/{name}", name.encode())
+    server.put(tree, "topmost.png", b"not below top/")
+    expected = sorted(TREES[tree])
+    assert [path.removeprefix(f"{tmp_path}/") for path in names(str(tmp_path), LOCAL)] == expected
+    assert [path.removeprefix(f"{tree}/top/") for path in names(f"s3://{tree}/top/", storage)] == expected
+    assert names(f"s3://{tree}/top", storage) == names(f"s3://{tree}/top/", storage)
+    for uri, where in ((str(tmp_path), LOCAL), (f"s3://{tree}/top", storage)):
+        sizes = [info.size_bytes for page in walk(uri, where) for info in page]
+        assert sizes == [len(name.encode()) for name in expected]
+
+
+def test_a_whole_bucket_can_be_listed(server, storage):
+    server.put("whole", "a/b.png", b"x")
+    server.put("whole", "c.png", b"x")
+    assert names("s3://whole", storage) == ["whole/a/b.png", "whole/c.png"]
+
+
+def test_prefixes_are_listed_beside_one_another(server, storage, monkeypatch):
+    monkeypatch.setattr(listing, "_DEPTH", 1)
+    for i in range(12):
+        server.put("wide", f"p{i:02d}/a.png", b"x")
+    server.fault(Fault(r"wide\?", latency_s=0.5))
+    start = time.monotonic()
+    assert len(names("s3://wide", storage)) == 12
+    # One for what is there, one for the folders, and all twelve at once.
+    assert time.monotonic() - start < 6
+
+
+def test_what_is_listed_ahead_is_bounded(server, storage, monkeypatch):
+    monkeypatch.setattr(listing, "_PAGE", 5)
+    monkeypatch.setattr(listing, "_PAGES_AHEAD", 2)
+    for branch in "ab":
+        for i in range(100):
+            server.put("long", f"{branch}/{i:03d}.png", b"x")
+    pages = walk("s3://long", storage)
+    next(pages)
+    pages.close()
+    assert len(names("s3://long", storage)) == 200
+
+
+def test_links_to_files_are_followed_and_those_to_folders_are_not(tmp_path):
+    (tmp_path / "top").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.png").write_bytes(b"abc")
+    (tmp_path / "top" / "link.png").symlink_to(tmp_path / "out" / "a.png")
+    (tmp_path / "top" / "folder").symlink_to(tmp_path / "out")
+    (tmp_path / "top" / "broken.png").symlink_to(tmp_path / "none")
+    (page,) = walk(str(tmp_path / "top"), LOCAL)
+    assert [(info.path.rsplit("/")[-1], info.size_bytes) for info in page if info.path.endswith("link.png")] == [
+        ("link.png", 3)
+    ]
+    assert sorted(info.path.rsplit("/")[-1] for info in page) == ["broken.png", "link.png"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "fault", "words"),
+    [
+        ("s3://nowhere/real", None, "no such bucket"),
+        ("s3://known/real", "denied", "access denied"),
+        ("s3://known/real", "expired", "credentials have expired"),
+        ("s3://known/real", "moved", "another region; set storage.region"),
+    ],
+)
+def test_a_set_that_cannot_be_listed_is_one_clear_line_within_seconds(server, storage, uri, fault, words):
+    server.put("known", "fake/a.png", b"x")
+    server.fault(*([] if fault is None else [Fault(r"known\?", fault)]))
+    start = time.monotonic()
+    with pytest.raises(StorageError) as error:
+        discover(Config(real=uri, synthetic={"gan": "s3://known/fake"}, storage=storage))
+    assert time.monotonic() - start < 15
+    assert error.value.exit_code == 2
+    assert words in str(error.value)
+    assert uri in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "of-the-test" not in str(error.value)
+
+
+def test_a_server_that_is_not_there_is_said_within_seconds(storage):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    nobody = StorageConfig(endpoint_url=f"http://127.0.0.1:{port}")
+    start = time.monotonic()
+    with pytest.raises(StorageError, match=str(port)):
+        names("s3://known/real", nobody)
+    assert time.monotonic() - start < 15
+
+
+def test_a_listing_that_is_refused_at_times_is_whole(server, storage):
+    for i in range(20):
+        server.put("busy", f"a/{i}.png", b"x")
+    server.fault(Fault(r"busy\?", "slow_down", times=2))
+    assert len(names("s3://busy/a", storage)) == 20

@@ -1,0 +1,259 @@
+"""The run directory: shards, documents, markers, resume; local and on S3."""
+
+import math
+import os
+import pickle
+
+import pyarrow as pa
+import pytest
+
+from synthscale.config import StorageConfig
+from synthscale.errors import ConfigError, ResumeConflict, SchemaError, StorageError
+from synthscale.storage import filesystems as fsys
+from synthscale.storage.run_directory import STAGES, TABLES, Marker, RunDirectory, digest
+from synthscale.tables.layout import Shard
+
+LOCAL = StorageConfig()
+SCHEMA = pa.schema([("row", pa.int64()), ("x", pa.float32())])
+FINGERPRINT = {
+    "settings": {"name": "descriptor", "strengths": [1.0, 2.0]},
+    "input": "abc",
+    "versions": {"ray": "2"},
+}
+
+
+@pytest.fixture(params=["local", "s3"])
+def run(request, tmp_path):
+    """A begun run, on a disk and on S3."""
+    if request.param == "local":
+        uri, storage = str(tmp_path / "run"), LOCAL
+    else:
+        s3 = request.getfixturevalue("s3")
+        uri, storage = f"s3://{s3.bucket()}/runs/one", StorageConfig(endpoint_url=s3.endpoint_url)
+    directory = RunDirectory.open(uri, storage)
+    directory.write_json("run.json", {"run_id": "abc"})
+    return directory
+
+
+# --- opening ---
+
+
+def test_a_new_an_empty_and_a_begun_folder_can_be_opened(tmp_path):
+    assert not RunDirectory.open(f"{tmp_path}/new", LOCAL).begun()
+    (tmp_path / "empty").mkdir()
+    RunDirectory.open(f"{tmp_path}/empty", LOCAL).write_json("run.json", {})
+    assert RunDirectory.open(f"{tmp_path}/empty", LOCAL).begun()
+
+
+def test_opening_writes_nothing(tmp_path):
+    RunDirectory.open(f"{tmp_path}/new", LOCAL)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("do not overwrite")
+    with pytest.raises(ResumeConflict, match=str(tmp_path)):
+        RunDirectory.open(str(tmp_path), LOCAL)
+
+
+def test_a_prefix_that_holds_something_else_is_refused(s3):
+    bucket = s3.bucket()
+    s3.client.put_object(Bucket=bucket, Key="runs/thesis.tex", Body=b"x")
+    with pytest.raises(ResumeConflict, match=f"s3://{bucket}/runs"):
+        RunDirectory.open(f"s3://{bucket}/runs/", StorageConfig(endpoint_url=s3.endpoint_url))
+
+
+def test_a_file_as_output_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="is a file"):
+        RunDirectory.open(f"{tmp_path}/file", LOCAL)
+
+
+def test_a_run_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(StorageError, match=f"{tmp_path}/none"):
+        RunDirectory.existing(f"{tmp_path}/none", LOCAL)
+
+
+def test_an_existing_run_is_found_and_travels_to_workers(run):
+    again = pickle.loads(pickle.dumps(RunDirectory.existing(run.uri, run.storage)))
+    assert again == run
+    assert again.read_json("run.json") == {"run_id": "abc"}
+
+
+# --- shards ---
+
+
+def test_shards_are_cast_to_their_contract_and_read_back(run):
+    shard = Shard(3, 10, 12)
+    run.write_shard("things", shard, pa.table({"x": [1, 2], "more": ["a", "b"], "row": [10, 11]}), SCHEMA)
+    table = run.read_shard("things", shard)
+    assert table.schema == pa.schema([*SCHEMA, ("more", pa.string())])
+    assert table.to_pydict() == {"row": [10, 11], "x": [1.0, 2.0], "more": ["a", "b"]}
+    assert run.read_shard("things", shard, ["x"]).column_names == ["x"]
+    assert run.written_shards("things") == {shard.name}
+
+
+def test_a_shard_that_breaks_its_contract_is_not_written(run):
+    with pytest.raises(SchemaError, match="things"):
+        run.write_shard("things", Shard(0, 0, 1), pa.table({"row": [0]}), SCHEMA)
+    assert run.written_shards("things") == set()
+
+
+def test_a_table_that_was_never_written_has_no_shards(run):
+    assert run.written_shards("embeddings") == set()
+
+
+def test_a_damaged_shard_is_named(run):
+    shard = Shard(0, 0, 1)
+    fsys.write_bytes(run.path("things", shard.name), b"no parquet" * 20, run.storage)
+    with pytest.raises(StorageError, match=r"things/part-000000\.parquet"):
+        run.read_shard("things", shard)
+
+
+def test_a_temporary_of_a_killed_writer_is_no_shard(tmp_path):
+    run = RunDirectory.open(f"{tmp_path}/run", LOCAL)
+    run.write_shard("things", Shard(0, 0, 1), pa.table({"row": [0], "x": [0.0]}), SCHEMA)
+    (tmp_path / "run" / "things" / "part-000001.parquet.0a1b2c3d.tmp").write_bytes(b"half")
+    assert Shard(1, 1, 2).name not in run.written_shards("things")
+
+
+# --- documents ---
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_documents_refuse_numbers_that_json_does_not_know(run, value):
+    with pytest.raises(ValueError):
+        run.write_json("metrics.json", {"fidelity": [{"value": value}]})
+    assert not fsys.exists(run.path("metrics.json"), run.storage)
+
+
+def test_documents_are_read_back_in_their_order(run):
+    run.write_json("x.json", {"b": 1, "a": [1.5, None, "ü"]})
+    assert list(run.read_json("x.json").items()) == [("b", 1), ("a", [1.5, None, "ü"])]
+
+
+def test_a_damaged_document_is_named(run):
+    fsys.write_bytes(run.path("run.json"), b'{"run_id": ', run.storage)
+    with pytest.raises(StorageError, match=r"run\.json: damaged"):
+        run.read_json("run.json")
+
+
+def test_a_document_of_binary_bytes_is_named(run):
+    fsys.write_bytes(run.path("run.json"), b"\xff\xfe\x00\x01", run.storage)
+    with pytest.raises(StorageError, match=r"run\.json"):
+        run.read_json("run.json")
+
+
+# --- markers ---
+
+
+def test_markers_are_read_back(run):
+    marker = Marker("ingest", True, FINGERPRINT, {"rows": 5}, {"shard_stops": [5]}, 1.5)
+    run.write_marker(marker)
+    assert run.marker("ingest") == marker
+    assert run.completed("ingest") == marker
+
+
+def test_a_stage_that_never_began_has_no_marker(run):
+    assert run.marker("embed") is None
+    assert run.resume("embed", FINGERPRINT) is None
+
+
+def test_a_begun_stage_is_not_complete(run):
+    run.write_marker(Marker("embed", False, FINGERPRINT))
+    with pytest.raises(StorageError, match="embed is not complete"):
+        run.completed("embed")
+
+
+def test_the_same_fingerprint_resumes(run):
+    marker = Marker("embed", True, FINGERPRINT, {"rows": 5})
+    run.write_marker(marker)
+    assert run.resume("embed", dict(FINGERPRINT)) == marker
+
+
+def test_tuples_in_a_fingerprint_equal_the_lists_that_json_gives_back(run):
+    run.write_marker(Marker("embed", True, {"search": (0, 4)}))
+    assert run.resume("embed", {"search": (0, 4)}) is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"settings": {"name": "torchvision:resnet50", "strengths": [1.0, 2.0]}}, "settings.name"),
+        ({"settings": {"name": "descriptor", "strengths": [1.0]}}, "settings.strengths"),
+        ({"input": "xyz"}, "input"),
+        ({"versions": {"ray": "2", "torch": "3"}}, "versions.torch"),
+        ({"versions": {}}, "versions.ray"),
+    ],
+)
+def test_another_fingerprint_conflicts_and_the_difference_is_named(run, change, named):
+    run.write_marker(Marker("embed", True, FINGERPRINT))
+    with pytest.raises(ResumeConflict) as caught:
+        run.resume("embed", FINGERPRINT | change)
+    message = str(caught.value)
+    assert named in message
+    assert "embed" in message
+    assert "--redo-from embed" in message
+    assert all(other not in message for other in {"settings.name", "input", "versions.torch"} - {named})
+
+
+def test_a_conflict_shows_both_values_when_they_are_short(run):
+    run.write_marker(Marker("embed", True, {"settings": {"image_size": 64}}))
+    with pytest.raises(ResumeConflict, match=r"64.*128"):
+        run.resume("embed", {"settings": {"image_size": 128}})
+
+
+def test_a_partial_stage_conflicts_too(run):
+    run.write_marker(Marker("embed", False, FINGERPRINT))
+    with pytest.raises(ResumeConflict):
+        run.resume("embed", FINGERPRINT | {"input": "xyz"})
+
+
+def test_a_marker_of_an_unknown_make_is_a_storage_error(run):
+    run.write_json("_stages/embed.json", {"stage": "embed", "wrong": True})
+    with pytest.raises(StorageError, match=r"embed\.json"):
+        run.marker("embed")
+
+
+def test_a_change_upstream_shows_in_the_digest_of_a_marker():
+    one, two = Marker("ingest", True, {"input": "a"}), Marker("ingest", True, {"input": "b"})
+    assert one.digest != two.digest
+    assert one.digest == Marker("ingest", True, {"input": "a"}, {"rows": 1}, {}, 9.0).digest
+
+
+def test_digests_do_not_depend_on_the_order_of_keys():
+    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
+    assert digest([1, 2]) != digest([2, 1])
+
+
+# --- forgetting ---
+
+
+def fill(run):
+    for stage in STAGES:
+        run.write_marker(Marker(stage, True, FINGERPRINT))
+        for table in TABLES[stage]:
+            name = table if "." in table else f"{table}/part-000000.parquet"
+            fsys.write_bytes(run.path(name), b"x", run.storage)
+
+
+@pytest.mark.parametrize("stage", ["ingest", "neighbors", "report"])
+def test_forgetting_a_stage_removes_it_and_all_after_it(run, stage):
+    fill(run)
+    run.forget_from(stage)
+    kept, gone = STAGES[: STAGES.index(stage)], STAGES[STAGES.index(stage) :]
+    assert all(run.marker(name) is not None for name in kept)
+    assert all(run.marker(name) is None for name in gone)
+    assert all(fsys.exists(run.path(table), run.storage) for name in kept for table in TABLES[name])
+    assert not any(fsys.exists(run.path(table), run.storage) for name in gone for table in TABLES[name])
+    assert run.begun()
+
+
+def test_markers_go_before_tables_so_that_a_kill_leaves_no_false_completion(run, monkeypatch):
+    fill(run)
+    removed = []
+    monkeypatch.setattr(fsys, "remove", lambda uri, storage: removed.append(uri))
+    run.forget_from("neighbors")
+    markers = [i for i, uri in enumerate(removed) if "/_stages/" in uri]
+    assert len(markers) == 4
+    assert max(markers) < min(i for i, uri in enumerate(removed) if "/_stages/" not in uri)

@@ -1,0 +1,430 @@
+"""The configuration: unknown keys, overrides, YAML, validation, and what enters fingerprints."""
+
+import ast
+import inspect
+import json
+import math
+
+import pytest
+
+from synthscale import config as config_module
+from synthscale.config import Config, StorageConfig, parse_config
+from synthscale.config_files import apply_overrides, load_config, parse_yaml
+from synthscale.errors import ConfigError
+from synthscale.metric_names import FAMILIES
+
+INPUT = {"real": "a", "synthetic": {"g": "b"}, "output": "c"}
+
+
+def refusal(values, source="configuration"):
+    with pytest.raises(ConfigError) as caught:
+        parse_config(values, source)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+# --- unknown keys and bad values ---
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"reel": "x"}, "reel"),
+        ({"encoder": {"nam": "x"}}, "encoder.nam"),
+        ({"neighbors": {"raduis": 1}}, "neighbors.raduis"),
+        ({"classifier": {"fold": 5}}, "classifier.fold"),
+        ({"storage": {"secret_key": "x"}}, "storage.secret_key"),
+    ],
+)
+def test_unknown_keys_at_any_level_are_refused_by_name(values, named):
+    message = refusal(values, "my.yaml")
+    assert f"{named}: unknown key" in message
+    assert message.startswith("my.yaml: ")
+
+
+def test_every_problem_is_named_at_once():
+    message = refusal({"reel": "x", "classifier": {"folds": 1}, "encoder": {"device": "tpu"}})
+    assert all(key in message for key in ("reel", "classifier.folds", "encoder.device"))
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("encoder", "batch_size", 0),
+        ("encoder", "image_size", 4),
+        ("encoder", "device", "gpu"),
+        ("neighbors", "threshold", 0),
+        ("neighbors", "threshold", "wide"),
+        ("neighbors", "radius", 2.5),
+        ("neighbors", "mode", "fast"),
+        ("neighbors", "self_test_images", -1),
+        ("neighbors", "self_test_images", 10_001),
+        ("neighbors", "self_test_images", 1.5),
+        ("neighbors", "actor_memory_gib", 0),
+        ("neighbors", "actor_memory_gib", -1.0),
+        ("neighbors", "actor_memory_gib", math.inf),
+        ("neighbors", "actor_memory_gib", math.nan),
+        ("classifier", "folds", 1),
+        ("classifier", "seed", -1),
+        ("classifier", "head", "forest"),
+        ("classifier", "strengths", []),
+        ("classifier", "strengths", [0.0, 1.0]),
+        ("classifier", "strengths", [-1.0]),
+        ("classifier", "strengths", [1.0, 1.0]),
+        ("classifier", "strengths", [math.nan]),
+        ("storage", "shard_rows", 0),
+    ],
+)
+def test_values_out_of_range_are_refused_by_key(section, key, value):
+    assert f"{section}.{key}" in refusal({section: {key: value}})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("key", ["threshold", "radius"])
+def test_a_threshold_or_radius_that_is_no_number_is_refused(key, value):
+    assert f"neighbors.{key}" in refusal({"neighbors": {key: value}})
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
+def test_a_failure_fraction_that_is_no_fraction_is_refused(value):
+    assert "max_failure_fraction" in refusal({"max_failure_fraction": value})
+
+
+def test_mean_and_std_come_together():
+    assert "mean and std" in refusal({"encoder": {"mean": [0.5, 0.5, 0.5]}})
+    parse_config({"encoder": {"mean": [0.5] * 3, "std": [0.5] * 3}})
+
+
+def test_a_configuration_cannot_be_changed_afterwards():
+    with pytest.raises(ValueError, match="frozen"):
+        parse_config(INPUT).encoder.name = "other"
+
+
+@pytest.mark.parametrize("name", ["a/b", "a b", "", "..", ".", "x" * 65, "gan\n"])
+def test_generator_names_must_be_plain(name):
+    assert repr(name) in refusal({"synthetic": {name: "folder"}})
+
+
+@pytest.mark.parametrize("name", ["gan", "sd-2.1_x", "x" * 64])
+def test_plain_generator_names_pass(name):
+    assert name in parse_config({"synthetic": {name: "folder"}}).synthetic
+
+
+@pytest.mark.parametrize("url", ["https://key:secret@host:9000", "http://token@host"])
+def test_credentials_in_the_endpoint_are_refused_and_not_repeated(url):
+    message = refusal({"storage": {"endpoint_url": url}})
+    assert "credentials" in message
+    assert "secret" not in message
+    assert "token" not in message
+
+
+# --- strengths ---
+
+
+def test_strengths_are_sorted_and_survive_json():
+    config = parse_config({"classifier": {"strengths": [math.inf, 1.0, 0.01]}})
+    assert config.classifier.strengths == (0.01, 1.0, math.inf)
+    text = json.dumps(config.model_dump(mode="json"), allow_nan=False)
+    assert parse_config(json.loads(text)) == config
+
+
+def test_the_default_grid_reaches_the_intercept_only_model():
+    assert math.inf in Config().classifier.strengths
+
+
+# --- metrics and gates ---
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ([], ()),
+        (["core"], ()),
+        ("core", ()),
+        (["kernel", "copying"], ("kernel", "copying")),
+        (["copying", "kernel", "core", "copying"], ("kernel", "copying")),
+        ("copying, kernel", ("kernel", "copying")),
+        ("all", tuple(FAMILIES)),
+        (["all", "kernel"], tuple(FAMILIES)),
+        (("vendi",), ("vendi",)),
+    ],
+)
+def test_families_are_named_in_any_order_and_kept_in_one(value, expected):
+    config = parse_config({"metrics": {"families": value}})
+    assert config.metrics.families == expected
+    text = json.dumps(config.model_dump(mode="json"), allow_nan=False)
+    assert parse_config(json.loads(text)) == config
+
+
+@pytest.mark.parametrize("value", ["frechet distance", ["kid"], "kernel;vendi", ["Kernel"], [1]])
+def test_a_family_that_is_not_there_is_refused_with_those_that_are(value):
+    message = refusal({"metrics": {"families": value}})
+    assert "metrics.families" in message
+    assert all(name in message for name in ("core", "all", *FAMILIES))
+
+
+@pytest.mark.parametrize("key", ["families", "slice_by"])
+@pytest.mark.parametrize("value", [None, 3, True])
+def test_a_list_of_names_that_is_none_is_refused_by_key_or_empty(key, value):
+    # "families:" with nothing behind it is None in YAML.
+    try:
+        assert getattr(parse_config({"metrics": {key: value}}).metrics, key) == ()
+    except ConfigError as error:
+        assert f"metrics.{key}" in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ([], ()),
+        ("prompt", ("prompt",)),
+        ("prompt, model version,prompt", ("prompt", "model version")),
+        (["seed", "prompt"], ("seed", "prompt")),
+    ],
+)
+def test_columns_to_slice_by_keep_their_order(value, expected):
+    assert parse_config({"metrics": {"slice_by": value}}).metrics.slice_by == expected
+
+
+@pytest.mark.parametrize("value", ["", "prompt,,seed", " , ", ["prompt", ""]])
+def test_a_column_to_slice_by_without_a_name_is_refused_or_passed_over(value):
+    try:
+        assert "" not in parse_config({"metrics": {"slice_by": value}}).metrics.slice_by
+    except ConfigError as error:
+        assert "metrics.slice_by" in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("fidelity>=0.3", ("fidelity>=0.3",)),
+        (["auc.high<0.9", "generator=g freshness>=0.98"], ("auc.high<0.9", "generator=g freshness>=0.98")),
+        ([], ()),
+    ],
+)
+def test_gates_are_one_or_a_list(value, expected):
+    assert parse_config({**INPUT, "gates": value}).gates == expected
+
+
+@pytest.mark.parametrize(
+    ("gate", "named"),
+    [("fidelty>=0.3", "fidelty"), ("fidelity", "fidelity"), ("fidelity>=x", "'x'"), ("fidelity.mid>=0", "mid")],
+)
+def test_a_gate_that_cannot_be_decided_is_refused_before_the_run(gate, named):
+    message = refusal({"gates": ["auc<0.9", gate]})
+    assert repr(gate) in message
+    assert named in message
+
+
+def test_a_gate_on_a_familys_metric_needs_the_family():
+    assert "no metric kid" in refusal({"gates": "kid<=0.1"})
+    assert parse_config({"gates": "kid<=0.1", "metrics": {"families": "kernel"}}).gates == ("kid<=0.1",)
+
+
+# --- YAML and overrides ---
+
+
+@pytest.mark.parametrize("text", ["a: [1, 2", "a: b: c", "\t- x", "a: !!python/object:os.system {}"])
+def test_yaml_that_cannot_be_read_is_refused_by_source_in_one_line(text):
+    with pytest.raises(ConfigError, match=r"^my\.yaml: ") as caught:
+        parse_yaml(text, "my.yaml")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b", "just words", "3"])
+def test_yaml_that_is_no_mapping_is_refused(text):
+    with pytest.raises(ConfigError, match="mapping"):
+        parse_yaml(text, "my.yaml")
+
+
+def test_empty_yaml_is_no_settings():
+    assert parse_yaml("# nothing\n", "x") == {}
+
+
+@pytest.mark.parametrize("section", ["metrics", "gates", "synthetic", "storage", "max_failure_fraction"])
+def test_a_section_that_is_left_empty_has_its_defaults(section):
+    assert parse_config(parse_yaml(f"{section}:\n", "file"), "file") == Config()
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("classifier.folds=3", 3),
+        ("classifier.strengths=[.inf, 0.1]", [math.inf, 0.1]),
+        ("encoder.weights=s3://bucket/a=b.pt", "s3://bucket/a=b.pt"),
+        ("neighbors.radius=null", None),
+        ("storage.anon=true", True),
+        ("max_failure_fraction=0.5", 0.5),
+    ],
+)
+def test_an_override_is_read_as_yaml(override, value):
+    merged = apply_overrides({}, [override])
+    for key in override.partition("=")[0].split("."):
+        merged = merged[key]
+    assert merged == value
+
+
+def test_overrides_win_over_the_file_and_later_ones_over_earlier_ones():
+    values = {"classifier": {"folds": 3, "seed": 9}}
+    merged = apply_overrides(values, ["classifier.folds=4", "classifier.folds=5"])
+    assert merged == {"classifier": {"folds": 5, "seed": 9}}
+    assert values == {"classifier": {"folds": 3, "seed": 9}}
+
+
+@pytest.mark.parametrize(
+    "override", ["folds", "=3", ".folds=3", "classifier.=3", "max_failure_fraction.x=1", "encoder.name=[1"]
+)
+def test_an_override_that_cannot_be_read_is_repeated_in_the_error(override):
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides({"max_failure_fraction": 0.1}, [override])
+    assert override in str(caught.value)
+
+
+def test_an_override_of_a_section_that_the_file_leaves_empty_works():
+    # "encoder:" with nothing under it is None in YAML.
+    assert apply_overrides({"encoder": None}, ["encoder.name=descriptor"]) == {"encoder": {"name": "descriptor"}}
+
+
+def test_an_unknown_override_is_refused_by_name():
+    assert "classifier.fold: unknown key" in refusal(apply_overrides({}, ["classifier.fold=3"]))
+
+
+def test_a_file_is_read(tmp_path):
+    (tmp_path / "c.yaml").write_text("real: ü\nclassifier: {folds: 3}\n", encoding="utf-8")
+    assert load_config(f"{tmp_path}/c.yaml") == {"real": "ü", "classifier": {"folds": 3}}
+
+
+def test_a_file_on_s3_is_read(s3):
+    bucket = s3.bucket()
+    s3.client.put_object(Bucket=bucket, Key="c.yaml", Body=b"real: x\n")
+    assert load_config(f"s3://{bucket}/c.yaml") == {"real": "x"}
+
+
+@pytest.mark.parametrize("uri", ["{tmp}/none.yaml", "{tmp}", "{tmp}/binary.yaml", "nosuchscheme://x/c.yaml"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, uri):
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    uri = uri.format(tmp=tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        load_config(uri)
+    assert uri in str(caught.value)
+
+
+# --- what can be run ---
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"output": None}, "no output"),
+        ({"real": None, "synthetic": {}}, "no input"),
+        ({"real": None}, "no real images"),
+        ({"synthetic": {}}, "no synthetic images"),
+        ({"manifest": "m.csv"}, "not both"),
+    ],
+)
+def test_what_is_missing_for_a_run_is_said(change, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_config(INPUT | change).check_runnable()
+    assert "--" in str(caught.value) or "not both" in message
+
+
+@pytest.mark.parametrize("values", [INPUT, {"manifest": "m.csv", "output": "c"}])
+def test_complete_configurations_can_be_run(values):
+    parse_config(values).check_runnable()
+
+
+# --- fingerprints ---
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("encoder", "device", "cpu"),
+        ("encoder", "batch_size", 8),
+        ("neighbors", "actor_memory_gib", 0.5),
+        ("classifier", "workers", 3),
+    ],
+)
+def test_settings_that_never_change_results_stay_out_of_fingerprints(section, key, value):
+    changed = parse_config({section: {key: value}})
+    assert changed.result_settings(section) == Config().result_settings(section)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("encoder", "name", "torchvision:resnet50"),
+        ("encoder", "image_size", 96),
+        ("neighbors", "threshold", 0.2),
+        ("neighbors", "radius", 0.2),
+        ("neighbors", "mode", "datalab"),
+        ("neighbors", "calibrate_on", "all"),
+        ("neighbors", "self_test_images", 0),
+        ("classifier", "folds", 3),
+        ("classifier", "seed", 3),
+        ("classifier", "head", "linear"),
+        ("classifier", "class_weight", "none"),
+        ("classifier", "strengths", [1.0]),
+        ("metrics", "families", ["kernel"]),
+        ("metrics", "slice_by", ["prompt"]),
+        ("metrics", "frechet_infinity", True),
+    ],
+)
+def test_settings_that_change_results_are_in_fingerprints(section, key, value):
+    changed = parse_config({section: {key: value}}).result_settings(section)
+    assert changed != Config().result_settings(section)
+    json.dumps(changed, allow_nan=False)
+
+
+def test_the_self_test_and_memory_of_neighbors_have_their_defaults_and_bounds():
+    neighbors = Config().neighbors
+    assert (neighbors.self_test_images, neighbors.actor_memory_gib) == (32, 4.0)
+    for key, value in (("self_test_images", 0), ("self_test_images", 10_000), ("actor_memory_gib", 1e-3)):
+        assert getattr(parse_config({"neighbors": {key: value}}).neighbors, key) == value
+    settings = Config().result_settings("neighbors")
+    assert "actor_memory_gib" not in settings
+    assert settings["self_test_images"] == 32
+
+
+def test_storage_is_outside_every_fingerprint():
+    one = Config(**INPUT)
+    two = Config(**INPUT, storage=StorageConfig(endpoint_url="http://h", shard_rows=7))
+    for section in ("input", "encoder", "neighbors", "classifier", "metrics"):
+        assert one.result_settings(section) == two.result_settings(section)
+
+
+def test_gates_are_outside_every_fingerprint_and_the_control_is_in_that_of_the_input():
+    one, two = Config(**INPUT), Config(**INPUT, gates=("fidelity>=0.3",))
+    for section in ("input", "encoder", "neighbors", "classifier", "metrics"):
+        assert one.result_settings(section) == two.result_settings(section)
+    assert Config(**INPUT, control=True).result_settings("input") != one.result_settings("input")
+
+
+# --- documentation ---
+
+
+def test_every_field_has_a_docstring():
+    tree = ast.parse(inspect.getsource(config_module))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name != "_Section"]
+    fields, bare = 0, []
+    # Fields of Config that are sections are described by the section's own docstring.
+    sections = {node.name for node in classes}
+    for node in classes:
+        assert ast.get_docstring(node), node.name
+        for i, item in enumerate(node.body):
+            if not isinstance(item, ast.AnnAssign) or ast.unparse(item.annotation) in sections:
+                continue
+            fields += 1
+            after = node.body[i + 1] if i + 1 < len(node.body) else None
+            is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            if not (is_text and isinstance(after.value.value, str)):
+                bare.append(f"{node.name}.{item.target.id}")
+    assert fields > 20
+    assert bare == []
+
+
+@pytest.mark.parametrize("values", [{"real": ""}, {"output": ""}, {"manifest": ""}, {"synthetic": {"x": ""}}])
+def test_an_empty_path_is_refused_and_is_not_the_current_folder(values):
+    with pytest.raises(ConfigError):
+        parse_config(values)

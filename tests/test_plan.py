@@ -1,0 +1,241 @@
+"""``validate`` and ``status`` as functions, on local folders; no Ray is started."""
+
+import os
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from synthscale.config import Config, StorageConfig, parse_config
+from synthscale.errors import ConfigError, InputError, ResumeConflict, StorageError
+from synthscale.plan import status, validate
+from synthscale.storage.run_directory import STAGES, Marker, RunDirectory
+from synthscale.tables.layout import Shard
+from synthscale.tables.schemas import embeddings_schema
+
+LOCAL = StorageConfig()
+
+
+@pytest.fixture
+def values(tmp_path, make_images):
+    """The settings of a sound run: a real set of 12 and two synthetic sets of 9 and 5 images."""
+    make_images(tmp_path / "photos", 12)
+    make_images(tmp_path / "gan", 9, seed=1)
+    make_images(tmp_path / "diffusion", 5, seed=2)
+    return {
+        "real": f"{tmp_path}/photos",
+        "synthetic": {"gan": f"{tmp_path}/gan", "diffusion": f"{tmp_path}/diffusion"},
+        "output": f"{tmp_path}/runs/one",
+    }
+
+
+def tree(folder):
+    return sorted(str(path) for path in folder.rglob("*"))
+
+
+# --- validate ---
+
+
+def test_a_sound_plan_tells_sets_encoder_and_estimates(values):
+    plan = validate(parse_config(values))
+    assert plan.sets == {"real": 12, "gan": 9, "diffusion": 5}
+    assert plan.encoder.startswith("descriptor")
+    assert plan.dimensions > 50
+    assert plan.tried >= 3
+    assert plan.faults == []
+    assert plan.notes == []
+    assert plan.seconds > 0
+    assert plan.disk_bytes >= 26 * plan.dimensions * 4
+
+
+def test_every_set_is_tried_however_small(values, tmp_path, make_images):
+    make_images(tmp_path / "tiny", 1, seed=3)
+    (tmp_path / "tiny" / "cat" / "000.png").write_bytes(b"no picture")
+    values["synthetic"]["tiny"] = f"{tmp_path}/tiny"
+    plan = validate(parse_config(values))
+    assert plan.sets["tiny"] == 1
+    assert any("tiny/cat/000.png" in fault for fault in plan.faults)
+
+
+def test_validating_leaves_no_trace(values, tmp_path):
+    before = tree(tmp_path)
+    validate(parse_config(values))
+    assert tree(tmp_path) == before
+
+
+def test_validating_leaves_an_existing_empty_output_as_it_was(values, tmp_path):
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    before = tree(tmp_path)
+    validate(parse_config(values))
+    assert tree(tmp_path) == before
+
+
+def test_rows_that_cannot_be_used_are_listed_with_their_ids(values, tmp_path):
+    for path in (tmp_path / "diffusion").rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    plan = validate(parse_config(values))
+    assert len(plan.faults) == 5
+    assert all(fault.startswith("diffusion/") for fault in plan.faults)
+
+
+def test_when_no_row_can_be_used_the_plan_fails_naming_one(values, tmp_path):
+    for path in tmp_path.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"\.png"):
+        validate(parse_config(values))
+
+
+def test_files_that_are_no_images_are_noted(values, tmp_path):
+    (tmp_path / "photos" / "notes.txt").write_text("x")
+    (note,) = validate(parse_config(values)).notes
+    assert "photos" in note
+
+
+def test_a_missing_input_is_named(values, tmp_path):
+    values["synthetic"]["gone"] = f"{tmp_path}/gone"
+    with pytest.raises(InputError, match="gone"):
+        validate(parse_config(values))
+
+
+def test_a_missing_weights_file_is_named(values, tmp_path):
+    encoder = {"name": "torchvision:squeezenet1_1", "weights": f"{tmp_path}/none.pt"}
+    with pytest.raises(StorageError, match=r"none\.pt"):
+        validate(parse_config(values | {"encoder": encoder}))
+
+
+def test_an_unknown_encoder_is_refused(values):
+    with pytest.raises(ConfigError, match="clip"):
+        validate(parse_config(values | {"encoder": {"name": "clip"}}))
+
+
+def test_an_incomplete_configuration_is_refused(values):
+    with pytest.raises(ConfigError, match="no output"):
+        validate(parse_config(values | {"output": None}))
+
+
+def test_a_file_as_output_is_refused(values, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match=f"{tmp_path}/file"):
+        validate(parse_config(values | {"output": f"{tmp_path}/file"}))
+
+
+def test_an_output_below_a_file_is_refused(values, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match=f"{tmp_path}/file/run"):
+        validate(parse_config(values | {"output": f"{tmp_path}/file/run"}))
+
+
+def test_an_output_that_holds_something_else_is_refused(values, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(ResumeConflict, match=f"{tmp_path}/mine"):
+        validate(parse_config(values | {"output": f"{tmp_path}/mine"}))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_that_cannot_be_written_is_refused(values, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o555)
+    with pytest.raises(StorageError, match="locked"):
+        validate(parse_config(values | {"output": f"{tmp_path}/locked/run"}))
+
+
+def test_an_output_bucket_that_does_not_exist_is_refused(values, s3):
+    output = "s3://no-such-bucket-anywhere/run"
+    with pytest.raises(StorageError, match="no-such-bucket-anywhere"):
+        validate(parse_config(values | {"output": output, "storage": {"endpoint_url": s3.endpoint_url}}))
+
+
+def test_an_output_on_s3_is_tried_and_left_empty(values, s3):
+    bucket = s3.bucket()
+    output = f"s3://{bucket}/runs/one"
+    validate(parse_config(values | {"output": output, "storage": {"endpoint_url": s3.endpoint_url}}))
+    assert s3.keys(bucket) == []
+
+
+def test_duplicate_ids_are_refused_by_name(tmp_path, make_images):
+    paths = make_images(tmp_path / "set", 4)
+    frame = pd.DataFrame(
+        {
+            "id": ["a", "b", "a", "c"],
+            "image_filename": [path.relative_to(tmp_path / "set").as_posix() for path in paths],
+            "real_or_synthetic": ["real", "synthetic"] * 2,
+        }
+    )
+    frame.to_csv(tmp_path / "set" / "metadata.csv", index=False)
+    with pytest.raises(InputError, match="duplicate ids: a;"):
+        validate(Config(manifest=f"{tmp_path}/set", output=f"{tmp_path}/run"))
+
+
+def test_vectors_are_tried_without_an_encoder(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(6, 4))
+    vectors[3] = 0
+    vectors[4, 1] = np.nan
+    table = pa.table(
+        {
+            "id": [f"v{i}" for i in range(6)],
+            "real_or_synthetic": ["real", "synthetic"] * 3,
+            "embedding": pa.array(vectors.tolist(), pa.list_(pa.float64())),
+        }
+    )
+    pq.write_table(table, tmp_path / "v.parquet")
+    plan = validate(Config(manifest=f"{tmp_path}/v.parquet", output=f"{tmp_path}/run"))
+    assert plan.sets == {"real": 3, "synthetic": 3}
+    assert plan.dimensions == 4
+    assert plan.seconds is None
+    assert sorted(fault.partition(":")[0] for fault in plan.faults) == ["v3", "v4"]
+
+
+# --- status ---
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run that stopped in the middle of embed: two of three shards, 25 of 40 rows."""
+    directory = RunDirectory.open(f"{tmp_path}/run", LOCAL)
+    directory.write_json("run.json", {"run_id": "abc"})
+    info = {"shard_stops": [10, 25, 40], "generators": ["gan"], "notes": [], "vectors": None}
+    directory.write_marker(Marker("ingest", True, {}, {"rows": 40, "real": 15, "synthetic": 25}, info, 1.25))
+    directory.write_marker(Marker("embed", False, {}))
+    schema = embeddings_schema(2)
+    for i, (start, stop) in enumerate([(0, 10), (10, 25)]):
+        rows = {name: pa.nulls(stop - start) for name in schema.names}
+        rows |= {"row": range(start, stop), "vector": [[1.0, 2.0]] * (stop - start)}
+        directory.write_shard("embeddings", Shard(i, start, stop), pa.table(rows), schema)
+    return directory
+
+
+def test_the_status_of_an_unfinished_run_tells_done_begun_and_waiting(run):
+    lines = status(run.uri, Config())
+    assert [line.stage for line in lines] == list(STAGES)
+    assert [line.state for line in lines] == ["done", "begun", "waiting", "waiting", "waiting", "waiting"]
+    assert "40 rows" in lines[0].detail
+    assert "1.2" in lines[0].detail
+    assert "25 of 40 rows" in lines[1].detail
+
+
+def test_the_status_of_a_finished_run_is_done_everywhere(run):
+    for stage in STAGES[1:]:
+        run.write_marker(Marker(stage, True, {}, {"rows": 40}))
+    assert {line.state for line in status(run.uri, Config())} == {"done"}
+
+
+def test_asking_for_the_status_changes_nothing(run, tmp_path):
+    before = tree(tmp_path)
+    status(run.uri, Config())
+    assert tree(tmp_path) == before
+
+
+def test_the_status_of_no_run_is_an_error_that_names_the_place(tmp_path):
+    with pytest.raises(StorageError, match=str(tmp_path)):
+        status(str(tmp_path), Config())
+
+
+def test_the_status_of_a_run_on_s3_is_read(s3):
+    storage = StorageConfig(endpoint_url=s3.endpoint_url)
+    directory = RunDirectory.open(f"s3://{s3.bucket()}/run", storage)
+    directory.write_json("run.json", {"run_id": "abc"})
+    directory.write_marker(Marker("ingest", True, {}, {"rows": 40}))
+    states = [line.state for line in status(directory.uri, Config(storage=storage))]
+    assert states == ["done", *["waiting"] * 5]

@@ -1,0 +1,301 @@
+"""Images from S3 to scores: faults on the way, and what dies on the way, change no score and lose no row."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from synthscale import Config
+from synthscale.config import StorageConfig
+from synthscale.errors import TooManyFailures
+from synthscale.pipeline import Options, score
+from synthscale.result import RunResult
+from synthscale.storage.run_directory import RunDirectory
+from tests.object_server import Fault, ObjectServer
+from tests.two_nodes import last_line
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+SIZES = {"real": 48, "fake": 40}
+
+
+class EnoughError(Exception):
+    """Ends a run after its embeddings are there."""
+
+
+@pytest.fixture(scope="module")
+def server():
+    with ObjectServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory, make_images, server):
+    """A folder of real and fake images, which are also the buckets ``real`` and ``fake``."""
+    top = tmp_path_factory.mktemp("images")
+    for seed, (name, n) in enumerate(SIZES.items()):
+        for path in make_images(top / name, n, seed=seed):
+            server.put(name, f"set/{path.relative_to(top / name).as_posix()}", path.read_bytes())
+    return top
+
+
+def on_disk(images, output):
+    sets = {"real": str(images / "real"), "synthetic": {"g": str(images / "fake")}}
+    return Config(**sets, output=str(output), storage={"shard_rows": 8})
+
+
+def on_s3(server, output, **sections):
+    sets = {"real": "s3://real/set", "synthetic": {"g": "s3://fake/set"}}
+    storage = {"endpoint_url": server.endpoint_url, "shard_rows": 8}
+    return Config(**sets, output=str(output), storage=storage, **sections)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(local_ray, images, tmp_path_factory):
+    return score(on_disk(images, tmp_path_factory.mktemp("undisturbed") / "run"))
+
+
+def embed(config, after_ingest=lambda: None):
+    """Run ingest and embed alone; return the embeddings and the failures."""
+
+    def on_stage(report):
+        if report.stage == "ingest":
+            after_ingest()
+        if report.stage == "embed":
+            raise EnoughError
+
+    with pytest.raises(EnoughError):
+        score(config, Options(on_stage=on_stage))
+    return written(config)
+
+
+def written(config):
+    run = RunDirectory.existing(config.output, config.storage)
+    frames = [pq.read_table(run.path(name)).to_pandas() for name in ("embeddings", "failures")]
+    counts = run.completed("embed").counts
+    assert (counts["ok"], counts["failed"]) == (len(frames[0]), len(frames[1]))
+    assert counts["ok"] + counts["failed"] == counts["rows"]
+    return [frame.sort_values("row").reset_index(drop=True) for frame in frames]
+
+
+def assert_same_vectors(ours, theirs):
+    assert ours.row.tolist() == theirs.row.tolist()
+    assert ours.content_hash.tolist() == theirs.content_hash.tolist()
+    assert all((a == b).all() for a, b in zip(ours.vector, theirs.vector, strict=True))
+
+
+def test_faults_that_pass_change_no_score_from_s3_to_s3(server, undisturbed):
+    server.put("runs", "placeholder", b"")
+    server.fault(
+        Fault(r"\?", "slow_down", times=1),
+        Fault("/00[0-3]", "slow_down", times=2),
+        Fault("/00[4-7]", "reset", times=1),
+        Fault("/01[0-3]", "cut", times=2),
+        Fault("/01[4-7]", "short", times=1),
+        Fault("/02", "error", times=1),
+    )
+    result = score(on_s3(server, "s3://runs/first"))
+    ours, theirs = (found.scores().sort_values("id").reset_index(drop=True) for found in (result, undisturbed))
+    pd.testing.assert_frame_equal(ours.drop(columns="uri"), theirs.drop(columns="uri"), atol=1e-5, rtol=0)
+    assert result.metrics["counts"] == undisturbed.metrics["counts"]
+
+
+def test_faults_that_stay_are_failures_of_their_rows_alone(server, images, undisturbed, tmp_path):
+    server.fault(Fault("fake/set/cat/002", "denied"), Fault("fake/set/dog/003", "short"))
+    other = (images / "real" / "cat" / "000.png").read_bytes()
+    kept = (images / "fake" / "cat" / "004.png").read_bytes()
+    config = on_s3(server, tmp_path / "run", max_failure_fraction=0.2)
+    try:
+        found, failures = embed(config, lambda: server.put("fake", "set/cat/004.png", other))
+    finally:
+        server.put("fake", "set/cat/004.png", kept)
+    reasons = dict(zip(failures.id, failures.reason, strict=True))
+    assert reasons == {
+        "g/cat/002.png": "access_denied",
+        "g/dog/003.png": "truncated",
+        "g/cat/004.png": "changed",
+    }
+    whole = written(on_disk(images, undisturbed.run.uri))[0]
+    assert_same_vectors(found, whole[whole.row.isin(found.row)].reset_index(drop=True))
+
+
+def test_too_many_faults_end_the_run_and_what_could_not_be_had_is_tried_again(
+    server, images, undisturbed, tmp_path
+):
+    server.fault(Fault("fake/set/cat", "denied"))
+    config = on_s3(server, tmp_path / "run")
+    with pytest.raises(TooManyFailures, match="access_denied 20"):
+        score(config)
+    server.fault()
+    found, failures = embed(config)
+    assert failures.empty
+    assert_same_vectors(found, written(on_disk(images, undisturbed.run.uri))[0])
+    # The shards that were whole were not fetched again.
+    assert 20 <= sum(server.asked().values()) - server.asked()["fake"] - server.asked()["real"] < 60
+
+
+def test_no_credential_is_written_anywhere(server, tmp_path):
+    server.fault()
+    config = on_s3(server, tmp_path / "run")
+    embed(config)
+    for path in (tmp_path / "run").rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            assert os.environ["AWS_SECRET_ACCESS_KEY"].encode() not in data or path.suffix == ".parquet"
+
+
+def embed_actors():
+    """The processes below this one that hold an encoder."""
+    parents, found = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if b"EmbedActor" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+
+    def is_ours(pid):
+        return pid == os.getpid() or (pid in parents and is_ours(parents[pid]))
+
+    return [pid for pid in found if is_ours(pid)]
+
+
+def test_an_actor_that_is_killed_is_replaced_and_nothing_is_lost(server, images, undisturbed, tmp_path):
+    server.fault(Fault("set/", latency_s=0.3))
+    config, killed = on_s3(server, tmp_path / "run"), []
+
+    def kill():
+        shards = tmp_path / "run" / "embeddings"
+        deadline = time.monotonic() + 240
+        while not killed and time.monotonic() < deadline:
+            if shards.is_dir() and any(shards.iterdir()):
+                killed.extend(embed_actors())
+                for pid in killed:
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    found, failures = embed(config)
+    killer.join()
+    assert killed
+    assert failures.empty
+    assert_same_vectors(found, written(on_disk(images, undisturbed.run.uri))[0])
+
+
+def test_a_killed_driver_that_writes_to_s3_goes_on_where_it_stopped(server, undisturbed, tmp_path):
+    server.put("kills", "placeholder", b"")
+    server.fault(Fault("set/", latency_s=0.3))
+    config = on_s3(server, "s3://kills/run")
+    (tmp_path / "config.yaml").write_text(json.dumps(config.model_dump(mode="json", exclude_none=True)))
+    command = [sys.executable, "-m", "synthscale.cli", "score", "--config", str(tmp_path / "config.yaml")]
+
+    def written_keys():
+        return {key for key in server.asked("PUT") if key.startswith("kills/run/embeddings/")}
+
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while len(written_keys()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    kept = written_keys()
+    assert 2 <= len(kept) < 11
+    server.fault()
+    resumed = subprocess.run(command, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    # What was written is not written again, and nothing is left out.
+    assert not kept & written_keys()
+    assert len(kept | written_keys()) == 11
+    result = RunResult.open("s3://kills/run", StorageConfig(endpoint_url=server.endpoint_url))
+    ours, theirs = (found.scores().sort_values("id").reset_index(drop=True) for found in (result, undisturbed))
+    pd.testing.assert_frame_equal(ours.drop(columns="uri"), theirs.drop(columns="uri"), atol=1e-5, rtol=0)
+
+
+_SMALL_STORE = """
+import sys
+import ray
+from ray._private.internal_api import memory_summary
+from synthscale import Config
+from synthscale.pipeline import Options, score
+from synthscale.embed import stage as embed
+from synthscale.embed.ray_tasks import EmbedActor
+class OnCpu(EmbedActor):
+    def __init__(self, job, layout, device): super().__init__(job, layout, "cpu")
+embed.EmbedActor, embed.device_for = OnCpu, lambda context: "cuda"
+ray.init("local", num_cpus=2, num_gpus=1, object_store_memory=100 * 2**20, log_to_driver=False)
+config = Config.model_validate_json(sys.argv[1])
+class Done(Exception): pass
+def on_stage(report):
+    if report.stage == "embed":
+        print("Spilled" in memory_summary(ray.get_runtime_context().gcs_address, stats_only=True), flush=True)
+        raise Done
+try: score(config, Options(ray_address=ray.get_runtime_context().gcs_address, on_stage=on_stage))
+except Done: pass
+"""
+
+
+def test_pixels_on_their_way_to_a_gpu_never_spill_from_the_object_store(server, make_images, tmp_path):
+    # 193 MB of pixels go through a store of 100 MiB, from tasks to an actor of its own.
+    for seed, name in enumerate(("real", "fake")):
+        paths = make_images(tmp_path / name, 40, seed=seed)
+        for i in range(600):
+            shutil.copy(paths[i % 40], tmp_path / name / f"{i}.png")
+    sets = {"real": str(tmp_path / "real"), "synthetic": {"g": str(tmp_path / "fake")}}
+    encoder = {"name": "descriptor", "image_size": 224}
+    config = Config(**sets, output=str(tmp_path / "run"), encoder=encoder, storage={"shard_rows": 32})
+    assert last_line(_SMALL_STORE, config) == "False"
+    found, failures = written(config)
+    assert len(found) == 1280
+    assert failures.empty
+
+
+_TWO_NODES = """
+import json, sys, threading, time
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from synthscale import Config
+from synthscale.pipeline import Options, score
+from synthscale.embed import stage as embed
+embed._ONE_ACTOR_ROWS = 0
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+second = cluster.add_node(num_cpus=2)
+config = Config.model_validate_json(sys.argv[1])
+lost = []
+def lose():
+    shards = Path(config.output) / "embeddings"
+    while not (shards.is_dir() and any(shards.iterdir())): time.sleep(0.02)
+    cluster.remove_node(second, allow_graceful=False)
+    lost.append(len(list(shards.iterdir())))
+class Done(Exception): pass
+def on_stage(report):
+    if report.stage == "embed": raise Done
+threading.Thread(target=lose, daemon=True).start()
+try: score(config, Options(ray_address=cluster.address, on_stage=on_stage))
+except Done: pass
+print(json.dumps(lost))
+"""
+
+
+def test_a_node_that_is_lost_costs_no_row(server, images, undisturbed, tmp_path):
+    server.fault(Fault("set/", latency_s=0.3))
+    config = on_s3(server, tmp_path / "run")
+    (shards,) = json.loads(last_line(_TWO_NODES, config))
+    assert 0 < shards < 11
+    found, failures = written(config)
+    assert failures.empty
+    assert_same_vectors(found, written(on_disk(images, undisturbed.run.uri))[0])
