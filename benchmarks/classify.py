@@ -28,11 +28,11 @@ from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 from benchmarks.common import claim, write_images
 from synthscale import Config, score_features
-from synthscale.classify.fit_context import Workers
-from synthscale.classify.logistic import Fit, fit_views
-from synthscale.classify.logistic_loss import FeatureBlock, View
+from synthscale.classify.fit_context import FitContext
+from synthscale.classify.logistic import LogisticFit, fit_logistic_heads
+from synthscale.classify.logistic_loss import FeatureBlock, FoldView
 from synthscale.config import parse_config
-from synthscale.tables.id_hashes import mixed
+from synthscale.tables.id_hashes import mix
 from synthscale.tables.schemas import REAL
 
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -66,14 +66,16 @@ def features(n: int, d: int, seed: int = 0) -> tuple[Features, NDArray[np.bool_]
     return x, synthetic, rng.integers(0, FOLDS, n).astype(np.int8)
 
 
-def ours(x: Features, synthetic: NDArray[np.bool_], fold: NDArray[np.int8]) -> Fit:
+def ours(x: Features, synthetic: NDArray[np.bool_], fold: NDArray[np.int8]) -> LogisticFit:
     """Fit all folds and strengths, and choose."""
-    key = mixed(np.arange(len(x), dtype=np.uint64), 1)
+    key = mix(np.arange(len(x), dtype=np.uint64), 1)
     blocks = [
         FeatureBlock(name, torch.from_numpy(x[own]), torch.from_numpy(fold[own][:, None]), key[own])
         for name, own in ((REAL, ~synthetic), ("fake", synthetic))
     ]
-    return fit_views([View("fake", 0, FOLDS)], STRENGTHS, lambda: blocks, balanced=True, workers=Workers())["fake"]
+    return fit_logistic_heads(
+        [FoldView("fake", 0, FOLDS)], STRENGTHS, lambda: blocks, balanced=True, workers=FitContext()
+    )["fake"]
 
 
 def of_scikit_learn(
@@ -179,16 +181,18 @@ def on_a_gpu(n: int, d: int) -> None:
     x = torch.randn((n, d), generator=generator, device="cuda") / math.sqrt(d)
     x[n // 2 :] += 0.5 / d
     fold = torch.randint(0, FOLDS, (n, 1), generator=generator, device="cuda", dtype=torch.int8)
-    key = mixed(np.arange(n, dtype=np.uint64), 1)
+    key = mix(np.arange(n, dtype=np.uint64), 1)
     halves = ((REAL, slice(0, n // 2)), ("fake", slice(n // 2, n)))
     blocks = [FeatureBlock(name, x[half], fold[half], key[half]) for name, half in halves]
-    workers = Workers(device="cuda")
+    workers = FitContext(device="cuda")
     times: dict[str, list[float]] = {"solver": [], "products": []}
     for _ in range(3):
         torch.cuda.synchronize()
         start = time.perf_counter()
         with torch.device("cuda"):
-            fit = fit_views([View("fake", 0, FOLDS)], STRENGTHS, lambda: blocks, balanced=True, workers=workers)
+            fit = fit_logistic_heads(
+                [FoldView("fake", 0, FOLDS)], STRENGTHS, lambda: blocks, balanced=True, workers=workers
+            )
         torch.cuda.synchronize()
         times["solver"].append(time.perf_counter() - start)
         points = torch.randn((d, FOLDS * len(STRENGTHS)), device="cuda", dtype=torch.float64)
@@ -239,7 +243,7 @@ def _bayes_auc(shift: float, d: int) -> float:
 def heads(n: int) -> None:
     """Compare the three heads' out-of-fold log-loss where the difference is a product of features."""
     from synthscale.classify.classifier import fit_classifier
-    from synthscale.classify.training import Training, VectorBlock, bandwidth_sample, plan_folds
+    from synthscale.classify.training import TrainingData, VectorBlock, bandwidth_sample, plan_folds
     from synthscale.config import ClassifierConfig
 
     rng = np.random.default_rng(0)
@@ -248,7 +252,7 @@ def heads(n: int) -> None:
     flip = rng.random((n, 16)) < 0.25
     x[:n, 1::2] = np.abs(x[:n, 1::2]) * np.sign(x[:n, ::2]) * np.where(flip, -1, 1)
     is_real = np.arange(2 * n) < n
-    keys = mixed(np.arange(2 * n, dtype=np.uint64), 5)
+    keys = mix(np.arange(2 * n, dtype=np.uint64), 5)
     none = np.zeros(2 * n, np.bool_)
     result = {}
     for head in ("linear", "kernel", "mlp"):
@@ -259,7 +263,7 @@ def heads(n: int) -> None:
             VectorBlock(name, x[own], plan.fold[own], keys[own], none[own])
             for name, own in ((REAL, is_real), ("fake", ~is_real))
         ]
-        training = Training(
+        training = TrainingData(
             plan.views("fake"),
             32,
             lambda name, blocks=blocks: [b for b in blocks if name in (None, b.name)],

@@ -47,10 +47,10 @@ def sets(n: int) -> tuple[Vectors, Vectors]:
 
 
 def ours_manifold(real: Vectors, synthetic: Vectors) -> dict[str, float]:
-    from synthscale.in_memory.neighbors import searched
+    from synthscale.in_memory.neighbors import search_two_sets
     from synthscale.neighbors.view import K
 
-    found = searched({"real": real, "synthetic": synthetic}, "synthetic")
+    found = search_two_sets({"real": real, "synthetic": synthetic}, "synthetic")
     assert found.recalled is not None
     covered = found.searches.real_own.distance[:, 0] <= found.searches.real_real.radius(K)
     return {
@@ -173,8 +173,8 @@ def race_frechet(n: int, repeats: int) -> None:
 def tables(n: int, shards: list[Any]) -> Iterator[tuple[Any, dict[str, pa.Table]]]:
     """Yield the tables of each shard of a run of n rows: half real, half one generator's; a tenth in groups of
     two."""
-    from synthscale.tables.id_hashes import id_keys
-    from synthscale.tables.schemas import BLOCKS, REDEALS
+    from synthscale.tables.id_hashes import hash_ids
+    from synthscale.tables.schemas import BLOCKS, REASSIGNMENTS
 
     rng = np.random.default_rng(1)
     for shard in shards:
@@ -182,7 +182,7 @@ def tables(n: int, shards: list[Any]) -> Iterator[tuple[Any, dict[str, pa.Table]
         m, is_real = len(row), row < n // 2
         generator = np.where(is_real, None, "g")
         ids = [f"row/{i:09d}" for i in row.tolist()]
-        key = id_keys(ids)
+        key = hash_ids(ids)
         grouped = (row // 2) % 10 == 0
         first = row - row % 2
         group_key = np.where(grouped, key[np.maximum(first - shard.start, 0)], key)
@@ -226,7 +226,10 @@ def tables(n: int, shards: list[Any]) -> Iterator[tuple[Any, dict[str, pa.Table]
             "covered": pa.array(rng.random(m) < 0.8, mask=~is_real),
             "is_copy": np.zeros(m, bool),
             "exact": np.ones(m, bool),
-            **{name: pa.nulls(m) for name in ("held", "real_balls", "in_synthetic_manifold")},
+            **{
+                name: pa.nulls(m)
+                for name in ("synthetic_in_radius", "real_radii_containing", "in_synthetic_manifold")
+            },
         }
         members = np.flatnonzero(grouped)
         count = len(members)
@@ -258,10 +261,12 @@ def tables(n: int, shards: list[Any]) -> Iterator[tuple[Any, dict[str, pa.Table]
             "logit_synthetic": logit,
             "logit_deviation": pa.nulls(m),
             "logit_file_facts": rng.normal(0, 0.1, m),
-            "along": pa.array(list(rng.normal(0, 1, (m, 3)).astype(np.float32)), pa.list_(pa.float32(), 3)),
+            "direction_coordinates": pa.array(
+                list(rng.normal(0, 1, (m, 3)).astype(np.float32)), pa.list_(pa.float32(), 3)
+            ),
             "logit_without": pa.FixedSizeListArray.from_arrays(pa.array(without.ravel()), BLOCKS),
             "logit_matched": pa.nulls(m, pa.list_(pa.float16(), 1 + BLOCKS)),
-            "logit_redealt": pa.nulls(m, pa.list_(pa.float16(), REDEALS)),
+            "logit_reassigned": pa.nulls(m, pa.list_(pa.float16(), REASSIGNMENTS)),
         }
         found = {"manifest": manifest, "embeddings": files, "nearest": nearest, "groups": groups}
         found |= {"classifier": folds, "predictions": predictions}

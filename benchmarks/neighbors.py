@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from benchmarks.common import claim
 from synthscale.config import NeighborsConfig
 from synthscale.in_memory.neighbors import MemoryLookup, analyse
-from synthscale.neighbors.cells import Sample, plan_join, sample_size
-from synthscale.neighbors.copies import collapse, draw, equal_pairs, vector_keys
+from synthscale.neighbors.cells import JoinSample, plan_join, sample_size
+from synthscale.neighbors.copies import copies_from_pairs, equal_pairs, vector_hashes, vector_keys
 from synthscale.neighbors.distance import distances_within, norms
 from synthscale.neighbors.edges import Edges, distinct_edges
 from synthscale.neighbors.groups import near_duplicate_groups
@@ -67,10 +67,10 @@ def join(x: Vectors, radius: float) -> Edges:
     """Collapse, cells, join and groups of one pool of rows, as the stage does them."""
     n = len(x)
     rows, code = np.arange(n), np.zeros(n, np.int32)
-    copies = collapse([equal_pairs(vector_keys(x, "all"), rows)])
+    copies = copies_from_pairs([equal_pairs(vector_keys(x, "all"), rows)])
     distinct = rows[copies.are_distinct(rows)]
-    chosen = distinct[np.argsort(draw(x[distinct]))[: sample_size(n)]]
-    plan = plan_join(Sample(x[chosen], chosen, code[chosen]), {0: len(distinct)}, radius)
+    chosen = distinct[np.argsort(vector_hashes(x[distinct]))[: sample_size(n)]]
+    plan = plan_join(JoinSample(x[chosen], chosen, code[chosen]), {0: len(distinct)}, radius)
     found = join_all(plan, x[distinct], distinct, code[distinct])
     assert found.is_whole
     edges = distinct_edges([found.edges, copies.edges(code[copies.row])])
@@ -82,7 +82,7 @@ def stage(x: Vectors) -> None:
     """All of the analysis: as ``join``, and the calibration and every row's nearest neighbours and manifold."""
     half = len(x) // 2
     sets = {"real": np.arange(half), "synthetic": np.arange(half, len(x))}
-    copies = collapse(equal_pairs(vector_keys(x[rows], name), rows) for name, rows in sets.items())
+    copies = copies_from_pairs(equal_pairs(vector_keys(x[rows], name), rows) for name, rows in sets.items())
     analyse(x, sets, copies, NeighborsConfig(radius=RADIUS))
 
 

@@ -124,18 +124,18 @@ def recipe(folder: Path, encoder: dict[str, Any]) -> float:
     import ray.data
 
     from synthscale import Config
-    from synthscale.embed.encoder_reader import encoder_for
+    from synthscale.embed.encoder_reader import load_encoder
     from synthscale.runtime.session import RaySession
 
     config = Config(encoder=encoder)
-    side = encoder_for(config).image_size
+    side = load_encoder(config).image_size
 
     class Encode:
         def __init__(self) -> None:
             import torch
 
             torch.set_num_threads(1)
-            self.encoder = encoder_for(config)
+            self.encoder = load_encoder(config)
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             return {"vector": self.encoder.encode(np.ascontiguousarray(batch["image"]))}
@@ -173,17 +173,17 @@ def _bare_worker(paths: list[str], encoder: dict[str, Any], ready: Any, done: An
     import torch
 
     from synthscale import Config
-    from synthscale.embed.encoder_reader import encoder_for
-    from synthscale.embed.images import decode, picture_facts
+    from synthscale.embed.encoder_reader import load_encoder
+    from synthscale.embed.images import decode, image_statistics
 
     torch.set_num_threads(1)
-    own = encoder_for(Config(encoder=encoder))
+    own = load_encoder(Config(encoder=encoder))
     own.encode(np.zeros((1, own.image_size, own.image_size, 3), np.uint8))
     ready.wait()
     for start in range(0, len(paths), 64):
         pixels = [decode(Path(path).read_bytes(), own.image_size)[0] for path in paths[start : start + 64]]
         for each in pixels:
-            picture_facts(each)
+            image_statistics(each)
         own.encode(np.stack(pixels))
     done.wait()
 
@@ -220,7 +220,7 @@ def race_objects(count: int, repeats: int) -> None:
     from synthscale.config import Config, StorageConfig
     from synthscale.embed.image_reader import fetch_all
     from synthscale.storage.objects import client
-    from synthscale.tables.layout import Stored
+    from synthscale.tables.layout import StoredFile
     from tests.object_server import Fault, ObjectServer
 
     os.environ |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
@@ -238,7 +238,7 @@ def race_objects(count: int, repeats: int) -> None:
                     assert len(found) == len(data)
 
         def ours() -> None:
-            files = [Stored(f"s3://bucket/{key}", len(data)) for key in keys]
+            files = [StoredFile(f"s3://bucket/{key}", len(data)) for key in keys]
             for found in fetch_all(files, Config(storage=storage)):
                 assert isinstance(found, bytes)
 

@@ -24,12 +24,12 @@ from PIL import Image, ImageOps
 
 from benchmarks.common import claim
 from synthscale.config import Config, EncoderConfig
-from synthscale.embed.encoder_reader import encoder_for
+from synthscale.embed.encoder_reader import load_encoder
 from synthscale.embed.image_reader import decode_all
 from synthscale.embed.images import decode, to_rgb
 from synthscale.neighbors.distance import Floats, cosine_distance, unit
 from synthscale.storage.fetch import zip_uri
-from synthscale.tables.layout import Stored
+from synthscale.tables.layout import StoredFile
 
 DATA = Path(os.environ.get("SYNTHSCALE_SHARED", Path(__file__).parents[2] / "shared")).resolve() / "data"
 DEFAULT = 0.13
@@ -88,12 +88,12 @@ class Embedder:
         weights = str(DATA / "weights" / "mobilenet_v2_tf2_ptq_dequant.pt")
         learned = EncoderConfig(name=name, weights=weights, mean=HALF, std=HALF, image_size=image_size)
         self._config = Config(encoder=EncoderConfig() if name == "descriptor" else learned)
-        self._encoder = encoder_for(self._config)
+        self._encoder = load_encoder(self._config)
 
     def files(self, uris: Iterable[Path | str], source: Iterable[str] | None = None) -> Images:
         """Embed files; each is a source of its own unless told; files that cannot be read are left out."""
         paths = [str(uri) for uri in uris]
-        pixels, facts = decode_all([Stored(path) for path in paths], self._encoder.image_size, self._config)
+        pixels, facts = decode_all([StoredFile(path) for path in paths], self._encoder.image_size, self._config)
         readable = np.array(["reason" not in fact for fact in facts])
         return Images(self._unit(pixels[readable]), np.array(paths if source is None else list(source))[readable])
 

@@ -9,7 +9,15 @@ import pyarrow.compute as pc
 
 from synthscale.config import Section, StorageConfig, parse_config
 from synthscale.errors import InputError, StorageError
-from synthscale.metrics.comparison import Comparison, Figures, Scored, compare, figure, of_one_size, pairwise
+from synthscale.metrics.comparison import (
+    Comparison,
+    Figures,
+    ScoredGenerator,
+    compare,
+    figure,
+    of_one_size,
+    pairwise,
+)
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.run_directory import RunDirectory
 from synthscale.tables.schemas import CONTROL, METRICS
@@ -57,7 +65,7 @@ def compare_runs(uris: Sequence[str], storage: StorageConfig) -> Comparison:
     return Comparison(scored, differences, [*_warnings(runs), *notes])
 
 
-def _scored(run: RunDirectory, name: str, is_one: bool) -> list[Scored]:
+def _scored(run: RunDirectory, name: str, is_one: bool) -> list[ScoredGenerator]:
     run.completed("reduce")
     path = run.path("metrics.parquet")
     if not fsys.exists(path, run.storage):
@@ -72,7 +80,10 @@ def _scored(run: RunDirectory, name: str, is_one: bool) -> list[Scored]:
         own = figure(line)
         if own is not None:
             (matched if line["family"] == "matched" else whole)[line["metric"]] = own
-    return [Scored(own if is_one else f"{name}/{own}", own, run.uri, *figures) for own, figures in found.items()]
+    return [
+        ScoredGenerator(own if is_one else f"{name}/{own}", own, run.uri, *figures)
+        for own, figures in found.items()
+    ]
 
 
 def _short_names(uris: list[str]) -> list[str]:

@@ -20,7 +20,7 @@ from synthscale.ingest.control import hold_out
 from synthscale.ingest.discover import discover
 from synthscale.result import RunResult
 from synthscale.runtime.session import LOCAL, RaySession, ray_errors
-from synthscale.runtime.stage_context import Outcome, StageContext
+from synthscale.runtime.stage_context import StageContext, StageOutcome
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.run_directory import STAGES, Marker, RunDirectory
 
@@ -79,7 +79,7 @@ def score(config: Config, options: Options | None = None) -> RunResult:
             raise ConfigError(f"--redo-from {options.redo_from}: no such stage; there are {', '.join(STAGES)}")
         run.forget_from(options.redo_from)
     with RaySession(options.ray_address, verbose=options.verbose, preload=_LATER_STAGES) as session:
-        _Job(config, run, options, session).work()
+        _Run(config, run, options, session).work()
     return RunResult(run)
 
 
@@ -111,7 +111,7 @@ def with_absolute_paths(config: Config) -> Config:
     return config.model_copy(update={**paths, "synthetic": synthetic, "encoder": encoder, "storage": storage})
 
 
-class _Job:
+class _Run:
     """One call of ``score``: carries the context from stage to stage."""
 
     def __init__(self, config: Config, run: RunDirectory, options: Options, session: RaySession) -> None:
@@ -133,12 +133,12 @@ class _Job:
         # Ray takes seconds to start; meanwhile these load torch.
         from synthscale.classify import stage as classify
         from synthscale.embed import stage as embed
-        from synthscale.embed.encoder_reader import encoder_facts
+        from synthscale.embed.encoder_reader import encoder_spec
         from synthscale.metrics import stage as reduce
         from synthscale.neighbors import stage as neighbors
         from synthscale.report import stage as report
 
-        encoder = encoder_facts(self.config, context.vectors)
+        encoder = encoder_spec(self.config, context.vectors)
         self._stage("embed", embed.fingerprint(context, encoder), lambda: embed.run(self._on_ray(), encoder))
         self._stage("neighbors", neighbors.fingerprint(context), lambda: neighbors.run(self._on_ray()))
         self._stage("classify", classify.fingerprint(context), lambda: classify.run(self._on_ray()))
@@ -149,7 +149,7 @@ class _Job:
         self._stage("report", report.fingerprint(context), lambda: report.run(context))
         self._record()
 
-    def _stage(self, name: str, fingerprint: dict[str, Any], work: Callable[[], Outcome]) -> bool:
+    def _stage(self, name: str, fingerprint: dict[str, Any], work: Callable[[], StageOutcome]) -> bool:
         """Do one stage, its marker around it, unless that says that it is done before; tell whether it was."""
         marker = self.run.resume(name, fingerprint)
         skipped = marker is not None and marker.complete

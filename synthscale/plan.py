@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from synthscale.config import Config
-from synthscale.embed.encoder_reader import encoder_facts, encoder_for, facts_of
+from synthscale.embed.encoder_reader import encoder_spec, load_encoder, spec_of
 from synthscale.embed.encoders import Encoder
 from synthscale.embed.image_reader import decode_all, files_of
 from synthscale.errors import InputError
@@ -20,7 +20,7 @@ from synthscale.ingest.discover import Dataset, discover
 from synthscale.ingest.vector_reader import check_vectors, read_rows
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.run_directory import STAGES, RunDirectory
-from synthscale.tables.layout import Layout, shards_of
+from synthscale.tables.layout import VectorLayout, shards_of
 from synthscale.tables.schemas import REAL
 
 SAMPLE = 8
@@ -57,8 +57,8 @@ def validate(config: Config) -> Plan:
     check_writable(config)
     names = pc.fill_null(dataset.rows.column("generator").cast(pa.string()), REAL)
     sets = {entry["values"]: entry["counts"] for entry in pc.value_counts(names).to_pylist()}
-    encoder = None if dataset.vectors is not None else encoder_for(config)
-    facts = facts_of(encoder) if encoder is not None else encoder_facts(config, dataset.vectors)
+    encoder = None if dataset.vectors is not None else load_encoder(config)
+    facts = spec_of(encoder) if encoder is not None else encoder_spec(config, dataset.vectors)
     chosen = [i for name in sets for i in _spread(np.flatnonzero(pc.equal(names, name).to_numpy()))]
     seconds_a_row, faults = _try_rows(config, dataset, chosen, encoder)
     if len(faults) == len(chosen):
@@ -76,7 +76,7 @@ def validate(config: Config) -> Plan:
     )
 
 
-def _bytes_a_row(layout: Layout) -> int:
+def _bytes_a_row(layout: VectorLayout) -> int:
     """Return what an image leaves at the output: its embedding, its place in the index, its lines of tables."""
     width = layout.search[1] - layout.search[0]
     return 4 * layout.dimensions + 4 * (width + 64) + 400

@@ -138,9 +138,9 @@ class RunResult:
     def plot_projection(self, n: int = 2000) -> Any:
         """Return a matplotlib figure of a sample of the images in two dimensions, by set (extra ``notebook``)."""
         from synthscale.report.plot import figure_of
-        from synthscale.report.sample_reader import draw
+        from synthscale.report.sample_reader import sample_embeddings
 
-        return figure_of(*draw(self.run, n))
+        return figure_of(*sample_embeddings(self.run, n))
 
     def _one(self, generator: str | None) -> str:
         """Return the name of a generator: the only one's, when it is not named."""

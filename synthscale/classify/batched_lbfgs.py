@@ -8,8 +8,8 @@ import logging
 
 import torch
 
-from synthscale.classify.fit_context import Resume
-from synthscale.classify.logistic_loss import Problem
+from synthscale.classify.fit_context import FitState
+from synthscale.classify.logistic_loss import LogisticLoss
 
 _log = logging.getLogger(__name__)
 
@@ -28,27 +28,27 @@ _LEAST_SAMPLE = 4096
 """Rows of each set in the sample; fewer rows than twice that are not sampled."""
 
 
-class Descent:
+class BatchedLbfgs:
     """All heads on their way to their optima; a column is one head."""
 
-    def __init__(self, problem: Problem, points: torch.Tensor, resume: Resume) -> None:
+    def __init__(self, problem: LogisticLoss, points: torch.Tensor, resume: FitState) -> None:
         self.problem, self.points, self.resume = problem, points.clone(), resume
         self.converged = torch.zeros(points.shape[1], dtype=torch.bool)
         self.sample_rows = max(_LEAST_SAMPLE, _SAMPLE_A_DIMENSION * problem.width)
         self.passes = 0
         self.length = torch.ones(points.shape[1], dtype=torch.float64)
 
-    def start_on_a_sample(self) -> Problem | None:
+    def start_on_a_sample(self) -> LogisticLoss | None:
         """Move to the solution of a sample and return it, if there are enough rows for one to be worth it."""
         if max(self.problem.rows.values()) < 2 * self.sample_rows:
             return None
         sample = self.problem.sampled(self.sample_rows)
-        ahead = Descent(sample, self.points, Resume())
+        ahead = BatchedLbfgs(sample, self.points, FitState())
         ahead.solve(_SAMPLE_TOLERANCE)
         self.points = ahead.points
         return sample
 
-    def solve(self, tolerance: float, sample: Problem | None = None) -> None:
+    def solve(self, tolerance: float, sample: LogisticLoss | None = None) -> None:
         """Move every head to its optimum; ``converged`` tells which got there.
 
         ``sample`` gives the first Hessians, where one was drawn already.
@@ -71,7 +71,7 @@ class Descent:
             sample = None
         _log.warning("%d of %d heads did not converge", int((~self.converged).sum()), len(everyone))
 
-    def _curvature(self, groups: list[torch.Tensor], sample: Problem) -> "_Curvature":
+    def _curvature(self, groups: list[torch.Tensor], sample: LogisticLoss) -> "_Curvature":
         """Take the Hessians of groups of heads at their present points, over a sample of the rows."""
         at_zero = not self.points[:-1].any()
         # Before the first step a generator's strengths have one Hessian.

@@ -34,7 +34,7 @@ out)."""
 
 
 @dataclass(frozen=True)
-class Calibration:
+class PlattScaling:
     """What to do to logits: those of deal i and fold f become slope[i, f] x logit + offset[i, f].
 
     Attributes:
@@ -79,19 +79,19 @@ class Calibration:
         }
 
 
-def fit_calibration(logits: Logits, deals: int, folds: int, reduce_sum: ReduceSum) -> Calibration:
+def fit_platt_scaling(logits: Logits, repeats: int, folds: int, reduce_sum: ReduceSum) -> PlattScaling:
     """Fit slopes and offsets over all workers: one pass, by histograms.
 
     Args:
         logits: this worker's rows.
-        deals: deals to folds.
+        repeats: deals to folds.
         folds: k.
         reduce_sum: adds a float64 tensor over workers.
     """
     # Counts and sums of logits by deal, fold, class and bin.
-    bins = np.zeros((2, deals, folds, 2, 2 * _HALF + 1))
+    bins = np.zeros((2, repeats, folds, 2, 2 * _HALF + 1))
     for synthetic, values, fold in logits:
-        for i in range(deals):
+        for i in range(repeats):
             seen = fold[:, i] >= 0
             own = values[seen, i]
             at = np.ravel_multi_index((fold[seen, i].astype(np.int64), _bin(own)), (folds, bins.shape[-1]))
@@ -106,10 +106,10 @@ def fit_calibration(logits: Logits, deals: int, folds: int, reduce_sum: ReduceSu
     rows = np.maximum(count.sum((0, 1, 3)), 1)
     sums = [(count * values).sum((0, 1, 3)) / rows for values in (before, after, np.square(after - before))]
     # By class; deals repeat the rows.
-    variance = (sums[2] - np.square(sums[1] - sums[0])) / (rows / deals)
+    variance = (sums[2] - np.square(sums[1] - sums[0])) / (rows / repeats)
     error = float(np.sqrt(np.maximum(variance, 0).sum()) / 2)
     each = (count * after).sum((1, 3)) / np.maximum(count.sum((1, 3)), 1)
-    return Calibration(slope, offset, (float(sums[0].mean()), float(sums[1].mean())), error, each.mean(1))
+    return PlattScaling(slope, offset, (float(sums[0].mean()), float(sums[1].mean())), error, each.mean(1))
 
 
 def _bin(logits: NDArray[np.float64]) -> NDArray[np.int64]:

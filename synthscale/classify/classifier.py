@@ -12,26 +12,26 @@ from typing import TypeVar, cast
 import numpy as np
 import torch
 
-from synthscale.classify.calibration import Calibration, Logits, fit_calibration
-from synthscale.classify.features import FeatureMap, Heads, fit_feature_map
-from synthscale.classify.jackknife_refits import RefitJob, Refits, fit_refits
-from synthscale.classify.logistic import Fit, fit_views
-from synthscale.classify.logistic_loss import FeatureBlock, columns_of
-from synthscale.classify.model import Model, OutOfFold, on_cpu, out_of_fold
-from synthscale.classify.network import NetworkFit, fit_networks
-from synthscale.classify.training import Training, VectorBlock, sample_numbers
+from synthscale.classify.calibration import Logits, PlattScaling, fit_platt_scaling
+from synthscale.classify.features import FeatureMap, LinearHeads, fit_feature_map
+from synthscale.classify.jackknife_refits import JackknifeRefits, RefitRequest, fit_without_blocks
+from synthscale.classify.logistic import LogisticFit, fit_logistic_heads
+from synthscale.classify.logistic_loss import FeatureBlock, view_columns
+from synthscale.classify.model import FittedClassifier, OutOfFoldModel, out_of_fold_logits, to_cpu
+from synthscale.classify.network import MlpFit, fit_mlp_heads
+from synthscale.classify.training import TrainingData, VectorBlock, sample_sizes
 from synthscale.config import ClassifierConfig
-from synthscale.tables.id_hashes import Keys
+from synthscale.tables.id_hashes import Hashes
 from synthscale.tables.schemas import REAL
 
 _MAPPED_ROWS = 8192
 
 
-Fits = dict[str, Fit] | dict[str, NetworkFit]
-AnyHeads = TypeVar("AnyHeads", bound=OutOfFold)
+Fits = dict[str, LogisticFit] | dict[str, MlpFit]
+AnyHeads = TypeVar("AnyHeads", bound=OutOfFoldModel)
 
 
-def fit_classifier(training: Training, settings: ClassifierConfig) -> tuple[Model, Fits]:
+def fit_classifier(training: TrainingData, settings: ClassifierConfig) -> tuple[FittedClassifier, Fits]:
     """Fit the feature map and every generator's heads."""
     if training.is_cached:
         held = list(training.blocks(None))
@@ -44,17 +44,19 @@ def fit_classifier(training: Training, settings: ClassifierConfig) -> tuple[Mode
         fits = _fit_heads(training, settings, mapped)
         calibrations = {name: _calibration(training, mapped, name, fit.heads) for name, fit in fits.items()}
         refits = _refits(training, settings, mapped, fits, calibrations)
-        heads = {name: tuple(on_cpu(mapped.widened(deal)) for deal in fit.heads) for name, fit in fits.items()}
-    return Model(feature_map, heads, calibrations, refits=refits), fits
+        heads = {name: tuple(to_cpu(mapped.widened(repeat)) for repeat in fit.heads) for name, fit in fits.items()}
+    return FittedClassifier(feature_map, heads, calibrations, refits=refits), fits
 
 
-def _fit_heads(training: Training, settings: ClassifierConfig, mapped: "_Mapped") -> Fits:
+def _fit_heads(training: TrainingData, settings: ClassifierConfig, mapped: "_Mapped") -> Fits:
     if settings.head != "mlp":
         mapped.narrow()
         balanced = settings.class_weight == "balanced"
-        return fit_views(training.views, settings.strengths, mapped, balanced=balanced, workers=training.workers)
+        return fit_logistic_heads(
+            training.views, settings.strengths, mapped, balanced=balanced, workers=training.workers
+        )
     return {
-        generator: fit_networks(
+        generator: fit_mlp_heads(
             [training.views[c] for c in columns],
             columns,
             mapped,
@@ -62,45 +64,45 @@ def _fit_heads(training: Training, settings: ClassifierConfig, mapped: "_Mapped"
             settings.seed,
             training.workers,
         )
-        for generator, columns in columns_of(training.views).items()
+        for generator, columns in view_columns(training.views).items()
     }
 
 
 def _refits(
-    training: Training,
+    training: TrainingData,
     settings: ClassifierConfig,
     mapped: "_Mapped",
     fits: Fits,
-    calibrations: dict[str, Calibration],
-) -> dict[str, list[Refits]]:
+    calibrations: dict[str, PlattScaling],
+) -> dict[str, list[JackknifeRefits]]:
     """The logistic heads without some rows; a network would take too long to fit 20 times."""
-    logistic = {name: fit for name, fit in fits.items() if isinstance(fit, Fit)}
+    logistic = {name: fit for name, fit in fits.items() if isinstance(fit, LogisticFit)}
     if not training.is_refitted or len(logistic) < len(fits):
         return {}
-    job = RefitJob(
+    job = RefitRequest(
         views=training.views,
         fits=logistic,
         scaled={name for name, calibration in calibrations.items() if calibration.is_used},
         matched=training.matched,
         balanced=settings.class_weight == "balanced",
     )
-    found = fit_refits(job, mapped, training.workers)
+    found = fit_without_blocks(job, mapped, training.workers)
     return {name: [replace(r, heads=mapped.widened(r.heads)) for r in own] for name, own in found.items()}
 
 
 def _calibration(
-    training: Training, mapped: "_Mapped", generator: str, heads: tuple[OutOfFold, ...]
-) -> Calibration:
-    columns = columns_of(training.views)[generator]
+    training: TrainingData, mapped: "_Mapped", generator: str, heads: tuple[OutOfFoldModel, ...]
+) -> PlattScaling:
+    columns = view_columns(training.views)[generator]
     folds = max(training.views[c].folds for c in columns)
     logits = mapped.logits(generator, heads, columns)
-    return fit_calibration(logits, len(heads), folds, training.workers.reduce_sum)
+    return fit_platt_scaling(logits, len(heads), folds, training.workers.reduce_sum)
 
 
 class _Mapped:
     """A pass over features: held in float32 where they fit, else made anew from the rows of each pass."""
 
-    def __init__(self, training: Training, feature_map: FeatureMap) -> None:
+    def __init__(self, training: TrainingData, feature_map: FeatureMap) -> None:
         self._training, self._map, self._device = training, feature_map, training.workers.device
         self._held = self._merged() if training.is_cached else None
         self._basis: torch.Tensor | None = None
@@ -149,23 +151,23 @@ class _Mapped:
             self._basis = torch.linalg.qr(torch.cat([block.features for block in self._held]).double().T).Q
             self._held = [replace(block, features=block.features.double() @ self._basis) for block in self._held]
 
-    def logits(self, generator: str, heads: tuple[OutOfFold, ...], columns: list[int]) -> Logits:
+    def logits(self, generator: str, heads: tuple[OutOfFoldModel, ...], columns: list[int]) -> Logits:
         """Yield out-of-fold logits of the rows in a generator's view, by class."""
         for name in (REAL, generator):
             for block in self(name):
                 for start in range(0, len(block.key), _MAPPED_ROWS):
                     part = slice(start, start + _MAPPED_ROWS)
                     fold = block.fold[part][:, columns].cpu().numpy()
-                    yield name != REAL, out_of_fold(heads, block.features[part].double(), fold), fold
+                    yield name != REAL, out_of_fold_logits(heads, block.features[part].double(), fold), fold
 
     def widened(self, heads: AnyHeads) -> AnyHeads:
         """Return heads over the features that are heads over the span of the rows."""
-        if self._basis is None or not isinstance(heads, Heads):
+        if self._basis is None or not isinstance(heads, LinearHeads):
             return heads
-        return cast(AnyHeads, Heads(heads.weights @ self._basis.T, heads.intercepts))
+        return cast(AnyHeads, LinearHeads(heads.weights @ self._basis.T, heads.intercepts))
 
 
-def _feature_map(training: Training, settings: ClassifierConfig) -> FeatureMap:
+def _feature_map(training: TrainingData, settings: ClassifierConfig) -> FeatureMap:
     """Build the map from the distinct real rows of all workers: two passes."""
     d = training.dimensions
     sums, gathered = torch.zeros(d + 1, dtype=torch.float64), torch.zeros((len(training.sample), d)).double()
@@ -186,10 +188,10 @@ def _feature_map(training: Training, settings: ClassifierConfig) -> FeatureMap:
     return fit_feature_map(mean, deviation, training.workers.reduce_sum(gathered), fourier, settings.seed)
 
 
-def _distinct_real(training: Training) -> Iterator[tuple[torch.Tensor, Keys]]:
+def _distinct_real(training: TrainingData) -> Iterator[tuple[torch.Tensor, Hashes]]:
     """Yield the distinct real rows, some at a time, with the numbers that samples are drawn by."""
     for block in training.blocks(REAL):
         distinct = np.flatnonzero(~block.is_copy)
         for i in range(0, len(distinct), _MAPPED_ROWS):
             part = distinct[i : i + _MAPPED_ROWS]
-            yield torch.from_numpy(block.vectors[part]).double(), sample_numbers(block.key[part])
+            yield torch.from_numpy(block.vectors[part]).double(), sample_sizes(block.key[part])

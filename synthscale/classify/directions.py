@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from synthscale.classify.logistic_loss import columns_of
-from synthscale.classify.model import Directions, Model
-from synthscale.classify.training import Training, VectorBlock
-from synthscale.tables.id_hashes import mixed
+from synthscale.classify.logistic_loss import view_columns
+from synthscale.classify.model import FittedClassifier, SeparatingDirections
+from synthscale.classify.training import TrainingData, VectorBlock
+from synthscale.tables.id_hashes import mix
 from synthscale.tables.schemas import DIRECTIONS, REAL
 
 _SAMPLE_ROWS = 4096
@@ -32,7 +32,7 @@ class _Sums:
     count: torch.Tensor
 
 
-def find_directions(model: Model, training: Training) -> dict[str, Directions]:
+def find_directions(model: FittedClassifier, training: TrainingData) -> dict[str, SeparatingDirections]:
     """Return each generator's separating directions; none where the classifier answers every row alike."""
     d = training.dimensions
     names = list(model.heads)
@@ -47,40 +47,40 @@ def find_directions(model: Model, training: Training) -> dict[str, Directions]:
     return {name: _directions(sums[name], training) for name in names}
 
 
-def _sampled(training: Training) -> Iterator[VectorBlock]:
+def _sampled(training: TrainingData) -> Iterator[VectorBlock]:
     for block in training.blocks(None):
         one_in = max(1, training.rows[block.name] // _SAMPLE_ROWS)
-        keep = np.flatnonzero(mixed(block.key, _STREAM) % np.uint64(one_in) == 0)
+        keep = np.flatnonzero(mix(block.key, _STREAM) % np.uint64(one_in) == 0)
         if len(keep):
             yield VectorBlock(
                 block.name, block.vectors[keep], block.fold[keep], block.key[keep], block.is_copy[keep]
             )
 
 
-def _add(sums: _Sums, model: Model, training: Training, name: str, block: VectorBlock) -> None:
+def _add(sums: _Sums, model: FittedClassifier, training: TrainingData, name: str, block: VectorBlock) -> None:
     vectors = torch.from_numpy(block.vectors)
     features = model.feature_map(vectors)
-    fold = block.fold[:, columns_of(training.views)[name]]
+    fold = block.fold[:, view_columns(training.views)[name]]
     slope = torch.from_numpy(model.calibrations[name].slopes(fold))
-    deals = [h.gradients(features, fold[:, i]) * slope[:, i, None] for i, h in enumerate(model.heads[name])]
-    gradient = model.feature_map.pulled_back(vectors, torch.stack(deals).mean(0))
+    repeats = [h.gradients(features, fold[:, i]) * slope[:, i, None] for i, h in enumerate(model.heads[name])]
+    gradient = model.feature_map.pulled_back(vectors, torch.stack(repeats).mean(0))
     at = int(block.name != REAL)
     sums.outer[at] += gradient.T @ gradient
     sums.row[at] += model.feature_map.standardise(vectors).sum(0)
     sums.count[at] += len(vectors)
 
 
-def _directions(sums: _Sums, training: Training) -> Directions:
+def _directions(sums: _Sums, training: TrainingData) -> SeparatingDirections:
     reduce_sum = training.workers.reduce_sum
     outer, row, count = reduce_sum(sums.outer), reduce_sum(sums.row), reduce_sum(sums.count)
     mean = (outer / count[:, None, None]).mean(0)
     total = float(mean.trace())
     if not total > 0:
-        return Directions(mean.new_zeros((0, len(mean))), mean.new_zeros(0))
+        return SeparatingDirections(mean.new_zeros((0, len(mean))), mean.new_zeros(0))
     values, vectors = torch.linalg.eigh(mean)
     kept = min(DIRECTIONS, len(values))
     axes = vectors.T.flip(0)[:kept]
     # Synthetic rows lie towards the positive end.
     ahead = axes @ (row[1] / count[1] - row[0] / count[0])
     axes = torch.where(ahead[:, None] < 0, -axes, axes)
-    return Directions(axes, values.flip(0)[:kept].clamp_min(0) / total)
+    return SeparatingDirections(axes, values.flip(0)[:kept].clamp_min(0) / total)

@@ -53,7 +53,7 @@ class ClassifierSums:
         return ClassifierSums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
-def sum_logits(
+def sum_classifier_errors(
     logit: NDArray[np.float64], is_real: NDArray[np.bool_], weights: NDArray[np.uint8] | None = None
 ) -> ClassifierSums:
     """Sum over rows with logits (n,) of being synthetic and classes (n,); NaN logits are left out.
@@ -95,21 +95,21 @@ def _balanced(sums: ClassifierSums, name: str, replicate: int) -> Metric:
     return interval(value, value - ERRORS * error, value + ERRORS * error, (0.0, top))
 
 
-def spread(deals: list[ClassifierSums]) -> dict[str, Any] | None:
+def metrics_over_deals(repeats: list[ClassifierSums]) -> dict[str, Any] | None:
     """Return mean and standard deviation of the figures over deals to folds; None for one deal."""
-    if len(deals) < 2:
+    if len(repeats) < 2:
         return None
     figures = {
-        "fidelity": [1 - d.probability[1] / d.count[1] for d in deals],
-        "representativeness": [d.probability[0] / d.count[0] for d in deals],
-        "auc": [auc(d.ranks) for d in deals],
-        "log_loss": [(d.log_loss / d.count).mean() for d in deals],
+        "fidelity": [1 - d.probability[1] / d.count[1] for d in repeats],
+        "representativeness": [d.probability[0] / d.count[0] for d in repeats],
+        "auc": [auc(d.ranks) for d in repeats],
+        "log_loss": [(d.log_loss / d.count).mean() for d in repeats],
     }
     summary = {
         name: {"mean": float(np.mean(values)), "deviation": float(np.std(values, ddof=1))}
         for name, values in figures.items()
     }
-    return {"count": len(deals), **summary}
+    return {"count": len(repeats), **summary}
 
 
 _OF_THE_FIT = (

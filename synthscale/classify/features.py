@@ -92,7 +92,7 @@ def fit_feature_map(
 
 
 @dataclass(frozen=True)
-class Heads:
+class LinearHeads:
     """A generator's k fitted heads: logit of row x for fold f is x @ weights[f] + intercepts[f]."""
 
     weights: torch.Tensor

@@ -9,7 +9,7 @@ ReduceSum = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Resume:
+class FitState:
     """How a fit goes on after an interruption.
 
     Attributes:
@@ -22,7 +22,7 @@ class Resume:
     keep: Callable[[Callable[[], dict[str, torch.Tensor]]], None] = lambda give: None
     settle: Callable[[dict[str, torch.Tensor]], None] = lambda state: None
 
-    def part(self, name: str) -> "Resume":
+    def part(self, name: str) -> "FitState":
         """Return the same for one of several fits, whose states then lie side by side."""
         mark = f"{name}//"
         own = {key.removeprefix(mark): value for key, value in self.state.items() if key.startswith(mark)}
@@ -39,11 +39,11 @@ class Resume:
 
             self.keep(everything)
 
-        return Resume(own, keep, settle)
+        return FitState(own, keep, settle)
 
 
 @dataclass(frozen=True)
-class Workers:
+class FitContext:
     """What a fit knows of the processes that share it.
 
     Attributes:
@@ -56,4 +56,4 @@ class Workers:
     reduce_sum: ReduceSum = lambda tensor: tensor
     are_several: bool = False
     device: str = "cpu"
-    resume: Resume = field(default_factory=Resume)
+    resume: FitState = field(default_factory=FitState)

@@ -10,13 +10,13 @@ import itertools
 import numpy as np
 from numpy.typing import NDArray
 
-from synthscale.tables.id_hashes import Keys, mixed
+from synthscale.tables.id_hashes import Hashes, mix
 
 _FEW_GROUPS = 10
 """So many groups are dealt to two folds by trying all ways, where dealing them in turn fails."""
 
 
-def deal_folds(keys: Keys, is_real: NDArray[np.bool_], folds: int, seed: int) -> NDArray[np.int8] | None:
+def assign_folds(keys: Hashes, is_real: NDArray[np.bool_], folds: int, seed: int) -> NDArray[np.int8] | None:
     """Return each row's fold, shape (n,), or None when no deal leaves both classes in every training part.
 
     Args:
@@ -28,7 +28,7 @@ def deal_folds(keys: Keys, is_real: NDArray[np.bool_], folds: int, seed: int) ->
     unique, group, size = np.unique(keys, return_inverse=True, return_counts=True)
     kinds = (is_real.astype(np.float64), (~is_real).astype(np.float64))
     counts = np.stack([np.bincount(group, kind, len(unique)) for kind in kinds]).astype(np.float64)
-    order = np.lexsort((unique, mixed(mixed(unique, 0), seed)))
+    order = np.lexsort((unique, mix(mix(unique, 0), seed)))
     several, single = order[size[order] > 1], order[size[order] == 1]
     for k in range(folds, 1, -1):
         fold_of_group = np.zeros(len(unique), np.int8)

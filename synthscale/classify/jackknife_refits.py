@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from synthscale.classify.calibration import fit_calibration
-from synthscale.classify.features import Heads
-from synthscale.classify.fit_context import Workers
-from synthscale.classify.logistic import Fit, refit
-from synthscale.classify.logistic_loss import FeatureBlock, View, columns_of
-from synthscale.statistics.jackknife import redealt
-from synthscale.statistics.size_matching import OUT
-from synthscale.tables.schemas import BLOCKS, REAL, REDEALS
+from synthscale.classify.calibration import fit_platt_scaling
+from synthscale.classify.features import LinearHeads
+from synthscale.classify.fit_context import FitContext
+from synthscale.classify.logistic import LogisticFit, refit_logistic_heads
+from synthscale.classify.logistic_loss import FeatureBlock, FoldView, view_columns
+from synthscale.statistics.jackknife import reassigned_folds
+from synthscale.statistics.size_matching import OUTSIDE
+from synthscale.tables.schemas import BLOCKS, REAL, REASSIGNMENTS
 
 _COLUMNS = 1000
 """Heads that are fitted at once, of one generator at least."""
@@ -29,22 +29,22 @@ _PART_ROWS = 65536
 
 
 @dataclass(frozen=True)
-class Refits:
+class JackknifeRefits:
     """One generator's heads without some rows, or with other folds.
 
     Attributes:
         heads: weights (V x k, D): those of all folds of the first view, of the second, and so on.
         slope, offset: (V, k), what their logits are scaled by.
         without: (V,) the block that each view leaves out; -1 is none.
-        redeal: (V,) how each view deals blocks to folds; 0 is as the classifier did.
+        reassignment: (V,) how each view deals blocks to folds; 0 is as the classifier did.
         is_matched: whether they saw the matched subsample alone.
     """
 
-    heads: Heads
+    heads: LinearHeads
     slope: NDArray[np.float64]
     offset: NDArray[np.float64]
     without: NDArray[np.int8]
-    redeal: NDArray[np.int8]
+    reassignment: NDArray[np.int8]
     is_matched: bool
 
     def folds(self, fold: NDArray[np.int8], block: NDArray[np.int8]) -> NDArray[np.int8]:
@@ -54,11 +54,13 @@ class Refits:
             fold: (n,) in the classifier's first deal.
             block: (n,) codes (matched.py).
         """
-        number = np.maximum(block, 0) % OUT
-        deals = {0: fold} | {r: redealt(number, r, self.slope.shape[1]) for r in set(self.redeal.tolist()) - {0}}
-        result = np.stack([deals[r] for r in self.redeal.tolist()], 1)
+        number = np.maximum(block, 0) % OUTSIDE
+        repeats = {0: fold} | {
+            r: reassigned_folds(number, r, self.slope.shape[1]) for r in set(self.reassignment.tolist()) - {0}
+        }
+        result = np.stack([repeats[r] for r in self.reassignment.tolist()], 1)
         result[number[:, None] == self.without[None, :]] = -1
-        result[(block < 0) | (self.is_matched & (block >= OUT))] = -1
+        result[(block < 0) | (self.is_matched & (block >= OUTSIDE))] = -1
         return result
 
     def raw(self, features: torch.Tensor, folds: NDArray[np.int8]) -> NDArray[np.float64]:
@@ -81,7 +83,7 @@ Mapped = Callable[[str | None], Iterable[FeatureBlock]]
 
 
 @dataclass(frozen=True)
-class RefitJob:
+class RefitRequest:
     """What is refitted.
 
     Attributes:
@@ -92,23 +94,23 @@ class RefitJob:
         balanced: as in `fit_views`.
     """
 
-    views: list[View]
-    fits: dict[str, Fit]
+    views: list[FoldView]
+    fits: dict[str, LogisticFit]
     scaled: Collection[str]
     matched: Collection[str]
     balanced: bool
 
-    def left_out(self, generator: str) -> list[View]:
+    def left_out(self, generator: str) -> list[FoldView]:
         """Return a generator's views without each block, and those of the matched subsample."""
-        folds = self.views[columns_of(self.views)[generator][0]].folds
-        found = [View(generator, 0, folds, j) for j in range(BLOCKS)]
-        found += [View(generator, 0, min(folds, BLOCKS), redeal=r) for r in range(1, REDEALS + 1)]
+        folds = self.views[view_columns(self.views)[generator][0]].folds
+        found = [FoldView(generator, 0, folds, j) for j in range(BLOCKS)]
+        found += [FoldView(generator, 0, min(folds, BLOCKS), reassignment=r) for r in range(1, REASSIGNMENTS + 1)]
         if generator in self.matched:
-            found += [View(generator, 0, folds, j, is_matched=True) for j in range(-1, BLOCKS)]
+            found += [FoldView(generator, 0, folds, j, is_matched=True) for j in range(-1, BLOCKS)]
         return found
 
 
-def fit_refits(job: RefitJob, mapped: Mapped, workers: Workers) -> dict[str, list[Refits]]:
+def fit_without_blocks(job: RefitRequest, mapped: Mapped, workers: FitContext) -> dict[str, list[JackknifeRefits]]:
     """Refit every generator's heads of its first deal without each block, and on the matched subsample.
 
     Args:
@@ -116,14 +118,14 @@ def fit_refits(job: RefitJob, mapped: Mapped, workers: Workers) -> dict[str, lis
         mapped: gives this worker's rows, of one set or of all.
         workers: how they add up.
     """
-    first = {name: columns[0] for name, columns in columns_of(job.views).items()}
-    refits: dict[str, list[Refits]] = {}
+    first = {name: columns[0] for name, columns in view_columns(job.views).items()}
+    refits: dict[str, list[JackknifeRefits]] = {}
     left_out = {name: job.left_out(name) for name in first if job.fits[name].start is not None}
     for names in _batches({name: sum(view.folds for view in views) for name, views in left_out.items()}):
         views = [view for name in names for view in left_out[name]]
         start = {name: own for name in names if (own := job.fits[name].start) is not None}
         blocks = _LeftOut(mapped, views, first)
-        found = refit(views, start, blocks, balanced=job.balanced, workers=workers)
+        found = refit_logistic_heads(views, start, blocks, balanced=job.balanced, workers=workers)
         for name, heads in found.items():
             refits[name] = [
                 _scaled(job, mapped, workers, (name, first[name]), part) for part in _parts(left_out[name], heads)
@@ -131,38 +133,42 @@ def fit_refits(job: RefitJob, mapped: Mapped, workers: Workers) -> dict[str, lis
     return refits
 
 
-def _parts(views: list[View], heads: Heads) -> Iterator[tuple[list[View], Heads]]:
+def _parts(views: list[FoldView], heads: LinearHeads) -> Iterator[tuple[list[FoldView], LinearHeads]]:
     """Yield the heads without blocks, those of other deals, and those of the matched subsample."""
     start = 0
     for _, group in itertools.groupby(views, key=_kind):
         own = list(group)
         part = slice(start, start + sum(view.folds for view in own))
         start = part.stop
-        yield own, Heads(heads.weights[part], heads.intercepts[part])
+        yield own, LinearHeads(heads.weights[part], heads.intercepts[part])
 
 
-def _kind(view: View) -> tuple[bool, bool]:
-    return view.is_matched, view.redeal > 0
+def _kind(view: FoldView) -> tuple[bool, bool]:
+    return view.is_matched, view.reassignment > 0
 
 
-def _refits(views: list[View], heads: Heads) -> Refits:
+def _refits(views: list[FoldView], heads: LinearHeads) -> JackknifeRefits:
     """Heads of views of one kind, not scaled."""
     shape = (len(views), views[0].folds)
-    without, redeal = (
-        np.array([getattr(view, name) for view in views], np.int8) for name in ("without", "redeal")
+    without, reassignment = (
+        np.array([getattr(view, name) for view in views], np.int8) for name in ("without", "reassignment")
     )
-    return Refits(heads, np.ones(shape), np.zeros(shape), without, redeal, views[0].is_matched)
+    return JackknifeRefits(heads, np.ones(shape), np.zeros(shape), without, reassignment, views[0].is_matched)
 
 
 def _scaled(
-    job: RefitJob, mapped: Mapped, workers: Workers, place: tuple[str, int], part: tuple[list[View], Heads]
-) -> Refits:
+    job: RefitRequest,
+    mapped: Mapped,
+    workers: FitContext,
+    place: tuple[str, int],
+    part: tuple[list[FoldView], LinearHeads],
+) -> JackknifeRefits:
     name, column = place
     refits = _refits(*part)
     if name not in job.scaled:
         return refits
     views, folds = refits.slope.shape
-    scaling = fit_calibration(_logits(mapped, refits, name, column), views, folds, workers.reduce_sum)
+    scaling = fit_platt_scaling(_logits(mapped, refits, name, column), views, folds, workers.reduce_sum)
     return replace(refits, slope=scaling.slope, offset=scaling.offset)
 
 
@@ -182,12 +188,12 @@ class _LeftOut:
     """A pass over rows with their folds in views that leave out a block: -1 for the rows of that block."""
 
     mapped: Mapped
-    views: list[View]
+    views: list[FoldView]
     first: dict[str, int]
 
     def __call__(self, name: str | None = None) -> Iterator[FeatureBlock]:
         names = list(dict.fromkeys(view.generator for view in self.views))
-        nothing = Heads(torch.empty(0), torch.empty(0))
+        nothing = LinearHeads(torch.empty(0), torch.empty(0))
         groups = itertools.groupby(self.views, key=lambda view: (view.generator, _kind(view)))
         kinds = [(self.first[generator], _refits(list(own), nothing)) for (generator, _), own in groups]
         for block in self.mapped(name):
@@ -204,7 +210,7 @@ class _LeftOut:
 
 
 def _logits(
-    mapped: Mapped, refits: Refits, generator: str, column: int
+    mapped: Mapped, refits: JackknifeRefits, generator: str, column: int
 ) -> Iterator[tuple[bool, NDArray[np.float64], NDArray[np.int8]]]:
     """Yield out-of-fold logits of the rows in a generator's view by each of its heads, by class."""
     for name in (REAL, generator):

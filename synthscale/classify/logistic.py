@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from synthscale.classify.batched_lbfgs import Descent
-from synthscale.classify.calibration import fit_calibration
-from synthscale.classify.features import Heads
-from synthscale.classify.fit_context import Resume, Workers
-from synthscale.classify.logistic_loss import LOG_2, Blocks, Columns, Problem, View
+from synthscale.classify.batched_lbfgs import BatchedLbfgs
+from synthscale.classify.calibration import fit_platt_scaling
+from synthscale.classify.features import LinearHeads
+from synthscale.classify.fit_context import FitContext, FitState
+from synthscale.classify.logistic_loss import LOG_2, Blocks, FoldView, HeadColumns, LogisticLoss
 
 _TOLERANCE = 1e-8
 """On the Newton decrement: probabilities are then off by less than half of this times the root of n."""
@@ -27,19 +27,19 @@ _REFIT_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
-class Fit:
+class LogisticFit:
     """A generator's heads at the chosen strength, one ``Heads`` a deal, and what the choice was made by.
 
     ``start`` is a finite strength with its heads of the first deal, where heads without some rows are fitted
     from: the chosen one, or the strongest where the intercept-only model was chosen.
     """
 
-    heads: tuple[Heads, ...]
+    heads: tuple[LinearHeads, ...]
     strength: float
     log_loss: dict[float, float]
     passes: int
     converged: bool
-    start: tuple[float, Heads] | None = None
+    start: tuple[float, LinearHeads] | None = None
 
     def summary(self) -> dict[str, Any]:
         """Return what was chosen and why, for JSON; the intercept-only model's strength is the text ``inf``."""
@@ -55,9 +55,9 @@ def _json_strength(strength: float) -> float | str:
     return "inf" if math.isinf(strength) else strength
 
 
-def fit_views(
-    views: list[View], strengths: tuple[float, ...], blocks: Blocks, *, balanced: bool, workers: Workers
-) -> dict[str, Fit]:
+def fit_logistic_heads(
+    views: list[FoldView], strengths: tuple[float, ...], blocks: Blocks, *, balanced: bool, workers: FitContext
+) -> dict[str, LogisticFit]:
     """Fit k heads for each view and strength; keep each generator's of least class-balanced out-of-fold log-loss.
 
     Args:
@@ -71,10 +71,10 @@ def fit_views(
     """
     finite = sorted((s for s in strengths if math.isfinite(s)), reverse=True)
     each = dict.fromkeys((view.generator for view in views), finite or [1.0])
-    problem = Problem(Columns.of(views, each), blocks, balanced, workers.reduce_sum)
+    problem = LogisticLoss(HeadColumns.of(views, each), blocks, balanced, workers.reduce_sum)
     points = torch.zeros((problem.width + 1, len(problem.columns.view)), dtype=torch.float64)
     points[-1] = problem.prior
-    descent = Descent(problem, points, workers.resume)
+    descent = BatchedLbfgs(problem, points, workers.resume)
     if finite:
         sample = None
         kept = workers.resume.state.get("points")
@@ -88,9 +88,14 @@ def fit_views(
     return _chosen(problem, descent, strengths)
 
 
-def refit(
-    views: list[View], start: dict[str, tuple[float, Heads]], blocks: Blocks, *, balanced: bool, workers: Workers
-) -> dict[str, Heads]:
+def refit_logistic_heads(
+    views: list[FoldView],
+    start: dict[str, tuple[float, LinearHeads]],
+    blocks: Blocks,
+    *,
+    balanced: bool,
+    workers: FitContext,
+) -> dict[str, LinearHeads]:
     """Fit heads at one strength a generator to views that leave out a few rows, from heads that saw them.
 
     Args:
@@ -103,22 +108,24 @@ def refit(
     Returns:
         Each generator's heads: view after view, k each.
     """
-    columns = Columns.of(views, {name: [strength] for name, (strength, _) in start.items()})
-    problem = Problem(columns, blocks, balanced, workers.reduce_sum)
+    columns = HeadColumns.of(views, {name: [strength] for name, (strength, _) in start.items()})
+    problem = LogisticLoss(columns, blocks, balanced, workers.reduce_sum)
     points = torch.empty((problem.width + 1, len(columns.view)), dtype=torch.float64)
     own = {name: torch.tensor([v.generator == name for v in views])[columns.view] for name in start}
     for name, (_, heads) in start.items():
         points[:-1, own[name]] = heads.weights[columns.fold[own[name]]].T
         points[-1, own[name]] = heads.intercepts[columns.fold[own[name]]] + problem.prior[own[name]]
-    descent = Descent(problem, points, Resume())
+    descent = BatchedLbfgs(problem, points, FitState())
     descent.solve(_REFIT_TOLERANCE)
     return {
-        name: Heads(descent.points[:-1, at].T.clone(), descent.points[-1, at] - problem.prior[at])
+        name: LinearHeads(descent.points[:-1, at].T.clone(), descent.points[-1, at] - problem.prior[at])
         for name, at in own.items()
     }
 
 
-def _chosen(problem: Problem, descent: "Descent", strengths: tuple[float, ...]) -> dict[str, Fit]:
+def _chosen(
+    problem: LogisticLoss, descent: "BatchedLbfgs", strengths: tuple[float, ...]
+) -> dict[str, LogisticFit]:
     """Pick each generator's strength: over its deals, the one with the least log-loss; ties go to the stronger."""
     columns, points = problem.columns, descent.points
     fits = {}
@@ -126,24 +133,24 @@ def _chosen(problem: Problem, descent: "Descent", strengths: tuple[float, ...]) 
         own = torch.tensor([view.generator == generator for view in columns.views])[columns.view]
         losses = _losses(problem, points, generator, strengths)
         best = min(losses, key=lambda strength: (round(losses[strength], 10), -strength))
-        deals = [(v, view.folds) for v, view in enumerate(columns.views) if view.generator == generator]
+        repeats = [(v, view.folds) for v, view in enumerate(columns.views) if view.generator == generator]
 
         def at(strength: float, v: int) -> torch.Tensor:
             return (columns.view == v) & (columns.strength == strength)
 
-        heads = tuple(_heads(problem, points, at(best, v), folds) for v, folds in deals)
+        heads = tuple(_heads(problem, points, at(best, v), folds) for v, folds in repeats)
         finite = [strength for strength in strengths if math.isfinite(strength)]
         strongest = best if math.isfinite(best) else max(finite, default=math.inf)
-        start = _heads(problem, points, at(strongest, deals[0][0]), deals[0][1])
+        start = _heads(problem, points, at(strongest, repeats[0][0]), repeats[0][1])
         converged = bool(descent.converged[own & (columns.strength == best)].all())
-        fits[generator] = Fit(
+        fits[generator] = LogisticFit(
             heads, best, losses, descent.passes, converged, (strongest, start) if finite else None
         )
     return fits
 
 
 def _losses(
-    problem: Problem, points: torch.Tensor, generator: str, strengths: tuple[float, ...]
+    problem: LogisticLoss, points: torch.Tensor, generator: str, strengths: tuple[float, ...]
 ) -> dict[float, float]:
     """Return the class-balanced out-of-fold log-loss of a generator's heads at each strength, logits scaled.
 
@@ -155,16 +162,16 @@ def _losses(
     if not finite:
         return losses
     columns = problem.columns
-    deals = [v for v, view in enumerate(columns.views) if view.generator == generator]
-    k = max(columns.views[v].folds for v in deals)
-    pairs = [(v, strength) for strength in finite for v in deals]
-    scaling = fit_calibration(problem.out_of_fold(points, generator, pairs), len(pairs), k, problem.reduce_sum)
-    by_strength = scaling.by_deal.reshape(len(finite), len(deals)).mean(1)
+    repeats = [v for v, view in enumerate(columns.views) if view.generator == generator]
+    k = max(columns.views[v].folds for v in repeats)
+    pairs = [(v, strength) for strength in finite for v in repeats]
+    scaling = fit_platt_scaling(problem.out_of_fold(points, generator, pairs), len(pairs), k, problem.reduce_sum)
+    by_strength = scaling.by_deal.reshape(len(finite), len(repeats)).mean(1)
     return losses | dict(zip(finite, by_strength.tolist(), strict=True))
 
 
-def _heads(problem: Problem, points: torch.Tensor, chosen: torch.Tensor, folds: int) -> Heads:
+def _heads(problem: LogisticLoss, points: torch.Tensor, chosen: torch.Tensor, folds: int) -> LinearHeads:
     if not chosen.any():
-        return Heads(points.new_zeros((folds, problem.width)), points.new_zeros(folds))
+        return LinearHeads(points.new_zeros((folds, problem.width)), points.new_zeros(folds))
     # Out of fold, every model answers balanced odds.
-    return Heads(points[:-1, chosen].T.clone(), points[-1, chosen] - problem.prior[chosen])
+    return LinearHeads(points[:-1, chosen].T.clone(), points[-1, chosen] - problem.prior[chosen])

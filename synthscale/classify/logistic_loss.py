@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import softplus
 
 from synthscale.classify.fit_context import ReduceSum
-from synthscale.tables.id_hashes import Keys, mixed
+from synthscale.tables.id_hashes import Hashes, mix
 from synthscale.tables.schemas import REAL
 
 _CHUNK_ROWS = 2048
@@ -34,21 +34,21 @@ _SAMPLE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
-class View:
+class FoldView:
     """A generator's rows and the real rows, dealt to ``folds`` folds; a deal is one of ``classifier.repeats``.
 
-    It may leave out a jackknife's block (``without``), or what is not in a matched subsample, or ``redeal`` folds.
+    It may leave out a jackknife's block (``without``), or what is not in a matched subsample, or ``reassignment`` folds.
     """
 
     generator: str
-    deal: int
+    repeat: int
     folds: int
     without: int = -1
     is_matched: bool = False
-    redeal: int = 0
+    reassignment: int = 0
 
 
-def columns_of(views: Iterable[View]) -> dict[str, list[int]]:
+def view_columns(views: Iterable[FoldView]) -> dict[str, list[int]]:
     """Return where each generator's deals stand among the views: the columns of folds (n, V)."""
     columns: dict[str, list[int]] = {}
     for c, view in enumerate(views):
@@ -66,7 +66,7 @@ class FeatureBlock:
     name: str
     features: torch.Tensor
     fold: torch.Tensor
-    key: Keys
+    key: Hashes
     block: torch.Tensor | None = None
 
     @property
@@ -76,7 +76,7 @@ class FeatureBlock:
 
     def sampled(self, one_in: int) -> "FeatureBlock":
         """Return about one in so many rows, chosen by their keys."""
-        return self.rows(np.flatnonzero(mixed(self.key, _SAMPLE_STREAM) % np.uint64(one_in) == 0))
+        return self.rows(np.flatnonzero(mix(self.key, _SAMPLE_STREAM) % np.uint64(one_in) == 0))
 
     def rows(self, chosen: NDArray[np.int64]) -> "FeatureBlock":
         """Return some rows."""
@@ -90,7 +90,7 @@ class FeatureBlock:
             yield features.double(), fold
 
 
-def joined(blocks: list[FeatureBlock]) -> FeatureBlock:
+def concatenate_blocks(blocks: list[FeatureBlock]) -> FeatureBlock:
     """Return blocks of one set as one."""
     features, fold = (torch.cat([getattr(block, name) for block in blocks]) for name in ("features", "fold"))
     return FeatureBlock(blocks[0].name, features, fold, np.concatenate([block.key for block in blocks]))
@@ -101,16 +101,16 @@ Blocks = Callable[[], Iterable[FeatureBlock]]
 
 
 @dataclass(frozen=True)
-class Columns:
+class HeadColumns:
     """The heads, one a column: the view, fold and strength of each, (C,)."""
 
-    views: tuple[View, ...]
+    views: tuple[FoldView, ...]
     view: torch.Tensor
     fold: torch.Tensor
     strength: torch.Tensor
 
     @classmethod
-    def of(cls, views: Iterable[View], strengths: Mapping[str, Sequence[float]]) -> "Columns":
+    def of(cls, views: Iterable[FoldView], strengths: Mapping[str, Sequence[float]]) -> "HeadColumns":
         """Return a head for each view, strength (of its generator) and fold."""
         listed = tuple(views)
         heads = [
@@ -142,12 +142,12 @@ class Columns:
         return [torch.tensor(columns) for columns in keys.values()]
 
 
-class Problem:
+class LogisticLoss:
     """The heads' losses over rows in blocks, as functions of points: (D + 1, C), the intercepts last."""
 
     def __init__(
         self,
-        columns: Columns,
+        columns: HeadColumns,
         blocks: Blocks,
         balanced: bool,
         reduce_sum: ReduceSum,
@@ -208,7 +208,7 @@ class Problem:
             self.prior = torch.where((real > 0) & (synthetic > 0), torch.log(synthetic / real), 0.0)
         self.weight = {name: by_class[name != REAL] * scale[name] * within for name, within in self.within.items()}
 
-    def sampled(self, rows: int) -> "Problem":
+    def sampled(self, rows: int) -> "LogisticLoss":
         """Return the problem on about so many rows of each set, held in memory.
 
         Itself where there are no more rows, or where the sample would need too much memory.
@@ -221,8 +221,8 @@ class Problem:
         for block in self.blocks():
             drawn[block.name].append(block.sampled(one_in[block.name]))
         # One block a set: small products are slow ones.
-        held = [joined(blocks) for blocks in drawn.values() if blocks]
-        return Problem(self.columns, lambda: held, self.balanced, self.reduce_sum, self._whole)
+        held = [concatenate_blocks(blocks) for blocks in drawn.values() if blocks]
+        return LogisticLoss(self.columns, lambda: held, self.balanced, self.reduce_sum, self._whole)
 
     def loss_and_gradient(self, points: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the chosen heads' losses (c,) and gradients (D + 1, c) at their points (D + 1, c): one pass."""

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from synthscale.classify.calibration import Calibration
-from synthscale.classify.features import FeatureMap, Heads
-from synthscale.classify.jackknife_refits import Refits
-from synthscale.classify.network import Networks
+from synthscale.classify.calibration import PlattScaling
+from synthscale.classify.features import FeatureMap, LinearHeads
+from synthscale.classify.jackknife_refits import JackknifeRefits
+from synthscale.classify.network import MlpHeads
 from synthscale.tables.schemas import DIRECTIONS
 
 
-class OutOfFold(Protocol):
+class OutOfFoldModel(Protocol):
     """Fitted heads of one deal, whatever their kind: a dataclass of tensors."""
 
     def out_of_fold_logits(self, features: torch.Tensor, fold: NDArray[np.int8]) -> NDArray[np.float64]:
@@ -28,21 +28,21 @@ class OutOfFold(Protocol):
         ...
 
 
-def on_cpu(heads: OutOfFold) -> OutOfFold:
+def to_cpu(heads: OutOfFoldModel) -> OutOfFoldModel:
     """Return heads with their tensors in the processor's memory."""
     kind = type(heads)
-    moved: OutOfFold = kind(*(getattr(heads, f.name).cpu() for f in fields(cast(Any, kind))))
+    moved: OutOfFoldModel = kind(*(getattr(heads, f.name).cpu() for f in fields(cast(Any, kind))))
     return moved
 
 
-def out_of_fold(
-    heads: tuple[OutOfFold, ...], features: torch.Tensor, fold: NDArray[np.int8]
+def out_of_fold_logits(
+    heads: tuple[OutOfFoldModel, ...], features: torch.Tensor, fold: NDArray[np.int8]
 ) -> NDArray[np.float64]:
     """Return each deal's out-of-fold logits of rows with features (n, D) and folds (n, deals): (n, deals)."""
-    return np.stack([deal.out_of_fold_logits(features, fold[:, i]) for i, deal in enumerate(heads)], 1)
+    return np.stack([repeat.out_of_fold_logits(features, fold[:, i]) for i, repeat in enumerate(heads)], 1)
 
 
-class Summarised(Protocol):
+class FitWithSummary(Protocol):
     """A fit that can say what was chosen and why."""
 
     def summary(self) -> dict[str, Any]:
@@ -52,11 +52,11 @@ class Summarised(Protocol):
 
 _ROWS = 8192
 """Rows whose features are in memory at once when rows are answered."""
-_KINDS: dict[str, type[Any]] = {"logistic": Heads, "mlp": Networks}
+_KINDS: dict[str, type[Any]] = {"logistic": LinearHeads, "mlp": MlpHeads}
 
 
 @dataclass(frozen=True)
-class Directions:
+class SeparatingDirections:
     """Directions that separate a generator from the real set most, strongest first.
 
     Attributes:
@@ -74,26 +74,26 @@ class Directions:
 
 
 @dataclass(frozen=True)
-class Refitted:
+class RefittedLogits:
     """Calibrated out-of-fold logits by heads that did not see some rows; None where nothing was refitted.
 
     Attributes:
         without: (n, BLOCKS) without each block of the jackknife, NaN in the row's own.
         matched: (n, 1 + BLOCKS) on the matched subsample, and on that without each block; NaN outside of it.
-        redealt: (n, REDEALS) under other deals to folds.
+        reassigned: (n, REASSIGNMENTS) under other fold assignments.
     """
 
     without: NDArray[np.float64] | None = None
     matched: NDArray[np.float64] | None = None
-    redealt: NDArray[np.float64] | None = None
+    reassigned: NDArray[np.float64] | None = None
 
 
-_KIND_NAMES = tuple(part.name for part in fields(Refitted))
-_REFIT_ARRAYS = ("slope", "offset", "without", "redeal")
+_KIND_NAMES = tuple(part.name for part in fields(RefittedLogits))
+_REFIT_ARRAYS = ("slope", "offset", "without", "reassignment")
 
 
 @dataclass(frozen=True)
-class Model:
+class FittedClassifier:
     """A feature map, each generator's heads, one a deal, how they are calibrated, and what they separate by.
 
     ``refits`` are the heads without some rows, where they are logistic: without each block of the jackknife, and
@@ -101,14 +101,14 @@ class Model:
     """
 
     feature_map: FeatureMap
-    heads: dict[str, tuple[OutOfFold, ...]]
-    calibrations: dict[str, Calibration] = field(default_factory=dict)
-    directions: dict[str, Directions] = field(default_factory=dict)
-    refits: dict[str, list[Refits]] = field(default_factory=dict)
+    heads: dict[str, tuple[OutOfFoldModel, ...]]
+    calibrations: dict[str, PlattScaling] = field(default_factory=dict)
+    directions: dict[str, SeparatingDirections] = field(default_factory=dict)
+    refits: dict[str, list[JackknifeRefits]] = field(default_factory=dict)
 
     def logits(self, generator: str, features: torch.Tensor, fold: NDArray[np.int8]) -> NDArray[np.float64]:
         """Return calibrated out-of-fold logits of rows with features (n, D) and folds (n, deals): (n, deals)."""
-        logits = out_of_fold(self.heads[generator], features, fold)
+        logits = out_of_fold_logits(self.heads[generator], features, fold)
         return self.calibrations[generator](logits, fold) if generator in self.calibrations else logits
 
     def answers(
@@ -120,7 +120,7 @@ class Model:
             Calibrated out-of-fold logits, (n, deals), and places along the generator's directions,
             (n, DIRECTIONS); NaN where it has fewer.
         """
-        logits, along = np.empty(fold.shape), np.full((len(fold), DIRECTIONS), np.nan)
+        logits, direction_coordinates = np.empty(fold.shape), np.full((len(fold), DIRECTIONS), np.nan)
         found = self.directions.get(generator)
         for start in range(0, len(fold), _ROWS):
             part = slice(start, start + _ROWS)
@@ -128,12 +128,12 @@ class Model:
             rows = torch.from_numpy(vectors[part].copy())
             logits[part] = self.logits(generator, self.feature_map(rows), fold[part])
             if found is not None:
-                along[part, : len(found.axes)] = found.places(self.feature_map.standardise(rows))
-        return logits, along
+                direction_coordinates[part, : len(found.axes)] = found.places(self.feature_map.standardise(rows))
+        return logits, direction_coordinates
 
     def refitted(
         self, generator: str, vectors: NDArray[np.floating], fold: NDArray[np.int8], block: NDArray[np.int8]
-    ) -> "Refitted":
+    ) -> "RefittedLogits":
         """Answer rows with vectors (n, d), folds (n,) of the first deal and codes of blocks (n,)."""
         refits = self.refits.get(generator, [])
         logits = [np.empty((len(fold), len(own.without))) for own in refits]
@@ -143,9 +143,9 @@ class Model:
             for own, found in zip(refits, logits, strict=True):
                 found[part] = own.logits(features, fold[part], block[part])
         by_kind = {_kind(own): found for own, found in zip(refits, logits, strict=True)}
-        return Refitted(*(by_kind.get(kind) for kind in _KIND_NAMES))
+        return RefittedLogits(*(by_kind.get(kind) for kind in _KIND_NAMES))
 
-    def summaries(self, fits: Mapping[str, Summarised]) -> dict[str, Any]:
+    def summaries(self, fits: Mapping[str, FitWithSummary]) -> dict[str, Any]:
         """Return what each generator's fit, calibration and directions say of themselves, for JSON."""
         return {
             name: {
@@ -159,13 +159,13 @@ class Model:
     def to_bytes(self) -> bytes:
         """Return the model as the bytes of an ``.npz`` file."""
         arrays = {f"map/{f.name}": getattr(self.feature_map, f.name).cpu().numpy() for f in fields(FeatureMap)}
-        for generator, deals in self.heads.items():
-            for i, heads in enumerate(deals):
+        for generator, repeats in self.heads.items():
+            for i, heads in enumerate(repeats):
                 kind = next(name for name, kept in _KINDS.items() if isinstance(heads, kept))
                 for part in fields(_KINDS[kind]):
                     arrays[f"{kind}/{i}/{generator}/{part.name}"] = getattr(heads, part.name).cpu().numpy()
         for generator, calibration in self.calibrations.items():
-            for part in fields(Calibration):
+            for part in fields(PlattScaling):
                 arrays[f"calibration/{generator}/{part.name}"] = np.asarray(getattr(calibration, part.name))
         for generator, found in self.directions.items():
             arrays |= {f"directions/{generator}/{f.name}": getattr(found, f.name).numpy() for f in fields(found)}
@@ -181,7 +181,7 @@ class Model:
         return out.getvalue()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "Model":
+    def from_bytes(cls, data: bytes) -> "FittedClassifier":
         """Read what `to_bytes` gave."""
         with np.load(io.BytesIO(data)) as arrays:
             tensors = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
@@ -190,14 +190,14 @@ class Model:
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
             if kind in _KINDS:
-                deal, generator, part = rest.split("/")
-                found.setdefault(generator, {}).setdefault(int(deal), (kind, {}))[1][part] = tensor
+                repeat, generator, part = rest.split("/")
+                found.setdefault(generator, {}).setdefault(int(repeat), (kind, {}))[1][part] = tensor
         heads = {
-            generator: tuple(_KINDS[kind](**parts) for _, (kind, parts) in sorted(deals.items()))
-            for generator, deals in found.items()
+            generator: tuple(_KINDS[kind](**parts) for _, (kind, parts) in sorted(repeats.items()))
+            for generator, repeats in found.items()
         }
         calibrations = {
-            generator: Calibration(
+            generator: PlattScaling(
                 tensors[f"calibration/{generator}/slope"].numpy(),
                 tensors[f"calibration/{generator}/offset"].numpy(),
                 tuple(tensors[f"calibration/{generator}/log_loss"].tolist()),
@@ -207,7 +207,9 @@ class Model:
             if f"calibration/{generator}/slope" in tensors
         }
         directions = {
-            generator: Directions(*(tensors[f"directions/{generator}/{f.name}"] for f in fields(Directions)))
+            generator: SeparatingDirections(
+                *(tensors[f"directions/{generator}/{f.name}"] for f in fields(SeparatingDirections))
+            )
             for generator in heads
             if f"directions/{generator}/axes" in tensors
         }
@@ -215,17 +217,17 @@ class Model:
         return cls(feature_map, heads, calibrations, directions, refits)
 
 
-def _kind(refits: Refits) -> str:
+def _kind(refits: JackknifeRefits) -> str:
     """Return which of the fields of `Refitted` these heads answer."""
-    return "matched" if refits.is_matched else ("redealt" if refits.redeal.any() else "without")
+    return "matched" if refits.is_matched else ("reassigned" if refits.reassignment.any() else "without")
 
 
-def _refits_of(tensors: dict[str, torch.Tensor], generator: str) -> list[Refits]:
+def _refits_of(tensors: dict[str, torch.Tensor], generator: str) -> list[JackknifeRefits]:
     found = []
     for kind in _KIND_NAMES:
         own = f"refits/{kind}/{generator}"
         if f"{own}/weights" in tensors:
-            heads = Heads(tensors[f"{own}/weights"].double(), tensors[f"{own}/intercepts"])
-            slope, offset, without, redeal = (tensors[f"{own}/{part}"].numpy() for part in _REFIT_ARRAYS)
-            found.append(Refits(heads, slope, offset, without, redeal, kind == "matched"))
+            heads = LinearHeads(tensors[f"{own}/weights"].double(), tensors[f"{own}/intercepts"])
+            slope, offset, without, reassignment = (tensors[f"{own}/{part}"].numpy() for part in _REFIT_ARRAYS)
+            found.append(JackknifeRefits(heads, slope, offset, without, reassignment, kind == "matched"))
     return found

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import silu, softplus
 
-from synthscale.classify.fit_context import ReduceSum, Resume, Workers
-from synthscale.classify.logistic_loss import LOG_2, FeatureBlock, View
-from synthscale.tables.id_hashes import mixed
+from synthscale.classify.fit_context import FitContext, FitState, ReduceSum
+from synthscale.classify.logistic_loss import LOG_2, FeatureBlock, FoldView
+from synthscale.tables.id_hashes import mix
 from synthscale.tables.schemas import REAL
 
 _HIDDEN = 128
@@ -36,7 +36,7 @@ _BATCH_STREAM = 1_000_000
 
 
 @dataclass(frozen=True)
-class Networks:
+class MlpHeads:
     """k networks: the logit for fold f is silu(x @ hidden[f] + hidden_bias[f]) @ output[f] + output_bias[f]."""
 
     hidden: torch.Tensor
@@ -51,9 +51,9 @@ class Networks:
         )
         return (inner * self.output[:, None]).sum(2) + self.output_bias[:, None]
 
-    def of(self, fold: int) -> "Networks":
+    def of(self, fold: int) -> "MlpHeads":
         """Return one fold's network alone."""
-        return Networks(*(getattr(self, f.name)[fold : fold + 1] for f in fields(self)))
+        return MlpHeads(*(getattr(self, f.name)[fold : fold + 1] for f in fields(self)))
 
     def out_of_fold_logits(self, features: torch.Tensor, fold: NDArray[np.int8]) -> NDArray[np.float64]:
         """Return each row's logit of being synthetic, by the network that did not see it: (n, D), (n,) -> (n,)."""
@@ -76,10 +76,10 @@ class Networks:
 
 
 @dataclass(frozen=True)
-class NetworkFit:
+class MlpFit:
     """A generator's networks at the chosen epoch, one ``Networks`` a deal, and what the choice was made by."""
 
-    heads: tuple[Networks, ...]
+    heads: tuple[MlpHeads, ...]
     epoch: int
     log_loss: list[float]
     converged: bool
@@ -93,9 +93,9 @@ class NetworkFit:
         }
 
 
-def in_bfloat16(networks: Networks, features: torch.Tensor) -> torch.Tensor:
+def bfloat16_autocast(networks: MlpHeads, features: torch.Tensor) -> torch.Tensor:
     """Return every network's logits, (n, D) -> (k, n), with products in bfloat16 and all else in float32."""
-    narrow = Networks(*(getattr(networks, f.name).float() for f in fields(networks)))
+    narrow = MlpHeads(*(getattr(networks, f.name).float() for f in fields(networks)))
     with torch.autocast(features.device.type, dtype=torch.bfloat16):
         return narrow.logits(features.float()).double()
 
@@ -104,9 +104,9 @@ SetBlocks = Callable[[str], Iterable[FeatureBlock]]
 """A pass over this worker's rows of one set."""
 
 
-def fit_networks(
-    views: list[View], columns: list[int], blocks: SetBlocks, dimensions: int, seed: int, workers: Workers
-) -> NetworkFit:
+def fit_mlp_heads(
+    views: list[FoldView], columns: list[int], blocks: SetBlocks, dimensions: int, seed: int, workers: FitContext
+) -> MlpFit:
     """Train the networks of one generator.
 
     Args:
@@ -117,21 +117,21 @@ def fit_networks(
         seed: of the first weights.
         workers: how they add up, and where an interrupted fit goes on.
     """
-    training = _Training(views, columns, blocks, workers.reduce_sum)
-    course = _Course(training, dimensions, seed, workers.resume.part(views[0].generator))
+    training = _MlpLoss(views, columns, blocks, workers.reduce_sum)
+    course = _MlpTraining(training, dimensions, seed, workers.resume.part(views[0].generator))
     while course.epoch < _EPOCHS and not course.is_settled:
         course.train_an_epoch()
     course.end()
-    return NetworkFit(training.by_deal(course.best), course.chosen, course.losses, course.is_settled)
+    return MlpFit(training.by_deal(course.best), course.chosen, course.losses, course.is_settled)
 
 
-class _Course:
+class _MlpTraining:
     """Training so far: the networks, the optimiser, and the best networks yet."""
 
-    def __init__(self, training: "_Training", dimensions: int, seed: int, resume: Resume) -> None:
+    def __init__(self, training: "_MlpLoss", dimensions: int, seed: int, resume: FitState) -> None:
         self.training, self._resume = training, resume
         self.networks = training.initial(dimensions, seed)
-        self._parameters = [getattr(self.networks, f.name).requires_grad_() for f in fields(Networks)]
+        self._parameters = [getattr(self.networks, f.name).requires_grad_() for f in fields(MlpHeads)]
         self._optimiser = torch.optim.AdamW(self._parameters, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
         self.losses, self.chosen, self.best = [LOG_2], 0, training.nothing(self.networks)
         if resume.state:
@@ -156,7 +156,7 @@ class _Course:
         self.losses.append(self.training.held_out_loss(self.networks))
         if self.losses[-1] < self.losses[self.chosen] - 1e-10:
             self.chosen = self.epoch
-            self.best = Networks(*(p.detach().clone() for p in self._parameters))
+            self.best = MlpHeads(*(p.detach().clone() for p in self._parameters))
         self._resume.keep(self._state)
 
     def end(self) -> None:
@@ -165,11 +165,11 @@ class _Course:
 
     def _answer(self) -> dict[str, torch.Tensor]:
         numbers = {"losses": torch.tensor(self.losses, dtype=torch.float64), "chosen": torch.tensor(self.chosen)}
-        return numbers | {f"best/{f.name}": getattr(self.best, f.name) for f in fields(Networks)}
+        return numbers | {f"best/{f.name}": getattr(self.best, f.name) for f in fields(MlpHeads)}
 
     def _state(self) -> dict[str, torch.Tensor]:
         state = self._answer()
-        for f, parameter in zip(fields(Networks), self._parameters, strict=True):
+        for f, parameter in zip(fields(MlpHeads), self._parameters, strict=True):
             state[f"now/{f.name}"] = parameter.detach()
             state |= {f"{key}/{f.name}": value for key, value in self._optimiser.state[parameter].items()}
         return state
@@ -177,20 +177,22 @@ class _Course:
     def _load(self, state: dict[str, torch.Tensor]) -> None:
         self.losses, self.chosen = state["losses"].tolist(), int(state["chosen"])
         device = self._parameters[0].device
-        self.best = Networks(*(state[f"best/{f.name}"].to(device) for f in fields(Networks)))
+        self.best = MlpHeads(*(state[f"best/{f.name}"].to(device) for f in fields(MlpHeads)))
         if "now/hidden" not in state:
             return  # it had ended
-        for f, parameter in zip(fields(Networks), self._parameters, strict=True):
+        for f, parameter in zip(fields(MlpHeads), self._parameters, strict=True):
             parameter.data.copy_(state[f"now/{f.name}"])
             self._optimiser.state[parameter] = {
                 key: state[f"{key}/{f.name}"].to(device, copy=True) for key in ("step", "exp_avg", "exp_avg_sq")
             }
 
 
-class _Training:
+class _MlpLoss:
     """The rows of one generator's views, in batches that all workers agree on."""
 
-    def __init__(self, views: list[View], columns: list[int], blocks: SetBlocks, reduce_sum: ReduceSum) -> None:
+    def __init__(
+        self, views: list[FoldView], columns: list[int], blocks: SetBlocks, reduce_sum: ReduceSum
+    ) -> None:
         self.views, self.columns, self.blocks, self.reduce_sum = views, columns, blocks, reduce_sum
         self.sets = (REAL, views[0].generator)
         # One network for each deal and fold.
@@ -211,26 +213,26 @@ class _Training:
     def _outside(self, block: FeatureBlock) -> torch.Tensor:
         return (block.fold.T[self.column] != self.fold[:, None]).double()
 
-    def initial(self, dimensions: int, seed: int) -> Networks:
+    def initial(self, dimensions: int, seed: int) -> MlpHeads:
         """Return networks with small random weights, of each fold and deal its own."""
         rng = np.random.default_rng(seed)
         # Features have a norm of about 1, so this gives the hidden units a deviation of about 1.
         hidden = torch.tensor(rng.normal(size=(len(self.fold), dimensions, _HIDDEN)))
         output = torch.tensor(rng.normal(size=(len(self.fold), _HIDDEN))) * (0.1 / math.sqrt(_HIDDEN))
-        return Networks(
+        return MlpHeads(
             hidden, torch.zeros((len(self.fold), _HIDDEN)).double(), output, hidden.new_zeros(len(self.fold))
         )
 
-    def nothing(self, networks: Networks) -> Networks:
+    def nothing(self, networks: MlpHeads) -> MlpHeads:
         """Return the networks that answer 0.5 to every row."""
         still = replace(networks, output=torch.zeros_like(networks.output))
-        return Networks(*(getattr(still, f.name).detach().clone() for f in fields(still)))
+        return MlpHeads(*(getattr(still, f.name).detach().clone() for f in fields(still)))
 
-    def by_deal(self, networks: Networks) -> tuple[Networks, ...]:
+    def by_deal(self, networks: MlpHeads) -> tuple[MlpHeads, ...]:
         """Return the networks of each deal."""
         sizes = [view.folds for view in self.views]
         parts = zip(*(torch.split(getattr(networks, f.name), sizes) for f in fields(networks)), strict=True)
-        return tuple(Networks(*part) for part in parts)
+        return tuple(MlpHeads(*part) for part in parts)
 
     def batches(self, epoch: int) -> Iterator[list[FeatureBlock]]:
         """Yield this worker's share of each step's rows, as often on every worker.
@@ -238,11 +240,11 @@ class _Training:
         A set's blocks take turns along the epoch, so both classes are in every batch and one block of each is read
         at a time; with one block a set, batches are drawn from all rows.
         """
-        turns = [_Turns(self.blocks(name), self.windows[name], self.steps, epoch) for name in self.sets]
+        turns = [_EpochSchedule(self.blocks(name), self.windows[name], self.steps, epoch) for name in self.sets]
         for step in range(self.steps):
             yield [part for turn in turns for part in turn.at(step)]
 
-    def set_gradients(self, networks: Networks, parameters: list[torch.Tensor], batch: list[FeatureBlock]) -> None:
+    def set_gradients(self, networks: MlpHeads, parameters: list[torch.Tensor], batch: list[FeatureBlock]) -> None:
         """Set the parameters' gradients to those of the class-balanced loss over a batch of all workers."""
         for block in batch:
             signed = block.sign * self._logits(networks, block.features)
@@ -254,10 +256,10 @@ class _Training:
         for parameter, piece, shape in zip(parameters, pieces, shapes, strict=True):
             parameter.grad = piece.view(shape)
 
-    def _logits(self, networks: Networks, features: torch.Tensor) -> torch.Tensor:
-        return in_bfloat16(networks, features) if features.is_cuda else networks.logits(features.double())
+    def _logits(self, networks: MlpHeads, features: torch.Tensor) -> torch.Tensor:
+        return bfloat16_autocast(networks, features) if features.is_cuda else networks.logits(features.double())
 
-    def held_out_loss(self, networks: Networks) -> float:
+    def held_out_loss(self, networks: MlpHeads) -> float:
         """Return the class-balanced out-of-fold log-loss over all deals."""
         sums = torch.zeros((2, 2), dtype=torch.float64)
         with torch.no_grad():
@@ -273,7 +275,7 @@ class _Training:
         return float((sums[:, 0] / sums[:, 1]).mean())
 
 
-class _Turns:
+class _EpochSchedule:
     """One set's blocks along an epoch: block j of B serves the steps from j T / B to (j + 1) T / B."""
 
     def __init__(self, blocks: Iterable[FeatureBlock], windows: int, steps: int, epoch: int) -> None:
@@ -286,7 +288,7 @@ class _Turns:
             start = self._next * self._steps // self._windows
             stop = max(start + 1, (self._next + 1) * self._steps // self._windows)
             block = next(self._blocks)
-            drawn = start + (mixed(block.key, _BATCH_STREAM + self._epoch) % np.uint64(stop - start)).astype(
+            drawn = start + (mix(block.key, _BATCH_STREAM + self._epoch) % np.uint64(stop - start)).astype(
                 np.int64
             )
             for chosen in np.unique(drawn).tolist():

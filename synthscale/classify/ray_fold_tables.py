@@ -11,29 +11,29 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from synthscale.classify.logistic_loss import View, columns_of
+from synthscale.classify.logistic_loss import FoldView, view_columns
 from synthscale.classify.training import FoldPlan, VectorBlock, plan_folds
-from synthscale.embed.file_metadata import COLUMNS, DIMENSIONS, fact_vectors
+from synthscale.embed.file_metadata import COLUMNS, DIMENSIONS, metadata_vectors
 from synthscale.runtime.stage_context import StageContext
-from synthscale.statistics.size_matching import block_codes, smallest
+from synthscale.statistics.size_matching import matched_block_codes, matched_sizes
 from synthscale.storage.run_directory import RunDirectory
-from synthscale.tables.columns import check_rows_there, only, vector_matrix
-from synthscale.tables.id_hashes import Keys, id_keys
-from synthscale.tables.layout import Layout, Shard
+from synthscale.tables.columns import require_embedded, rows_of_generator, vector_matrix
+from synthscale.tables.id_hashes import Hashes, hash_ids
+from synthscale.tables.layout import Shard, VectorLayout
 from synthscale.tables.schemas import FOLDS, REAL
 
-Part = Literal["embedding", "file_facts"]
+ClassifierInput = Literal["embedding", "file_facts"]
 """What a classifier sees: the picture's embedding, or what the file says apart from the picture."""
 
 
-def deal(context: StageContext) -> dict[str, FoldPlan]:
+def plan_all_folds(context: StageContext) -> dict[str, FoldPlan]:
     """Deal every generator's view to folds."""
     keys, is_real = _keys(context)
     groups = context.read_all("groups", ["generator", "row", "near_duplicate_id"])
     nearest = context.read_all("nearest", ["generator", "row", "is_copy"])
     plans = {}
     for name in context.generators:
-        view, grouped = only(nearest, name), only(groups, name)
+        view, grouped = rows_of_generator(nearest, name), rows_of_generator(groups, name)
         rows = view.column("row").to_numpy()
         members = (grouped.column("row").to_numpy(), grouped.column("near_duplicate_id").to_numpy())
         is_copy = view.column("is_copy").to_numpy(zero_copy_only=False)
@@ -41,17 +41,17 @@ def deal(context: StageContext) -> dict[str, FoldPlan]:
     return plans
 
 
-def _keys(context: StageContext) -> tuple[Keys, NDArray[np.bool_]]:
+def _keys(context: StageContext) -> tuple[Hashes, NDArray[np.bool_]]:
     """Each row's key, and whether it is real: (n,) each."""
     keys, is_real = [], []
     for shard in context.shards:
         part = context.run.read_shard("manifest", shard, ["id", "generator"])
-        keys.append(id_keys(part.column("id").to_pylist()))
+        keys.append(hash_ids(part.column("id").to_pylist()))
         is_real.append(part.column("generator").is_null().to_numpy())
     return np.concatenate(keys), np.concatenate(is_real)
 
 
-def write(context: StageContext, plans: dict[str, FoldPlan]) -> None:
+def write_folds(context: StageContext, plans: dict[str, FoldPlan]) -> None:
     """Write ``classifier/``."""
     priors = {name: plan.log_prior for name, plan in plans.items()}
     for shard in context.shards:
@@ -59,12 +59,12 @@ def write(context: StageContext, plans: dict[str, FoldPlan]) -> None:
         for name, plan in plans.items():
             low, high = np.searchsorted(plan.row, [shard.start, shard.stop])
             part = slice(low, high)
-            deals = plan.fold.shape[1]
+            repeats = plan.fold.shape[1]
             columns = {
                 "generator": pa.array([name] * (high - low), pa.string()),
                 "row": plan.row[part],
                 "fold": pa.ListArray.from_arrays(
-                    np.arange(high - low + 1, dtype=np.int32) * deals, plan.fold[part].ravel()
+                    np.arange(high - low + 1, dtype=np.int32) * repeats, plan.fold[part].ravel()
                 ),
                 "is_real": plan.is_real[part],
                 "is_copy": plan.is_copy[part],
@@ -85,18 +85,18 @@ class ShardRows:
     vectors: NDArray[np.floating] | None
     folds: pa.Table
 
-    def of(self, generator: str, deals: int) -> tuple[NDArray[np.int64], pa.Table, NDArray[np.int8]]:
+    def of(self, generator: str, repeats: int) -> tuple[NDArray[np.int64], pa.Table, NDArray[np.int8]]:
         """Return where the rows of a generator's view are, their lines, and their folds (m, deals)."""
-        own = only(self.folds, generator)
+        own = rows_of_generator(self.folds, generator)
         wanted = own.column("row").to_numpy()
         at = np.searchsorted(self.row, wanted)
-        check_rows_there(generator, wanted, self.row)
-        fold = own.column("fold").combine_chunks().flatten().to_numpy().reshape(-1, deals)
+        require_embedded(generator, wanted, self.row)
+        fold = own.column("fold").combine_chunks().flatten().to_numpy().reshape(-1, repeats)
         return at, own, fold
 
 
 @dataclass(frozen=True)
-class FoldTables:
+class TrainingReader:
     """The run's tables as trainers and predictors see them; picklable.
 
     Attributes:
@@ -106,13 +106,13 @@ class FoldTables:
     """
 
     run: RunDirectory
-    layout: Layout
-    views: list[View]
+    layout: VectorLayout
+    views: list[FoldView]
     present: dict[int, frozenset[str]]
     rows: dict[str, int]
 
     @classmethod
-    def of(cls, context: StageContext, plans: dict[str, FoldPlan]) -> "FoldTables":
+    def of(cls, context: StageContext, plans: dict[str, FoldPlan]) -> "TrainingReader":
         """Return the tables of a run whose folds are dealt."""
         starts = [shard.start for shard in context.shards]
         found: dict[int, set[str]] = {shard.index: set() for shard in context.shards}
@@ -126,35 +126,35 @@ class FoldTables:
         return cls(context.run, context.layout, views, present, synthetic)
 
     @property
-    def deals(self) -> dict[str, int]:
+    def repeats(self) -> dict[str, int]:
         """How often each generator's rows are dealt."""
-        return {name: len(columns) for name, columns in columns_of(self.views).items()}
+        return {name: len(columns) for name, columns in view_columns(self.views).items()}
 
     @property
     def sizes(self) -> dict[str, int]:
         """The size of the matched subsample of each generator that has one."""
-        return smallest(self.rows)
+        return matched_sizes(self.rows)
 
     def codes(self, generator: str, lines: pa.Table) -> NDArray[np.int8]:
         """Return the codes of the blocks of lines of ``classifier/``: (n,)."""
         is_real = lines.column("is_real").to_numpy(zero_copy_only=False)
         group = lines.column("group_key").to_numpy()
-        return block_codes(group, is_real, self.rows[generator], self.sizes.get(generator))
+        return matched_block_codes(group, is_real, self.rows[generator], self.sizes.get(generator))
 
-    def dimensions(self, part: Part) -> int:
+    def dimensions(self, part: ClassifierInput) -> int:
         """Return the length of what a classifier sees."""
         return self.layout.classify[1] - self.layout.classify[0] if part == "embedding" else DIMENSIONS
 
-    def read(self, shard: Shard, part: Part) -> ShardRows:
+    def read(self, shard: Shard, part: ClassifierInput) -> ShardRows:
         """Read a shard."""
         columns = ["vector"] if part == "embedding" else list(COLUMNS)
         table = self.run.read_shard("embeddings", shard, ["row", *columns])
         embedding = part == "embedding"
-        vectors = vector_matrix(table, self.layout.classify) if embedding else fact_vectors(table)
+        vectors = vector_matrix(table, self.layout.classify) if embedding else metadata_vectors(table)
         folds = self.run.read_shard("classifier", shard)
         return ShardRows(table.column("row").to_numpy(), table, vectors, folds)
 
-    def blocks(self, shard: Shard, part: Part, name: str | None = None) -> Iterator[VectorBlock]:
+    def blocks(self, shard: Shard, part: ClassifierInput, name: str | None = None) -> Iterator[VectorBlock]:
         """Yield a shard's rows by set, or those of one set."""
         wanted = self.present[shard.index] if name is None else self.present[shard.index] & {name}
         if not wanted:
@@ -172,7 +172,7 @@ class FoldTables:
         fold, block = (np.full((n, len(self.views)), -1, np.int8) for _ in range(2))
         key = np.zeros(n, np.uint64)
         own, is_copy = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
-        for generator, columns in columns_of(self.views).items():
+        for generator, columns in view_columns(self.views).items():
             if kind not in (REAL, generator):
                 continue
             at, lines, dealt = rows.of(generator, len(columns))

@@ -26,14 +26,14 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from synthscale.classify.classifier import fit_classifier
 from synthscale.classify.directions import find_directions
 from synthscale.classify.features import FOURIER_FEATURES
-from synthscale.classify.fit_context import Resume, Workers
-from synthscale.classify.ray_fold_tables import FoldTables, Part
-from synthscale.classify.training import Training, VectorBlock
+from synthscale.classify.fit_context import FitContext, FitState
+from synthscale.classify.ray_fold_tables import ClassifierInput, TrainingReader
+from synthscale.classify.training import TrainingData, VectorBlock
 from synthscale.config import ClassifierConfig
 from synthscale.runtime.stage_context import StageContext
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.run_directory import RunDirectory
-from synthscale.tables.id_hashes import Keys
+from synthscale.tables.id_hashes import Hashes
 from synthscale.tables.layout import Shard
 
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ _SCRATCH = "_train"
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainJob:
     """What is to be fitted.
 
     Attributes:
@@ -54,29 +54,29 @@ class Job:
         parts: what classifiers see.
     """
 
-    tables: FoldTables
+    tables: TrainingReader
     shards: list[Shard]
     settings: ClassifierConfig
-    sample: Keys
+    sample: Hashes
     rows: dict[str, int]
-    parts: tuple[Part, ...]
+    parts: tuple[ClassifierInput, ...]
 
 
 @dataclass(frozen=True)
-class Placement:
+class WorkerPlacement:
     """How a job is carried out: workers (0: this process), what they hold in memory, and on which device."""
 
     workers: int
-    cached: tuple[Part, ...]
+    cached: tuple[ClassifierInput, ...]
     device: str
 
 
-def model_path(run: RunDirectory, part: Part) -> str:
+def model_path(run: RunDirectory, part: ClassifierInput) -> str:
     """Return where a fitted model lies."""
     return run.path("classifier", f"{part}.npz")
 
 
-def fit(context: StageContext, job: Job) -> dict[str, Any]:
+def train(context: StageContext, job: TrainJob) -> dict[str, Any]:
     """Fit all heads; return what each fit says of itself, by part and generator, and how it was carried out."""
     placement = _placement(context, job)
     if not all(_is_done(job, part) for part in job.parts):
@@ -85,7 +85,7 @@ def fit(context: StageContext, job: Job) -> dict[str, Any]:
     return {"summaries": summaries, "workers": placement.workers, "cached": "embedding" in placement.cached}
 
 
-def _train_all(context: StageContext, job: Job, placement: Placement) -> None:
+def _train_all(context: StageContext, job: TrainJob, placement: WorkerPlacement) -> None:
     where = f"{placement.workers} workers" if placement.workers else "this process"
     is_cached = "embedding" in placement.cached
     how = "held in memory" if is_cached else "read from storage in each pass"
@@ -110,11 +110,11 @@ def _train_all(context: StageContext, job: Job, placement: Placement) -> None:
         fsys.remove(context.run.path(_SCRATCH), context.run.storage)
 
 
-def _summary_name(part: Part) -> str:
+def _summary_name(part: ClassifierInput) -> str:
     return f"classifier/{part}.json"
 
 
-def _is_done(job: Job, part: Part) -> bool:
+def _is_done(job: TrainJob, part: ClassifierInput) -> bool:
     run = job.tables.run
     return fsys.exists(run.path(_summary_name(part)), run.storage)
 
@@ -131,7 +131,7 @@ def _run_config(context: StageContext) -> ray.train.RunConfig:
     )
 
 
-def _placement(context: StageContext, job: Job) -> Placement:
+def _placement(context: StageContext, job: TrainJob) -> WorkerPlacement:
     settings = context.config.classifier
     limit_bytes = settings.worker_memory_gib * 2**30
     needed = {part: _feature_bytes(job, part) for part in job.parts}
@@ -145,25 +145,25 @@ def _placement(context: StageContext, job: Job) -> Placement:
     # Networks are worth a GPU; logistic heads take a dozen passes, which processors do as fast as they can read.
     device = "cuda" if settings.head == "mlp" and 0 < workers <= context.gpus else "cpu"
     held = tuple(part for part in job.parts if needed[part] <= limit_bytes * max(workers, 1))
-    return Placement(workers, held, device)
+    return WorkerPlacement(workers, held, device)
 
 
-def _feature_bytes(job: Job, part: Part) -> int:
+def _feature_bytes(job: TrainJob, part: ClassifierInput) -> int:
     """Float32 features of all rows, and the vectors that they are made of."""
     fourier = _fourier_features(part) if _settings(job, part).head == "kernel" else 0
     return 4 * (2 * job.tables.dimensions(part) + fourier) * sum(job.rows.values())
 
 
-def _settings(job: Job, part: Part) -> ClassifierConfig:
+def _settings(job: TrainJob, part: ClassifierInput) -> ClassifierConfig:
     """File facts are few and their sizes matter in no simple way: for them it is always the kernel head."""
     return job.settings if part == "embedding" else job.settings.model_copy(update={"head": "kernel"})
 
 
-def _fourier_features(part: Part) -> int:
+def _fourier_features(part: ClassifierInput) -> int:
     return FOURIER_FEATURES if part == "embedding" else _FACT_FOURIER_FEATURES
 
 
-def _train(job: Job, placement: Placement) -> None:
+def _train(job: TrainJob, placement: WorkerPlacement) -> None:
     """What each Ray Train worker does: fit with sums over all workers; rank 0 reads what was kept, and writes."""
     world = ray.train.get_context()
     rank, size = world.get_world_rank(), world.get_world_size()
@@ -185,19 +185,19 @@ def _agreed(ask: Callable[[], Any], rank: int, size: int) -> Any:
     return found[0]
 
 
-def _fit_part(job: Job, placement: Placement, part: Part, place: tuple[int, int]) -> None:
+def _fit_part(job: TrainJob, placement: WorkerPlacement, part: ClassifierInput, place: tuple[int, int]) -> None:
     rank, size = place
     run, shards = job.tables.run, job.shards[rank::size]
-    kept = _Kept(run, run.path("classifier", f"{part}.state"), writes=rank == 0)
-    resume = Resume(_agreed(kept.load, rank, size), kept.offer)
-    training = Training(
+    kept = FitCheckpoint(run, run.path("classifier", f"{part}.state"), writes=rank == 0)
+    resume = FitState(_agreed(kept.load, rank, size), kept.offer)
+    training = TrainingData(
         views=job.tables.views,
         dimensions=job.tables.dimensions(part),
         blocks=lambda name: _ahead(job.tables, shards, part, name),
         sample=job.sample,
         rows=job.rows,
         is_cached=part in placement.cached,
-        workers=Workers(_reducer(size), size > 1, placement.device if part == "embedding" else "cpu", resume),
+        workers=FitContext(_reducer(size), size > 1, placement.device if part == "embedding" else "cpu", resume),
         fourier_features=_fourier_features(part),
         is_refitted=part == "embedding",
         matched=frozenset(job.tables.sizes),
@@ -212,7 +212,9 @@ def _fit_part(job: Job, placement: Placement, part: Part, place: tuple[int, int]
         fsys.remove(kept.path, run.storage)
 
 
-def _ahead(tables: FoldTables, shards: list[Shard], part: Part, name: str | None) -> Iterator[VectorBlock]:
+def _ahead(
+    tables: TrainingReader, shards: list[Shard], part: ClassifierInput, name: str | None
+) -> Iterator[VectorBlock]:
     """Yield the blocks of some shards, reading the next shard while one is worked on."""
 
     def read(shard: Shard) -> list[VectorBlock]:
@@ -236,7 +238,7 @@ def _reducer(size: int) -> Callable[[torch.Tensor], torch.Tensor]:
     return reduce_sum if size > 1 else lambda tensor: tensor
 
 
-class _Kept:
+class FitCheckpoint:
     """The state of a fit in the run directory; written whole or not at all, every few seconds."""
 
     def __init__(self, run: RunDirectory, path: str, *, writes: bool) -> None:

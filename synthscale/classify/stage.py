@@ -7,13 +7,13 @@ first may have looked at the file format.
 
 from typing import Any
 
-from synthscale.classify.evaluation import ClassifierSums, spread
-from synthscale.classify.ray_fold_tables import FoldTables, Part, deal, write
+from synthscale.classify.evaluation import ClassifierSums, metrics_over_deals
+from synthscale.classify.ray_fold_tables import ClassifierInput, TrainingReader, plan_all_folds, write_folds
 from synthscale.classify.ray_prediction import predict
-from synthscale.classify.ray_train import Job, fit
+from synthscale.classify.ray_train import TrainJob, train
 from synthscale.classify.training import FoldPlan, bandwidth_sample
 from synthscale.errors import StageError
-from synthscale.runtime.stage_context import Outcome, StageContext
+from synthscale.runtime.stage_context import StageContext, StageOutcome
 from synthscale.tables.schemas import REAL
 
 
@@ -26,29 +26,33 @@ def fingerprint(context: StageContext) -> dict[str, Any]:
     }
 
 
-def run(context: StageContext) -> Outcome:
+def run(context: StageContext) -> StageOutcome:
     """Deal the folds, fit all heads, predict every row by the heads that did not see it."""
-    plans = deal(context)
-    write(context, plans)
-    tables = FoldTables.of(context, plans)
+    plans = plan_all_folds(context)
+    write_folds(context, plans)
+    tables = TrainingReader.of(context, plans)
     # Precomputed vectors come without files.
-    parts: tuple[Part, ...] = ("embedding",) if context.vectors is not None else ("embedding", "file_facts")
+    parts: tuple[ClassifierInput, ...] = (
+        ("embedding",) if context.vectors is not None else ("embedding", "file_facts")
+    )
     done: dict[str, Any] = {}
     if tables.views:
-        done = fit(context, _job(context, plans, tables, parts))
+        done = train(context, _job(context, plans, tables, parts))
     rows, sums = predict(context, tables, parts)
-    expected = {name: len(plans[name].row) for name in tables.deals}
+    expected = {name: len(plans[name].row) for name in tables.repeats}
     if rows != expected:
         raise StageError(f"classify: rows predicted {rows}, expected {expected}; rerun with --redo-from classify")
     info = {name: _info(name, plan, done, sums.get(name, [])) for name, plan in plans.items()}
     how = {name: done[name] for name in ("workers", "cached") if name in done}
-    return Outcome({"rows": sum(rows.values())}, {"generators": info, "fit": how})
+    return StageOutcome({"rows": sum(rows.values())}, {"generators": info, "fit": how})
 
 
-def _job(context: StageContext, plans: dict[str, FoldPlan], tables: FoldTables, parts: tuple[Part, ...]) -> Job:
+def _job(
+    context: StageContext, plans: dict[str, FoldPlan], tables: TrainingReader, parts: tuple[ClassifierInput, ...]
+) -> TrainJob:
     first = next(iter(plans.values()))
     rows = {name: int((~plan.is_real).sum()) for name, plan in plans.items()}
-    return Job(
+    return TrainJob(
         tables=tables,
         shards=context.shards,
         settings=context.config.classifier,
@@ -58,7 +62,7 @@ def _job(context: StageContext, plans: dict[str, FoldPlan], tables: FoldTables, 
     )
 
 
-def _info(name: str, plan: FoldPlan, done: dict[str, Any], deals: list[ClassifierSums]) -> dict[str, Any]:
+def _info(name: str, plan: FoldPlan, done: dict[str, Any], repeats: list[ClassifierSums]) -> dict[str, Any]:
     """What reduce and people need to know of one generator's classifier."""
     views = plan.views(name)
     if not views:
@@ -68,5 +72,5 @@ def _info(name: str, plan: FoldPlan, done: dict[str, Any], deals: list[Classifie
         "folds": views[0].folds,
         **fits["embedding"],
         "file_facts": fits.get("file_facts"),
-        "repeats": spread(deals),
+        "repeats": metrics_over_deals(repeats),
     }

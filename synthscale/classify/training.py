@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthscale.classify.features import BANDWIDTH_ROWS, FOURIER_FEATURES
-from synthscale.classify.fit_context import Workers
-from synthscale.classify.folds import deal_folds
-from synthscale.classify.logistic_loss import View
+from synthscale.classify.fit_context import FitContext
+from synthscale.classify.folds import assign_folds
+from synthscale.classify.logistic_loss import FoldView
 from synthscale.config import ClassifierConfig
-from synthscale.statistics.size_matching import block_codes
-from synthscale.tables.id_hashes import Keys, group_keys, mixed
+from synthscale.statistics.size_matching import matched_block_codes
+from synthscale.tables.id_hashes import Hashes, hash_groups, mix
 
 _BANDWIDTH_STREAM = 11
 
@@ -32,18 +32,18 @@ class FoldPlan:
 
     row: NDArray[np.int64]
     is_real: NDArray[np.bool_]
-    key: Keys
-    group: Keys
+    key: Hashes
+    group: Hashes
     fold: NDArray[np.int8]
     is_copy: NDArray[np.bool_]
 
     def block(self, size: int | None) -> NDArray[np.int8]:
         """Return the code of each row's block, (n,), where the matched subsample has so many rows (matched.py)."""
-        return block_codes(self.group, self.is_real, int((~self.is_real).sum()), size)
+        return matched_block_codes(self.group, self.is_real, int((~self.is_real).sum()), size)
 
-    def views(self, generator: str) -> list[View]:
+    def views(self, generator: str) -> list[FoldView]:
         """Return a view for each deal; none where no classifier can be fitted."""
-        return [View(generator, i, int(self.fold[:, i].max()) + 1) for i in range(self.fold.shape[1])]
+        return [FoldView(generator, i, int(self.fold[:, i].max()) + 1) for i in range(self.fold.shape[1])]
 
     @property
     def log_prior(self) -> NDArray[np.float64]:
@@ -60,7 +60,7 @@ class FoldPlan:
 
 def plan_folds(
     rows: NDArray[np.int64],
-    keys: Keys,
+    keys: Hashes,
     is_real: NDArray[np.bool_],
     is_copy: NDArray[np.bool_],
     groups: tuple[NDArray[np.int64], NDArray[np.int64]],
@@ -76,24 +76,24 @@ def plan_folds(
         groups: member rows and the group of each.
         settings: folds, repeats and seed.
     """
-    group = group_keys(keys, rows, groups)
-    deals = [
-        deal_folds(group, is_real, settings.folds, seed)
+    group = hash_groups(keys, rows, groups)
+    repeats = [
+        assign_folds(group, is_real, settings.folds, seed)
         for seed in range(settings.seed, settings.seed + settings.repeats)
     ]
-    possible = [deal for deal in deals if deal is not None]
-    fold = np.stack(possible, 1) if len(possible) == len(deals) else np.zeros((len(rows), 0), np.int8)
+    possible = [repeat for repeat in repeats if repeat is not None]
+    fold = np.stack(possible, 1) if len(possible) == len(repeats) else np.zeros((len(rows), 0), np.int8)
     return FoldPlan(rows, is_real, keys, group, fold, is_copy)
 
 
-def bandwidth_sample(plan: FoldPlan) -> Keys:
+def bandwidth_sample(plan: FoldPlan) -> Hashes:
     """Return the numbers, ascending, of the few distinct real rows that give the bandwidth."""
-    return np.sort(sample_numbers(plan.key[plan.is_real & ~plan.is_copy]))[:BANDWIDTH_ROWS]
+    return np.sort(sample_sizes(plan.key[plan.is_real & ~plan.is_copy]))[:BANDWIDTH_ROWS]
 
 
-def sample_numbers(keys: Keys) -> Keys:
+def sample_sizes(keys: Hashes) -> Hashes:
     """Return the number of each row by which the bandwidth's sample is drawn."""
-    return mixed(keys, _BANDWIDTH_STREAM)
+    return mix(keys, _BANDWIDTH_STREAM)
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,13 @@ class VectorBlock:
     name: str
     vectors: NDArray[np.floating]
     fold: NDArray[np.int8]
-    key: Keys
+    key: Hashes
     is_copy: NDArray[np.bool_]
     block: NDArray[np.int8] | None = None
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingData:
     """What heads are fitted on.
 
     Attributes:
@@ -128,13 +128,13 @@ class Training:
         matched: the generators that are also fitted on their matched subsamples.
     """
 
-    views: list[View]
+    views: list[FoldView]
     dimensions: int
     blocks: Callable[[str | None], Iterable[VectorBlock]]
-    sample: Keys
+    sample: Hashes
     rows: dict[str, int]
     is_cached: bool = True
-    workers: Workers = field(default_factory=Workers)
+    workers: FitContext = field(default_factory=FitContext)
     fourier_features: int = FOURIER_FEATURES
     is_refitted: bool = False
     matched: frozenset[str] = frozenset()

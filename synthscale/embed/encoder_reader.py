@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from synthscale.config import Config
 from synthscale.embed.encoders import Encoder, build_encoder
 from synthscale.storage import filesystems as fsys
-from synthscale.tables.layout import Layout, VectorSource
+from synthscale.tables.layout import VectorLayout, VectorSource
 
 
-def encoder_for(config: Config, device: str = "cpu") -> Encoder:
+def load_encoder(config: Config, device: str = "cpu") -> Encoder:
     """Build the run's encoder, reading its weights file if there is one."""
     weights = config.encoder.weights
     data = None if weights is None else fsys.read_bytes(fsys.absolute(weights), config.storage)
@@ -16,23 +16,23 @@ def encoder_for(config: Config, device: str = "cpu") -> Encoder:
 
 
 @dataclass(frozen=True)
-class EncoderFacts:
+class EncoderSpec:
     """What is known of a run's vectors before any is made; ``image_size`` is None for precomputed ones."""
 
-    layout: Layout
+    layout: VectorLayout
     fingerprint: str
     image_size: int | None
 
 
-def encoder_facts(config: Config, vectors: VectorSource | None) -> EncoderFacts:
+def encoder_spec(config: Config, vectors: VectorSource | None) -> EncoderSpec:
     """Return what the vectors' dimensions are for, and the text that identifies how they are made."""
     if vectors is not None:
         d = vectors.dimensions
-        return EncoderFacts(Layout(d, (0, d), (0, d)), f"vectors/{d}", None)
-    return facts_of(encoder_for(config))
+        return EncoderSpec(VectorLayout(d, (0, d), (0, d)), f"vectors/{d}", None)
+    return spec_of(load_encoder(config))
 
 
-def facts_of(encoder: Encoder) -> EncoderFacts:
+def spec_of(encoder: Encoder) -> EncoderSpec:
     """Return what a built encoder promises."""
-    layout = Layout(encoder.dimensions, encoder.search, encoder.classify)
-    return EncoderFacts(layout, encoder.fingerprint, encoder.image_size)
+    layout = VectorLayout(encoder.dimensions, encoder.search, encoder.classify)
+    return EncoderSpec(layout, encoder.fingerprint, encoder.image_size)

@@ -10,24 +10,24 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from synthscale.config import Config
-from synthscale.embed.images import decode, picture_facts
+from synthscale.embed.images import decode, image_statistics
 from synthscale.storage.fetch import fetch
 from synthscale.tables.faults import ImageFault
-from synthscale.tables.layout import Stored
+from synthscale.tables.layout import StoredFile
 
 FILE_COLUMNS = ("uri", "size_bytes", "etag")
 _FIRST_IN_FLIGHT = 16
 _UNKNOWN_BYTES = 2**20
 
 
-def files_of(manifest: pa.Table) -> list[Stored]:
+def files_of(manifest: pa.Table) -> list[StoredFile]:
     """Return where a manifest's images lie, from its columns `FILE_COLUMNS`."""
     columns = (manifest.column(name).to_pylist() for name in FILE_COLUMNS)
-    return [Stored(*values) for values in zip(*columns, strict=True)]
+    return [StoredFile(*values) for values in zip(*columns, strict=True)]
 
 
 def decode_all(
-    files: Sequence[Stored], image_size: int, config: Config
+    files: Sequence[StoredFile], image_size: int, config: Config
 ) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
     """Fetch and decode images; return pixels (n, S, S, 3), zeros where one failed, and facts or reasons."""
     pixels = np.zeros((len(files), image_size, image_size, 3), np.uint8)
@@ -37,16 +37,16 @@ def decode_all(
             if isinstance(data, ImageFault):
                 raise data
             pixels[i], fact = decode(data, image_size)
-            facts.append({**vars(fact), **picture_facts(pixels[i])})
+            facts.append({**vars(fact), **image_statistics(pixels[i])})
         except ImageFault as fault:
             facts.append({"reason": fault.reason.value, "detail": fault.detail})
     return pixels, facts
 
 
-def fetch_all(files: Sequence[Stored], config: Config) -> Iterator[bytes | ImageFault]:
+def fetch_all(files: Sequence[StoredFile], config: Config) -> Iterator[bytes | ImageFault]:
     """Yield the bytes of each image, in order, or the fault that stands for it."""
 
-    def one(file: Stored) -> bytes | ImageFault:
+    def one(file: StoredFile) -> bytes | ImageFault:
         try:
             return fetch(file, config.storage)
         except ImageFault as fault:

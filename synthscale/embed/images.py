@@ -29,7 +29,7 @@ _BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, M
 
 
 @dataclass(frozen=True)
-class FileFacts:
+class FileMetadata:
     """What the file itself says, apart from the picture."""
 
     width_px: int
@@ -41,7 +41,7 @@ class FileFacts:
     content_hash: str
 
 
-def decode(data: bytes, image_size: int) -> tuple[NDArray[np.uint8], FileFacts]:
+def decode(data: bytes, image_size: int) -> tuple[NDArray[np.uint8], FileMetadata]:
     """Decode ``data`` to pixels of shape (image_size, image_size, 3) and its facts; raise ImageFault."""
     if not data:
         raise ImageFault(Reason.EMPTY, "the file has no bytes")
@@ -79,7 +79,7 @@ def _square(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
 _LEVELS = np.arange(256) / 255
 
 
-def picture_facts(pixels: NDArray[np.uint8]) -> dict[str, float]:
+def image_statistics(pixels: NDArray[np.uint8]) -> dict[str, float]:
     """Return brightness, contrast and sharpness of pixels (S, S, 3), as an encoder sees them.
 
     Of the luma (ITU-R BT.601, 0..1): its mean (0..1), its standard deviation (0..0.5), and the variance of its
@@ -123,8 +123,8 @@ def _grey_to_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey, mode="L").convert("RGB")
 
 
-def _facts(image: Image.Image, data: bytes) -> FileFacts:
-    return FileFacts(
+def _facts(image: Image.Image, data: bytes) -> FileMetadata:
+    return FileMetadata(
         width_px=image.width,
         height_px=image.height,
         format=str(image.format),

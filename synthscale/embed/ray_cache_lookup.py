@@ -24,13 +24,13 @@ from synthscale.tables.schemas import embeddings_schema
 
 FOLDER = "_cached"
 _READERS = 16
-FACTS = tuple(name for name in embeddings_schema(1).names if name not in {"row", "vector"})
+METADATA_COLUMNS = tuple(name for name in embeddings_schema(1).names if name not in {"row", "vector"})
 """The columns of ``embeddings/`` beside the row and its vector."""
 _PLACES = pa.schema([("row", pa.int64()), ("part", pa.string()), ("position", pa.int64())])
 
 
 @dataclass(frozen=True)
-class Known:
+class CachedRows:
     """Rows of a shard that an earlier run embedded: places in the shard (m,), vectors (m, D), facts (m)."""
 
     at: NDArray[np.int64]
@@ -39,7 +39,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Earlier:
+class CacheLookup:
     """What earlier runs kept, as the tasks of embed see it; picklable. Without a cache, nothing."""
 
     run: RunDirectory
@@ -59,21 +59,21 @@ class Earlier:
             return _PLACES.empty_table()
         return self.run.read_shard(FOLDER, shard)
 
-    def known(self, shard: Shard, dimensions: int) -> Known:
+    def known(self, shard: Shard, dimensions: int) -> CachedRows:
         """Return the rows of a shard that were found and are still there."""
         places = self.places(shard)
         names = places.column("part").to_numpy(zero_copy_only=False)
         at, position = (places.column(name).to_numpy() for name in ("row", "position"))
         at = at - shard.start
-        pieces = [Known(np.empty(0, np.int64), np.empty((0, dimensions), np.float32), [])]
+        pieces = [CachedRows(np.empty(0, np.int64), np.empty((0, dimensions), np.float32), [])]
         for name in dict.fromkeys(names.tolist()):
             own = np.flatnonzero(names == name)
             part = None if self.cache is None else self.cache.read(name)
             if part is not None and position[own].max() < part.num_rows:
                 rows = part.take(pa.array(position[own]))
                 vectors = np.asarray(vector_matrix(rows, (0, dimensions)), np.float32)
-                pieces.append(Known(at[own], vectors, rows.select(list(FACTS)).to_pylist()))
-        return Known(
+                pieces.append(CachedRows(at[own], vectors, rows.select(list(METADATA_COLUMNS)).to_pylist()))
+        return CachedRows(
             np.concatenate([piece.at for piece in pieces]),
             np.concatenate([piece.vectors for piece in pieces]),
             [fact for piece in pieces for fact in piece.facts],
@@ -95,7 +95,7 @@ class Earlier:
             fsys.remove(self.run.path(FOLDER), self.run.storage)
 
 
-def _find(earlier: Earlier, shards: list[Shard]) -> dict[int, int]:
+def _find(earlier: CacheLookup, shards: list[Shard]) -> dict[int, int]:
     cache, run = earlier.cache, earlier.run
     assert cache is not None
     parts = cache.parts()

@@ -13,38 +13,38 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from synthscale.config import Config
-from synthscale.embed.encoder_reader import encoder_for
+from synthscale.embed.encoder_reader import load_encoder
 from synthscale.embed.image_reader import FILE_COLUMNS, decode_all, files_of
-from synthscale.embed.ray_cache_lookup import FACTS, Earlier
+from synthscale.embed.ray_cache_lookup import METADATA_COLUMNS, CacheLookup
 from synthscale.ingest.vector_reader import check_vectors, read_rows
 from synthscale.storage.run_directory import RunDirectory
-from synthscale.tables.layout import Layout, Shard, Stored, VectorSource
+from synthscale.tables.layout import Shard, StoredFile, VectorLayout, VectorSource
 from synthscale.tables.schemas import FAILURES, REAL, embeddings_schema
 
 
 @dataclass(frozen=True)
-class Job:
+class EmbedJob:
     """What tasks and actors are told."""
 
     config: Config
     run: RunDirectory
     shards: dict[int, Shard]
-    earlier: Earlier
+    earlier: CacheLookup
 
-    def files(self, shard: Shard, at: NDArray[np.int64]) -> list[Stored]:
+    def files(self, shard: Shard, at: NDArray[np.int64]) -> list[StoredFile]:
         """Where the images at some places of a shard lie."""
         manifest = self.run.read_shard("manifest", shard, list(FILE_COLUMNS))
         return files_of(manifest.take(pa.array(at)))
 
     def tally(self, shard: Shard) -> str:
         """What was written of a shard."""
-        return json.dumps(tally_of(self.run, shard) | {"shard": shard.index})
+        return json.dumps(count_outcomes(self.run, shard) | {"shard": shard.index})
 
 
 class DecodeTask:
     """Shard number -> those of its rows that no earlier run embedded: uint8 pixels, and facts or faults."""
 
-    def __init__(self, job: Job, image_size: int) -> None:
+    def __init__(self, job: EmbedJob, image_size: int) -> None:
         self._job, self._size = job, image_size
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -72,12 +72,12 @@ def _as_one(pixels: NDArray[np.uint8]) -> pa.Array:
 class EmbedActor:
     """Pixels of a shard -> its embeddings and failures, written; gives the counts."""
 
-    def __init__(self, job: Job, layout: Layout, device: str) -> None:
+    def __init__(self, job: EmbedJob, layout: VectorLayout, device: str) -> None:
         import torch
 
         if device == "cpu":
             torch.set_num_threads(1)
-        self._encoder = encoder_for(job.config, device)
+        self._encoder = load_encoder(job.config, device)
         self._job, self._layout = job, layout
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -127,10 +127,10 @@ class _Rows:
         return np.array([i for i, fact in enumerate(self.facts) if not fact], np.int64)
 
 
-class KnownTask:
+class CachedTask:
     """Shard number -> its rows, all of which an earlier run embedded, written; gives the counts, or nothing."""
 
-    def __init__(self, job: Job, dimensions: int) -> None:
+    def __init__(self, job: EmbedJob, dimensions: int) -> None:
         self._job, self._dimensions = job, dimensions
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -147,7 +147,7 @@ class KnownTask:
 class VectorTask:
     """Shard number -> its precomputed vectors, checked and written; gives the counts."""
 
-    def __init__(self, job: Job, source: VectorSource) -> None:
+    def __init__(self, job: EmbedJob, source: VectorSource) -> None:
         self._job, self._source = job, source
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -174,13 +174,13 @@ def write_embedded(
     columns = {
         "row": manifest.column("row").take(pa.array(good, pa.int64())),
         "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
-        **{name: [facts[i].get(name) for i in good] for name in FACTS},
+        **{name: [facts[i].get(name) for i in good] for name in METADATA_COLUMNS},
     }
     schema = embeddings_schema(vectors.shape[1], flat.type)
     run.write_shard("embeddings", shard, pa.table(columns, schema=schema), schema)
 
 
-def tally_of(run: RunDirectory, shard: Shard) -> dict[str, dict[str, int]]:
+def count_outcomes(run: RunDirectory, shard: Shard) -> dict[str, dict[str, int]]:
     """Count, from what was written, a shard's rows by set and its failures by reason."""
     manifest = run.read_shard("manifest", shard, ["row", "generator"])
     sets = dict(zip(manifest.column("row").to_pylist(), manifest.column("generator").to_pylist(), strict=True))

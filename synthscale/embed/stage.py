@@ -14,11 +14,11 @@ import ray
 import ray.data
 
 import synthscale
-from synthscale.embed.encoder_reader import EncoderFacts
-from synthscale.embed.ray_cache_lookup import Earlier
-from synthscale.embed.ray_tasks import DecodeTask, EmbedActor, Job, KnownTask, VectorTask, tally_of
+from synthscale.embed.encoder_reader import EncoderSpec
+from synthscale.embed.ray_cache_lookup import CacheLookup
+from synthscale.embed.ray_tasks import CachedTask, DecodeTask, EmbedActor, EmbedJob, VectorTask, count_outcomes
 from synthscale.errors import ConfigError, InputError, StageError, TooManyFailures
-from synthscale.runtime.stage_context import Outcome, StageContext
+from synthscale.runtime.stage_context import StageContext, StageOutcome
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.embedding_cache import EmbeddingCache
 from synthscale.storage.run_directory import digest
@@ -32,12 +32,12 @@ _LONG_ROWS = 1000
 RETRIED = {Reason.NOT_FOUND, Reason.ACCESS_DENIED, Reason.THROTTLED, Reason.READ_ERROR}
 
 
-def fingerprint(context: StageContext, encoder: EncoderFacts) -> dict[str, Any]:
+def fingerprint(context: StageContext, encoder: EncoderSpec) -> dict[str, Any]:
     """Return what the embeddings depend on."""
     return {"input": context.run.completed("ingest").digest, **_how(context, encoder)}
 
 
-def _how(context: StageContext, encoder: EncoderFacts) -> dict[str, Any]:
+def _how(context: StageContext, encoder: EncoderSpec) -> dict[str, Any]:
     """What an image's embedding depends on, beside the image."""
     import torch
 
@@ -53,10 +53,10 @@ def _how(context: StageContext, encoder: EncoderFacts) -> dict[str, Any]:
     }
 
 
-def run(context: StageContext, encoder: EncoderFacts) -> Outcome:
+def run(context: StageContext, encoder: EncoderSpec) -> StageOutcome:
     """Embed the shards that are not there yet; verify that every row ended in exactly one of the two tables."""
     written = context.run.written_shards("embeddings")
-    done = {shard: tally_of(context.run, shard) for shard in context.shards if shard.name in written}
+    done = {shard: count_outcomes(context.run, shard) for shard in context.shards if shard.name in written}
     # What was not there, or not to be had, may be now.
     done = {shard: tally for shard, tally in done.items() if not RETRIED & tally["reasons"].keys()}
     todo = [shard for shard in context.shards if shard not in done]
@@ -85,7 +85,7 @@ def run(context: StageContext, encoder: EncoderFacts) -> Outcome:
     _check_failures(context, counts)
     layout = encoder.layout
     info = {"dimensions": layout.dimensions, "search": layout.search, "classify": layout.classify}
-    return Outcome(counts, info)
+    return StageOutcome(counts, info)
 
 
 def _check_failures(context: StageContext, counts: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ def _check_failures(context: StageContext, counts: dict[str, Any]) -> None:
             raise InputError(f"{name}: no row could be used; see {context.run.path('failures')}")
 
 
-def _stream(context: StageContext, todo: list[Shard], encoder: EncoderFacts) -> list[dict[str, Any]]:
+def _stream(context: StageContext, todo: list[Shard], encoder: EncoderSpec) -> list[dict[str, Any]]:
     settings = ray.data.DataContext.get_current()
     quiet = settings.enable_progress_bars
     # The one stage that can take hours; a person at a terminal sees how far it is.
@@ -114,17 +114,17 @@ def _stream(context: StageContext, todo: list[Shard], encoder: EncoderFacts) -> 
         settings.enable_progress_bars = quiet
 
 
-def _earlier(context: StageContext, encoder: EncoderFacts) -> Earlier:
+def _earlier(context: StageContext, encoder: EncoderSpec) -> CacheLookup:
     """Return what earlier runs kept of images that were embedded in this way."""
     storage = context.config.storage
     if storage.cache is None or context.vectors is not None:
-        return Earlier(context.run, None)
+        return CacheLookup(context.run, None)
     uri = fsys.join(storage.cache, digest(_how(context, encoder)))
-    return Earlier(context.run, EmbeddingCache(uri, storage, encoder.layout.dimensions))
+    return CacheLookup(context.run, EmbeddingCache(uri, storage, encoder.layout.dimensions))
 
 
-def _tallies(context: StageContext, todo: list[Shard], encoder: EncoderFacts) -> list[dict[str, Any]]:
-    job = Job(context.config, context.run, {shard.index: shard for shard in todo}, _earlier(context, encoder))
+def _tallies(context: StageContext, todo: list[Shard], encoder: EncoderSpec) -> list[dict[str, Any]]:
+    job = EmbedJob(context.config, context.run, {shard.index: shard for shard in todo}, _earlier(context, encoder))
     if context.vectors is not None:
         return _told(_items(todo).map_batches(VectorTask(job, context.vectors), **_A_SHARD))
     found = job.earlier.find(todo)
@@ -134,7 +134,7 @@ def _tallies(context: StageContext, todo: list[Shard], encoder: EncoderFacts) ->
     whole = [shard for shard in todo if found.get(shard.index) == shard.stop - shard.start]
     tallies = []
     if whole:
-        tallies = _told(_items(whole).map_batches(KnownTask(job, encoder.layout.dimensions), **_A_SHARD))
+        tallies = _told(_items(whole).map_batches(CachedTask(job, encoder.layout.dimensions), **_A_SHARD))
     done = {tally["shard"] for tally in tallies}
     rest = [shard for shard in todo if shard.index not in done]
     if rest:
@@ -154,7 +154,9 @@ def _told(done: ray.data.Dataset) -> list[dict[str, Any]]:
     return [json.loads(row["tally"]) for row in done.iter_rows()]
 
 
-def _embed_images(context: StageContext, job: Job, shards: list[Shard], encoder: EncoderFacts) -> ray.data.Dataset:
+def _embed_images(
+    context: StageContext, job: EmbedJob, shards: list[Shard], encoder: EncoderSpec
+) -> ray.data.Dataset:
     device = device_for(context)
     decoded = _items(shards).map_batches(DecodeTask(job, encoder.image_size or 0), **_A_SHARD)
     return decoded.map_batches(

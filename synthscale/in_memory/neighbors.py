@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from synthscale.config import NeighborsConfig
 from synthscale.neighbors.cell_index import CellIndex, cells_for, index_sample_size, train_index
-from synthscale.neighbors.cells import Sample, plan_join, sample_size
-from synthscale.neighbors.copies import Copies, draw
+from synthscale.neighbors.cells import JoinSample, plan_join, sample_size
+from synthscale.neighbors.copies import Copies, vector_hashes
 from synthscale.neighbors.distance import Floats, Rows, distances_within, norms
 from synthscale.neighbors.edges import Edges, distinct_edges
 from synthscale.neighbors.flat_index import FlatIndex
@@ -17,27 +17,27 @@ from synthscale.neighbors.groups import near_duplicate_groups
 from synthscale.neighbors.join import join_all
 from synthscale.neighbors.knn_search import (
     ALL_CELLS,
-    ALL_COVERING,
     FLAT_ROWS,
     SAMPLED_QUERIES,
+    UNLIMITED,
     Index,
+    KnnResult,
     Recall,
-    Relation,
-    compares_all,
-    inside_recall,
+    choose_probes,
+    count_radii_containing,
+    count_within_radius,
+    is_exact,
     probes_to_try,
-    search,
-    search_held,
-    search_inside,
-    tune,
+    radius_recall,
+    search_knn,
 )
-from synthscale.neighbors.radius import Calibration, Searches, calibrate, counts_only_real
+from synthscale.neighbors.radius import RadiusCalibration, ViewSearches, calibrate_radius, is_median_of_real
 from synthscale.neighbors.view import (
-    Found,
-    Inside,
     K,
     Nearest,
-    View,
+    NeighborView,
+    RadiusCounts,
+    ViewNeighbors,
     listed_edges,
     nearest_rows,
     neighbors_listed,
@@ -46,7 +46,7 @@ from synthscale.neighbors.view import (
 )
 from synthscale.statistics.jackknife import Blocks
 from synthscale.statistics.prdc_variance import sample_rows
-from synthscale.statistics.size_matching import smallest
+from synthscale.statistics.size_matching import matched_sizes
 from synthscale.tables.schemas import REAL
 
 _QUERIES = 32768
@@ -58,7 +58,7 @@ class Analysis:
     """The edges of all views, each pair once, and every generator's view with its rows' neighbours."""
 
     edges: Edges
-    views: list[View]
+    views: list[NeighborView]
     nearest: dict[str, Nearest]
 
 
@@ -79,7 +79,7 @@ def analyse(
         config: the radius rule.
         counts: also find what density and recall are made of.
     """
-    larger = smallest({name: len(rows) for name, rows in sets.items() if name != REAL})
+    larger = matched_sizes({name: len(rows) for name, rows in sets.items() if name != REAL})
     distinct = {name: rows[copies.are_distinct(rows)] for name, rows in sets.items()}
     searcher = _Searcher(vectors, distinct, copies, larger)
     code = {name: number for number, name in enumerate([REAL, *(name for name in sets if name != REAL)])}
@@ -99,12 +99,12 @@ def analyse(
         groups = near_duplicate_groups(own, radii[name].radius, lookup)
         count = len(sets[REAL]) + len(sets[name])
         summary = searches_summary(found[name].recalls)
-        views.append(View(name, radii[name], groups, count, summary, is_whole, searcher.spreads(name)))
+        views.append(NeighborView(name, radii[name], groups, count, summary, is_whole, searcher.spreads(name)))
         nearest[name] = nearest_rows(found[name], copies, sets[REAL], sets[name])
     return Analysis(distinct_edges([copy_edges, *joins.values()]), views, nearest)
 
 
-def searched(sets: Mapping[str, NDArray[np.float32]], generator: str) -> Found:
+def search_two_sets(sets: Mapping[str, NDArray[np.float32]], generator: str) -> ViewNeighbors:
     """Return what the searches behind precision, recall, density and coverage find between two sets of vectors."""
     vectors, rows, start = np.concatenate(list(sets.values())), {}, 0
     for name, own in sets.items():
@@ -115,8 +115,8 @@ def searched(sets: Mapping[str, NDArray[np.float32]], generator: str) -> Found:
 
 def _joins(
     searcher: "_Searcher",
-    found: dict[str, Found],
-    radii: dict[str, Calibration],
+    found: dict[str, ViewNeighbors],
+    radii: dict[str, RadiusCalibration],
     code: dict[str, int],
     config: NeighborsConfig,
     copies: Copies,
@@ -147,7 +147,7 @@ class MemoryLookup:
 
     def draws(self, rows: Rows) -> NDArray[np.uint64]:
         """See groups.Lookup."""
-        return draw(self.vectors[rows])
+        return vector_hashes(self.vectors[rows])
 
 
 class _Searcher:
@@ -158,8 +158,8 @@ class _Searcher:
     ) -> None:
         self._vectors, self._sets = vectors, sets
         self._indexes = {name: self._index(rows) for name, rows in sets.items()}
-        self._relations: dict[tuple[str, str], Relation] = {}
-        self._insides: dict[tuple[str, str], Inside] = {}
+        self._relations: dict[tuple[str, str], KnnResult] = {}
+        self._insides: dict[tuple[str, str], RadiusCounts] = {}
         self._larger, self._copies = larger, copies
 
     def _index(self, rows: Rows) -> Index:
@@ -170,23 +170,23 @@ class _Searcher:
         index.add(own, rows)
         return index
 
-    def view(self, name: str, k: int, *, counts: bool) -> Found:
+    def view(self, name: str, k: int, *, counts: bool) -> ViewNeighbors:
         """Search a generator's view; ``counts`` adds what density and recall are made of."""
         cross = k if k > K else 1
-        searches = Searches(
+        searches = ViewSearches(
             self._relation(REAL, REAL, k),
             self._relation(REAL, name, cross),
             self._relation(name, REAL, cross),
             self._relation(name, name, k),
         )
         radii = searches.real_real.radius(K)
-        most = ALL_COVERING if counts else 1
+        most = UNLIMITED if counts else 1
         real, own = self._inside(REAL, REAL, radii, 1), self._inside(name, REAL, radii, most)
         recalled = self._inside(REAL, name, searches.own_own.radius(K), 1) if counts else None
         held = self._held(name, radii) if name in self._larger else None
-        return Found(searches, real, own, recalled, held)
+        return ViewNeighbors(searches, real, own, recalled, held)
 
-    def _held(self, name: str, radii: Floats) -> Inside:
+    def _held(self, name: str, radii: Floats) -> RadiusCounts:
         """Count a generator's rows inside each real row's radius, with as many probes as find the nearest."""
         rows, recall = self._sets[REAL], self._relations[REAL, name].recall
         probes, parts = recall.probes if recall else ALL_CELLS, [np.zeros(0, np.int32)]
@@ -195,26 +195,26 @@ class _Searcher:
         for start in range(0, len(rows), _QUERIES):
             part = slice(start, start + _QUERIES)
             vectors = self._vectors[rows[part]]
-            parts.append(search_held(index, vectors, rows[part], radii[part], probes, counts))
-        return Inside(rows, np.concatenate(parts), recall)
+            parts.append(count_within_radius(index, vectors, rows[part], radii[part], probes, counts))
+        return RadiusCounts(rows, np.concatenate(parts), recall)
 
-    def _relation(self, query: str, database: str, k: int) -> Relation:
+    def _relation(self, query: str, database: str, k: int) -> KnnResult:
         if (query, database) not in self._relations:
             rows = self._sets[query]
             recall = self._recall(query, database, k)
             distance, neighbor = self._ask(rows, database, k, recall.probes if recall else ALL_CELLS)
-            self._relations[query, database] = Relation(rows, distance, neighbor, recall)
+            self._relations[query, database] = KnnResult(rows, distance, neighbor, recall)
         return self._relations[query, database]
 
     def _recall(self, query: str, database: str, k: int) -> Recall | None:
         index = self._indexes[database]
-        if isinstance(index, FlatIndex) or compares_all(len(self._sets[query]), len(self._sets[database])):
+        if isinstance(index, FlatIndex) or is_exact(len(self._sets[query]), len(self._sets[database])):
             return None
         sample = self._sampled(query, SAMPLED_QUERIES)
         found: dict[int, Floats] = {}
         for probes in probes_to_try(index.cells):
             found[probes] = self._ask(sample, database, k, probes)[0]
-            recall = tune(found, index.cells)
+            recall = choose_probes(found, index.cells)
             if recall.probes < index.cells:
                 break
         return recall
@@ -224,28 +224,28 @@ class _Searcher:
         for start in range(0, len(rows), _QUERIES):
             block = rows[start : start + _QUERIES]
             part = slice(start, start + _QUERIES)
-            distance[part], neighbor[part] = search(
+            distance[part], neighbor[part] = search_knn(
                 self._indexes[database], self._vectors[block], block, k, probes
             )
         return distance, neighbor
 
-    def _inside(self, query: str, database: str, radii: Floats, most: int) -> Inside:
+    def _inside(self, query: str, database: str, radii: Floats, most: int) -> RadiusCounts:
         if (query, database) not in self._insides:
             rows, recall = self._sets[query], self._relations[query, database].recall
 
             def ask(asked: Rows, probes: int) -> NDArray[np.int32]:
                 blocks = (asked[start : start + _QUERIES] for start in range(0, len(asked), _QUERIES))
                 index = self._indexes[database]
-                parts = [search_inside(index, self._vectors[b], b, radii, probes, most) for b in blocks]
+                parts = [count_radii_containing(index, self._vectors[b], b, radii, probes, most) for b in blocks]
                 return np.concatenate([np.zeros(0, np.int32), *parts])
 
             if recall is None:
-                self._insides[query, database] = Inside(rows, ask(rows, ALL_CELLS))
+                self._insides[query, database] = RadiusCounts(rows, ask(rows, ALL_CELLS))
             else:
                 sample = self._sampled(query, SAMPLED_QUERIES)
                 true = ask(sample, ALL_CELLS)
-                measured = inside_recall(ask(sample, recall.probes), true, recall.probes)
-                self._insides[query, database] = Inside(rows, ask(rows, recall.probes), measured)
+                measured = radius_recall(ask(sample, recall.probes), true, recall.probes)
+                self._insides[query, database] = RadiusCounts(rows, ask(rows, recall.probes), measured)
         return self._insides[query, database]
 
     def _sampled(self, name: str, count: int) -> Rows:
@@ -258,19 +258,21 @@ class _Searcher:
         real, own = (self._sampled(kind, size) for kind, size in zip((REAL, name), sizes, strict=True))
         return prdc_spreads(self._vectors[real], self._vectors[own])
 
-    def calibrate(self, name: str, searches: Searches, config: NeighborsConfig, copies: Copies) -> Calibration:
+    def calibrate(
+        self, name: str, searches: ViewSearches, config: NeighborsConfig, copies: Copies
+    ) -> RadiusCalibration:
         """Return a view's radius; from a sample, searched exactly, where the searches themselves are not exact."""
         real, own = len(self._sets[REAL]), len(self._sets[name])
-        only_real = counts_only_real(config)
+        only_real = is_median_of_real(config)
         rows = real if only_real else real + own
         needed = [searches.real_real] if only_real else list(vars(searches).values())
         if any(relation.recall for relation in needed):
             pairs = [(REAL, REAL)] if only_real else [(REAL, REAL), (REAL, name), (name, REAL), (name, name)]
             sizes = {REAL: real, name: own}
             sample = {q: self._sampled(q, SAMPLED_QUERIES * sizes[q] // rows + 1) for q, _ in pairs}
-            exact = [Relation(sample[q], *self._ask(sample[q], d, 1, ALL_CELLS)) for q, d in pairs]
-            searches = Searches(*(exact * 4)[:4])
-        return calibrate(searches, rows, config, copies)
+            exact = [KnnResult(sample[q], *self._ask(sample[q], d, 1, ALL_CELLS)) for q, d in pairs]
+            searches = ViewSearches(*(exact * 4)[:4])
+        return calibrate_radius(searches, rows, config, copies)
 
     def join(self, sets: Mapping[str, int], radius: float) -> Edges:
         """Return all edges among the distinct rows of some sets (name: code)."""
@@ -279,12 +281,12 @@ class _Searcher:
         own = self._vectors[rows]
         chosen = _drawn(own, sample_size(len(rows)))
         sizes = {number: len(self._sets[name]) for name, number in sets.items()}
-        plan = plan_join(Sample(own[chosen], rows[chosen], code[chosen]), sizes, radius)
+        plan = plan_join(JoinSample(own[chosen], rows[chosen], code[chosen]), sizes, radius)
         return join_all(plan, own, rows, code).edges
 
 
 def _drawn(vectors: NDArray[np.float32], count: int) -> NDArray[np.intp]:
     """Return the places of a sample that does not depend on the order of the rows, in the order of its draw."""
-    draws = draw(vectors)
+    draws = vector_hashes(vectors)
     chosen: NDArray[np.intp] = np.argsort(draws, kind="stable")[:count]
     return chosen

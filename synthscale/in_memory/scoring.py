@@ -13,18 +13,18 @@ from numpy.typing import ArrayLike, NDArray
 from synthscale.classify.training import FoldPlan, plan_folds
 from synthscale.config import Config, check_generator_name
 from synthscale.errors import InputError
-from synthscale.in_memory.classify import Answers, classify, vector_families
+from synthscale.in_memory.classify import ClassifierOutput, classify, vector_families
 from synthscale.in_memory.neighbors import analyse
 from synthscale.metrics.evidence import Evidence, row_evidence
 from synthscale.metrics.scores import ViewRows, score_rows
-from synthscale.metrics.slices import count, slicing
-from synthscale.metrics.summary import Known, generator_figures
+from synthscale.metrics.slices import choose_slices, count_values
+from synthscale.metrics.summary import ViewFacts, generator_figures
 from synthscale.metrics.view_sums import sum_view
 from synthscale.neighbors import arrow_tables
-from synthscale.neighbors.copies import collapse, equal_pairs, vector_keys
-from synthscale.statistics.size_matching import smallest
-from synthscale.tables.columns import numbers
-from synthscale.tables.id_hashes import id_keys
+from synthscale.neighbors.copies import copies_from_pairs, equal_pairs, vector_keys
+from synthscale.statistics.size_matching import matched_sizes
+from synthscale.tables.columns import to_float64
+from synthscale.tables.id_hashes import hash_ids
 from synthscale.tables.schemas import DISTINCT_REAL, REAL, SYNTHETIC
 
 
@@ -74,13 +74,13 @@ def score_features(
     vectors, kinds, names, unique_ids = _checked(features, real_or_synthetic, generator, labels, ids)
     n = len(vectors)
     sets = {name: np.flatnonzero(names == name) for name in dict.fromkeys([REAL, *names])}
-    copies = collapse(equal_pairs(vector_keys(vectors[own], name), own) for name, own in sets.items())
+    copies = copies_from_pairs(equal_pairs(vector_keys(vectors[own], name), own) for name, own in sets.items())
     families = config.metrics.families
     analysis = analyse(vectors, sets, copies, config.neighbors, counts="manifold" in families)
     later = copies.later(dict(enumerate(unique_ids)))
     is_copy = np.isin(np.arange(n), later)
     groups = {view.generator: view.groups for view in analysis.views}
-    keys, plans = id_keys(unique_ids), {}
+    keys, plans = hash_ids(unique_ids), {}
     for name, near in analysis.nearest.items():
         rows, members = np.sort(near.row), (groups[name].row, groups[name].near_duplicate_id)
         plans[name] = plan_folds(rows, keys[rows], kinds[rows] == REAL, is_copy[rows], members, config.classifier)
@@ -88,7 +88,7 @@ def score_features(
     answers = classify(vectors, plans, config)
     of_vectors = vector_families(vectors, plans, texts, config.metrics)
     manifest = _manifest(unique_ids, texts, kinds)
-    sizes = smallest({name: len(rows) for name, rows in sets.items() if name != REAL})
+    sizes = matched_sizes({name: len(rows) for name, rows in sets.items() if name != REAL})
     metrics, scores = {}, {}
     for view in analysis.views:
         name, plan = view.generator, plans[view.generator]
@@ -96,7 +96,7 @@ def score_features(
         nearest = nearest.take(pa.array(np.argsort(nearest.column("row").to_numpy())))
         rows = manifest.take(pa.array(plan.row))
         own = ViewRows(rows, nearest, arrow_tables.groups(name, view.groups), answers[name].logit)
-        known = Known(
+        known = ViewFacts(
             config.classifier.head,
             answers[name].fit,
             {**view.summary(), "spreads": view.spreads},
@@ -123,14 +123,14 @@ def _manifest(ids: list[str], labels: list[str | None], kinds: NDArray[np.str_])
 
 
 def _view_figures(
-    view: ViewRows, plan: FoldPlan, answer: Answers, known: Known
+    view: ViewRows, plan: FoldPlan, answer: ClassifierOutput, known: ViewFacts
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """One generator's block of metrics and its scores."""
     real = pa.table(
         {
             "row": plan.row[plan.is_real],
             "id": view.manifest.column("id").filter(pa.array(plan.is_real)),
-            DISTINCT_REAL: numbers(view.nearest.column(DISTINCT_REAL), np.inf)[plan.is_real],
+            DISTINCT_REAL: to_float64(view.nearest.column(DISTINCT_REAL), np.inf)[plan.is_real],
         }
     )
     scores = score_rows(view, real, known.neighbors["median_distance"])
@@ -143,15 +143,15 @@ def _view_figures(
         plan.group,
         unknown,
         unknown,
-        answer.along,
+        answer.direction_coordinates,
         fold,
         answer.refitted.without,
         answer.refitted.matched,
-        answer.refitted.redealt,
+        answer.refitted.reassigned,
         matched,
         **row_evidence(known.families, view.nearest, plan.is_real, real),
     )
-    sums = sum_view(view, scores, evidence, [slicing("label", count(scores.column("label")))])
+    sums = sum_view(view, scores, evidence, [choose_slices("label", count_values(scores.column("label")))])
     return generator_figures(sums, known).block, scores.to_pandas()
 
 
@@ -215,7 +215,7 @@ def _checked(
         except ValueError as error:
             raise InputError(str(error)) from error
     unique_ids = [str(i) for i in ids] if ids is not None else [f"{i:012d}" for i in range(n)]
-    twice = [name for name, count in Counter(unique_ids).items() if count > 1]
+    twice = [name for name, times in Counter(unique_ids).items() if times > 1]
     if twice:
         raise InputError(f"ids must be unique; {', '.join(twice[:5])} occur more than once")
     return vectors, kinds, names, unique_ids

@@ -10,7 +10,7 @@ from synthscale.config import Config, check_generator_name
 from synthscale.errors import ConfigError, InputError
 from synthscale.gate_grammar import generators_of
 from synthscale.ingest.spool import mapped_keys
-from synthscale.tables.columns import can_slice
+from synthscale.tables.columns import is_sliceable
 from synthscale.tables.schemas import MANIFEST_COLUMNS, REAL, SCORES, SYNTHETIC
 
 _SORTED = 2**21
@@ -39,7 +39,7 @@ def check_metrics(config: Config, rows: pa.Table) -> None:
             f"metrics.slice_by: the input has no column {', '.join(missing)}; there are {', '.join(there)}"
         )
     for name in config.metrics.slice_by:
-        if not can_slice(rows.schema.field(name).type):
+        if not is_sliceable(rows.schema.field(name).type):
             raise ConfigError(f"metrics.slice_by: {name} holds {rows.schema.field(name).type}, not plain values")
     generators = {name for name in pc.unique(rows.column("generator")).to_pylist() if name is not None}
     for text, generator in generators_of(config.gates):

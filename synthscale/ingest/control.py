@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from synthscale.errors import ConfigError, InputError
 from synthscale.ingest.spool import Spool, mapped_keys
-from synthscale.tables.id_hashes import Keys, mixed
+from synthscale.tables.id_hashes import Hashes, mix
 from synthscale.tables.schemas import CONTROL, REAL, SYNTHETIC
 
 _STREAM = 40_000
@@ -47,17 +47,17 @@ def hold_out(rows: pa.Table) -> pa.Table:
         return spool.rows()
 
 
-def _smallest(keys: Keys, among: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
+def _smallest(keys: Hashes, among: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
     """Mark the ``count`` rows of ``among`` whose keys, mixed, are smallest: (n,), at a byte a row."""
     spans = [slice(start, start + _ROWS) for start in range(0, len(keys), _ROWS)]
     bins = np.zeros(_BINS, np.int64)
     for span in spans:
-        bins += np.bincount(_bin(mixed(keys[span], _STREAM)[among[span]]), minlength=_BINS)
+        bins += np.bincount(_bin(mix(keys[span], _STREAM)[among[span]]), minlength=_BINS)
     last = int(np.searchsorted(np.cumsum(bins), count))
     chosen = np.zeros(len(keys), np.bool_)
     values, places = [], []
     for span in spans:
-        numbers = mixed(keys[span], _STREAM)
+        numbers = mix(keys[span], _STREAM)
         own = _bin(numbers)
         chosen[span] = among[span] & (own < last)
         at = np.flatnonzero(among[span] & (own == last))
@@ -68,5 +68,5 @@ def _smallest(keys: Keys, among: NDArray[np.bool_], count: int) -> NDArray[np.bo
     return chosen
 
 
-def _bin(numbers: Keys) -> NDArray[np.int64]:
+def _bin(numbers: Hashes) -> NDArray[np.int64]:
     return (numbers >> np.uint64(48)).astype(np.int64)

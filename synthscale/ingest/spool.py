@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from synthscale.tables.columns import pieces
-from synthscale.tables.id_hashes import Keys, id_keys
+from synthscale.tables.columns import iter_chunks
+from synthscale.tables.id_hashes import Hashes, hash_ids
 
 
 class Spool:
@@ -68,11 +68,11 @@ class Spool:
             os.unlink(path)
 
 
-def mapped_keys(ids: pa.ChunkedArray) -> Keys:
+def mapped_keys(ids: pa.ChunkedArray) -> Hashes:
     """Return the key of each id (keys.py), (n,), mapped from a file without a name."""
     with tempfile.TemporaryFile(prefix="synthscale-keys-") as file:
-        for piece in pieces(ids):
-            file.write(id_keys(piece.to_pylist()).tobytes())
+        for piece in iter_chunks(ids):
+            file.write(hash_ids(piece.to_pylist()).tobytes())
         file.flush()
         return np.memmap(file, np.uint64, "r") if len(ids) else np.empty(0, np.uint64)
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from synthscale.errors import ResumeConflict
 from synthscale.ingest.checks import rename_clashing_columns
 from synthscale.ingest.discover import Dataset
-from synthscale.runtime.stage_context import Outcome, StageContext
+from synthscale.runtime.stage_context import StageContext, StageOutcome
 from synthscale.storage import filesystems as fsys
 from synthscale.tables.layout import Shard
 from synthscale.tables.schemas import CONTROL, MANIFEST_COLUMNS, REAL, SYNTHETIC
@@ -30,7 +30,7 @@ def fingerprint(context: StageContext, dataset: Dataset) -> dict[str, Any]:
     return {"settings": context.config.result_settings("input"), "found": dataset.digest}
 
 
-def run(context: StageContext, dataset: Dataset) -> Outcome:
+def run(context: StageContext, dataset: Dataset) -> StageOutcome:
     """Write the manifest of rows that ``check_rows`` has passed."""
     rows = rename_clashing_columns(dataset.rows)
     n = rows.num_rows
@@ -56,7 +56,7 @@ def run(context: StageContext, dataset: Dataset) -> Outcome:
         "notes": dataset.notes,
         "vectors": None if dataset.vectors is None else vars(dataset.vectors),
     }
-    return Outcome({"rows": n, "real": kinds[REAL], "synthetic": kinds[SYNTHETIC]}, info)
+    return StageOutcome({"rows": n, "real": kinds[REAL], "synthetic": kinds[SYNTHETIC]}, info)
 
 
 def refuse_changed(context: StageContext, dataset: Dataset) -> None:

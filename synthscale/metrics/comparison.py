@@ -16,7 +16,7 @@ import numpy as np
 
 from synthscale.metric_names import FAMILIES
 from synthscale.statistics.jackknife import Blocks
-from synthscale.statistics.size_matching import alike
+from synthscale.statistics.size_matching import are_similar_sizes
 
 LOWER_IS_BETTER = frozenset(
     {
@@ -176,7 +176,7 @@ def between(
 
 def of_one_size(figures: Iterable[Figure]) -> bool:
     """Tell whether figures are over about as many synthetic rows."""
-    return alike([figure.rows for figure in figures])
+    return are_similar_sizes([figure.rows for figure in figures])
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def ranking(metric: str, figures: Mapping[str, Figures], differences: Sequence[D
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredGenerator:
     """A generator of a run; ``name`` tells it from those of the other runs.
 
     ``figures`` are over all its rows, ``matched`` over a subsample, where it is larger than others of its run.
@@ -233,7 +233,7 @@ class Scored:
 class Comparison:
     """What ``compare`` found: the generators, the differences of each pair, and what makes them less sure."""
 
-    scored: list[Scored]
+    scored: list[ScoredGenerator]
     differences: list[Difference]
     warnings: list[str] = field(default_factory=list)
 

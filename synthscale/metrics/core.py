@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from synthscale.statistics import jackknife
 from synthscale.statistics.estimates import NO_CLASSIFIER, Estimate
 from synthscale.statistics.jackknife import Blocks
-from synthscale.tables.schemas import BLOCKS, REDEALS
+from synthscale.tables.schemas import BLOCKS, REASSIGNMENTS
 
 SMALL = 30
 """A slice with fewer rows of the class that a metric is a mean over says little."""
@@ -43,11 +43,11 @@ FIELDS = (
     "without_real",
     "without_synthetic",
     # The same by heads of other deals to folds, in the first places.
-    "redealt_real",
-    "redealt_synthetic",
+    "reassigned_real",
+    "reassigned_synthetic",
     # Only where their families are asked for: real rows' radii that hold a synthetic row, real rows inside a
     # synthetic row's radius, synthetic rows no nearer to their real row than that is to others, or the same.
-    "balls",
+    "real_radii",
     "recalled",
     "authentic",
     "identical",
@@ -56,29 +56,29 @@ _PLACE = {name: i for i, name in enumerate(FIELDS)}
 
 
 @dataclass
-class Sums:
+class CoreSums:
     """Sums over some rows of a generator's view, by block: (FIELDS, BLOCKS); two of them add up."""
 
     values: Blocks = field(default_factory=lambda: np.zeros((len(FIELDS), BLOCKS)))
 
-    def __add__(self, other: "Sums") -> "Sums":
+    def __add__(self, other: "CoreSums") -> "CoreSums":
         """Return the sums over both sets of rows."""
-        return Sums(self.values + other.values)
+        return CoreSums(self.values + other.values)
 
     def by_block(self, name: str) -> Blocks:
         """Return one sum by block: (BLOCKS,)."""
         result: Blocks = self.values[_PLACE[name]]
         return result
 
-    def each_block(self) -> list["Sums"]:
+    def each_block(self) -> list["CoreSums"]:
         """Return the sums of each block by itself; what was fitted without blocks has no part in them."""
         parts = []
         for block in range(BLOCKS):
             values = np.zeros_like(self.values)
             values[:, block] = self.values[:, block]
-            for name in ("without_real", "without_synthetic", "redealt_real", "redealt_synthetic"):
+            for name in ("without_real", "without_synthetic", "reassigned_real", "reassigned_synthetic"):
                 values[_PLACE[name]] = 0
-            parts.append(Sums(values))
+            parts.append(CoreSums(values))
         return parts
 
     def __getitem__(self, name: str) -> float:
@@ -96,7 +96,7 @@ class Indicators:
         block: of the row's group.
         group_size: rows in its near-duplicate group, 1 where it has none.
         q_without: (n, BLOCKS) q without each block, NaN in the row's own; None where nothing was refitted.
-        q_redealt: (n, REDEALS) q under other deals to folds; None where nothing was refitted.
+        q_reassigned: (n, REASSIGNMENTS) q under other fold assignments; None where nothing was refitted.
         more: further fields of the sums, by name.
     """
 
@@ -110,11 +110,11 @@ class Indicators:
     block: NDArray[np.int8]
     group_size: NDArray[np.int64]
     q_without: NDArray[np.float64] | None = None
-    q_redealt: NDArray[np.float64] | None = None
+    q_reassigned: NDArray[np.float64] | None = None
     more: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
 
 
-def sum_slices(rows: Indicators, slices: NDArray[np.int64], count: int) -> list[Sums]:
+def sum_slices(rows: Indicators, slices: NDArray[np.int64], count: int) -> list[CoreSums]:
     """Sum over each of ``count`` slices of the rows; ``slices`` has the slice of each row, -1 for none: (n,)."""
     real, synthetic, scored = rows.is_real, ~rows.is_real, ~np.isnan(rows.q)
     q, unadjusted = np.nan_to_num(rows.q), np.nan_to_num(rows.q_unadjusted)
@@ -141,16 +141,16 @@ def sum_slices(rows: Indicators, slices: NDArray[np.int64], count: int) -> list[
     for name, column in columns.items():
         found = np.bincount(cell, column[own].astype(np.float64), count * BLOCKS)
         values[:, _PLACE[name]] = found.reshape(count, BLOCKS)
-    for prefix, refitted in (("without", rows.q_without), ("redealt", rows.q_redealt)):
+    for prefix, refitted in (("without", rows.q_without), ("reassigned", rows.q_reassigned)):
         for name, kind in (("real", real), ("synthetic", synthetic)):
             chosen = own & kind
             for place, column in enumerate([] if refitted is None else np.nan_to_num(refitted[chosen]).T):
                 values[:, _PLACE[f"{prefix}_{name}"], place] = np.bincount(slices[chosen], column, count)
-    return [Sums(part) for part in values]
+    return [CoreSums(part) for part in values]
 
 
 @dataclass(frozen=True)
-class Context:
+class MetricContext:
     """What a slice's metrics need to know of the whole view.
 
     Attributes:
@@ -165,7 +165,7 @@ class Context:
     spreads: Mapping[str, Blocks] = field(default_factory=dict)
 
 
-def core_metrics(sums: Sums, context: Context) -> dict[str, Estimate]:
+def core_metrics(sums: CoreSums, context: MetricContext) -> dict[str, Estimate]:
     """Return the six core metrics of some rows."""
     return {
         "fidelity": _judged(sums, "synthetic"),
@@ -177,7 +177,7 @@ def core_metrics(sums: Sums, context: Context) -> dict[str, Estimate]:
     }
 
 
-def _judged(sums: Sums, kind: str) -> Estimate:
+def _judged(sums: CoreSums, kind: str) -> Estimate:
     """Fidelity or representativeness."""
     count = sums[kind]
     if not count or not sums["scored"]:
@@ -190,12 +190,12 @@ def _judged(sums: Sums, kind: str) -> Estimate:
         remaining = count - by_block
         # A slice that lies in one block is never seen without it.
         replicates = 1 - np.divide(without, remaining, out=np.full(BLOCKS, total / count), where=remaining > 0)
-        deviations = jackknife.of_replicates(value, replicates, rows / rows.sum())
-        deals = sums.by_block(f"redealt_{kind}")[:REDEALS]
-        deviations = jackknife.widened(deviations, 1 - deals[deals > 0] / count)
+        deviations = jackknife.replicate_deviations(value, replicates, rows / rows.sum())
+        repeats = sums.by_block(f"reassigned_{kind}")[:REASSIGNMENTS]
+        deviations = jackknife.add_variance(deviations, 1 - repeats[repeats > 0] / count)
     else:
         # Heads that were not refitted: each two rows meet twice (see ranks.ERRORS).
-        deviations = np.sqrt(2) * jackknife.of_ratio(-sums.by_block(f"quality_{kind}"), by_block)
+        deviations = np.sqrt(2) * jackknife.ratio_deviations(-sums.by_block(f"quality_{kind}"), by_block)
     return _estimate(
         value,
         deviations,
@@ -206,34 +206,34 @@ def _judged(sums: Sums, kind: str) -> Estimate:
     )
 
 
-def share(sums: Sums, name: str, kind: str, *, is_complement: bool, reference: float | None) -> Estimate:
+def share(sums: CoreSums, name: str, kind: str, *, is_complement: bool, reference: float | None) -> Estimate:
     """Return the share of a class's rows that have some property, or its complement."""
     count = sums[kind]
     if not count:
         return Estimate.none(f"no {kind} rows")
     found = sums.by_block(kind) - sums.by_block(name) if is_complement else sums.by_block(name)
-    deviations = jackknife.of_ratio(found, sums.by_block(kind))
+    deviations = jackknife.ratio_deviations(found, sums.by_block(kind))
     rows = (count, _independent(sums, kind))
     return _estimate(float(found.sum() / count), deviations, rows, is_share=True, reference=reference)
 
 
-def within(sums: Sums, name: str, metric_name: str, context: Context) -> Estimate:
+def within(sums: CoreSums, name: str, metric_name: str, context: MetricContext) -> Estimate:
     """Return precision, coverage or recall, whose rows vary together: they share radii, and rows that decide."""
     kind = "synthetic" if metric_name == "precision" else "real"
     count, reference = sums[kind], context.references.get(metric_name)
     if not count or context.no_manifold:
         return Estimate.none(context.no_manifold or f"no {kind} rows")
     value = sums[name] / count
-    deviations = jackknife.of_ratio(sums.by_block(name), sums.by_block(kind))
+    deviations = jackknife.ratio_deviations(sums.by_block(name), sums.by_block(kind))
     independent = _independent(sums, kind)
     spread = context.spreads.get(metric_name)
     if spread is not None:
-        deviations = jackknife.larger(deviations, spread * np.sqrt(value * (1 - value) / count))
+        deviations = jackknife.larger_variance(deviations, spread * np.sqrt(value * (1 - value) / count))
         independent /= max(1.0, jackknife.standard_error(spread) ** 2)
     return _estimate(value, deviations, (count, independent), is_share=True, reference=reference)
 
 
-def _independent(sums: Sums, kind: str) -> float:
+def _independent(sums: CoreSums, kind: str) -> float:
     """How many independent rows some rows in groups are worth: (sum c)^2 / sum c^2 over group sizes."""
     return sums[kind] ** 2 / sums[f"grouped_{kind}"]
 

@@ -19,7 +19,7 @@ from synthscale.metrics.utility import utility
 from synthscale.metrics.vendi import FourierMap, SecondMoment, fourier_map
 from synthscale.statistics import jackknife
 from synthscale.statistics.estimates import Estimate
-from synthscale.tables.id_hashes import Keys, limit_for, mixed
+from synthscale.tables.id_hashes import Hashes, mix, sampling_threshold
 
 VECTOR_FAMILIES = ("frechet", "kernel", "vendi", "utility")
 SAMPLE_ROWS = 20_000
@@ -50,8 +50,8 @@ class VectorRows:
     """
 
     vectors: NDArray[np.floating]
-    key: Keys
-    group: Keys
+    key: Hashes
+    group: Hashes
     label: Sequence[str | None]
     fold: NDArray[np.int8]
 
@@ -71,9 +71,9 @@ class VectorSums:
     @classmethod
     def of(cls, rows: VectorRows, set_rows: int, parts: int) -> "VectorSums":
         """Return the sums over some rows of a set of ``set_rows``, in so many parts."""
-        part = mixed(rows.group, _PART_STREAM) % np.uint64(parts)
+        part = mix(rows.group, _PART_STREAM) % np.uint64(parts)
         moments = [Moments.of(rows.vectors[part == i]) for i in range(parts)]
-        chosen = mixed(rows.group, _STREAM) <= limit_for(SAMPLE_ROWS, set_rows)
+        chosen = mix(rows.group, _STREAM) <= sampling_threshold(SAMPLE_ROWS, set_rows)
         return cls(moments, rows.take(np.flatnonzero(chosen)))
 
     def __add__(self, other: "VectorSums") -> "VectorSums":
@@ -91,7 +91,7 @@ class VectorSums:
 
     def drawn(self) -> VectorRows:
         """Return the sample in the order of its draw, which does not depend on the order of rows."""
-        return self.sample.take(np.lexsort((self.sample.key, mixed(self.sample.group, _STREAM))))
+        return self.sample.take(np.lexsort((self.sample.key, mix(self.sample.group, _STREAM))))
 
     @property
     def whole(self) -> Moments:
@@ -139,17 +139,17 @@ Family = dict[str, Estimate]
 Families = dict[str, Family]
 
 
-def wanted_of(families: Sequence[str]) -> list[str]:
+def requested_families(families: Sequence[str]) -> list[str]:
     """Return those of some families that are made of embeddings."""
     return [name for name in families if name in VECTOR_FAMILIES]
 
 
-def some_fold(keys: Keys) -> NDArray[np.int8]:
+def fold_from_hash(keys: Hashes) -> NDArray[np.int8]:
     """Return folds for rows that no classifier has dealt: (n,)."""
-    return (mixed(keys, _FOLD_STREAM) % np.uint64(_FOLDS)).astype(np.int8)
+    return (mix(keys, _FOLD_STREAM) % np.uint64(_FOLDS)).astype(np.int8)
 
 
-def families_of(
+def embedding_families(
     sums: tuple[VectorSums, VectorSums],
     moments: tuple[SecondMoment, SecondMoment] | None,
     view: int,

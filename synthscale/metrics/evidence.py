@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from synthscale.statistics.auc import RankSums, auc, auc_metric, sum_ranks
 from synthscale.statistics.estimates import NO_CLASSIFIER, metric
-from synthscale.tables.columns import numbers
+from synthscale.tables.columns import to_float64
 from synthscale.tables.schemas import DISTINCT_REAL, NEAREST_REAL
 
 _IDENTICAL = 1e-12
@@ -36,7 +36,7 @@ class Evidence:
         fold: in the first deal; none where there is no classifier.
         logit_without: (n, BLOCKS) without each block of the jackknife; None where nothing was refitted.
         logit_matched: (n, 1 + BLOCKS) by heads of the matched subsample, and of that without each block.
-        logit_redealt: (n, REDEALS) by heads under other deals to folds.
+        logit_reassigned: (n, REASSIGNMENTS) by heads under other fold assignments.
         matched: ``size`` of the matched subsample, and ``rows`` of the generator; None where it is the smallest.
         fields: further fields of the sums, by name: 0 or 1, or counts.
         values: numbers whose ranks families of metrics are made of, by name.
@@ -46,11 +46,11 @@ class Evidence:
     group_key: NDArray[np.uint64]
     logit_file_facts: NDArray[np.float64]
     bytes_per_pixel: NDArray[np.float64]
-    along: NDArray[np.float64]
+    direction_coordinates: NDArray[np.float64]
     fold: NDArray[np.int8] = field(default_factory=lambda: np.empty(0, np.int8))
     logit_without: NDArray[np.float64] | None = None
     logit_matched: NDArray[np.float64] | None = None
-    logit_redealt: NDArray[np.float64] | None = None
+    logit_reassigned: NDArray[np.float64] | None = None
     matched: tuple[int, int] | None = None
     fields: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
     values: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
@@ -73,7 +73,7 @@ def row_evidence(
         fields |= _manifold_fields(nearest)
     if "copying" in families:
         fields |= _copying_fields(nearest, is_real, real)
-        theirs, own = (numbers(nearest.column(name), np.nan) for name in (DISTINCT_REAL, NEAREST_REAL))
+        theirs, own = (to_float64(nearest.column(name), np.nan) for name in (DISTINCT_REAL, NEAREST_REAL))
         values[NEAREST_REAL] = np.where(is_real, theirs, own)
     return {"fields": fields, "values": values}
 
@@ -82,7 +82,7 @@ def _manifold_fields(nearest: pa.Table) -> dict[str, NDArray[np.float64]]:
     """The fields that density and recall are made of."""
     recalled = nearest.column("in_synthetic_manifold").fill_null(False)
     return {
-        "balls": nearest.column("real_balls").fill_null(0).to_numpy().astype(np.float64),
+        "real_radii": nearest.column("real_radii_containing").fill_null(0).to_numpy().astype(np.float64),
         "recalled": np.asarray(recalled).astype(np.float64),
     }
 
@@ -91,7 +91,7 @@ def _copying_fields(
     nearest: pa.Table, is_real: NDArray[np.bool_], real: pa.Table
 ) -> dict[str, NDArray[np.float64]]:
     """The fields that authenticity and the share of identical rows are made of."""
-    distance = numbers(nearest.column(NEAREST_REAL), np.inf)
+    distance = to_float64(nearest.column(NEAREST_REAL), np.inf)
     wanted = nearest.column("nearest_real_row").fill_null(-1).to_numpy()
     at = np.searchsorted(real.column("row").to_numpy(), wanted).clip(max=max(0, real.num_rows - 1))
     theirs = real.column(DISTINCT_REAL).to_numpy()[at]
@@ -103,7 +103,7 @@ def _copying_fields(
 
 
 @dataclass
-class AlongSums:
+class DirectionSums:
     """Sums over places along one direction, by class; two of them add up.
 
     Attributes:
@@ -115,20 +115,20 @@ class AlongSums:
     ranks: RankSums = field(default_factory=RankSums)
     ends: tuple[tuple[list[End], list[End]], tuple[list[End], list[End]]] = (([], []), ([], []))
 
-    def __add__(self, other: "AlongSums") -> "AlongSums":
+    def __add__(self, other: "DirectionSums") -> "DirectionSums":
         """Return the sums over both sets of rows."""
         both = [
             (sorted(low + lower)[:_ENDS], sorted(high + higher, key=_from_the_top)[:_ENDS])
             for (low, high), (lower, higher) in zip(self.ends, other.ends, strict=True)
         ]
-        return AlongSums(self.moments + other.moments, self.ranks + other.ranks, (both[0], both[1]))
+        return DirectionSums(self.moments + other.moments, self.ranks + other.ranks, (both[0], both[1]))
 
 
 def _from_the_top(end: End) -> tuple[float, str]:
     return -end[0], end[1]
 
 
-def sum_along(places: NDArray[np.float64], is_real: NDArray[np.bool_], ids: list[str]) -> AlongSums:
+def sum_directions(places: NDArray[np.float64], is_real: NDArray[np.bool_], ids: list[str]) -> DirectionSums:
     """Sum over rows with places (n,) along a direction, classes (n,) and ids; NaN is left out."""
     moments, ends = np.zeros((3, 2)), []
     for kind in (0, 1):
@@ -138,7 +138,7 @@ def sum_along(places: NDArray[np.float64], is_real: NDArray[np.bool_], ids: list
         # Ties at the cut must not depend on the order of rows, hence the ids.
         low, high = (_outermost(own, chosen, ids, sign) for sign in (1, -1))
         ends.append((low, high))
-    return AlongSums(moments, sum_ranks(places, is_real), (ends[0], ends[1]))
+    return DirectionSums(moments, sum_ranks(places, is_real), (ends[0], ends[1]))
 
 
 def _outermost(own: NDArray[np.float64], chosen: NDArray[np.int64], ids: list[str], sign: int) -> list[End]:
@@ -150,28 +150,28 @@ def _outermost(own: NDArray[np.float64], chosen: NDArray[np.int64], ids: list[st
     return sorted(found, key=lambda end: (sign * end[0], end[1]))[:_ENDS]
 
 
-def direction_figures(sums: list[AlongSums], shares: list[float]) -> list[dict[str, Any]]:
+def direction_figures(sums: list[DirectionSums], shares: list[float]) -> list[dict[str, Any]]:
     """Return what metrics.json says of each separating direction, strongest first.
 
     ``share`` of the logit's change that it holds; the ``auc`` of the place along it alone; the sets' means and
     deviations along it, in standard deviations of the real images; and the ids at its ends.
     """
     figures = []
-    for along, share in zip(sums, shares, strict=False):
-        count, total, squares = along.moments
+    for direction_coordinates, share in zip(sums, shares, strict=False):
+        count, total, squares = direction_coordinates.moments
         mean = total / count
         deviation = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
         names = ("real", "synthetic")
         figures.append(
             {
                 "share": share,
-                "auc": auc(along.ranks),
+                "auc": auc(direction_coordinates.ranks),
                 **{
                     name: {
                         "mean": float(mean[kind]),
                         "deviation": float(deviation[kind]),
-                        "lowest": [example for _, example in along.ends[kind][0]],
-                        "highest": [example for _, example in along.ends[kind][1]],
+                        "lowest": [example for _, example in direction_coordinates.ends[kind][0]],
+                        "highest": [example for _, example in direction_coordinates.ends[kind][1]],
                     }
                     for kind, name in enumerate(names)
                 },

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from synthscale.metrics.summary import Line
-from synthscale.tables.columns import lists
+from synthscale.tables.columns import from_matrix
 from synthscale.tables.schemas import BLOCKS, METRICS
 
 
@@ -25,6 +25,6 @@ def metric_lines(lines: Mapping[str, Sequence[Line]]) -> pa.Table:
         columns[name] = [getattr(line.estimate, name) for _, line in rows]
     # As in metrics.json: what is null has a reason.
     columns["reason"] = [line.estimate.metric().get("reason") for _, line in rows]
-    columns["deviations"] = lists(np.stack(deviations))
+    columns["deviations"] = from_matrix(np.stack(deviations))
     order = METRICS.names
     return pa.table({name: columns[name] for name in order}, schema=METRICS)

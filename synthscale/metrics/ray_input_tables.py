@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from synthscale.metrics.slices import Counts, Slicing, bounded, count, slicing
+from synthscale.metrics.slices import Counts, Slicing, choose_slices, count_values, keep_largest
 from synthscale.runtime.stage_context import StageContext
 from synthscale.storage.run_directory import RunDirectory
 from synthscale.tables.layout import Shard
@@ -23,13 +23,13 @@ def slicings(context: StageContext) -> list[Slicing]:
     totals: dict[str, Counts] = {name: Counter() for name in names}
     for found in _over_manifest(context, names, _values):
         for name, counts in found.items():
-            totals[name] = bounded(totals[name] + counts)
-    return [slicing(name, counts) for name, counts in totals.items()]
+            totals[name] = keep_largest(totals[name] + counts)
+    return [choose_slices(name, counts) for name, counts in totals.items()]
 
 
 def _values(run: RunDirectory, shard: Shard, table: pa.Table) -> dict[str, Counts]:
     """Count the values of each column."""
-    return {name: count(table.column(name)) for name in table.column_names}
+    return {name: count_values(table.column(name)) for name in table.column_names}
 
 
 def completeness(context: StageContext) -> dict[str, dict[str, Any]]:
@@ -82,7 +82,7 @@ def _complete(
         own = kinds == name
         counts = {"rows": own, "complete": own & complete, "failed": own & has_failed}
         counts |= {f"null:{column}": own & null for column, null in nulls.items()}
-        labels = count(table.column("label").filter(pa.array(own & ~has_failed)))
+        labels = count_values(table.column("label").filter(pa.array(own & ~has_failed)))
         found[name] = Counter({key: int(chosen.sum()) for key, chosen in counts.items()})
         found[name] += Counter({f"label:{label}": rows for label, rows in labels.items()})
     return found

@@ -19,14 +19,14 @@ from synthscale.metrics.embedding_families import (
     VectorRows,
     VectorSums,
     VendiMap,
-    families_of,
-    some_fold,
-    wanted_of,
+    embedding_families,
+    fold_from_hash,
+    requested_families,
 )
 from synthscale.runtime.stage_context import StageContext
 from synthscale.storage.run_directory import RunDirectory
-from synthscale.tables.columns import check_rows_there, only, vector_matrix
-from synthscale.tables.layout import Layout, Shard
+from synthscale.tables.columns import require_embedded, rows_of_generator, vector_matrix
+from synthscale.tables.layout import Shard, VectorLayout
 from synthscale.tables.schemas import REAL
 
 
@@ -35,7 +35,7 @@ class _Pass:
     """What the tasks are told: the run's tables, the sets with their rows, and the parts of moments."""
 
     run: RunDirectory
-    layout: Layout
+    layout: VectorLayout
     rows: dict[str, int]
     parts: int
 
@@ -72,9 +72,9 @@ class _Pass:
         key, group = (np.zeros(len(row), np.uint64) for _ in range(2))
         fold = np.full((len(row), len(self.generators)), -1, np.int8)
         for i, name in enumerate(self.generators):
-            own = only(table, name)
+            own = rows_of_generator(table, name)
             wanted = own.column("row").to_numpy()
-            check_rows_there(name, wanted, row)
+            require_embedded(name, wanted, row)
             at = np.searchsorted(row, wanted)
             key[at] = own.column("key").to_numpy()
             # Real rows stand for themselves: their groups differ between views.
@@ -85,7 +85,7 @@ class _Pass:
                 fold[at, i] = dealt.flatten().to_numpy().reshape(len(at), -1)[:, 0]
             else:
                 # No classifier could be fitted: rows are dealt as they come.
-                fold[at, i] = some_fold(key[at])
+                fold[at, i] = fold_from_hash(key[at])
         return key, group, fold
 
 
@@ -96,7 +96,7 @@ def vector_families(context: StageContext, rows: dict[str, int]) -> dict[str, Fa
         context: the run's.
         rows: usable rows of each set.
     """
-    wanted = wanted_of(context.config.metrics.families)
+    wanted = requested_families(context.config.metrics.families)
     if not wanted:
         return {name: {} for name in rows if name != REAL}
     parts = PARTS if context.config.metrics.frechet_infinity else 1
@@ -152,4 +152,4 @@ def _evaluate(
     sums: dict[str, VectorSums], moments: dict[str, Any] | None, name: str, view: int, wanted: list[str]
 ) -> Families:
     own = None if moments is None else (moments[REAL], moments[name])
-    return families_of((sums[REAL], sums[name]), own, view, wanted)
+    return embedding_families((sums[REAL], sums[name]), own, view, wanted)

@@ -7,13 +7,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from synthscale.embed.file_metadata import COLUMNS, PICTURE, bytes_per_pixel, picture_values
+from synthscale.embed.file_metadata import COLUMNS, STATISTICS_COLUMNS, bytes_per_pixel, statistics_columns
 from synthscale.errors import SchemaError
 from synthscale.metrics.evidence import Evidence, row_evidence
 from synthscale.metrics.scores import ViewRows
-from synthscale.statistics.size_matching import smallest
+from synthscale.statistics.size_matching import matched_sizes
 from synthscale.storage.run_directory import RunDirectory
-from synthscale.tables.columns import check_rows_there, numbers, of_lists
+from synthscale.tables.columns import require_embedded, to_float64, to_matrix
 from synthscale.tables.layout import Shard
 from synthscale.tables.schemas import DIRECTIONS, DISTINCT_REAL
 
@@ -33,7 +33,7 @@ def real_lookup(run: RunDirectory, shards: list[Shard]) -> pa.Table:
         columns = {
             "row": near.column("row").to_numpy()[real],
             "id": names.column("id").take(pa.array(at[real])),
-            DISTINCT_REAL: numbers(near.column(DISTINCT_REAL), np.inf)[real],
+            DISTINCT_REAL: to_float64(near.column(DISTINCT_REAL), np.inf)[real],
         }
         parts.append(pa.table(columns))
     return pa.concat_tables(parts).combine_chunks()
@@ -65,7 +65,7 @@ class ViewReader:
         for name in _MANIFEST_NAMES:
             at = manifest.column_names.index(name)
             manifest = manifest.set_column(at, name, manifest.column(name).cast(pa.string()))
-        embedded = self.run.read_shard("embeddings", shard, ["row", *COLUMNS, *PICTURE])
+        embedded = self.run.read_shard("embeddings", shard, ["row", *COLUMNS, *STATISTICS_COLUMNS])
         names = ("nearest", "groups", "classifier", "predictions")
         parts = {table: self.run.read_shard(table, shard) for table in names}
         return {name: self._view(name, shard, manifest, embedded, parts, real) for name in self.classified}
@@ -85,7 +85,7 @@ class ViewReader:
         for table in ("classifier", "predictions") if self.classified[name] else ("classifier",):
             _check_alignment(name, table, shard, rows, own[table].column("row").to_numpy())
         there = embedded.column("row").to_numpy()
-        check_rows_there(name, rows, there)
+        require_embedded(name, rows, there)
         foreign = ~np.isin(own["groups"].column("row").to_numpy(), rows)
         if foreign.any():
             raise SchemaError(
@@ -97,12 +97,12 @@ class ViewReader:
         nearest, is_real = own["nearest"], own["classifier"].column("is_real").to_numpy(zero_copy_only=False)
         found = row_evidence(self.families, nearest, is_real, real)
         if "facts" in self.families:
-            found["values"] |= picture_values(files)
+            found["values"] |= statistics_columns(files)
         chosen = manifest.take(pa.array(rows - shard.start))
         # The generator stands in the partition's path.
         logit = _numbers(own["predictions"], "logit_synthetic", len(rows))
         view = ViewRows(chosen.drop_columns(["generator"]), nearest, own["groups"], logit)
-        size = smallest(self.rows).get(name)
+        size = matched_sizes(self.rows).get(name)
         matched = None if size is None else (size, self.rows[name])
         return view, replace(evidence, matched=matched, fields=found["fields"], values=found["values"])
 
@@ -126,32 +126,35 @@ def _numbers(table: pa.Table, name: str, n: int) -> NDArray[np.float64]:
     """A column as float64, NaN where null; all NaN where the table is empty."""
     if not table.num_rows:
         return np.full(n, np.nan)
-    return numbers(table.column(name), np.nan)
+    return to_float64(table.column(name), np.nan)
 
 
 def _evidence(folds: pa.Table, predictions: pa.Table, files: pa.Table, rows: NDArray[np.int64]) -> Evidence:
     n = len(rows)
-    along, fold = np.full((n, DIRECTIONS), np.nan), np.empty(0, np.int8)
-    without = matched = redealt = None
+    direction_coordinates, fold = np.full((n, DIRECTIONS), np.nan), np.empty(0, np.int8)
+    without = matched = reassigned = None
     if predictions.num_rows:
-        along, fold = of_lists(predictions.column("along")), predictions.column("fold").to_numpy()
+        direction_coordinates, fold = (
+            to_matrix(predictions.column("direction_coordinates")),
+            predictions.column("fold").to_numpy(),
+        )
         without = _refitted(predictions, "logit_without")
         matched = _refitted(predictions, "logit_matched")
-        redealt = _refitted(predictions, "logit_redealt")
+        reassigned = _refitted(predictions, "logit_reassigned")
     return Evidence(
         log_prior=folds.column("log_prior").to_numpy(),
         group_key=folds.column("group_key").to_numpy(),
         logit_file_facts=_numbers(predictions, "logit_file_facts", n),
         bytes_per_pixel=bytes_per_pixel(files),
-        along=along,
+        direction_coordinates=direction_coordinates,
         fold=fold,
         logit_without=without,
         logit_matched=matched,
-        logit_redealt=redealt,
+        logit_reassigned=reassigned,
     )
 
 
 def _refitted(predictions: pa.Table, name: str) -> NDArray[np.float64] | None:
     """Logits by refitted heads; None where nothing was refitted."""
-    logits = of_lists(predictions.column(name))
+    logits = to_matrix(predictions.column(name))
     return logits if np.isfinite(logits).any() else None

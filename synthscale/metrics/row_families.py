@@ -24,7 +24,7 @@ import numpy as np
 from scipy.stats import kstwobign
 
 from synthscale.metric_names import CORE_METRICS
-from synthscale.metrics.core import Context, Sums, core_metrics, share, within
+from synthscale.metrics.core import CoreSums, MetricContext, core_metrics, share, within
 from synthscale.statistics import jackknife
 from synthscale.statistics.auc import RankSums, value_of
 from synthscale.statistics.estimates import Estimate
@@ -37,7 +37,7 @@ _SPREAD = "no interval: it is a spread itself"
 Family = dict[str, Estimate]
 
 
-def manifold_family(sums: Sums, context: Context, k: int, distinct: int) -> Family:
+def manifold_family(sums: CoreSums, context: MetricContext, k: int, distinct: int) -> Family:
     """Return density and recall; ``distinct`` synthetic rows have radii."""
     found = {"recall": within(sums, "recalled", "recall", context)}
     if distinct < 2:
@@ -45,20 +45,20 @@ def manifold_family(sums: Sums, context: Context, k: int, distinct: int) -> Fami
     count = sums["synthetic"]
     if not count or context.no_manifold:
         return {"density": Estimate.none(context.no_manifold or "no synthetic rows"), **found}
-    value = sums["balls"] / count / k
+    value = sums["real_radii"] / count / k
     if count**2 <= sums["grouped_synthetic"]:
         # One row, or one group of them.
         return {"density": Estimate(value, reference=1.0, is_small=True), **found}
-    deviations = jackknife.of_ratio(sums.by_block("balls") / k, sums.by_block("synthetic"))
+    deviations = jackknife.ratio_deviations(sums.by_block("real_radii") / k, sums.by_block("synthetic"))
     spread = context.spreads.get("density")
     if spread is not None:
-        deviations = jackknife.larger(deviations, spread * value / math.sqrt(count))
+        deviations = jackknife.larger_variance(deviations, spread * value / math.sqrt(count))
     away = jackknife.ERRORS * jackknife.standard_error(deviations)
     density = Estimate(value, max(0.0, value - away), value + away, reference=1.0, deviations=deviations)
     return {"density": density, **found}
 
 
-def copying_family(sums: Sums, distances: RankSums) -> Family:
+def copying_family(sums: CoreSums, distances: RankSums) -> Family:
     """Return what tells copies of real rows; ``distances`` are those to the nearest (other) real row."""
     exact = share(sums, "identical", "synthetic", is_complement=False, reference=0.0)
     authentic = share(sums, "authentic", "synthetic", is_complement=False, reference=None)
@@ -117,14 +117,14 @@ def completeness_family(complete: Mapping[str, Any]) -> Family:
     labelled, seen = complete["labelled"], complete["seen"]
     there = Estimate.none("no labels in the real set")
     if labelled:
-        low, high = jackknife.binomial(seen / labelled, labelled)
+        low, high = jackknife.binomial_interval(seen / labelled, labelled)
         there = Estimate(seen / labelled, low, high, reference=1.0)
     value = complete["complete"] / complete["rows"]
-    low, high = jackknife.binomial(value, complete["rows"])
+    low, high = jackknife.binomial_interval(value, complete["rows"])
     return {"complete_share": Estimate(value, low, high, reference=1.0), "label_coverage": there}
 
 
-def stability_family(sums: Sums, folds: list[Sums], context: Context) -> Family:
+def stability_family(sums: CoreSums, folds: list[CoreSums], context: MetricContext) -> Family:
     """Return how the core metrics spread: their standard errors, over folds, and over blocks of rows."""
     whole = core_metrics(sums, context)
     blocks = [core_metrics(part, context) for part in sums.each_block()]

@@ -44,10 +44,10 @@ class Slicing:
         """Return the slice of each row, -1 where it is in none: (n,)."""
         if self.edges:
             # Integers beyond 2^53 lose their last digits, which no range needs.
-            numbers = pc.cast(plain(column), pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+            numbers = pc.cast(as_text(column), pa.float64(), safe=False).to_numpy(zero_copy_only=False)
             found = np.searchsorted(self.edges, numbers, side="right") - 1
             return np.where(np.isnan(numbers), -1, np.clip(found, 0, None)).astype(np.int64)
-        own = plain(column)
+        own = as_text(column)
         codes = pc.index_in(own, pa.array(self.values, own.type))
         result: NDArray[np.int64] = pc.fill_null(codes, -1).to_numpy(zero_copy_only=False).astype(np.int64)
         return result
@@ -63,7 +63,7 @@ class Slicing:
         )
 
 
-def plain(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+def as_text(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
     """Return a column in the type in which its values are compared: dictionaries decoded, NaN as null, -0 as 0."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -73,13 +73,13 @@ def plain(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
     return column
 
 
-def count(column: pa.ChunkedArray | pa.Array) -> Counts:
+def count_values(column: pa.ChunkedArray | pa.Array) -> Counts:
     """Return the rows by value."""
-    found = pc.value_counts(plain(column)).to_pylist()
+    found = pc.value_counts(as_text(column)).to_pylist()
     return Counter({item["values"]: item["counts"] for item in found if item["values"] is not None})
 
 
-def bounded(counts: Counts) -> Counts:
+def keep_largest(counts: Counts) -> Counts:
     """Return counts of no more than a million values: those with the most rows, and a random part of the rest.
 
     So a column of texts that are all different, or of seeds, needs no more memory than others, and ranges of
@@ -92,7 +92,7 @@ def bounded(counts: Counts) -> Counts:
     return Counter({value: counts[value] for value in kept})
 
 
-def slicing(name: str, counts: Counts) -> Slicing:
+def choose_slices(name: str, counts: Counts) -> Slicing:
     """Return how to cut a column whose values occur so often."""
     numbers = [value for value in counts if isinstance(value, (int, float)) and not isinstance(value, bool)]
     finite = [value for value in numbers if np.isfinite(value)]

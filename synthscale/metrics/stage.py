@@ -21,10 +21,10 @@ from synthscale.metrics.ray_vector_pass import vector_families
 from synthscale.metrics.ray_view_tables import ViewReader, real_lookup
 from synthscale.metrics.scores import score_rows
 from synthscale.metrics.slices import Slicing
-from synthscale.metrics.summary import GeneratorFigures, Known, generator_figures, show_control
+from synthscale.metrics.summary import GeneratorFigures, ViewFacts, generator_figures, show_control
 from synthscale.metrics.view_sums import ViewSums, sum_view
-from synthscale.runtime.stage_context import Outcome, StageContext
-from synthscale.statistics.size_matching import smallest
+from synthscale.runtime.stage_context import StageContext, StageOutcome
+from synthscale.statistics.size_matching import matched_sizes
 from synthscale.storage import filesystems as fsys
 from synthscale.tables.layout import Shard
 from synthscale.tables.schemas import CONTROL, METRICS, REAL, SCORES, conform
@@ -39,7 +39,7 @@ def fingerprint(context: StageContext) -> dict[str, Any]:
     }
 
 
-def run(context: StageContext) -> Outcome:
+def run(context: StageContext) -> StageOutcome:
     """Write scores and metrics; verify that every usable row of every view was scored once."""
     embedded = context.run.completed("embed").counts
     fits = context.run.completed("classify").info["generators"]
@@ -62,11 +62,11 @@ def run(context: StageContext) -> Outcome:
     families, head = context.config.metrics.families, context.config.classifier.head
     of_vectors = vector_families(context, {name: own["ok"] for name, own in embedded["sets"].items()})
     complete = completeness(context)
-    sizes = smallest({name: embedded["sets"][name]["ok"] for name in context.generators})
+    sizes = matched_sizes({name: embedded["sets"][name]["ok"] for name in context.generators})
     figures = {
         name: generator_figures(
             sums,
-            Known(
+            ViewFacts(
                 head, fits[name], views[name], families, of_vectors[name], complete.get(name, {}), sizes.get(name)
             ),
         )
@@ -74,7 +74,7 @@ def run(context: StageContext) -> Outcome:
     }
     _write(context, embedded, cuts, figures)
     rows = sum(sum(own.block["counts"].values()) for own in figures.values())
-    return Outcome({"rows": rows})
+    return StageOutcome({"rows": rows})
 
 
 def _write(

@@ -9,7 +9,7 @@ import numpy as np
 from synthscale.classify.evaluation import classifier_figures
 from synthscale.metric_names import CORE_METRICS
 from synthscale.metrics.comparison import SIZE_DEPENDENT, Figure
-from synthscale.metrics.core import Context, Sums, core_metrics, coverage_reference
+from synthscale.metrics.core import CoreSums, MetricContext, core_metrics, coverage_reference
 from synthscale.metrics.evidence import confounder_figures, confounder_warning, direction_figures
 from synthscale.metrics.row_families import (
     completeness_family,
@@ -23,7 +23,7 @@ from synthscale.metrics.warnings import warnings
 from synthscale.neighbors.view import K
 from synthscale.statistics.auc import RankSums
 from synthscale.statistics.estimates import Estimate, Metric, metric
-from synthscale.statistics.size_matching import alike
+from synthscale.statistics.size_matching import are_similar_sizes
 from synthscale.tables.schemas import NEAREST_REAL
 
 NO_P_INTERVAL = "a p-value has no interval"
@@ -80,7 +80,7 @@ def _figures(estimates: Mapping[str, Estimate], rows: int) -> dict[str, Figure]:
 
 
 @dataclass(frozen=True)
-class Known:
+class ViewFacts:
     """What is known of a generator beside the sums over its view.
 
     Attributes:
@@ -103,7 +103,7 @@ class Known:
     matched_size: int | None = None
 
 
-def generator_figures(sums: ViewSums, known: Known) -> GeneratorFigures:
+def generator_figures(sums: ViewSums, known: ViewFacts) -> GeneratorFigures:
     """Return what is said of a generator, from the sums over its whole view."""
     overall, fit, neighbors = sums.overall, known.fit, known.neighbors
     context = _context(sums, neighbors)
@@ -126,7 +126,10 @@ def generator_figures(sums: ViewSums, known: Known) -> GeneratorFigures:
         "metrics": _as_json(lines[: len(CORE_METRICS)]),
         "by_label": by.pop("label"),
         "by": by,
-        "classifier": {**classifier, "directions": direction_figures(sums.along, fit.get("directions", []))},
+        "classifier": {
+            **classifier,
+            "directions": direction_figures(sums.direction_coordinates, fit.get("directions", [])),
+        },
         "neighbors": {
             **shown,
             "repeats": {"rows": int(overall["repeats"])},
@@ -148,7 +151,7 @@ def generator_figures(sums: ViewSums, known: Known) -> GeneratorFigures:
     return GeneratorFigures(block, lines, matched)
 
 
-def _matched(sums: ViewSums, context: Context, size: int | None) -> dict[str, Estimate]:
+def _matched(sums: ViewSums, context: MetricContext, size: int | None) -> dict[str, Estimate]:
     """Return the core metrics at the size of the smallest generator; none for that itself."""
     if size is None:
         return {}
@@ -161,7 +164,7 @@ def _matched(sums: ViewSums, context: Context, size: int | None) -> dict[str, Es
     return {name: replace(own, unadjusted=None) for name, own in core_metrics(sums.matched, at_size).items()}
 
 
-def _families(sums: ViewSums, known: Known, context: Context) -> tuple[dict[str, Any], list[Line]]:
+def _families(sums: ViewSums, known: ViewFacts, context: MetricContext) -> tuple[dict[str, Any], list[Line]]:
     """Return the metrics of the families that are asked for, as JSON and as lines."""
     overall, more = sums.overall, dict[str, dict[str, Any]]()
     found: dict[str, Mapping[str, Estimate]] = dict(known.of_vectors)
@@ -196,7 +199,7 @@ def show_control(generators: dict[str, dict[str, Any]], control: str) -> None:
         _beside(block["metrics"], _at_size(reference, block["counts"]["synthetic"]))
         if "matched" in block:
             _beside(block["matched"]["metrics"], _at_size(reference, block["matched"]["size"]))
-        if not alike([reference["counts"]["synthetic"], block["counts"]["synthetic"]]):
+        if not are_similar_sizes([reference["counts"]["synthetic"], block["counts"]["synthetic"]]):
             # Slices and families are not matched.
             continue
         slices = [(block["by_label"], reference["by_label"])]
@@ -212,10 +215,10 @@ def show_control(generators: dict[str, dict[str, Any]], control: str) -> None:
 def _at_size(reference: dict[str, Any], rows: int) -> dict[str, Metric]:
     """The control's metrics at about so many rows; without those that depend on the size where it has none."""
     whole: dict[str, Metric] = reference["metrics"]
-    if alike([reference["counts"]["synthetic"], rows]):
+    if are_similar_sizes([reference["counts"]["synthetic"], rows]):
         return whole
     matched: dict[str, Any] = reference.get("matched", {"size": 0})
-    if alike([matched["size"], rows]):
+    if are_similar_sizes([matched["size"], rows]):
         at_size: dict[str, Metric] = matched["metrics"]
         return at_size
     return {name: own for name, own in whole.items() if name not in SIZE_DEPENDENT}
@@ -227,7 +230,7 @@ def _beside(own: dict[str, Metric], other: dict[str, Metric]) -> None:
             figure["control"] = other[name]["value"]
 
 
-def _context(sums: ViewSums, neighbors: dict[str, Any]) -> Context:
+def _context(sums: ViewSums, neighbors: dict[str, Any]) -> MetricContext:
     overall = sums.overall
     references = {
         "precision": overall["real_inside"] / overall["real"] if overall["real"] else None,
@@ -235,15 +238,15 @@ def _context(sums: ViewSums, neighbors: dict[str, Any]) -> Context:
     }
     no_manifold = "fewer than two distinct real rows" if sums.distinct_real < 2 else None
     spreads = {name: np.asarray(spread) for name, spread in neighbors["spreads"].items()}
-    return Context(references, no_manifold, spreads)
+    return MetricContext(references, no_manifold, spreads)
 
 
-def _counts(sums: Sums) -> dict[str, int]:
+def _counts(sums: CoreSums) -> dict[str, int]:
     return {"real": int(sums["real"]), "synthetic": int(sums["synthetic"])}
 
 
 def _lines(
-    family: str, metrics: Mapping[str, Estimate], sums: Sums, column: str = "", name: str = ""
+    family: str, metrics: Mapping[str, Estimate], sums: CoreSums, column: str = "", name: str = ""
 ) -> list[Line]:
     counts = _counts(sums)
     return [
@@ -256,7 +259,7 @@ def _as_json(lines: Sequence[Line]) -> dict[str, Metric]:
     return {line.metric: line.estimate.metric() for line in lines}
 
 
-def _classifier_lines(classifier: dict[str, Any], confounders: dict[str, Any], overall: Sums) -> list[Line]:
+def _classifier_lines(classifier: dict[str, Any], confounders: dict[str, Any], overall: CoreSums) -> list[Line]:
     """Return the classifier's figures as lines; their intervals are the bootstrap's."""
     figures = {name: classifier[name] for name in ("auc", "accuracy", "log_loss", "p_value")}
     found = {name: _as_estimate(figure) for name, figure in figures.items()}

@@ -44,8 +44,8 @@ def nearest(generator: str, found: Nearest, copies: Rows) -> pa.Table:
             "covered": _known(found.covered, found.is_real),
             "is_copy": np.isin(found.row, copies),
             "exact": found.exact,
-            "held": _known(found.held, found.held >= 0),
-            "real_balls": _known(found.real_balls, found.real_balls >= 0),
+            "synthetic_in_radius": _known(found.synthetic_in_radius, found.synthetic_in_radius >= 0),
+            "real_radii_containing": _known(found.real_radii_containing, found.real_radii_containing >= 0),
             "in_synthetic_manifold": _known(found.in_synthetic_manifold > 0, found.in_synthetic_manifold >= 0),
         }
     )

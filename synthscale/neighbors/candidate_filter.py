@@ -21,12 +21,12 @@ like the sample, 2.8e-6 for rows all opposite its mean)."""
 _BLOCK = 2048
 
 
-def as_left(points: Points, limit: NDArray[np.floating] | float = 0.0) -> Points:
+def as_queries(points: Points, limit: NDArray[np.floating] | float = 0.0) -> Points:
     """Return points (n, p) as the left side of a shortlist, (n, p + 2); limits in halved squared distance."""
     return _augmented(points, limit, -1)
 
 
-def as_right(points: Points, limit: NDArray[np.floating] | float = 0.0) -> Points:
+def as_database(points: Points, limit: NDArray[np.floating] | float = 0.0) -> Points:
     """Return points (n, p) as the right side of a shortlist, (n, p + 2)."""
     return _augmented(points, limit, -2)
 
@@ -40,7 +40,7 @@ def _augmented(points: Points, limit: NDArray[np.floating] | float, place: int) 
     return out
 
 
-class Shortlist(Protocol):
+class CandidateFilter(Protocol):
     """Finds the pairs of a left and a right block that may be within their limits."""
 
     def __call__(self, left: Points, right: Points) -> tuple[Places, Places]:
@@ -48,7 +48,7 @@ class Shortlist(Protocol):
         ...
 
 
-def cpu_shortlist(left: Points, right: Points) -> tuple[Places, Places]:
+def cpu_filter(left: Points, right: Points) -> tuple[Places, Places]:
     """See Shortlist; one BLAS product and one pass over it."""
     products = left @ right.T
     found = np.flatnonzero(products.ravel() >= -SLACK)
@@ -57,15 +57,15 @@ def cpu_shortlist(left: Points, right: Points) -> tuple[Places, Places]:
 
 def count_near(points: Points, limit: float) -> Places:
     """Return for each of n points how many, itself included, a shortlist at ``limit`` holds: (n,)."""
-    right = as_right(points)
+    right = as_database(points)
     counts = [
-        (as_left(points[start : start + _BLOCK], limit) @ right.T >= -SLACK).sum(axis=1)
+        (as_queries(points[start : start + _BLOCK], limit) @ right.T >= -SLACK).sum(axis=1)
         for start in range(0, len(points), _BLOCK)
     ]
     return np.concatenate([np.zeros(0, np.int64), *counts])
 
 
-class TorchShortlist:
+class TorchFilter:
     """See Shortlist; on a device of torch's, in float32 (not TF32: its error would swamp a radius)."""
 
     def __init__(self, device: str) -> None:
@@ -83,6 +83,6 @@ class TorchShortlist:
         return found[:, 0], found[:, 1]
 
 
-def shortlist_for(gpus: int) -> Shortlist:
+def filter_for(gpus: int) -> CandidateFilter:
     """Return the fastest shortlist where this process may use ``gpus`` GPUs."""
-    return TorchShortlist("cuda") if gpus else cpu_shortlist
+    return TorchFilter("cuda") if gpus else cpu_filter

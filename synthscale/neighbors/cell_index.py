@@ -13,9 +13,16 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from synthscale.neighbors.candidate_filter import Places, Points, Shortlist, as_left, as_right, cpu_shortlist
+from synthscale.neighbors.candidate_filter import (
+    CandidateFilter,
+    Places,
+    Points,
+    as_database,
+    as_queries,
+    cpu_filter,
+)
 from synthscale.neighbors.distance import Floats, Rows, norms
-from synthscale.neighbors.probe_order import Visits
+from synthscale.neighbors.probe_order import ProbeOrder
 from synthscale.neighbors.projection import Vectors
 
 _WIDTH = 64
@@ -73,7 +80,7 @@ def _scaled(vectors: NDArray[np.floating]) -> Vectors:
 class CellIndex:
     """Distinct rows of one set, or of a part of it, in the cells of that set."""
 
-    def __init__(self, trained: NDArray[np.uint8] | faiss.Index, shortlist: Shortlist = cpu_shortlist) -> None:
+    def __init__(self, trained: NDArray[np.uint8] | faiss.Index, shortlist: CandidateFilter = cpu_filter) -> None:
         """Take what ``train_index`` gave (rows are added in blocks), or an index that ``write`` wrote."""
         # Every other object here is a view of parts of this one, and does not keep it alive.
         self._owner = faiss.deserialize_index(trained) if isinstance(trained, np.ndarray) else trained
@@ -86,7 +93,7 @@ class CellIndex:
         self._centers = self._ivf.quantizer.reconstruct_n(0, self._ivf.nlist)
 
     @classmethod
-    def read(cls, path: str, shortlist: Shortlist = cpu_shortlist) -> "CellIndex":
+    def read(cls, path: str, shortlist: CandidateFilter = cpu_filter) -> "CellIndex":
         """Read an index that ``write`` wrote."""
         return cls(faiss.read_index(path), shortlist)
 
@@ -128,12 +135,12 @@ class CellIndex:
             return best.distance, best.place
         stored = self._stored()
         points = self._transform.apply(scaled)
-        left, limit = as_left(points), np.full(len(points), _ALL)
+        left, limit = as_queries(points), np.full(len(points), _ALL)
         visits = self._visits(points, probes)
         for cell, who in visits.nearest():
             # A first bound: the k-th distance among the points that look nearest in the nearest cell.
             places, cell_points = self._list(cell)
-            found = places[_closest(left[who], as_right(cell_points), k + 1)]
+            found = places[_closest(left[who], as_database(cell_points), k + 1)]
             distance = _distance(scaled, np.repeat(who, found.shape[1]), stored, found.ravel())
             distance = np.where(rows[found] == query_rows[who, None], np.inf, distance.reshape(found.shape))
             if found.shape[1] > k:
@@ -142,7 +149,7 @@ class CellIndex:
             places, cell_points = self._list(cell)
             limited = left[who]
             limited[:, -1] += np.minimum(best.distance[who, -1], limit[who])
-            at, found = self._shortlist(limited, as_right(cell_points))
+            at, found = self._shortlist(limited, as_database(cell_points))
             who, found = who[at], places[found]
             other = rows[found] != query_rows[who]
             who, found = who[other], found[other]
@@ -159,7 +166,7 @@ class CellIndex:
         order = np.lexsort((found, distance), axis=1)
         return np.take_along_axis(distance, order, 1), np.take_along_axis(found, order, 1)
 
-    def inside(self, queries: Vectors, query_rows: Rows, radii: Floats, probes: int) -> NDArray[np.bool_]:
+    def is_inside(self, queries: Vectors, query_rows: Rows, radii: Floats, probes: int) -> NDArray[np.bool_]:
         """Tell which queries lie within (<=) the radius of some row other than themselves in the probed cells.
 
         Args:
@@ -168,15 +175,15 @@ class CellIndex:
             radii: (n,) cosine distances, in the order of ``rows``; -inf where there is none.
             probes: cells.
         """
-        return self.covering(queries, query_rows, radii, probes, most=1) > 0
+        return self.count_containing(queries, query_rows, radii, probes, most=1) > 0
 
-    def covering(
+    def count_containing(
         self, queries: Vectors, query_rows: Rows, radii: Floats, probes: int, most: int
     ) -> NDArray[np.int32]:
         """Return how many rows' radii hold each query, as `inside`: (m,), right up to ``most``."""
         return self._count(queries, query_rows, radii, probes, most=most)
 
-    def held(
+    def count_within(
         self, queries: Vectors, query_rows: Rows, radii: Floats, probes: int, counts: NDArray[np.integer]
     ) -> NDArray[np.int32]:
         """Return how many rows in the probed cells lie within (<=) each query's own radius: (m,).
@@ -203,11 +210,11 @@ class CellIndex:
             return result
         stored, limits = self._stored(), np.maximum(radii, -_ALL)
         points = self._transform.apply(scaled)
-        left = as_left(points, limits if by_query else 0.0)
+        left = as_queries(points, limits if by_query else 0.0)
         for cell, who in self._visits(points, probes).all():
             who = who[result[who] < most]
             places, cell_points = self._list(cell)
-            right = as_right(cell_points, 0.0 if by_query else limits[places])
+            right = as_database(cell_points, 0.0 if by_query else limits[places])
             at, found = self._shortlist(left[who], right)
             who, found = who[at], places[found]
             other = rows[found] != query_rows[who]
@@ -217,9 +224,9 @@ class CellIndex:
             np.add.at(result, who[close], 1 if counts is None else counts[found[close]])
         return result
 
-    def _visits(self, points: Points, probes: int) -> Visits:
+    def _visits(self, points: Points, probes: int) -> ProbeOrder:
         distance = np.einsum("ij,ij->i", self._centers, self._centers)[None, :] - 2 * points @ self._centers.T
-        return Visits(distance, min(probes, self.cells))
+        return ProbeOrder(distance, min(probes, self.cells))
 
     def _size(self, cell: int) -> int:
         return int(self._ivf.invlists.list_size(cell))

@@ -49,7 +49,7 @@ class Hubs:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class JoinCost:
     """What a join was expected to cost on one core, and what was chosen for it."""
 
     method: str
@@ -69,7 +69,7 @@ class JoinPlan:
     projection: Projection
     centers: Points
     hubs: Hubs
-    estimate: Estimate
+    estimate: JoinCost
 
     @property
     def cells(self) -> int:
@@ -83,7 +83,7 @@ class JoinPlan:
 
 
 @dataclass(frozen=True)
-class Placement:
+class CellAssignment:
     """Entries of rows in cells: arrays of equal length, and the hub (or -1) that absorbed each row, (n,)."""
 
     who: NDArray[np.int64]
@@ -93,7 +93,7 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Sample:
+class JoinSample:
     """Some distinct rows of the sets that are joined; ``share`` of the rows of each set, the same for all."""
 
     vectors: Vectors
@@ -101,7 +101,7 @@ class Sample:
     code: Codes
 
 
-def plan_join(sample: Sample, sizes: Mapping[int, int], radius: float, seed: int = 0) -> JoinPlan:
+def plan_join(sample: JoinSample, sizes: Mapping[int, int], radius: float, seed: int = 0) -> JoinPlan:
     """Choose projection, hubs and cells for a join of all distinct rows within ``radius``.
 
     Args:
@@ -118,7 +118,7 @@ def plan_join(sample: Sample, sizes: Mapping[int, int], radius: float, seed: int
     one_cell = np.zeros((1, projection.width), np.float32)
     brute = JoinPlan(radius, projection, one_cell, hubs, _brute_estimate(n, projection.width, len(hubs.row)))
     chosen = brute
-    free = points[place(brute, sample.vectors, sample.code, points).hub < 0]
+    free = points[assign_cells(brute, sample.vectors, sample.code, points).hub < 0]
     cells = int(min(_MOST_CELLS, np.sqrt(n), len(free) // 4))
     if n >= _FEWEST_ROWS and cells >= 2:
         plan = replace(brute, centers=_centers(free, cells, seed))
@@ -133,7 +133,7 @@ def sample_size(n: int) -> int:
     return int(min(n, max(_HUB_SAMPLE, _PER_CELL * min(_MOST_CELLS, np.sqrt(n)))))
 
 
-def place(plan: JoinPlan, vectors: Vectors, code: Codes, points: Points | None = None) -> Placement:
+def assign_cells(plan: JoinPlan, vectors: Vectors, code: Codes, points: Points | None = None) -> CellAssignment:
     """Return the cells that rows live in and visit.
 
     Args:
@@ -151,7 +151,7 @@ def place(plan: JoinPlan, vectors: Vectors, code: Codes, points: Points | None =
     who = np.concatenate([free, absorbed, free[visitor], hub_visitor])
     cell = np.concatenate([homes, hub[absorbed] + first_hub, visited, visited_hub + first_hub])
     home = np.arange(len(who)) < len(vectors)
-    return Placement(who, cell.astype(np.int32), home, hub)
+    return CellAssignment(who, cell.astype(np.int32), home, hub)
 
 
 _BLOCK_NUMBERS = 2**24
@@ -215,7 +215,7 @@ def _at_hubs(
     return hub, visitor[elsewhere], visited[elsewhere]
 
 
-def _find_hubs(sample: Sample, points: Points, sizes: Mapping[int, int], radius: float) -> Hubs:
+def _find_hubs(sample: JoinSample, points: Points, sizes: Mapping[int, int], radius: float) -> Hubs:
     """Return pivots with so many sampled rows of their set around them that their pairs must not be listed."""
     pivots: list[int] = []
     for code, size in sizes.items():
@@ -268,14 +268,14 @@ def _kmeans(points: Points, cells: int, seed: int) -> Points:
     return centers
 
 
-def _brute_estimate(n: int, width: int, hubs: int) -> Estimate:
+def _brute_estimate(n: int, width: int, hubs: int) -> JoinCost:
     seconds = _pairs_seconds(n * n / 2, width)
-    return Estimate("brute force", 1, width, hubs, 0.0, seconds, seconds)
+    return JoinCost("brute force", 1, width, hubs, 0.0, seconds, seconds)
 
 
-def _estimate(plan: JoinPlan, sample: Sample, points: Points, n: int) -> Estimate:
+def _estimate(plan: JoinPlan, sample: JoinSample, points: Points, n: int) -> JoinCost:
     """Estimate the cost with cells from what the sample does."""
-    placed = place(plan, sample.vectors, sample.code, points)
+    placed = assign_cells(plan, sample.vectors, sample.code, points)
     homes = np.bincount(placed.cell[placed.home], minlength=plan.cells).astype(np.float64)
     visits = np.bincount(placed.cell[~placed.home], minlength=plan.cells).astype(np.float64)
     grown = n / len(sample.row)
@@ -285,7 +285,7 @@ def _estimate(plan: JoinPlan, sample: Sample, points: Points, n: int) -> Estimat
     assigning = n * free * (width * PRODUCT_S + 3 * COMPARE_S)
     seconds = assigning + free * _CELL_S + _pairs_seconds(pairs, width)
     brute = _pairs_seconds(n * n / 2, width)
-    return Estimate("cells", free, width, len(plan.hubs.row), float(visits.sum() / homes.sum()), seconds, brute)
+    return JoinCost("cells", free, width, len(plan.hubs.row), float(visits.sum() / homes.sum()), seconds, brute)
 
 
 def _pairs_seconds(pairs: float, width: int) -> float:

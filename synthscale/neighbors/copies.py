@@ -15,24 +15,24 @@ from synthscale.neighbors.distance import Rows
 from synthscale.neighbors.edges import Codes, Edges
 from synthscale.neighbors.groups import component_minimum
 
-Keys = NDArray[np.uint64]
+ContentKeys = NDArray[np.uint64]
 """Keys of rows, (n, 2): rows with equal keys are copies."""
 
 
-def keys_of(parts: Iterable[bytes], name: str) -> Keys:
+def content_keys(parts: Iterable[bytes], name: str) -> ContentKeys:
     """Return a 128-bit key for each byte string of one set; equal strings of equal sets share it."""
     salt = hashlib.blake2b(name.encode(), digest_size=16).digest()
     digests = b"".join(hashlib.blake2b(part, digest_size=16, key=salt).digest() for part in parts)
     return np.frombuffer(digests, np.uint64).reshape(-1, 2)
 
 
-def vector_keys(vectors: NDArray[np.floating], name: str) -> Keys:
+def vector_keys(vectors: NDArray[np.floating], name: str) -> ContentKeys:
     """Return a key for each vector, (n, d), that equal vectors of the set share; -0 and 0 are equal."""
     plain = vectors.astype(np.float32) + np.float32(0)
-    return keys_of((vector.tobytes() for vector in plain), name)
+    return content_keys((vector.tobytes() for vector in plain), name)
 
 
-def draw(vectors: NDArray[np.floating]) -> NDArray[np.uint64]:
+def vector_hashes(vectors: NDArray[np.floating]) -> NDArray[np.uint64]:
     """Return a number for each vector, (n, d), by which samples are drawn: the rows with the smallest are taken.
 
     It depends on nothing but the vector: a sample does not change with the order of the rows or with other sets.
@@ -41,7 +41,7 @@ def draw(vectors: NDArray[np.floating]) -> NDArray[np.uint64]:
     return numbers
 
 
-def equal_pairs(keys: Keys, rows: Rows) -> tuple[Rows, Rows]:
+def equal_pairs(keys: ContentKeys, rows: Rows) -> tuple[Rows, Rows]:
     """Return pairs of rows that connect all rows of equal keys: (p,) each."""
     order = np.lexsort((rows, keys[:, 1], keys[:, 0]))
     ordered = keys[order]
@@ -117,7 +117,7 @@ class Copies:
         return np.setdiff1d(self.row, np.fromiter(kept.values(), np.int64, len(kept)))
 
 
-def collapse(pairs: Iterable[tuple[Rows, Rows]]) -> Copies:
+def copies_from_pairs(pairs: Iterable[tuple[Rows, Rows]]) -> Copies:
     """Return the copies that pairs of equal rows make."""
     listed = list(pairs)
     left = np.concatenate([np.empty(0, np.int64), *(pair[0] for pair in listed)])

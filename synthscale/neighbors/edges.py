@@ -48,7 +48,7 @@ class Edges:
         return rows, np.concatenate([self.left_code, self.right_code])[first]
 
 
-def no_edges() -> Edges:
+def empty_edges() -> Edges:
     """Return edges of which there are none."""
     rows, codes = np.empty(0, np.int64), np.empty(0, np.int32)
     return Edges(rows, rows, np.empty(0), codes, codes)
@@ -56,7 +56,9 @@ def no_edges() -> Edges:
 
 def distinct_edges(parts: Sequence[Edges]) -> Edges:
     """Return all edges once, left < right, ascending."""
-    one = Edges(*(np.concatenate([getattr(part, f.name) for part in (no_edges(), *parts)]) for f in fields(Edges)))
+    one = Edges(
+        *(np.concatenate([getattr(part, f.name) for part in (empty_edges(), *parts)]) for f in fields(Edges))
+    )
     turned = one.left > one.right
     left, right = np.where(turned, one.right, one.left), np.where(turned, one.left, one.right)
     codes = np.where(turned, one.right_code, one.left_code), np.where(turned, one.left_code, one.right_code)

@@ -19,28 +19,28 @@ from synthscale.neighbors.edges import Codes
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.run_directory import RunDirectory
 from synthscale.tables.columns import vector_matrix
-from synthscale.tables.layout import Layout, Shard
+from synthscale.tables.layout import Shard, VectorLayout
 from synthscale.tables.schemas import REAL
 
 FOLDER = "_neighbors"
 
 
 @dataclass(frozen=True)
-class Block:
+class EmbeddingBlock:
     """Embedded rows of some shards, ascending: numbers, sets (by code) and search vectors (n, d) as stored."""
 
     row: Rows
     code: Codes
     vectors: NDArray[np.floating]
 
-    def of_set(self, code: int) -> "Block":
+    def of_set(self, code: int) -> "EmbeddingBlock":
         """Return the rows of one set."""
         own = self.code == code
-        return Block(self.row[own], self.code[own], self.vectors[own])
+        return EmbeddingBlock(self.row[own], self.code[own], self.vectors[own])
 
 
 @dataclass(frozen=True)
-class Tables:
+class EmbeddingReader:
     """The run's tables as the stage's tasks see them; picklable.
 
     Attributes:
@@ -48,27 +48,31 @@ class Tables:
     """
 
     run: RunDirectory
-    layout: Layout
+    layout: VectorLayout
     names: tuple[str, ...]
 
-    def block(self, shards: Sequence[Shard], copies: Copies | None = None) -> Block:
+    def block(self, shards: Sequence[Shard], copies: Copies | None = None) -> EmbeddingBlock:
         """Read the rows of some shards; given the copies, the distinct ones only."""
         parts = [self._shard(shard) for shard in shards]
         row, code, vectors = (
             np.concatenate([getattr(p, name) for p in parts]) for name in ("row", "code", "vectors")
         )
         if copies is None:
-            return Block(row, code, vectors)
+            return EmbeddingBlock(row, code, vectors)
         keep = copies.are_distinct(row)
-        return Block(row, code, vectors) if keep.all() else Block(row[keep], code[keep], vectors[keep])
+        return (
+            EmbeddingBlock(row, code, vectors)
+            if keep.all()
+            else EmbeddingBlock(row[keep], code[keep], vectors[keep])
+        )
 
-    def rows(self, shards: Sequence[Shard]) -> Block:
+    def rows(self, shards: Sequence[Shard]) -> EmbeddingBlock:
         """Read numbers and sets only."""
         parts = [self._numbers(shard, self.run.read_shard("embeddings", shard, ["row"])) for shard in shards]
         row, code = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-        return Block(row, code.astype(np.int32), np.empty((len(row), 0), np.float32))
+        return EmbeddingBlock(row, code.astype(np.int32), np.empty((len(row), 0), np.float32))
 
-    def _shard(self, shard: Shard) -> Block:
+    def _shard(self, shard: Shard) -> EmbeddingBlock:
         table = self.run.read_shard("embeddings", shard, ["row", "vector"])
         width = table.schema.field("vector").type.list_size
         if width != self.layout.dimensions:
@@ -77,7 +81,7 @@ class Tables:
                 f"{self.layout.dimensions}; repeat with --redo-from embed"
             )
         row, code = self._numbers(shard, table)
-        return Block(row, code, vector_matrix(table, self.layout.search))
+        return EmbeddingBlock(row, code, vector_matrix(table, self.layout.search))
 
     def _numbers(self, shard: Shard, table: pa.Table) -> tuple[Rows, Codes]:
         row = table.column("row").to_numpy()
@@ -115,7 +119,7 @@ class Tables:
         return self.run.path(FOLDER, f"{name}.npz")
 
 
-def grouped(shards: Sequence[Shard], rows: int) -> list[list[Shard]]:
+def group_shards(shards: Sequence[Shard], rows: int) -> list[list[Shard]]:
     """Return consecutive shards in groups of at most ``rows`` rows (one shard at least)."""
     groups: list[list[Shard]] = []
     for shard in shards:

@@ -66,17 +66,17 @@ class FlatIndex:
         order = np.lexsort((self.rows[found], exact))[: len(upper)]
         return exact[order], self.rows[found[order]]
 
-    def inside(self, vectors: NDArray[np.floating], query_rows: Rows, radii: Floats) -> NDArray[np.bool_]:
+    def is_inside(self, vectors: NDArray[np.floating], query_rows: Rows, radii: Floats) -> NDArray[np.bool_]:
         """Tell which queries (m, d) lie within (<=) the radius of some row other than themselves; radii: (n,)."""
-        return self.covering(vectors, query_rows, radii, most=1) > 0
+        return self.count_containing(vectors, query_rows, radii, most=1) > 0
 
-    def covering(
+    def count_containing(
         self, vectors: NDArray[np.floating], query_rows: Rows, radii: Floats, most: int
     ) -> NDArray[np.int32]:
         """Return how many rows' radii hold each query (m, d), itself left out: (m,), right up to ``most``."""
         return self._count(vectors, query_rows, np.broadcast_to(radii, (len(vectors), len(radii))), most)
 
-    def held(
+    def count_within(
         self, vectors: NDArray[np.floating], query_rows: Rows, radii: Floats, counts: NDArray[np.integer]
     ) -> NDArray[np.int32]:
         """Return how many rows lie within (<=) each query's own radius, itself left out; radii, result: (m,).

@@ -15,7 +15,7 @@ from synthscale.neighbors.distance import Rows
 from synthscale.neighbors.edges import Edges
 
 
-class Lookup(Protocol):
+class VectorLookup(Protocol):
     """Looks up what a few rows are to each other, wherever their vectors lie."""
 
     def distances(self, a: Rows, b: Rows) -> NDArray[np.float64]:
@@ -69,7 +69,7 @@ class Groups:
     is_chain: NDArray[np.bool_]
 
 
-def near_duplicate_groups(edges: Edges, radius: float, lookup: Lookup) -> Groups:
+def near_duplicate_groups(edges: Edges, radius: float, lookup: VectorLookup) -> Groups:
     """Return the groups that edges form.
 
     Args:
@@ -94,7 +94,7 @@ def near_duplicate_groups(edges: Edges, radius: float, lookup: Lookup) -> Groups
     )
 
 
-def diameters(nodes: Rows, index: NDArray[np.intp], edges: Edges, lookup: Lookup) -> NDArray[np.float64]:
+def diameters(nodes: Rows, index: NDArray[np.intp], edges: Edges, lookup: VectorLookup) -> NDArray[np.float64]:
     """Return the diameter of each of g groups, (g,).
 
     It is exact for groups of up to 32 rows. For larger ones it is the distance from the member that lies farthest
@@ -131,7 +131,7 @@ def _pairs(index: NDArray[np.intp], chosen: NDArray[np.bool_]) -> tuple[NDArray[
     return both[0], both[1]
 
 
-def _swept(rows: Rows, group: NDArray[np.intp], lookup: Lookup) -> NDArray[np.float64]:
+def _swept(rows: Rows, group: NDArray[np.intp], lookup: VectorLookup) -> NDArray[np.float64]:
     """Return the diameters of the groups of some rows by two sweeps, in ascending order of group."""
     draws = lookup.draws(rows)
     _, start = _last(group, ~draws, draws)

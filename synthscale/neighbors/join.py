@@ -11,11 +11,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from synthscale.neighbors.candidate_filter import Places, Shortlist, as_left, as_right, cpu_shortlist
-from synthscale.neighbors.cells import JoinPlan, place
+from synthscale.neighbors.candidate_filter import CandidateFilter, Places, as_database, as_queries, cpu_filter
+from synthscale.neighbors.cells import JoinPlan, assign_cells
 from synthscale.neighbors.components import Components
 from synthscale.neighbors.distance import Rows, distances_within, norms, paired_distance, unit
-from synthscale.neighbors.edges import Codes, Edges, distinct_edges, no_edges
+from synthscale.neighbors.edges import Codes, Edges, distinct_edges, empty_edges
 from synthscale.neighbors.projection import Vectors
 
 EDGES_PER_ROW = 64
@@ -23,7 +23,7 @@ _BLOCK = 2048
 
 
 @dataclass(frozen=True)
-class Piece:
+class JoinPiece:
     """Rows and where they stand: n rows, and entries (e) sorted by cell.
 
     Attributes:
@@ -55,24 +55,26 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Joined:
+class JoinResult:
     """What a join found: each pair once or twice, left < right; ``is_whole`` unless some were left out."""
 
     edges: Edges
     is_whole: bool
 
 
-def place_rows(plan: JoinPlan, vectors: Vectors, row: Rows, code: Codes) -> Piece:
+def place_rows(plan: JoinPlan, vectors: Vectors, row: Rows, code: Codes) -> JoinPiece:
     """Return rows with their entries under a plan."""
-    placed = place(plan, vectors, code)
+    placed = assign_cells(plan, vectors, code)
     order = np.argsort(placed.cell, kind="stable")
     label = row.copy()
     absorbed = placed.hub >= 0
     label[absorbed] = plan.hubs.row[placed.hub[absorbed]]
-    return Piece(vectors, row, code, label, placed.who[order], placed.cell[order], placed.home[order])
+    return JoinPiece(vectors, row, code, label, placed.who[order], placed.cell[order], placed.home[order])
 
 
-def join(plan: JoinPlan, one: Piece, other: Piece | None = None, shortlist: Shortlist = cpu_shortlist) -> Joined:
+def join(
+    plan: JoinPlan, one: JoinPiece, other: JoinPiece | None = None, shortlist: CandidateFilter = cpu_filter
+) -> JoinResult:
     """Return the pairs within a piece, or between two pieces whose rows differ."""
     joiner = _Joiner(plan, [one] if other is None else [one, other], shortlist)
     shared = np.unique(one.cell) if other is None else np.intersect1d(one.cell, other.cell)
@@ -94,19 +96,19 @@ def join(plan: JoinPlan, one: Piece, other: Piece | None = None, shortlist: Shor
 
 
 def join_all(
-    plan: JoinPlan, vectors: Vectors, row: Rows, code: Codes, shortlist: Shortlist = cpu_shortlist
-) -> Joined:
+    plan: JoinPlan, vectors: Vectors, row: Rows, code: Codes, shortlist: CandidateFilter = cpu_filter
+) -> JoinResult:
     """Place rows and join them, in memory."""
     piece = place_rows(plan, vectors, row, code)
     found = join(plan, piece, shortlist=shortlist)
-    return Joined(distinct_edges([found.edges, hub_edges(plan, piece)]), found.is_whole)
+    return JoinResult(distinct_edges([found.edges, hub_edges(plan, piece)]), found.is_whole)
 
 
-def hub_edges(plan: JoinPlan, piece: Piece) -> Edges:
+def hub_edges(plan: JoinPlan, piece: JoinPiece) -> Edges:
     """Return one edge from each absorbed row of a piece to its hub's pivot."""
     absorbed = np.flatnonzero(piece.label != piece.row)
     if len(absorbed) == 0:
-        return no_edges()
+        return empty_edges()
     order = np.argsort(plan.hubs.row)
     pivot = order[np.searchsorted(plan.hubs.row, piece.label[absorbed], sorter=order)]
     distance = paired_distance(unit(piece.vectors[absorbed]), np.arange(len(absorbed)), plan.hubs.unit, pivot)
@@ -117,13 +119,13 @@ def hub_edges(plan: JoinPlan, piece: Piece) -> Edges:
 class _Joiner:
     """Compares blocks of rows and collects pairs: all of them, or spanning ones once there are too many."""
 
-    def __init__(self, plan: JoinPlan, pieces: list[Piece], shortlist: Shortlist) -> None:
+    def __init__(self, plan: JoinPlan, pieces: list[JoinPiece], shortlist: CandidateFilter) -> None:
         self._pieces, self._shortlist, self._radius = pieces, shortlist, plan.radius
         alone = len(pieces) == 1
         self._vectors = pieces[0].vectors if alone else np.concatenate([p.vectors for p in pieces])
         self._norms = pieces[0].norms if alone else np.concatenate([p.norms for p in pieces])
         points = plan.projection.of_stored(self._vectors, self._norms)
-        self._left, self._right = as_left(points, plan.radius), as_right(points)
+        self._left, self._right = as_queries(points, plan.radius), as_database(points)
         self._row = np.concatenate([p.row for p in pieces])
         self._code = np.concatenate([p.code for p in pieces])
         self._budget = EDGES_PER_ROW * len(self._row)
@@ -131,9 +133,9 @@ class _Joiner:
         self._components: Components | None = None
         self._is_whole = True
 
-    def joined(self) -> Joined:
+    def joined(self) -> JoinResult:
         """Return what was found."""
-        return Joined(distinct_edges(self._found), self._is_whole)
+        return JoinResult(distinct_edges(self._found), self._is_whole)
 
     def compare(self, left: Places, right: Places, *, is_same: bool = False, is_dense: bool = False) -> None:
         """Compare rows with rows, in blocks; ``is_same`` compares each pair of one list once."""

@@ -24,7 +24,7 @@ SAMPLED_QUERIES = 4096
 RECALL_NEAREST = 0.99
 RECALL_ALL = 0.95
 ALL_CELLS = 2**30
-ALL_COVERING = 2**30
+UNLIMITED = 2**30
 
 Index = FlatIndex | CellIndex
 
@@ -40,7 +40,7 @@ class Recall:
 
 
 @dataclass(frozen=True)
-class Relation:
+class KnnResult:
     """The nearest rows that distinct rows of one set have in another, each row itself left out.
 
     Attributes:
@@ -66,39 +66,41 @@ class Relation:
         return np.asarray(known.max(axis=1, initial=-np.inf))
 
 
-def joined(parts: Sequence[Relation]) -> Relation:
+def concatenate_results(parts: Sequence[KnnResult]) -> KnnResult:
     """Return the relations of ranges of rows, in order, as one."""
     row, distance, neighbor = (
         np.concatenate(column)
         for column in zip(*((part.row, part.distance, part.neighbor) for part in parts), strict=True)
     )
-    return Relation(row, distance, neighbor)
+    return KnnResult(row, distance, neighbor)
 
 
-def compares_all(queries: int, database: int) -> bool:
+def is_exact(queries: int, database: int) -> bool:
     """Tell whether a search between sets of these sizes compares all pairs."""
     return queries * database <= EXACT_PAIRS
 
 
-def search(index: Index, queries: NDArray[np.floating], rows: Rows, k: int, probes: int) -> tuple[Floats, Rows]:
+def search_knn(
+    index: Index, queries: NDArray[np.floating], rows: Rows, k: int, probes: int
+) -> tuple[Floats, Rows]:
     """Return distances and rows, (m, k) each; a flat index has no cells to probe."""
     if isinstance(index, FlatIndex):
         return index.nearest(queries, rows, k)
     return index.nearest(queries, rows, k, probes)
 
 
-def search_inside(
+def count_radii_containing(
     index: Index, queries: NDArray[np.floating], rows: Rows, radii: Floats, probes: int, most: int = 1
 ) -> NDArray[np.int32]:
     """Return how many rows of the index have a radius that holds a query: (m,), exact up to ``most``."""
     if isinstance(index, FlatIndex):
-        found = index.covering(queries, rows, radii, most)
+        found = index.count_containing(queries, rows, radii, most)
     else:
-        found = index.covering(queries, rows, radii, probes, most)
+        found = index.count_containing(queries, rows, radii, probes, most)
     return np.minimum(found, most)
 
 
-def search_held(
+def count_within_radius(
     index: Index,
     queries: NDArray[np.floating],
     rows: Rows,
@@ -108,8 +110,8 @@ def search_held(
 ) -> NDArray[np.int32]:
     """Return how many rows of the index, each with its copies, lie within each query's own radius: (m,)."""
     if isinstance(index, FlatIndex):
-        return index.held(queries, rows, radii, counts)
-    return index.held(queries, rows, radii, probes, counts)
+        return index.count_within(queries, rows, radii, counts)
+    return index.count_within(queries, rows, radii, probes, counts)
 
 
 def merge_nearest(answers: list[tuple[Floats, Rows]], k: int) -> tuple[Floats, Rows]:
@@ -120,7 +122,7 @@ def merge_nearest(answers: list[tuple[Floats, Rows]], k: int) -> tuple[Floats, R
     return np.take_along_axis(distance, order, 1), np.take_along_axis(rows, order, 1)
 
 
-def tune(found: Mapping[int, Floats], cells: int) -> Recall:
+def choose_probes(found: Mapping[int, Floats], cells: int) -> Recall:
     """Return the fewest of these probes that find enough of the true neighbours of sampled queries.
 
     Args:
@@ -148,7 +150,7 @@ def _recall(found: Floats, exact: Floats, probes: int) -> Recall:
     return Recall(nearest, share, len(exact), probes)
 
 
-def inside_recall(found: NDArray[np.integer], true: NDArray[np.integer], probes: int) -> Recall:
+def radius_recall(found: NDArray[np.integer], true: NDArray[np.integer], probes: int) -> Recall:
     """Return the share that probing finds of the radii that hold sampled queries: counts, (m,) each."""
     share = float(np.minimum(found, true).sum() / max(1, true.sum()))
     return Recall(share, share, len(true), probes)

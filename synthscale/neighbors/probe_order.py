@@ -11,7 +11,7 @@ _BANDS = (1, 4, 16)
 """Ranks of cells, by nearness to a query, that are probed together."""
 
 
-class Visits:
+class ProbeOrder:
     """Which queries probe which cells, given their distances to the centres, (m, cells)."""
 
     def __init__(self, distance: NDArray[np.float32], probes: int) -> None:

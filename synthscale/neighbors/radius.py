@@ -12,7 +12,7 @@ import numpy as np
 from synthscale.config import NeighborsConfig
 from synthscale.neighbors.copies import Copies
 from synthscale.neighbors.distance import Floats
-from synthscale.neighbors.knn_search import Relation
+from synthscale.neighbors.knn_search import KnnResult
 
 EXACT_COPIES_ONLY = float(np.nextafter(0.0, 1.0))
 """The radius where there is nothing to calibrate on."""
@@ -22,7 +22,7 @@ _Z = 1.959963984540054
 
 
 @dataclass(frozen=True)
-class Calibration:
+class RadiusCalibration:
     """A generator's radius and what it rests on.
 
     Attributes:
@@ -54,21 +54,21 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Searches:
+class ViewSearches:
     """What the real rows and one generator's find among themselves and in each other; all rows, or a sample."""
 
-    real_real: Relation
-    real_own: Relation
-    own_real: Relation
-    own_own: Relation
+    real_real: KnnResult
+    real_own: KnnResult
+    own_real: KnnResult
+    own_own: KnnResult
 
 
-def counts_only_real(config: NeighborsConfig) -> bool:
+def is_median_of_real(config: NeighborsConfig) -> bool:
     """Tell whether the median is over the distinct real rows alone, or over both sets."""
     return config.mode == "exact" and config.calibrate_on == "real"
 
 
-def calibrate(view: Searches, rows: int, config: NeighborsConfig, copies: Copies) -> Calibration:
+def calibrate_radius(view: ViewSearches, rows: int, config: NeighborsConfig, copies: Copies) -> RadiusCalibration:
     """Return the radius of a generator's view.
 
     Args:
@@ -81,7 +81,7 @@ def calibrate(view: Searches, rows: int, config: NeighborsConfig, copies: Copies
     finite = np.sort(distances[np.isfinite(distances)])
     m = len(finite)
     if m == 0:
-        return Calibration(None, None, None, config.radius or EXACT_COPIES_ONLY, measured, rows)
+        return RadiusCalibration(None, None, None, config.radius or EXACT_COPIES_ONLY, measured, rows)
     median = float(np.median(finite))
     low = high = median
     if measured < rows:
@@ -93,12 +93,12 @@ def calibrate(view: Searches, rows: int, config: NeighborsConfig, copies: Copies
         median, low, high = (max(value, DATALAB_FLOOR) for value in (median, low, high))
     radius = config.radius if config.radius is not None else config.threshold * median
     # Without distances to calibrate on, exact copies (distance 0) are all that can be said.
-    return Calibration(median, low, high, max(radius, EXACT_COPIES_ONLY), measured, rows)
+    return RadiusCalibration(median, low, high, max(radius, EXACT_COPIES_ONLY), measured, rows)
 
 
-def _nearest_distances(view: Searches, config: NeighborsConfig, copies: Copies) -> tuple[Floats, int]:
+def _nearest_distances(view: ViewSearches, config: NeighborsConfig, copies: Copies) -> tuple[Floats, int]:
     """Return the distances that the median is of, and how many distinct rows were measured for them."""
-    if counts_only_real(config):
+    if is_median_of_real(config):
         return view.real_real.distance[:, 0], len(view.real_real.row)
     real = np.minimum(view.real_real.distance[:, 0], view.real_own.distance[:, 0])
     own = np.minimum(view.own_own.distance[:, 0], view.own_real.distance[:, 0])

@@ -16,14 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from synthscale.neighbors.candidate_filter import shortlist_for
-from synthscale.neighbors.cells import JoinPlan, Sample, plan_join, sample_size
+from synthscale.neighbors.candidate_filter import filter_for
+from synthscale.neighbors.cells import JoinPlan, JoinSample, plan_join, sample_size
 from synthscale.neighbors.copies import Copies
 from synthscale.neighbors.edges import Edges, distinct_edges
-from synthscale.neighbors.embedding_reader import FOLDER, Block, Tables, grouped
-from synthscale.neighbors.join import Piece, hub_edges, join, join_all, place_rows
-from synthscale.neighbors.ray_copy_scan import Scan, sample
-from synthscale.runtime.task_pool import Crew
+from synthscale.neighbors.embedding_reader import FOLDER, EmbeddingBlock, EmbeddingReader, group_shards
+from synthscale.neighbors.join import JoinPiece, hub_edges, join, join_all, place_rows
+from synthscale.neighbors.ray_copy_scan import CopyScan, sample_distinct
+from synthscale.runtime.task_pool import TaskPool
 from synthscale.storage import filesystems as fsys
 from synthscale.tables.layout import Shard
 
@@ -51,7 +51,7 @@ class JoinTask:
 class JoinFiles:
     """The files of one join, and the tables that it reads."""
 
-    tables: Tables
+    tables: EmbeddingReader
     folder: str
 
     def path(self, name: str) -> str:
@@ -85,10 +85,10 @@ class CellJoin:
     """The join of some sets at one radius."""
 
     def __init__(
-        self, files: JoinFiles, shards: Sequence[Shard], scanned: Scan, crew: Crew, memory_bytes: int
+        self, files: JoinFiles, shards: Sequence[Shard], scanned: CopyScan, pool: TaskPool, memory_bytes: int
     ) -> None:
         """Take the files of this join and no other, and the memory that a task may use."""
-        self._files, self._shards, self._scan, self._crew = files, shards, ray.put(scanned), crew
+        self._files, self._shards, self._scan, self._pool = files, shards, ray.put(scanned), pool
         self._copies, self._distinct = ray.put(scanned.copies), scanned.distinct
         width = files.tables.layout.search[1] - files.tables.layout.search[0]
         # A piece is joined with a second one, and half of the memory is for products and pairs.
@@ -98,7 +98,7 @@ class CellJoin:
         """Return all edges among the distinct rows of some sets, and how they were found."""
         sizes = {code: self._distinct[code] for code in codes}
         if sum(sizes.values()) <= self._piece_rows:
-            task = ray.remote(_join_directly).options(num_cpus=1, num_gpus=1 if self._crew.gpus else 0)
+            task = ray.remote(_join_directly).options(num_cpus=1, num_gpus=1 if self._pool.gpus else 0)
             estimate = ray.get(task.remote(self._files, list(self._shards), self._scan, sizes, radius))
             names = ["edges-all"]
         else:
@@ -111,20 +111,20 @@ class CellJoin:
     def _run_in_buckets(self, sizes: dict[int, int], radius: float) -> tuple[dict[str, Any], list[str]]:
         plan_task = ray.remote(_plan).options(num_cpus=1)
         bucketed: Bucketed = ray.get(
-            plan_task.remote(self._files, self._scan, sizes, radius, self._piece_rows, self._crew.workers)
+            plan_task.remote(self._files, self._scan, sizes, radius, self._piece_rows, self._pool.workers)
         )
         plan, shared = bucketed.plan, ray.put(bucketed)
-        groups = grouped(self._shards, bucketed.piece_rows // 4)
+        groups = group_shards(self._shards, bucketed.piece_rows // 4)
         tasks = _tasks(self._scatter(shared, groups, list(sizes)), bucketed.piece_rows)
         logger.info("join at %.3g: %d buckets, %d tasks; %s", radius, bucketed.buckets, len(tasks), plan.estimate)
         have = self._files.saved()
         todo = [task for task in tasks if task.name not in have]
-        work = ray.remote(_join_bucket).options(num_cpus=1, num_gpus=1 if self._crew.gpus else 0)
+        work = ray.remote(_join_bucket).options(num_cpus=1, num_gpus=1 if self._pool.gpus else 0)
 
         def submit(task: JoinTask) -> Any:
             return work.remote(self._files, shared, task)
 
-        for _ in self._crew.work(todo, submit, f"near-duplicates, {plan.cells:,} cells in buckets:"):
+        for _ in self._pool.work(todo, submit, f"near-duplicates, {plan.cells:,} cells in buckets:"):
             pass
         return asdict(plan.estimate), [*map(_stars, range(len(groups))), *(task.name for task in tasks)]
 
@@ -141,7 +141,7 @@ class CellJoin:
         def submit(number: int) -> Any:
             return task.remote(self._files, bucketed, number, groups[number], self._copies, codes)
 
-        for number, count in self._crew.work(todo, submit, "rows dealt to cells: groups"):
+        for number, count in self._pool.work(todo, submit, "rows dealt to cells: groups"):
             counts[number] = count
         return [counts[number] for number in range(len(groups))]
 
@@ -175,15 +175,15 @@ def _tasks(counts: list[dict[int, int]], piece_rows: int) -> list[JoinTask]:
 # Tasks.
 
 
-def _sample_for(scanned: Scan, sizes: dict[int, int]) -> Sample:
+def _sample_for(scanned: CopyScan, sizes: dict[int, int]) -> JoinSample:
     rows = sum(sizes.values())
     share = sample_size(rows) / rows
-    block = sample(scanned, {code: int(np.ceil(share * size)) for code, size in sizes.items()})
-    return Sample(block.vectors.astype(np.float32), block.row, block.code)
+    block = sample_distinct(scanned, {code: int(np.ceil(share * size)) for code, size in sizes.items()})
+    return JoinSample(block.vectors.astype(np.float32), block.row, block.code)
 
 
 def _join_directly(
-    files: JoinFiles, shards: list[Shard], scanned: Scan, sizes: dict[int, int], radius: float
+    files: JoinFiles, shards: list[Shard], scanned: CopyScan, sizes: dict[int, int], radius: float
 ) -> dict[str, Any]:
     plan = plan_join(_sample_for(scanned, sizes), sizes, radius)
     block = _of_sets(files.tables.block(shards, scanned.copies), list(sizes))
@@ -193,7 +193,7 @@ def _join_directly(
 
 
 def _plan(
-    files: JoinFiles, scanned: Scan, sizes: dict[int, int], radius: float, piece_rows: int, workers: int
+    files: JoinFiles, scanned: CopyScan, sizes: dict[int, int], radius: float, piece_rows: int, workers: int
 ) -> Bucketed:
     """Return the plan of this join; one that a run before has saved is kept, with what it has led to."""
     path, storage = files.path("plan.pickle"), files.tables.run.storage
@@ -240,7 +240,7 @@ def _scatter(
     return dict(zip(numbers.tolist(), entries.tolist(), strict=True))
 
 
-def _entries(piece: Piece, part: slice, schema: pa.Schema) -> pa.Table:
+def _entries(piece: JoinPiece, part: slice, schema: pa.Schema) -> pa.Table:
     who = piece.who[part]
     flat = pa.array(piece.vectors[who].reshape(-1))
     columns = {
@@ -261,7 +261,7 @@ def _join_bucket(files: JoinFiles, bucketed: Bucketed, task: JoinTask) -> None:
     files.save(task.name, found.edges, is_whole=found.is_whole)
 
 
-def _read_piece(files: JoinFiles, bucket: int, numbers: tuple[int, ...]) -> Piece:
+def _read_piece(files: JoinFiles, bucket: int, numbers: tuple[int, ...]) -> JoinPiece:
     parts = []
     for number in numbers:
         path = files.path(f"scattered-{number:06d}.parquet")
@@ -277,13 +277,13 @@ def _read_piece(files: JoinFiles, bucket: int, numbers: tuple[int, ...]) -> Piec
         table.column(name).to_numpy() for name in ("row", "label", "code", "cell", "home")
     )
     order = np.argsort(cell, kind="stable")
-    return Piece(vectors, row, code, label, order, cell[order], home[order])
+    return JoinPiece(vectors, row, code, label, order, cell[order], home[order])
 
 
-def _of_sets(block: Block, codes: list[int]) -> Block:
+def _of_sets(block: EmbeddingBlock, codes: list[int]) -> EmbeddingBlock:
     own = np.isin(block.code, codes)
-    return block if own.all() else Block(block.row[own], block.code[own], block.vectors[own])
+    return block if own.all() else EmbeddingBlock(block.row[own], block.code[own], block.vectors[own])
 
 
 def _shortlist() -> Any:
-    return shortlist_for(len(ray.get_gpu_ids()))
+    return filter_for(len(ray.get_gpu_ids()))

@@ -16,34 +16,34 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from synthscale.neighbors.cell_index import cells_for, index_sample_size, train_index
 from synthscale.neighbors.distance import Floats, Rows
-from synthscale.neighbors.embedding_reader import Block, Tables
+from synthscale.neighbors.embedding_reader import EmbeddingBlock, EmbeddingReader
 from synthscale.neighbors.knn_search import (
     ALL_CELLS,
-    ALL_COVERING,
     FLAT_ROWS,
     SAMPLED_QUERIES,
+    UNLIMITED,
+    KnnResult,
     Recall,
-    Relation,
-    compares_all,
-    inside_recall,
-    joined,
+    choose_probes,
+    concatenate_results,
+    is_exact,
     merge_nearest,
     probes_to_try,
-    tune,
+    radius_recall,
 )
-from synthscale.neighbors.ray_copy_scan import Scan, sample
+from synthscale.neighbors.ray_copy_scan import CopyScan, sample_distinct
 from synthscale.neighbors.ray_index_actors import (
-    Answers,
-    Ball,
-    Covering,
     IndexActor,
-    Pair,
-    Part,
-    Question,
-    SetsRef,
-    answer_name,
+    IndexPart,
+    KnnQuery,
+    RadiusKey,
+    RadiusQuery,
+    SearchResults,
+    SetPair,
+    SetReferences,
+    result_name,
 )
-from synthscale.runtime.task_pool import Crew
+from synthscale.runtime.task_pool import TaskPool
 from synthscale.tables.layout import Shard
 
 _CELL_NUMBERS = 64
@@ -53,15 +53,17 @@ _CORES_AN_ACTOR = 4
 class IndexCluster:
     """The actors of a run, and what they are asked."""
 
-    def __init__(self, tables: Tables, shards: Sequence[Shard], chunks: list[list[Shard]], crew: Crew) -> None:
+    def __init__(
+        self, tables: EmbeddingReader, shards: Sequence[Shard], chunks: list[list[Shard]], pool: TaskPool
+    ) -> None:
         """Start the actors; about four cores each, so that BLAS can use its threads, or a GPU."""
-        self._tables, self._shards, self._chunks, self._crew = tables, shards, chunks, crew
-        count = crew.gpus or max(1, min(crew.workers // _CORES_AN_ACTOR, len(shards)))
+        self._tables, self._shards, self._chunks, self._pool = tables, shards, chunks, pool
+        count = pool.gpus or max(1, min(pool.workers // _CORES_AN_ACTOR, len(shards)))
         # On a single core the tasks that train and sample would wait for the actor's, for ever.
-        cpus, gpus = int(crew.workers > count), int(crew.gpus > 0)
+        cpus, gpus = int(pool.workers > count), int(pool.gpus > 0)
         # Ray's SPREAD of single actors is a wish: two raylets may choose the same node.
         places = placement_group([{"CPU": cpus, "GPU": gpus}] * count, "SPREAD") if count > 1 else None
-        threads = max(1, crew.workers // count)
+        threads = max(1, pool.workers // count)
         self._places = places
         self._actors = [
             ray.remote(IndexActor)
@@ -75,9 +77,9 @@ class IndexCluster:
             .remote(tables, chunks, threads)
             for i in range(count)
         ]
-        self._parts: list[Part] = []
+        self._parts: list[IndexPart] = []
 
-    def hold(self, scanned: Scan, memory_bytes: int) -> None:
+    def hold(self, scanned: CopyScan, memory_bytes: int) -> None:
         """Deal the distinct rows to the actors, in parts that fit in so much memory."""
         self._scan, self._shared = scanned, ray.put(scanned)
         width = self._tables.layout.search[1] - self._tables.layout.search[0]
@@ -90,9 +92,9 @@ class IndexCluster:
             (code, train.remote(self._shared, code, index_sample_size(n), cells_for(n)) if n > FLAT_ROWS else None)
             for code, n in scanned.distinct.items()
         )
-        sets = SetsRef(ray.put(scanned.copies), trained)
+        sets = SetReferences(ray.put(scanned.copies), trained)
         shards = list(self._shards)
-        self._parts = [Part(i, self.parts, shards[i :: self.parts], sets) for i in range(self.parts)]
+        self._parts = [IndexPart(i, self.parts, shards[i :: self.parts], sets) for i in range(self.parts)]
 
     def close(self) -> None:
         """End the actors, so that what follows has their cores."""
@@ -101,7 +103,7 @@ class IndexCluster:
         if self._places is not None:
             remove_placement_group(self._places)
 
-    def _actor(self, part: Part) -> Any:
+    def _actor(self, part: IndexPart) -> Any:
         return self._actors[part.number % len(self._actors)]
 
     def _for_all(self, method: str, argument: Any, what: str) -> None:
@@ -113,80 +115,80 @@ class IndexCluster:
             for start in turns
             for chunk in range(len(self._chunks))
             for part in self._parts[start : start + len(self._actors)]
-            if answer_name(method, chunk, part.number, self.parts) not in have
+            if result_name(method, chunk, part.number, self.parts) not in have
         ]
 
-        def submit(item: tuple[Part, int]) -> Any:
+        def submit(item: tuple[IndexPart, int]) -> Any:
             return getattr(self._actor(item[0]), method).remote(*item, argument)
 
-        for _ in self._crew.work(items, submit, what):
+        for _ in self._pool.work(items, submit, what):
             pass
 
     # All rows.
 
     @property
-    def answers(self) -> Answers:
+    def answers(self) -> SearchResults:
         """Where what the rows found is read."""
-        return Answers(self._tables, self._chunks, self.parts)
+        return SearchResults(self._tables, self._chunks, self.parts)
 
-    def search(self, questions: list[Question], wanted: Sequence[Pair]) -> dict[Pair, Relation]:
+    def search(self, questions: list[KnnQuery], wanted: Sequence[SetPair]) -> dict[SetPair, KnnResult]:
         """Search all distinct rows, keep what they found, and return the relations of the wanted pairs."""
         self._for_all("nearest", questions, "nearest neighbours: chunks")
         if not wanted:
             return {}
         found = [self.answers.relations(chunk) for chunk in range(len(self._chunks))]
-        return {pair: joined([relations[pair] for relations in found]) for pair in wanted}
+        return {pair: concatenate_results([relations[pair] for relations in found]) for pair in wanted}
 
     def inside(
-        self, recalls: dict[Pair, Recall | None], larger: Collection[int], *, counts: bool
-    ) -> dict[Ball, Recall | None]:
+        self, recalls: dict[SetPair, Recall | None], larger: Collection[int], *, counts: bool
+    ) -> dict[RadiusKey, Recall | None]:
         """Find which rows of each set lie inside a real row's k-NN radius, keep it, and return the recalls.
 
         ``counts`` also finds how many radii these are, and which real rows lie inside a generator's radii; for the
         ``larger`` generators (codes), how many of their rows a real row's radius holds.
         """
         codes = list(self._scan.distinct)
-        most: dict[Ball, int] = {(code, 0, False): ALL_COVERING if counts and code else 1 for code in codes}
+        most: dict[RadiusKey, int] = {(code, 0, False): UNLIMITED if counts and code else 1 for code in codes}
         most |= {(0, code, False): 1 for code in codes if counts and code}
-        most |= {(0, code, True): ALL_COVERING for code in larger}
+        most |= {(0, code, True): UNLIMITED for code in larger}
         asked = {
-            ball: Covering(r.probes if (r := recalls[ball[:2]]) else ALL_CELLS, count)
+            ball: RadiusQuery(r.probes if (r := recalls[ball[:2]]) else ALL_CELLS, count)
             for ball, count in most.items()
         }
         self._for_all("inside", asked, "manifold: chunks")
-        measured: dict[Ball, Recall | None] = dict.fromkeys(asked)
+        measured: dict[RadiusKey, Recall | None] = dict.fromkeys(asked)
         sampled = {ball: covering for ball, covering in asked.items() if recalls[ball[:2]] is not None}
         if sampled:
-            exact = {ball: Covering(ALL_CELLS, covering.most) for ball, covering in sampled.items()}
+            exact = {ball: RadiusQuery(ALL_CELLS, covering.most) for ball, covering in sampled.items()}
             found, true = self._sample_inside(sampled), self._sample_inside(exact)
-            measured |= {p: inside_recall(found[p], true[p], asked[p].probes) for p in sampled}
+            measured |= {p: radius_recall(found[p], true[p], asked[p].probes) for p in sampled}
         return measured
 
     # A sample, searched both ways.
 
-    def recalls(self, pairs: Sequence[Pair], k: int) -> dict[Pair, Recall | None]:
+    def recalls(self, pairs: Sequence[SetPair], k: int) -> dict[SetPair, Recall | None]:
         """Return how many cells each pair of sets probes and what that finds; None compares all pairs."""
         sizes = self._scan.distinct
-        probed = [p for p in pairs if sizes[p[1]] > FLAT_ROWS and not compares_all(sizes[p[0]], sizes[p[1]])]
+        probed = [p for p in pairs if sizes[p[1]] > FLAT_ROWS and not is_exact(sizes[p[0]], sizes[p[1]])]
         tries = {pair: probes_to_try(cells_for(sizes[pair[1]])) for pair in probed}
-        recalls: dict[Pair, Recall | None] = dict.fromkeys(pairs)
-        found: dict[Pair, dict[int, Floats]] = {pair: {} for pair in probed}
-        while asked := {pair: Question(*pair, k, own.pop(0)) for pair, own in tries.items() if own}:
+        recalls: dict[SetPair, Recall | None] = dict.fromkeys(pairs)
+        found: dict[SetPair, dict[int, Floats]] = {pair: {} for pair in probed}
+        while asked := {pair: KnnQuery(*pair, k, own.pop(0)) for pair, own in tries.items() if own}:
             answers = self._ask_sample(list(asked.values()), self._measured)
             for pair, question in asked.items():
                 found[pair][question.probes] = answers[question][0]
-                recalls[pair] = recall = tune(found[pair], cells_for(sizes[pair[1]]))
+                recalls[pair] = recall = choose_probes(found[pair], cells_for(sizes[pair[1]]))
                 if recall.probes < cells_for(sizes[pair[1]]):
                     tries[pair] = []
         return recalls
 
-    def sampled(self, pairs: Sequence[Pair], k: int, counts: dict[int, int]) -> dict[Pair, Relation]:
+    def sampled(self, pairs: Sequence[SetPair], k: int, counts: dict[int, int]) -> dict[SetPair, KnnResult]:
         """Search so many rows of each set (by code) exactly, over all parts."""
         block = self._sample(counts)
-        questions = {pair: Question(*pair, k, ALL_CELLS) for pair in pairs}
+        questions = {pair: KnnQuery(*pair, k, ALL_CELLS) for pair in pairs}
         answers = self._ask_sample(list(questions.values()), block)
-        drawn: Block = ray.get(block)
-        return {pair: Relation(drawn.of_set(pair[0]).row, *answers[q]) for pair, q in questions.items()}
+        drawn: EmbeddingBlock = ray.get(block)
+        return {pair: KnnResult(drawn.of_set(pair[0]).row, *answers[q]) for pair, q in questions.items()}
 
     @cached_property
     def _measured(self) -> Any:
@@ -195,14 +197,14 @@ class IndexCluster:
     def _sample(self, counts: dict[int, int]) -> Any:
         return ray.remote(_sorted_sample).options(num_cpus=1).remote(self._shared, counts)
 
-    def _ask_sample(self, questions: list[Question], block: Any) -> dict[Question, tuple[Floats, Rows]]:
+    def _ask_sample(self, questions: list[KnnQuery], block: Any) -> dict[KnnQuery, tuple[Floats, Rows]]:
         answers = ray.get([self._actor(part).ask.remote(part, block, questions) for part in self._parts])
         return {
             question: merge_nearest([answer[i] for answer in answers], question.k)
             for i, question in enumerate(questions)
         }
 
-    def _sample_inside(self, asked: dict[Ball, Covering]) -> dict[Ball, NDArray[np.int32]]:
+    def _sample_inside(self, asked: dict[RadiusKey, RadiusQuery]) -> dict[RadiusKey, NDArray[np.int32]]:
         answers = ray.get([self._actor(p).ask_inside.remote(p, self._measured, asked) for p in self._parts])
         return {
             pair: np.minimum(np.sum([answer[pair] for answer in answers], axis=0), covering.most)
@@ -210,11 +212,11 @@ class IndexCluster:
         }
 
 
-def _train(scanned: Scan, code: int, rows: int, cells: int) -> NDArray[np.uint8]:
-    return train_index(sample(scanned, {code: rows}).vectors.astype(np.float32), cells)
+def _train(scanned: CopyScan, code: int, rows: int, cells: int) -> NDArray[np.uint8]:
+    return train_index(sample_distinct(scanned, {code: rows}).vectors.astype(np.float32), cells)
 
 
-def _sorted_sample(scanned: Scan, counts: dict[int, int]) -> Block:
-    block = sample(scanned, counts)
+def _sorted_sample(scanned: CopyScan, counts: dict[int, int]) -> EmbeddingBlock:
+    block = sample_distinct(scanned, counts)
     order = np.argsort(block.row)
-    return Block(block.row[order], block.code[order], block.vectors[order])
+    return EmbeddingBlock(block.row[order], block.code[order], block.vectors[order])

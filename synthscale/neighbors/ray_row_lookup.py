@@ -6,10 +6,10 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from synthscale.neighbors.copies import draw
+from synthscale.neighbors.copies import vector_hashes
 from synthscale.neighbors.distance import Floats, Rows, distances_within, norms
-from synthscale.neighbors.embedding_reader import Tables
-from synthscale.runtime.task_pool import Crew
+from synthscale.neighbors.embedding_reader import EmbeddingReader
+from synthscale.runtime.task_pool import TaskPool
 from synthscale.tables.layout import Shard
 
 _ANCHORS = 65536
@@ -18,8 +18,8 @@ _ANCHORS = 65536
 class RowLookup:
     """Looks up distances of rows from anchors, for the diameters of groups: two passes over the rows' shards."""
 
-    def __init__(self, known: Tables, chunks: list[list[Shard]], crew: Crew) -> None:
-        self._known, self._chunks, self._crew = known, chunks, crew
+    def __init__(self, known: EmbeddingReader, chunks: list[list[Shard]], pool: TaskPool) -> None:
+        self._known, self._chunks, self._pool = known, chunks, pool
         self._stops = np.array([chunk[-1].stop for chunk in chunks])
 
     def distances(self, rows: Rows, anchors: Rows) -> Floats:
@@ -41,7 +41,7 @@ class RowLookup:
         def submit(item: tuple[int, NDArray[np.intp]]) -> Any:
             return task.remote(self._known, self._chunks[item[0]], rows[item[1]])
 
-        for (_, own), numbers in self._crew.work(self._by_chunk(rows), submit, "large groups: chunks"):
+        for (_, own), numbers in self._pool.work(self._by_chunk(rows), submit, "large groups: chunks"):
             out[own] = numbers
         return out
 
@@ -55,7 +55,7 @@ class RowLookup:
             chunk, own = item
             return measure.remote(self._known, self._chunks[chunk], rows[own], which[own], *held)
 
-        for (_, own), distance in self._crew.work(self._by_chunk(rows), submit, "diameters of groups: chunks"):
+        for (_, own), distance in self._pool.work(self._by_chunk(rows), submit, "diameters of groups: chunks"):
             out[own] = distance
         return out
 
@@ -64,19 +64,19 @@ class RowLookup:
         return [(int(i), np.flatnonzero(chunk == i)) for i in np.unique(chunk)]
 
 
-def _vectors(known: Tables, chunk: list[Shard], rows: Rows) -> NDArray[np.floating]:
+def _vectors(known: EmbeddingReader, chunk: list[Shard], rows: Rows) -> NDArray[np.floating]:
     shards = [s for s in chunk if np.searchsorted(rows, s.start) < np.searchsorted(rows, s.stop)]
     block = known.block(shards)
     return block.vectors[np.searchsorted(block.row, rows)]
 
 
-def _draws(known: Tables, chunk: list[Shard], rows: Rows) -> NDArray[np.uint64]:
+def _draws(known: EmbeddingReader, chunk: list[Shard], rows: Rows) -> NDArray[np.uint64]:
     ordered, back = np.unique(rows, return_inverse=True)
-    return draw(_vectors(known, chunk, ordered))[back]
+    return vector_hashes(_vectors(known, chunk, ordered))[back]
 
 
 def _measure(
-    known: Tables, chunk: list[Shard], rows: Rows, which: NDArray[np.intp], *anchors: NDArray[np.floating]
+    known: EmbeddingReader, chunk: list[Shard], rows: Rows, which: NDArray[np.intp], *anchors: NDArray[np.floating]
 ) -> Floats:
     ordered, back = np.unique(rows, return_inverse=True)
     own = _vectors(known, chunk, ordered)

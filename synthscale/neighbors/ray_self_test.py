@@ -8,10 +8,10 @@ import pyarrow as pa
 import ray
 
 from synthscale.config import Config
-from synthscale.embed.encoder_reader import encoder_for
+from synthscale.embed.encoder_reader import load_encoder
 from synthscale.embed.image_reader import FILE_COLUMNS, fetch_all, files_of
 from synthscale.neighbors import self_test as selftest
-from synthscale.neighbors.embedding_reader import Tables
+from synthscale.neighbors.embedding_reader import EmbeddingReader
 from synthscale.neighbors.self_test import SelfTest
 from synthscale.runtime.stage_context import StageContext
 from synthscale.tables.columns import vector_matrix
@@ -19,7 +19,7 @@ from synthscale.tables.layout import Shard, shards_of
 
 
 def start_self_test(
-    context: StageContext, known: Tables, chunks: list[list[Shard]]
+    context: StageContext, known: EmbeddingReader, chunks: list[list[Shard]]
 ) -> Callable[[], SelfTest | None]:
     """Start embedding edited copies of sampled real images; the result waits for them (None: no images)."""
     count = context.config.neighbors.self_test_images
@@ -37,11 +37,11 @@ def start_self_test(
     return lambda: ray.get(reference)
 
 
-def _self_test_here(config: Config, known: Tables, count: int, chunks: list[list[Shard]]) -> SelfTest:
+def _self_test_here(config: Config, known: EmbeddingReader, count: int, chunks: list[list[Shard]]) -> SelfTest:
     return _self_test(config, known, count, *(_real_images(known, chunk, count) for chunk in chunks))
 
 
-def _real_images(known: Tables, chunk: list[Shard], count: int) -> pa.Table:
+def _real_images(known: EmbeddingReader, chunk: list[Shard], count: int) -> pa.Table:
     """Return id, row, uri and content_hash of the chunk's part of the sample."""
     parts = []
     for shard in chunk:
@@ -59,7 +59,7 @@ def _drawn(images: pa.Table, count: int) -> pa.Table:
     return images.filter(pa.array(np.isin(rows, chosen)))
 
 
-def _self_test(config: Config, known: Tables, count: int, *parts: pa.Table) -> SelfTest:
+def _self_test(config: Config, known: EmbeddingReader, count: int, *parts: pa.Table) -> SelfTest:
     images = _drawn(pa.concat_tables(parts), count)
     rows = images.column("row").to_numpy()
     shards = known.run.completed("ingest").info["shard_stops"]
@@ -71,7 +71,7 @@ def _self_test(config: Config, known: Tables, count: int, *parts: pa.Table) -> S
     return selftest.run_self_test(
         fetch_all(files_of(images), config),
         originals.astype(np.float32),
-        encoder_for(config, "cuda" if ray.get_gpu_ids() else "cpu"),
+        load_encoder(config, "cuda" if ray.get_gpu_ids() else "cpu"),
         config.encoder.batch_size,
         images.column("content_hash").to_pylist(),
     )

@@ -12,16 +12,16 @@ from synthscale.neighbors import arrow_tables
 from synthscale.neighbors.copies import Copies
 from synthscale.neighbors.distance import Rows
 from synthscale.neighbors.edges import Edges
-from synthscale.neighbors.embedding_reader import Tables
-from synthscale.neighbors.knn_search import Recall, Relation
-from synthscale.neighbors.radius import Searches
-from synthscale.neighbors.ray_index_actors import Answers, Ball, Pair, pairs_of
-from synthscale.neighbors.view import Found, Inside, View, nearest_rows
-from synthscale.runtime.task_pool import Crew
+from synthscale.neighbors.embedding_reader import EmbeddingReader
+from synthscale.neighbors.knn_search import KnnResult, Recall
+from synthscale.neighbors.radius import ViewSearches
+from synthscale.neighbors.ray_index_actors import RadiusKey, SearchResults, SetPair, view_pairs
+from synthscale.neighbors.view import NeighborView, RadiusCounts, ViewNeighbors, nearest_rows
+from synthscale.runtime.task_pool import TaskPool
 from synthscale.tables.layout import Shard
 from synthscale.tables.schemas import GROUPS, NEAREST, NEIGHBORS
 
-_Picked = tuple[dict[Pair, Relation], dict[Ball, Inside]]
+_Picked = tuple[dict[SetPair, KnnResult], dict[RadiusKey, RadiusCounts]]
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class _Shared:
 
     copies: Copies
     later: Rows
-    sure: dict[Pair, bool]
+    sure: dict[SetPair, bool]
 
 
 def write_tables(
-    answers: Answers,
+    answers: SearchResults,
     copies: Copies,
-    recalls: dict[Pair, Recall | None],
+    recalls: dict[SetPair, Recall | None],
     edges: Edges,
-    views: dict[int, View],
-    crew: Crew,
+    views: dict[int, NeighborView],
+    pool: TaskPool,
 ) -> None:
     """Write the three tables.
 
@@ -55,7 +55,7 @@ def write_tables(
         recalls: of the searches; None where all pairs were compared.
         edges: of all views, each once, ascending.
         views: by the generators' codes.
-        crew: runs the tasks.
+        pool: runs the tasks.
     """
     pick, ids = ray.remote(_pick).options(num_cpus=1), ray.remote(_ids).options(num_cpus=1)
     held = [(i, chunk, _of_chunk(copies.row, chunk)) for i, chunk in enumerate(answers.chunks)]
@@ -79,7 +79,7 @@ def write_tables(
         }
         return task.remote(answers, number, shared, own_edges, groups, *picked)
 
-    for _ in crew.work(range(len(answers.chunks)), submit, "tables written: chunks"):
+    for _ in pool.work(range(len(answers.chunks)), submit, "tables written: chunks"):
         pass
 
 
@@ -87,27 +87,32 @@ def _of_chunk(rows: Rows, chunk: Sequence[Shard]) -> Rows:
     return rows[slice(*np.searchsorted(rows, [chunk[0].start, chunk[-1].stop]))]
 
 
-def _ids(run_tables: Tables, chunk: list[Shard], rows: Rows) -> dict[int, str]:
+def _ids(run_tables: EmbeddingReader, chunk: list[Shard], rows: Rows) -> dict[int, str]:
     table = pa.concat_tables(run_tables.run.read_shard("manifest", shard, ["id"]) for shard in chunk)
     at = rows - chunk[0].start
     return dict(zip(rows.tolist(), table.column("id").take(pa.array(at)).to_pylist(), strict=True))
 
 
-def _pick(answers: Answers, chunk: int, rows: Rows) -> _Picked:
+def _pick(answers: SearchResults, chunk: int, rows: Rows) -> _Picked:
     """Return what the given rows of a chunk found."""
     picked = {}
     for pair, relation in answers.relations(chunk).items():
         own = np.isin(relation.row, rows)
-        picked[pair] = Relation(relation.row[own], relation.distance[own], relation.neighbor[own])
+        picked[pair] = KnnResult(relation.row[own], relation.distance[own], relation.neighbor[own])
     insides = {}
     for ball, inside in answers.inside(chunk).items():
         own = np.isin(inside.row, rows)
-        insides[ball] = Inside(inside.row[own], inside.count[own])
+        insides[ball] = RadiusCounts(inside.row[own], inside.count[own])
     return picked, insides
 
 
 def _write_chunk(
-    answers: Answers, number: int, shared: _Shared, edges: Edges, groups: dict[int, pa.Table], *picked: _Picked
+    answers: SearchResults,
+    number: int,
+    shared: _Shared,
+    edges: Edges,
+    groups: dict[int, pa.Table],
+    *picked: _Picked,
 ) -> None:
     """Write a chunk's shards of the three tables; ``picked`` holds what representatives elsewhere found."""
     relations, insides = _merged([(answers.relations(number), answers.inside(number)), *picked])
@@ -116,11 +121,11 @@ def _write_chunk(
     real = block.row[block.code == 0]
     views = []
     for code in groups:
-        searches = Searches(
-            *(replace(relations[p], recall=None if shared.sure[p] else _NOT_EXACT) for p in pairs_of(code))
+        searches = ViewSearches(
+            *(replace(relations[p], recall=None if shared.sure[p] else _NOT_EXACT) for p in view_pairs(code))
         )
         own = block.row[block.code == code]
-        seen = Found(
+        seen = ViewNeighbors(
             searches,
             insides[0, 0, False],
             insides[code, 0, False],
@@ -155,8 +160,8 @@ def _merged(parts: list[_Picked]) -> _Picked:
         row, first = np.unique(row, return_index=True)
         distance = np.concatenate([p[0][pair].distance for p in parts])[first]
         neighbor = np.concatenate([p[0][pair].neighbor for p in parts])[first]
-        relations[pair] = Relation(row, distance, neighbor)
+        relations[pair] = KnnResult(row, distance, neighbor)
     for ball in parts[0][1]:
         row, first = np.unique(np.concatenate([p[1][ball].row for p in parts]), return_index=True)
-        insides[ball] = Inside(row, np.concatenate([p[1][ball].count for p in parts])[first])
+        insides[ball] = RadiusCounts(row, np.concatenate([p[1][ball].count for p in parts])[first])
     return relations, insides

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthscale.config import NeighborsConfig
-from synthscale.neighbors.copies import Copies, draw
+from synthscale.neighbors.copies import Copies, vector_hashes
 from synthscale.neighbors.distance import Floats, Rows, unit
 from synthscale.neighbors.edges import Codes, Edges, distinct_edges
 from synthscale.neighbors.groups import Groups
-from synthscale.neighbors.knn_search import Recall, Relation
-from synthscale.neighbors.radius import EXACT_COPIES_ONLY, Calibration, Searches
+from synthscale.neighbors.knn_search import KnnResult, Recall
+from synthscale.neighbors.radius import EXACT_COPIES_ONLY, RadiusCalibration, ViewSearches
 from synthscale.statistics.jackknife import Blocks
-from synthscale.statistics.prdc_variance import spreads
+from synthscale.statistics.prdc_variance import share_deviations
 
 K = 5
 """Neighbours that make a k-NN radius for precision and coverage."""
@@ -54,13 +54,13 @@ class Nearest:
     in_real_manifold: NDArray[np.bool_]
     covered: NDArray[np.bool_]
     exact: NDArray[np.bool_]
-    held: NDArray[np.int32]
-    real_balls: NDArray[np.int32]
+    synthetic_in_radius: NDArray[np.int32]
+    real_radii_containing: NDArray[np.int32]
     in_synthetic_manifold: NDArray[np.int8]
 
 
 @dataclass(frozen=True)
-class Inside:
+class RadiusCounts:
     """How many rows of a set, other than itself, have a k-NN radius that holds a distinct row: (m,) each.
 
     Beyond 1 the counts are right only where they were asked for.
@@ -81,28 +81,28 @@ class Inside:
 
 
 @dataclass(frozen=True)
-class Found:
+class ViewNeighbors:
     """What searches found for one view: for all its distinct rows, or at least those that are asked about.
 
     ``recalled`` tells which real rows lie inside the generator's radii, where that was asked; then the counts of
     ``own_inside`` are right as well. ``held`` counts the generator's rows inside each real row's radius, if asked.
     """
 
-    searches: Searches
-    real_inside: Inside
-    own_inside: Inside
-    recalled: Inside | None = None
-    held: Inside | None = None
+    searches: ViewSearches
+    real_inside: RadiusCounts
+    own_inside: RadiusCounts
+    recalled: RadiusCounts | None = None
+    synthetic_in_radius: RadiusCounts | None = None
 
     @property
     def recalls(self) -> list[Recall | None]:
         """Of every search; None where all pairs were compared."""
-        relations: list[Relation] = list(vars(self.searches).values())
-        insides = [self.real_inside, self.own_inside, *filter(None, [self.recalled, self.held])]
+        relations: list[KnnResult] = list(vars(self.searches).values())
+        insides = [self.real_inside, self.own_inside, *filter(None, [self.recalled, self.synthetic_in_radius])]
         return [*(r.recall for r in relations), *(inside.recall for inside in insides)]
 
 
-def nearest_rows(found: Found, copies: Copies, real: Rows, own: Rows) -> Nearest:
+def nearest_rows(found: ViewNeighbors, copies: Copies, real: Rows, own: Rows) -> Nearest:
     """Return the nearest neighbours of real rows and a generator's rows, exact copies expanded again.
 
     Args:
@@ -122,10 +122,10 @@ def nearest_rows(found: Found, copies: Copies, real: Rows, own: Rows) -> Nearest
     d_nr, r_nr = _first(searches.own_real, own_of)
     real_radius = _kth(searches.real_real, real_of)
     n, m = len(real), len(own)
-    held, balls = np.full(n + m, -1, np.int32), np.full(n + m, -1, np.int32)
+    synthetic_in_radius, balls = np.full(n + m, -1, np.int32), np.full(n + m, -1, np.int32)
     recalled = np.full(n + m, -1, np.int8)
-    if found.held is not None:
-        held[:n] = found.held.counts_of(real_of)
+    if found.synthetic_in_radius is not None:
+        synthetic_in_radius[:n] = found.synthetic_in_radius.counts_of(real_of)
     if found.recalled is not None:
         balls[n:], recalled[:n] = found.own_inside.counts_of(own_of), found.recalled.of(real_of)
     sure = [r.recall is None for r in (searches.real_real, searches.real_own, searches.own_own, searches.own_real)]
@@ -143,27 +143,27 @@ def nearest_rows(found: Found, copies: Copies, real: Rows, own: Rows) -> Nearest
         ),
         covered=np.concatenate([d_cross <= real_radius, np.zeros(len(own), np.bool_)]),
         exact=np.concatenate([np.full(n, sure[0] and sure[1]), np.full(m, sure[2] and sure[3])]),
-        held=held,
-        real_balls=balls,
+        synthetic_in_radius=synthetic_in_radius,
+        real_radii_containing=balls,
         in_synthetic_manifold=recalled,
     )
 
 
-def _first(relation: Relation, rows: Rows) -> tuple[Floats, Rows]:
+def _first(relation: KnnResult, rows: Rows) -> tuple[Floats, Rows]:
     distance, neighbor = relation.of(rows)
     return distance[:, 0], neighbor[:, 0]
 
 
-def _kth(relation: Relation, rows: Rows) -> Floats:
+def _kth(relation: KnnResult, rows: Rows) -> Floats:
     distance, neighbor = relation.of(rows)
-    return Relation(rows, distance, neighbor).radius(K)
+    return KnnResult(rows, distance, neighbor).radius(K)
 
 
 def _with_copies(distance: Floats, row: Rows, copy: Rows) -> tuple[Floats, Rows]:
     return np.where(copy >= 0, 0.0, distance), np.where(copy >= 0, copy, row)
 
 
-def listed_edges(searches: Searches, copies: Copies, radius: float, codes: tuple[int, int]) -> Edges:
+def listed_edges(searches: ViewSearches, copies: Copies, radius: float, codes: tuple[int, int]) -> Edges:
     """Return the edges that Datalab sees: from each row to those of its ten nearest that are within the radius.
 
     A row's own copies come first on its list, and every other row there counts as often as it has copies; copies
@@ -197,7 +197,7 @@ def listed_edges(searches: Searches, copies: Copies, radius: float, codes: tuple
 
 
 @dataclass(frozen=True)
-class View:
+class NeighborView:
     """What one generator's rows and the real rows are to each other: the numbers behind metrics.json.
 
     ``is_whole`` tells that every near-duplicate pair was looked for: not so in datalab mode. ``spreads`` are
@@ -205,7 +205,7 @@ class View:
     """
 
     generator: str
-    calibration: Calibration
+    calibration: RadiusCalibration
     groups: Groups
     rows: int
     searches: dict[str, Any]
@@ -252,7 +252,7 @@ def prdc_spreads(real: NDArray[np.floating], own: NDArray[np.floating]) -> dict[
         real: (n, d) distinct real rows, or a sample of them; none zero.
         own: (m, d) rows of the generator, in the sets' proportion; none zero.
     """
-    return spreads(unit(real), unit(own), (draw(real), draw(own)), K)
+    return share_deviations(unit(real), unit(own), (vector_hashes(real), vector_hashes(own)), K)
 
 
 def searches_summary(recalls: Iterable[Recall | None]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Interval:
+class IntervalMark:
     """A line of an interval chart; places are shares of its width, None where unknown."""
 
     name: str
@@ -29,7 +29,7 @@ class IntervalChart:
     """One metric of all generators: lines, the reference's place, and the ticks (place, text) of the axis."""
 
     metric: str
-    lines: list[Interval]
+    lines: list[IntervalMark]
     reference: float | None
     ticks: list[tuple[float, str]]
 
@@ -45,7 +45,7 @@ def interval_chart(metric: str, figures: Mapping[str, Mapping[str, Any]], top: f
         text = figure(own.get("value"))
         title = f"{name}: {metric} {text}{interval_text(own)}"
         ends = [place(own.get(end)) for end in ("low", "high")]
-        lines.append(Interval(name, text, title, place(own.get("value")), *ends))
+        lines.append(IntervalMark(name, text, title, place(own.get("value")), *ends))
     references = [own["reference"] for own in figures.values() if own.get("reference") is not None]
     ticks = [(round(tick / top, 4), f"{tick:g}") for tick in np.linspace(0, 0.5 if top < 1 else 1, 3)]
     return IntervalChart(metric, lines, place(float(np.mean(references))) if references else None, ticks)

@@ -48,7 +48,7 @@ ENDS = {
 
 
 @dataclass
-class Choice:
+class ChosenRows:
     """What is shown of a generator's rows.
 
     Attributes:
@@ -64,9 +64,9 @@ class Choice:
     same: int = 0
 
 
-def choose(batches: Iterable[pa.RecordBatch], tiles: int, wanted: pa.Array) -> Choice:
+def choose_rows(batches: Iterable[pa.RecordBatch], tiles: int, wanted: pa.Array) -> ChosenRows:
     """Go over the rows of one generator's scores, in pieces."""
-    found = Choice(counts={kind: np.zeros(BINS, np.int64) for kind in (REAL, SYNTHETIC)})
+    found = ChosenRows(counts={kind: np.zeros(BINS, np.int64) for kind in (REAL, SYNTHETIC)})
     asked = []
     for batch in batches:
         rows = pa.Table.from_batches([batch]).select(list(COLUMNS))
@@ -89,7 +89,7 @@ def _first(rows: pa.Table, end: End, most: int) -> pa.Table:
     return known.take(pc.select_k_unstable(known, k=min(most, len(known)), sort_keys=keys))
 
 
-def _count(rows: pa.Table, kind: str, found: Choice) -> None:
+def _count(rows: pa.Table, kind: str, found: ChosenRows) -> None:
     # The score is the probability of the row's own class.
     own = rows.column("label_quality_score").drop_null().to_numpy()
     synthetic = own if kind == SYNTHETIC else 1 - own
@@ -100,7 +100,7 @@ def _count(rows: pa.Table, kind: str, found: Choice) -> None:
 
 
 @dataclass(frozen=True)
-class GroupChoice:
+class ChosenGroups:
     """Groups that are shown, the largest first, and how many there are: of synthetic rows only, and with real."""
 
     repeated: list[dict[str, Any]]
@@ -108,7 +108,7 @@ class GroupChoice:
     totals: dict[str, int]
 
 
-def choose_groups(batches: Iterable[pa.RecordBatch], most: int) -> GroupChoice:
+def choose_groups(batches: Iterable[pa.RecordBatch], most: int) -> ChosenGroups:
     """Choose near-duplicate groups from pieces of ``groups/``: the largest and the tightest of each kind."""
     seen: dict[str, dict[int, dict[str, Any]]] = {"repeated": {}, "copied": {}}
     totals = {"repeated": 0.0, "copied": 0.0}
@@ -128,7 +128,7 @@ def choose_groups(batches: Iterable[pa.RecordBatch], most: int) -> GroupChoice:
         table = pa.Table.from_pylist(list(own.values()))
         rows_found = _largest_and_tightest(table, most) if own else []
         chosen[kind] = sorted(rows_found, key=lambda row: (-row["size"], row["near_duplicate_id"]))
-    return GroupChoice(chosen["repeated"], chosen["copied"], {kind: round(own) for kind, own in totals.items()})
+    return ChosenGroups(chosen["repeated"], chosen["copied"], {kind: round(own) for kind, own in totals.items()})
 
 
 def members(batches: Iterable[pa.RecordBatch], most: int) -> dict[int, list[dict[str, Any]]]:

@@ -15,7 +15,7 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Projection:
+class MapProjection:
     """Points (n, 2) in a box of WIDTH by HEIGHT; ``shown`` is the share of the variance along either axis."""
 
     name: str
@@ -23,7 +23,7 @@ class Projection:
     shown: tuple[float, float] | None
 
 
-def project(vectors: NDArray[np.float64]) -> list[Projection]:
+def project(vectors: NDArray[np.float64]) -> list[MapProjection]:
     """Return the PCA of unit vectors (n, d), and their UMAP where umap-learn is installed."""
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     centred = unit - unit.mean(0)
@@ -37,10 +37,10 @@ def project(vectors: NDArray[np.float64]) -> list[Projection]:
     places[:, :axes] = left[:, :axes] * values[:axes] * np.where(signs == 0, 1, signs)
     total = max(float((values**2).sum()), 1e-300)
     shares = [float(value**2) / total for value in values[:2]] + [0.0, 0.0]
-    found = [Projection("PCA", scaled(places, WIDTH, HEIGHT, _MARGIN), (shares[0], shares[1]))]
+    found = [MapProjection("PCA", scaled(places, WIDTH, HEIGHT, _MARGIN), (shares[0], shares[1]))]
     if importlib.util.find_spec("umap") is not None and len(vectors) > _NEIGHBORS:
         import umap
 
         reduced = umap.UMAP(n_neighbors=_NEIGHBORS, metric="cosine", random_state=0, n_jobs=1).fit_transform(unit)
-        found.append(Projection("UMAP", scaled(np.asarray(reduced, np.float64), WIDTH, HEIGHT, _MARGIN), None))
+        found.append(MapProjection("UMAP", scaled(np.asarray(reduced, np.float64), WIDTH, HEIGHT, _MARGIN), None))
     return found

@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from synthscale.metric_names import CORE_METRICS
 from synthscale.report import charts, readings
-from synthscale.report.choice import Choice
-from synthscale.report.maps import HEIGHT, WIDTH, Projection
+from synthscale.report.choice import ChosenRows
+from synthscale.report.maps import HEIGHT, WIDTH, MapProjection
 from synthscale.tables.schemas import REAL, SYNTHETIC
 
 LABELS = 40
@@ -86,7 +86,7 @@ def weakest_labels(block: Mapping[str, Any]) -> list[dict[str, Any]]:
     return sorted(rows[:LABELS], key=lambda row: row["label"])
 
 
-def histogram(choice: Choice) -> dict[str, str]:
+def histogram(choice: ChosenRows) -> dict[str, str]:
     """Return the outlines of both classes' histograms, each as shares of its class."""
     shares = {kind: own / max(1, int(own.sum())) for kind, own in choice.counts.items()}
     # Where all lie in one bin, the rest should still be seen.
@@ -104,7 +104,7 @@ def pairs(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def map_data(
-    projections: Sequence[Projection], points: Sequence[Mapping[str, Any]], sets: Sequence[str]
+    projections: Sequence[MapProjection], points: Sequence[Mapping[str, Any]], sets: Sequence[str]
 ) -> dict[str, Any]:
     """Return what the script needs for the map; points have id, set, label, picture, and a score by generator."""
     labels = sorted({point["label"] for point in points if point["label"]})

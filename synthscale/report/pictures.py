@@ -12,7 +12,7 @@ from synthscale.config import Config
 from synthscale.embed.image_reader import fetch_all, files_of
 from synthscale.embed.images import thumbnail_jpeg
 from synthscale.tables.faults import ImageFault
-from synthscale.tables.layout import Stored
+from synthscale.tables.layout import StoredFile
 
 TILE_PX, POINT_PX = 112, 40
 TILES_BYTES, POINTS_BYTES = 3_200_000, 900_000
@@ -21,7 +21,7 @@ _AT_A_TIME = 64
 
 
 @dataclass
-class Album:
+class Thumbnails:
     """The pictures of a page: JPEGs in base64, and the place of each id's among them.
 
     ``missing`` are ids whose picture cannot be read any more, ``left_out`` those that the page had no room for.
@@ -34,7 +34,7 @@ class Album:
     held_bytes: int = 0
 
     def add(
-        self, ids: Sequence[str], files: dict[str, Stored], side_px: int, limit_bytes: int, config: Config
+        self, ids: Sequence[str], files: dict[str, StoredFile], side_px: int, limit_bytes: int, config: Config
     ) -> None:
         """Add the pictures of ids, the first first, until all are of so many bytes; those that are there stay."""
         wanted = [name for name in dict.fromkeys(ids) if name in files and name not in self.places]
@@ -65,11 +65,11 @@ class Album:
         self.data.append(text)
 
 
-def files_by_id(manifest: ds.Dataset, ids: Sequence[str]) -> dict[str, Stored]:
+def files_by_id(manifest: ds.Dataset, ids: Sequence[str]) -> dict[str, StoredFile]:
     """Return where the images of ids lie; ids without an image (vectors) are left out."""
     wanted = pa.array(sorted(set(ids)), pa.string())
     columns = ["id", "uri", "size_bytes", "etag"]
-    found: dict[str, Stored] = {}
+    found: dict[str, StoredFile] = {}
     for batch in manifest.to_batches(columns=columns):
         rows = pa.Table.from_batches([batch])
         own = rows.filter(pc.and_(pc.is_in(rows.column("id"), wanted), rows.column("uri").is_valid()))

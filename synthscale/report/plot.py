@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 
 from synthscale.errors import ConfigError
 from synthscale.report import maps
-from synthscale.report.sample_reader import Sample
+from synthscale.report.sample_reader import RowSample
 from synthscale.tables.schemas import REAL
 
 
-def figure_of(sample: Sample, vectors: NDArray[np.float64]) -> Any:
+def figure_of(sample: RowSample, vectors: NDArray[np.float64]) -> Any:
     """Return a scatter plot of sampled rows by PCA, coloured by set; raise ConfigError if matplotlib is missing.
 
     Args:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from synthscale.storage.run_directory import RunDirectory
 from synthscale.tables.columns import vector_matrix
-from synthscale.tables.id_hashes import id_keys
-from synthscale.tables.layout import Layout, Shard
+from synthscale.tables.id_hashes import hash_ids
+from synthscale.tables.layout import Shard, VectorLayout
 from synthscale.tables.schemas import REAL
 
 _SHARDS_LOOKED_AT = 1000
@@ -23,14 +23,14 @@ _READERS = 16
 
 
 @dataclass(frozen=True)
-class Sample:
+class RowSample:
     """Rows of a run, (n,) each: the id and the set (a generator, or ``real``)."""
 
     ids: list[str]
     sets: list[str]
 
 
-def draw(run: RunDirectory, most: int) -> tuple[Sample, NDArray[np.float64]]:
+def sample_embeddings(run: RunDirectory, most: int) -> tuple[RowSample, NDArray[np.float64]]:
     """Draw up to ``most`` embedded rows, as many of each set, evenly from few shards; return them and vectors."""
     where = _shards_by_set(run)
     layout = run.layout()
@@ -45,9 +45,9 @@ def draw(run: RunDirectory, most: int) -> tuple[Sample, NDArray[np.float64]]:
             found += [(text, name) for text in ids]
             vectors.append(parts)
     # In an order of chance, so that no set is painted over all others.
-    order = np.argsort(id_keys(text for text, _ in found), kind="stable").tolist()
+    order = np.argsort(hash_ids(text for text, _ in found), kind="stable").tolist()
     all_vectors = np.concatenate(vectors).astype(np.float64)[order]
-    return Sample([found[i][0] for i in order], [found[i][1] for i in order]), all_vectors
+    return RowSample([found[i][0] for i in order], [found[i][1] for i in order]), all_vectors
 
 
 def _shards_by_set(run: RunDirectory) -> dict[str, list[Shard]]:
@@ -71,7 +71,7 @@ def _shards_by_set(run: RunDirectory) -> dict[str, list[Shard]]:
 
 
 def _of_shard(
-    run: RunDirectory, shard: Shard, name: str, wanted: int, layout: Layout
+    run: RunDirectory, shard: Shard, name: str, wanted: int, layout: VectorLayout
 ) -> tuple[list[str], NDArray[np.floating]]:
     manifest = run.read_shard("manifest", shard, ["row", "id", "generator"])
     embedded = run.read_shard("embeddings", shard, ["row", "vector"])

@@ -20,12 +20,12 @@ import synthscale
 from synthscale.config import Config
 from synthscale.metrics.metrics_json import warned
 from synthscale.report import maps, page, readings
-from synthscale.report.choice import COLUMNS, Choice, GroupChoice, choose, choose_groups, members
-from synthscale.report.pictures import POINT_PX, POINTS_BYTES, TILE_PX, TILES_BYTES, Album, files_by_id
+from synthscale.report.choice import COLUMNS, ChosenGroups, ChosenRows, choose_groups, choose_rows, members
+from synthscale.report.pictures import POINT_PX, POINTS_BYTES, TILE_PX, TILES_BYTES, Thumbnails, files_by_id
 from synthscale.report.redaction import Redaction
-from synthscale.report.sample_reader import draw
+from synthscale.report.sample_reader import sample_embeddings
 from synthscale.report.tiles import GALLERIES, Tiler
-from synthscale.runtime.stage_context import Outcome, StageContext
+from synthscale.runtime.stage_context import StageContext, StageOutcome
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.run_datasets import group_rows, scores_dataset
 from synthscale.storage.run_directory import STAGES
@@ -48,11 +48,11 @@ def fingerprint(context: StageContext) -> dict[str, Any]:
     return {"input": context.run.completed("reduce").digest, "version": synthscale.__version__}
 
 
-def run(context: StageContext, *, shows_images: bool = True) -> Outcome:
+def run(context: StageContext, *, shows_images: bool = True) -> StageOutcome:
     """Write the report; without images, no picture is read."""
     html = build(context, shows_images=shows_images)
     fsys.write_bytes(context.run.path("report.html"), html.encode(), context.run.storage)
-    return Outcome({"rows": context.run.completed("ingest").counts["rows"]})
+    return StageOutcome({"rows": context.run.completed("ingest").counts["rows"]})
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class _Shown:
     """The rows of a generator that are shown: by score, in groups (members by id), at ends of directions."""
 
     name: str
-    choice: Choice
-    groups: GroupChoice
+    choice: ChosenRows
+    groups: ChosenGroups
     members: dict[int, list[dict[str, Any]]]
     directions: list[dict[str, list[dict[str, Any]]]]
 
@@ -75,7 +75,7 @@ def build(context: StageContext, *, shows_images: bool = True) -> str:
     """Return the report of a scored run as HTML; the context's configuration is what it was run with."""
     run, config = context.run, context.config
     metrics = run.read_json("metrics.json")
-    sample, vectors = draw(run, _POINTS)
+    sample, vectors = sample_embeddings(run, _POINTS)
     shown = [_show(context, name, block, sample.ids) for name, block in metrics["generators"].items()]
     album, with_file = _pictures(context, shown, sample.ids, shows_images)
     redaction = Redaction(config)
@@ -120,7 +120,7 @@ def _show(context: StageContext, name: str, block: dict[str, Any], sampled: Sequ
     ]
     wanted = {*sampled, *(name for own in ends for ids in own.values() for name in ids)}
     tiles = max(_FEWEST_TILES, min(_MOST_TILES, _TILES_IN_ALL // (4 * len(context.generators))))
-    choice = choose(scores.to_batches(columns=list(COLUMNS)), tiles, pa.array(sorted(wanted), pa.string()))
+    choice = choose_rows(scores.to_batches(columns=list(COLUMNS)), tiles, pa.array(sorted(wanted), pa.string()))
     most_groups = max(_FEWEST_GROUPS, min(_MOST_GROUPS, _GROUPS_IN_ALL // len(context.generators)))
     groups = choose_groups(group_rows(context.run, name).to_batches(), most_groups)
     numbers = [group["near_duplicate_id"] for group in (*groups.repeated, *groups.copied)]
@@ -132,14 +132,14 @@ def _show(context: StageContext, name: str, block: dict[str, Any], sampled: Sequ
 
 def _pictures(
     context: StageContext, shown: Sequence[_Shown], sampled: Sequence[str], shows_images: bool
-) -> tuple[Album, set[str]]:
+) -> tuple[Thumbnails, set[str]]:
     """Return the pictures of all that is shown, and the ids that have an image at all."""
     lists = [rows for own in shown for rows in own.lists()]
     # The first of every gallery, then the second: what there is no room for are the last ones of each.
     rows = [row for turn in zip_longest(*lists) for row in turn if row is not None]
     # With each its nearest real image, which the larger view shows beside it.
     tiles = [name for row in rows for name in (row["id"], row["nearest_real_id"]) if name is not None]
-    album = Album()
+    album = Thumbnails()
     if not shows_images:
         return album, set()
     manifest = fsys.dataset(context.run.path("manifest"), context.run.storage)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from synthscale.report.pictures import Album
+from synthscale.report.pictures import Thumbnails
 from synthscale.report.redaction import Redaction
 
 GALLERIES = {
@@ -49,7 +49,7 @@ class Tile:
 class Tiler:
     """Makes tiles of rows of scores."""
 
-    def __init__(self, album: Album, with_file: set[str], redaction: Redaction, shows_images: bool) -> None:
+    def __init__(self, album: Thumbnails, with_file: set[str], redaction: Redaction, shows_images: bool) -> None:
         """Take the pictures, the ids that have an image at all, and what must not be shown."""
         self._album, self._with_file, self._redaction = album, with_file, redaction
         self._shows_images = shows_images

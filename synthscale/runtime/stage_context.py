@@ -11,13 +11,13 @@ import pyarrow as pa
 from synthscale.config import Config
 from synthscale.errors import StageError
 from synthscale.storage.run_directory import RunDirectory
-from synthscale.tables.layout import Layout, Shard, VectorSource
+from synthscale.tables.layout import Shard, VectorLayout, VectorSource
 
 _READERS = 16
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StageOutcome:
     """What a stage did: counts that were verified, and facts that later stages or people need."""
 
     counts: dict[str, Any]
@@ -53,7 +53,7 @@ class StageContext:
         return None if source is None else VectorSource(**source)
 
     @cached_property
-    def layout(self) -> Layout:
+    def layout(self) -> VectorLayout:
         """What the dimensions of the vectors are for, as embed recorded it."""
         return self.run.layout()
 

@@ -14,7 +14,7 @@ _IN_FLIGHT = 4
 
 
 @dataclass(frozen=True)
-class Crew:
+class TaskPool:
     """How tasks are run: so many at once, so many GPUs among them, and whom to tell how far they are."""
 
     workers: int

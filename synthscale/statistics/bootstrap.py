@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from synthscale.tables.id_hashes import Keys, mixed
+from synthscale.tables.id_hashes import Hashes, mix
 
 REPLICATES = 200
 _STREAM = 10_000
@@ -19,10 +19,10 @@ _BELOW = np.array(
 )
 
 
-def weights(group_keys: Keys) -> NDArray[np.uint8]:
+def poisson_weights(group_keys: Hashes) -> NDArray[np.uint8]:
     """Return the weight of each row in each replicate: (n,) -> (n, REPLICATES)."""
     result = np.empty((len(group_keys), REPLICATES), np.uint8)
-    base = mixed(group_keys, 0)
+    base = mix(group_keys, 0)
     for b in range(REPLICATES):
-        result[:, b] = np.searchsorted(_BELOW, mixed(base, _STREAM + b), side="right")
+        result[:, b] = np.searchsorted(_BELOW, mix(base, _STREAM + b), side="right")
     return result

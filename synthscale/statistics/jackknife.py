@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import beta, t
 
-from synthscale.tables.id_hashes import Keys, mixed
+from synthscale.tables.id_hashes import Hashes, mix
 from synthscale.tables.schemas import BLOCKS
 
 ERRORS = float(t.ppf(0.975, BLOCKS - 1))
@@ -27,27 +27,27 @@ Blocks = NDArray[np.float64]
 """(..., BLOCKS): sums over the rows of each block, or deviations."""
 
 
-def blocks_of(group_keys: Keys) -> NDArray[np.int8]:
+def jackknife_blocks(group_keys: Hashes) -> NDArray[np.int8]:
     """Return the block of each row, 0..BLOCKS-1, from the key of its group: (n,)."""
-    result: NDArray[np.int8] = (mixed(group_keys, _STREAM) % np.uint64(BLOCKS)).astype(np.int8)
+    result: NDArray[np.int8] = (mix(group_keys, _STREAM) % np.uint64(BLOCKS)).astype(np.int8)
     return result
 
 
-def redealt(block: NDArray[np.int8], redeal: int, folds: int) -> NDArray[np.int8]:
+def reassigned_folds(block: NDArray[np.int8], reassignment: int, folds: int) -> NDArray[np.int8]:
     """Return another fold for each row: blocks (n,) are dealt to folds at random, in one way for each number."""
-    fold_of = np.random.default_rng(redeal).permutation(BLOCKS) % folds
+    fold_of = np.random.default_rng(reassignment).permutation(BLOCKS) % folds
     result: NDArray[np.int8] = fold_of.astype(np.int8)[block]
     return result
 
 
-def widened(deviations: Blocks, values: NDArray[np.float64]) -> Blocks:
-    """Return deviations that also hold the variance of ``values`` (r,): the figure under other deals to folds."""
+def add_variance(deviations: Blocks, values: NDArray[np.float64]) -> Blocks:
+    """Return deviations that also hold the variance of ``values`` (r,): the figure under other fold assignments."""
     own = float(np.square(deviations).sum())
     added = float(values.var(ddof=1)) if len(values) > 1 and np.isfinite(values).all() else 0.0
     return deviations * np.sqrt(1 + added / own) if own > 0 else deviations
 
 
-def of_ratio(total: Blocks, count: Blocks) -> Blocks:
+def ratio_deviations(total: Blocks, count: Blocks) -> Blocks:
     """Return the deviations of sum(total) / sum(count): (..., BLOCKS) each; NaN where nothing was counted."""
     with np.errstate(invalid="ignore", divide="ignore"):
         n = count.sum(-1, keepdims=True)
@@ -56,7 +56,7 @@ def of_ratio(total: Blocks, count: Blocks) -> Blocks:
     return result
 
 
-def of_replicates(value: float, replicates: Blocks, removed: Blocks) -> Blocks:
+def replicate_deviations(value: float, replicates: Blocks, removed: Blocks) -> Blocks:
     """Return the deviations of a figure from what it is without each block.
 
     Args:
@@ -74,7 +74,7 @@ def standard_error(deviations: Blocks) -> float:
     return float(np.sqrt(np.square(deviations).sum(-1)))
 
 
-def larger(one: Blocks, two: Blocks) -> Blocks:
+def larger_variance(one: Blocks, two: Blocks) -> Blocks:
     """Return the deviations of the larger variance; the first where they are equal."""
     return two if standard_error(two) > standard_error(one) else one
 
@@ -95,7 +95,7 @@ def interval(value: float, error: float, independent: float, *, is_share: bool) 
         return None
     value = min(max(value, 0.0), 1.0)
     if is_share and min(value, 1 - value) * independent < _FEW:
-        return binomial(value, independent)
+        return binomial_interval(value, independent)
     if value in (0.0, 1.0):
         return None
     if not is_share:
@@ -127,7 +127,7 @@ def _from_chance(value: float, error: float) -> tuple[float, float]:
     return back(at + away), back(at - away)
 
 
-def binomial(share: float, rows: float) -> tuple[float, float]:
+def binomial_interval(share: float, rows: float) -> tuple[float, float]:
     """Return the exact 95 % interval of a share of so many independent rows (Clopper and Pearson 1934)."""
     found = share * rows
     low = beta.ppf(0.025, found, rows - found + 1) if found > _NOTHING else 0.0

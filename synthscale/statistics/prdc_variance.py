@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthscale.statistics.jackknife import Blocks
-from synthscale.tables.id_hashes import Keys, mixed
+from synthscale.tables.id_hashes import Hashes, mix
 from synthscale.tables.schemas import BLOCKS
 
 _STREAM = 30_000
@@ -31,8 +31,8 @@ def sample_rows(real: int, synthetic: int) -> tuple[int, int]:
     return int(np.ceil(real * share)), int(np.ceil(synthetic * share))
 
 
-def spreads(
-    real: NDArray[np.float64], synthetic: NDArray[np.float64], keys: tuple[Keys, Keys], k: int
+def share_deviations(
+    real: NDArray[np.float64], synthetic: NDArray[np.float64], keys: tuple[Hashes, Hashes], k: int
 ) -> dict[str, Blocks]:
     """Return the deviations of the shares, (BLOCKS,) each, whose squares add up to a design effect.
 
@@ -51,7 +51,7 @@ def spreads(
         return {}
     shares = []
     for cut in range(BLOCKS // parts):
-        own = [mixed(key, _STREAM + cut) % np.uint64(parts) for key in keys]
+        own = [mix(key, _STREAM + cut) % np.uint64(parts) for key in keys]
         for part in range(parts):
             inside = [x[of == part] for x, of in zip((real, synthetic), own, strict=True)]
             if len(inside[0]) <= k or len(inside[1]) == 0:

@@ -13,28 +13,30 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
-from synthscale.statistics.jackknife import blocks_of
-from synthscale.tables.id_hashes import Keys, limit_for, mixed
+from synthscale.statistics.jackknife import jackknife_blocks
+from synthscale.tables.id_hashes import Hashes, mix, sampling_threshold
 
-OUT = 32
+OUTSIDE = 32
 """Added to the jackknife's block of a row that is not in its generator's subsample."""
 _STREAM = 60_000
 _ALIKE = 1.05
 """Sets whose sizes differ by less than this factor are compared as they are."""
 
 
-def smallest(rows: Mapping[str, int]) -> dict[str, int]:
+def matched_sizes(rows: Mapping[str, int]) -> dict[str, int]:
     """Return the size to compare at for each generator that is larger; ``rows`` are those of each generator."""
     least = min(rows.values(), default=0)
-    return {name: least for name, count in rows.items() if least > 0 and not alike([count, least])}
+    return {name: least for name, count in rows.items() if least > 0 and not are_similar_sizes([count, least])}
 
 
-def alike(sizes: Sequence[int]) -> bool:
+def are_similar_sizes(sizes: Sequence[int]) -> bool:
     """Tell whether sets are about as large as one another."""
     return not sizes or max(sizes) <= _ALIKE * min(sizes)
 
 
-def block_codes(group: Keys, is_real: NDArray[np.bool_], rows: int, size: int | None) -> NDArray[np.int8]:
+def matched_block_codes(
+    group: Hashes, is_real: NDArray[np.bool_], rows: int, size: int | None
+) -> NDArray[np.int8]:
     """Return the jackknife's block of each row, plus `OUT` for those outside the subsample: (n,).
 
     Args:
@@ -43,13 +45,13 @@ def block_codes(group: Keys, is_real: NDArray[np.bool_], rows: int, size: int | 
         rows: synthetic rows of the generator.
         size: of the subsample; None where there is none.
     """
-    code = blocks_of(group)
+    code = jackknife_blocks(group)
     if size is not None:
-        code[~is_real & (mixed(group, _STREAM) > limit_for(size, rows))] += OUT
+        code[~is_real & (mix(group, _STREAM) > sampling_threshold(size, rows))] += OUTSIDE
     return code
 
 
-def chance_of_any(others: NDArray[np.int64], population: int, drawn: int) -> NDArray[np.float64]:
+def probability_any_drawn(others: NDArray[np.int64], population: int, drawn: int) -> NDArray[np.float64]:
     """Return the chance that some of ``others`` (n,) rows are among those drawn: 1 - C(N - c, m) / C(N, m).
 
     Args:

@@ -13,18 +13,18 @@ import pyarrow as pa
 from synthscale.config import StorageConfig
 from synthscale.errors import SchemaError, StorageError
 from synthscale.storage import filesystems as fsys
-from synthscale.tables.layout import Stored
+from synthscale.tables.layout import StoredFile
 from synthscale.tables.schemas import conform, embeddings_schema
 
 KEY = pa.binary(16)
 
 
-def cache_keys(files: list[Stored]) -> pa.Array:
+def cache_keys(files: list[StoredFile]) -> pa.Array:
     """Return what each file's embedding is kept by: 128 bits of its URI, size and etag; null without an etag."""
     return pa.array([None if file.etag is None else _key(file) for file in files], KEY)
 
 
-def _key(file: Stored) -> bytes:
+def _key(file: StoredFile) -> bytes:
     text = f"{file.uri}\0{file.size_bytes}\0{file.etag}"
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
@@ -45,7 +45,7 @@ class EmbeddingCache:
 
     def parts(self) -> list[str]:
         """Return the names of all parts, sorted."""
-        names = fsys.names(self.uri, self.storage)
+        names = fsys.file_names(self.uri, self.storage)
         return sorted(name for name in names if name.startswith("part-") and name.endswith(".parquet"))
 
     def keys(self, part: str) -> pa.ChunkedArray:

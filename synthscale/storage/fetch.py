@@ -20,7 +20,7 @@ from synthscale.config import StorageConfig
 from synthscale.storage import filesystems as fsys
 from synthscale.storage import objects
 from synthscale.tables.faults import ImageFault, Reason
-from synthscale.tables.layout import Stored
+from synthscale.tables.layout import StoredFile
 
 MAX_BYTES = 512 * 1024 * 1024
 """Larger files are refused before they are read."""
@@ -47,14 +47,14 @@ def file_of(uri: str) -> str:
     return uri.rpartition("::")[2] if uri.partition("://")[0] in _MEMBERS else uri
 
 
-def fetch(stored: Stored, storage: StorageConfig) -> bytes:
+def fetch(stored: StoredFile, storage: StorageConfig) -> bytes:
     """Return the bytes of a file; raise ImageFault with the reason when they cannot be had, or are other ones."""
     uri = stored.uri
     try:
         scheme, separator, rest = uri.partition("://")
         if separator and scheme in _MEMBERS:
             member, _, archive = rest.rpartition("::")
-            return _MEMBERS[scheme](member, Stored(archive, stored.size_bytes, stored.etag), storage)
+            return _MEMBERS[scheme](member, StoredFile(archive, stored.size_bytes, stored.etag), storage)
         if not fsys.is_s3(uri):
             return _read_file(stored)
         return objects.get(stored, storage, MAX_BYTES)
@@ -68,13 +68,13 @@ def fetch(stored: Stored, storage: StorageConfig) -> bytes:
         raise ImageFault(Reason.READ_ERROR, f"{uri}: {' '.join(str(error).split())}") from error
 
 
-def _read_file(stored: Stored) -> bytes:
+def _read_file(stored: StoredFile) -> bytes:
     _check_size(_check_unchanged(stored))
     with open(stored.uri, "rb") as file:
         return file.read()
 
 
-def _check_unchanged(stored: Stored) -> int:
+def _check_unchanged(stored: StoredFile) -> int:
     """Return a local file's size; raise ImageFault where it is another file than was listed."""
     state = os.stat(stored.uri)
     if stored.etag is not None and fsys.file_etag(state) != stored.etag:
@@ -90,21 +90,21 @@ def _check_size(size_bytes: int) -> None:
 # Members of archives.
 
 
-def _etag(archive: Stored, storage: StorageConfig) -> str:
+def _etag(archive: StoredFile, storage: StorageConfig) -> str:
     """Return the etag that an archive is known by; one on a disk is looked at again."""
     if not fsys.is_s3(archive.uri):
         _check_unchanged(archive)
-    return archive.etag or str(fsys.look_at(archive.uri, storage).etag)
+    return archive.etag or str(fsys.stat(archive.uri, storage).etag)
 
 
 def _open(uri: str, storage: StorageConfig, etag: str) -> Any:
     file = fsys.filesystem(uri, storage).open(uri, "rb")
-    if fsys.look_at(uri, storage).etag != etag:
+    if fsys.stat(uri, storage).etag != etag:
         raise ImageFault(Reason.CHANGED, f"{uri}: has changed since it was listed")
     return file
 
 
-def _from_zip(member: str, archive: Stored, storage: StorageConfig) -> bytes:
+def _from_zip(member: str, archive: StoredFile, storage: StorageConfig) -> bytes:
     # Handles must not be shared across a fork; a file that was replaced has another etag, and is opened again.
     opened = _zip(archive.uri, storage, os.getpid(), _etag(archive, storage))
     info = opened.getinfo(member)
@@ -117,7 +117,7 @@ def _zip(uri: str, storage: StorageConfig, pid: int, etag: str) -> zipfile.ZipFi
     return zipfile.ZipFile(_open(uri, storage, etag))
 
 
-def _from_tar(member: str, archive: Stored, storage: StorageConfig) -> bytes:
+def _from_tar(member: str, archive: StoredFile, storage: StorageConfig) -> bytes:
     place, _, name = member.partition("/")
     offset, size = (int(number) for number in place.split("+"))
     _check_size(size)
@@ -132,7 +132,7 @@ def _from_tar(member: str, archive: Stored, storage: StorageConfig) -> bytes:
     return data
 
 
-def _from_parquet(member: str, archive: Stored, storage: StorageConfig) -> bytes:
+def _from_parquet(member: str, archive: StoredFile, storage: StorageConfig) -> bytes:
     group, row, column = member.split("/", 2)
     uri = archive.uri
     # One thread decodes the row group that the others wait for.

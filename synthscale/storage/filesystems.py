@@ -167,12 +167,12 @@ def file_info(uri: str, storage: StorageConfig) -> FileInfo | None:
     """Return what is known of one file; None where there is none."""
     with storage_errors(uri, "look"):
         try:
-            return look_at(uri, storage)
+            return stat(uri, storage)
         except FileNotFoundError:
             return None
 
 
-def look_at(uri: str, storage: StorageConfig) -> FileInfo:
+def stat(uri: str, storage: StorageConfig) -> FileInfo:
     """Return what is known of one file; raise what its file system raises."""
     info = filesystem(uri, storage).info(uri)
     etag = str(info["ETag"]).strip('"') if is_s3(uri) else file_etag(os.stat(uri))
@@ -184,7 +184,7 @@ def file_etag(state: os.stat_result) -> str:
     return f"{state.st_mtime_ns:x}-{state.st_size:x}"
 
 
-def names(uri: str, storage: StorageConfig) -> set[str]:
+def file_names(uri: str, storage: StorageConfig) -> set[str]:
     """Return the names of the files below a folder or prefix, none where there is none."""
     if not is_folder(uri, storage):
         return set()

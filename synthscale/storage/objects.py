@@ -28,7 +28,7 @@ from synthscale.config import StorageConfig
 from synthscale.errors import StorageError
 from synthscale.storage.filesystems import FileInfo
 from synthscale.tables.faults import ImageFault, Reason
-from synthscale.tables.layout import Stored
+from synthscale.tables.layout import StoredFile
 
 _TRIES = 4
 """GETs of an object whose body ends early or breaks off."""
@@ -48,7 +48,9 @@ _ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocat
 _SLOWER = {"SlowDown", "ServiceUnavailable", "TooManyRequests", "RequestLimitExceeded"}
 
 
-def get(stored: Stored, storage: StorageConfig, limit_bytes: int, span: tuple[int, int] | None = None) -> bytes:
+def get(
+    stored: StoredFile, storage: StorageConfig, limit_bytes: int, span: tuple[int, int] | None = None
+) -> bytes:
     """Return the bytes of an object, or those of ``start <= offset < stop``; raise ImageFault with the reason.
 
     Args:
@@ -75,7 +77,7 @@ def get(stored: Stored, storage: StorageConfig, limit_bytes: int, span: tuple[in
     raise fault
 
 
-def _get(store: S3Store, key: str, stored: Stored, limit_bytes: int, span: tuple[int, int] | None) -> bytes:
+def _get(store: S3Store, key: str, stored: StoredFile, limit_bytes: int, span: tuple[int, int] | None) -> bytes:
     result = store.get(key, options={} if span is None else {"range": span})
     etag = (result.meta["e_tag"] or "").strip('"')
     if stored.etag is not None and etag and etag != stored.etag:

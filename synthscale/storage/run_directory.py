@@ -16,7 +16,7 @@ import pyarrow as pa
 from synthscale.config import StorageConfig
 from synthscale.errors import ConfigError, ResumeConflict, StorageError
 from synthscale.storage import filesystems as fsys
-from synthscale.tables.layout import Layout, Shard, shards_of
+from synthscale.tables.layout import Shard, VectorLayout, shards_of
 from synthscale.tables.schemas import conform
 
 STAGES: Final = ("ingest", "embed", "neighbors", "classify", "reduce", "report")
@@ -91,10 +91,10 @@ class RunDirectory:
         """Return the row ranges that every table is cut into, as ingest decided."""
         return shards_of(self.completed("ingest").info["shard_stops"])
 
-    def layout(self) -> Layout:
+    def layout(self) -> VectorLayout:
         """Return what the dimensions of the vectors are for, as embed recorded it."""
         info = self.completed("embed").info
-        return Layout(info["dimensions"], tuple(info["search"]), tuple(info["classify"]))
+        return VectorLayout(info["dimensions"], tuple(info["search"]), tuple(info["classify"]))
 
     def begun(self) -> bool:
         """Tell whether a run was started here."""
@@ -112,7 +112,7 @@ class RunDirectory:
 
     def written_shards(self, table: str) -> set[str]:
         """Return the file names of a table's shards that are there."""
-        return fsys.names(self.path(table), self.storage)
+        return fsys.file_names(self.path(table), self.storage)
 
     # Documents.
 

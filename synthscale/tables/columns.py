@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 from synthscale.errors import SchemaError
 
 
-def numbers(column: pa.ChunkedArray, missing: float) -> NDArray[np.float64]:
+def to_float64(column: pa.ChunkedArray, missing: float) -> NDArray[np.float64]:
     """Return a column of numbers as float64, with ``missing`` in the place of null: (n,)."""
     result: NDArray[np.float64] = column.cast(pa.float64()).fill_null(missing).to_numpy()
     return result
 
 
-def lists(values: NDArray[np.floating]) -> pa.FixedSizeListArray:
+def from_matrix(values: NDArray[np.floating]) -> pa.FixedSizeListArray:
     """Return the rows of an array (n, m) as lists of m numbers; NaN becomes null."""
     flat = values.ravel()
     return pa.FixedSizeListArray.from_arrays(pa.array(flat, mask=np.isnan(flat)), values.shape[1])
 
 
-def of_lists(column: pa.ChunkedArray) -> NDArray[np.float64]:
+def to_matrix(column: pa.ChunkedArray) -> NDArray[np.float64]:
     """Return a column of lists of one length as (n, m); null becomes NaN."""
     flat = column.combine_chunks().flatten()
     if len(flat) == 0:
@@ -34,7 +34,7 @@ def of_lists(column: pa.ChunkedArray) -> NDArray[np.float64]:
     return result.reshape(-1, column.type.list_size)
 
 
-def pieces(column: pa.ChunkedArray, rows: int = 8192) -> Iterator[pa.Array]:
+def iter_chunks(column: pa.ChunkedArray, rows: int = 8192) -> Iterator[pa.Array]:
     """Yield a column in parts of so many rows at most: what is made of one at a time stays small."""
     for chunk in column.chunks:
         for start in range(0, len(chunk), rows):
@@ -50,17 +50,17 @@ def vector_matrix(table: pa.Table, dimensions: tuple[int, int]) -> NDArray[np.fl
     return result
 
 
-def can_slice(kind: pa.DataType) -> bool:
+def is_sliceable(kind: pa.DataType) -> bool:
     """Tell whether rows can be cut by a column of this type: by values that can be named."""
     return not (pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def only(table: pa.Table, generator: str) -> pa.Table:
+def rows_of_generator(table: pa.Table, generator: str) -> pa.Table:
     """Return the lines of one generator."""
     return table.filter(pc.equal(table.column("generator"), generator))
 
 
-def check_rows_there(generator: str, wanted: NDArray[np.int64], embedded: NDArray[np.int64]) -> None:
+def require_embedded(generator: str, wanted: NDArray[np.int64], embedded: NDArray[np.int64]) -> None:
     """Raise SchemaError where rows of a generator's view have no embedding."""
     lost = wanted[~np.isin(wanted, embedded)]
     if len(lost):

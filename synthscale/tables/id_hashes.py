@@ -11,26 +11,28 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-Keys = NDArray[np.uint64]
+Hashes = NDArray[np.uint64]
 
 
-def id_keys(ids: Iterable[str]) -> Keys:
+def hash_ids(ids: Iterable[str]) -> Hashes:
     """Return the key of each id: (n,)."""
     digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in ids)
     return np.frombuffer(digests, np.uint64)
 
 
-def mixed(keys: Keys, stream: int) -> Keys:
+def mix(keys: Hashes, stream: int) -> Hashes:
     """Return a random 64-bit number for each key, the same for the same key and stream; shape as the keys."""
     with np.errstate(over="ignore"):
         value = keys + np.uint64((stream + 1) * 0x9E3779B97F4A7C15 % 2**64)
         value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        result: Keys = value ^ (value >> np.uint64(31))
+        result: Hashes = value ^ (value >> np.uint64(31))
     return result
 
 
-def group_keys(keys: Keys, rows: NDArray[np.int64], groups: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Keys:
+def hash_groups(
+    keys: Hashes, rows: NDArray[np.int64], groups: tuple[NDArray[np.int64], NDArray[np.int64]]
+) -> Hashes:
     """Return the key of each row's group: the smallest key among its members, its own where it has no group.
 
     Args:
@@ -47,7 +49,7 @@ def group_keys(keys: Keys, rows: NDArray[np.int64], groups: tuple[NDArray[np.int
     return result
 
 
-def limit_for(wanted: int, population: int) -> np.uint64:
+def sampling_threshold(wanted: int, population: int) -> np.uint64:
     """Return the number below which about ``wanted`` of ``population`` draws lie."""
     if wanted >= population:
         return np.uint64(2**64 - 1)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredFile:
     """Where an image lies, and what the manifest knows of its file; None is unknown."""
 
     uri: str
@@ -32,7 +32,7 @@ def shards_of(stops: list[int]) -> list[Shard]:
 
 
 @dataclass(frozen=True)
-class Layout:
+class VectorLayout:
     """What the dimensions of a run's vectors are for."""
 
     dimensions: int

@@ -14,7 +14,7 @@ CONTROL = "control"
 BLOCKS = 20
 
 
-REDEALS = 5
+REASSIGNMENTS = 5
 """Other deals of the blocks to folds, which show how far a figure hinges on the deal."""
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
@@ -68,8 +68,8 @@ NEAREST = pa.schema(
         ("covered", pa.bool_()),
         ("is_copy", pa.bool_()),
         ("exact", pa.bool_()),
-        ("held", pa.int32()),
-        ("real_balls", pa.int32()),
+        ("synthetic_in_radius", pa.int32()),
+        ("real_radii_containing", pa.int32()),
         ("in_synthetic_manifold", pa.bool_()),
     ]
 )
@@ -122,10 +122,10 @@ PREDICTIONS = pa.schema(
         ("logit_synthetic", pa.float32()),
         ("logit_deviation", pa.float32()),
         ("logit_file_facts", pa.float32()),
-        ("along", pa.list_(pa.float32(), DIRECTIONS)),
+        ("direction_coordinates", pa.list_(pa.float32(), DIRECTIONS)),
         ("logit_without", pa.list_(pa.float16(), BLOCKS)),
         ("logit_matched", pa.list_(pa.float16(), 1 + BLOCKS)),
-        ("logit_redealt", pa.list_(pa.float16(), REDEALS)),
+        ("logit_reassigned", pa.list_(pa.float16(), REASSIGNMENTS)),
     ]
 )
 """Out of fold, per generator and row: the fold (of the first deal), the balanced logit (mean over deals) with its
@@ -134,7 +134,7 @@ for vectors), and the row's places along the directions that separate the sets m
 ``logit_without`` is the first deal's logit from heads that were fitted without each block of the jackknife
 (refits.py): null in the row's own block, and for ``mlp``. ``logit_matched`` are those of heads that saw the
 matched subsample of a larger generator alone (matched.py), and that without each block; null outside of it.
-``logit_redealt`` are those under other deals to folds.
+``logit_reassigned`` are those under other fold assignments.
 """
 
 SCORES = pa.schema(

@@ -13,7 +13,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from synthscale.classify.calibration import Calibration, fit_calibration
+from synthscale.classify.calibration import PlattScaling, fit_platt_scaling
 from synthscale.classify.fit_context import ReduceSum
 from tests.classify.trainings import on_workers
 
@@ -35,13 +35,13 @@ class Answers(NamedTuple):
             for part in np.array_split(np.flatnonzero(self.synthetic == kind), pieces):
                 yield kind, self.logit[part], self.fold[part]
 
-    def fitted(self, reduce_sum: ReduceSum = lambda tensor: tensor) -> Calibration:
-        return fit_calibration(self.blocks(), self.fold.shape[1], int(self.fold.max()) + 1, reduce_sum)
+    def fitted(self, reduce_sum: ReduceSum = lambda tensor: tensor) -> PlattScaling:
+        return fit_platt_scaling(self.blocks(), self.fold.shape[1], int(self.fold.max()) + 1, reduce_sum)
 
     def loss(self, logit: NDArray[np.float64]) -> float:
         """Class-balanced log-loss over all deals, by scikit-learn."""
-        deals = logit.shape[1]
-        y = np.repeat(self.synthetic, deals)
+        repeats = logit.shape[1]
+        y = np.repeat(self.synthetic, repeats)
         weight = np.where(y, 0.5 / y.sum(), 0.5 / (~y).sum())
         return float(log_loss(y, expit(logit.ravel()), sample_weight=weight))
 
@@ -49,12 +49,14 @@ class Answers(NamedTuple):
         return self.fitted()(self.logit, self.fold)
 
 
-def honest(seed: int, n: int, m: int, *, mean: float = 1.2, deals: int = 1, folds: int = 5) -> Answers:
+def honest(seed: int, n: int, m: int, *, mean: float = 1.2, repeats: int = 1, folds: int = 5) -> Answers:
     """The true log-odds of N(0, 1) against N(mean, 1): a perfect classifier's logits in every deal."""
     rng = np.random.default_rng(seed)
     x = np.concatenate([rng.normal(size=n), mean + rng.normal(size=m)])
-    fold = np.stack([np.concatenate([rng.permutation(n), rng.permutation(m)]) % folds for _ in range(deals)], 1)
-    return Answers(np.tile((mean * x - mean**2 / 2)[:, None], deals), fold.astype(np.int8), np.arange(n + m) >= n)
+    fold = np.stack([np.concatenate([rng.permutation(n), rng.permutation(m)]) % folds for _ in range(repeats)], 1)
+    return Answers(
+        np.tile((mean * x - mean**2 / 2)[:, None], repeats), fold.astype(np.int8), np.arange(n + m) >= n
+    )
 
 
 def distorted(answers: Answers, by: Distort) -> Answers:
@@ -86,8 +88,8 @@ DISTORTIONS: dict[str, Distort] = {
 
 @pytest.mark.parametrize("kind", DISTORTIONS)
 @pytest.mark.parametrize(("n", "m", "deals"), [(3000, 3000, 1), (6000, 1500, 1), (2000, 2000, 3)])
-def test_distorted_logits_are_put_right_as_scikit_learn_would(kind: str, n: int, m: int, deals: int) -> None:
-    answers = distorted(honest(0, n, m, deals=deals), DISTORTIONS[kind])
+def test_distorted_logits_are_put_right_as_scikit_learn_would(kind: str, n: int, m: int, repeats: int) -> None:
+    answers = distorted(honest(0, n, m, repeats=repeats), DISTORTIONS[kind])
     calibration = answers.fitted()
     expected, slope, offset = by_scikit_learn(answers)
     assert calibration.is_used
@@ -99,7 +101,7 @@ def test_distorted_logits_are_put_right_as_scikit_learn_would(kind: str, n: int,
     np.testing.assert_allclose(expit(found), expit(expected.logit), atol=0.01)
     # No scaling at all would do better than the true odds, but for what this sample happens to be.
     assert answers.loss(found) == pytest.approx(
-        honest(0, n, m, deals=deals).loss(honest(0, n, m).logit.repeat(deals, 1)), abs=0.01
+        honest(0, n, m, repeats=repeats).loss(honest(0, n, m).logit.repeat(repeats, 1)), abs=0.01
     )
 
 
@@ -132,7 +134,7 @@ def test_slope_and_offset_are_the_most_likely_ones(kind: str, n: int, m: int) ->
 
 
 def test_the_losses_that_decide_are_those_of_the_logits() -> None:
-    answers = distorted(honest(1, 400, 300, deals=2), lambda x: 2 * x + 0.5)
+    answers = distorted(honest(1, 400, 300, repeats=2), lambda x: 2 * x + 0.5)
     calibration = answers.fitted()
     assert calibration.log_loss[0] == pytest.approx(answers.loss(answers.logit), abs=2e-4)
     assert calibration.log_loss[1] == pytest.approx(answers.loss(answers.calibrated()), abs=2e-4)
@@ -149,7 +151,7 @@ def test_honest_logits_hardly_move(seed: int, n: int, m: int) -> None:
     assert answers.loss(found) == pytest.approx(answers.loss(answers.logit), abs=2e-3)
 
 
-def by_hand(answers: Answers, calibration: Calibration) -> tuple[float, float]:
+def by_hand(answers: Answers, calibration: PlattScaling) -> tuple[float, float]:
     """What scaling adds to the log-loss, and the standard error of that, row by row; one deal."""
     fold = answers.fold[:, 0]
     before = answers.logit[:, 0]
@@ -188,7 +190,7 @@ def test_scaling_is_used_unless_it_adds_more_than_a_standard_error_to_the_log_lo
 
 @pytest.mark.parametrize("rise", [-0.1, 0.0, 0.0099, 0.0101, 0.5])
 def test_the_rule_at_its_edge(rise: float) -> None:
-    calibration = Calibration(np.array([[2.0]]), np.array([[1.0]]), (0.6, 0.6 + rise), 0.01)
+    calibration = PlattScaling(np.array([[2.0]]), np.array([[1.0]]), (0.6, 0.6 + rise), 0.01)
     fold = np.zeros((3, 1), np.int8)
     logit = np.array([[-1.0], [0.0], [2.0]])
     assert calibration.is_used == (rise < 0.01)
@@ -210,17 +212,19 @@ def test_it_hardly_matters_which_of_two_near_strengths_was_chosen() -> None:
 
 def test_rows_that_are_left_out_count_for_nothing() -> None:
     # Fold -1: rows of a block that the heads were fitted without.
-    answers = distorted(honest(11, 400, 300, deals=2), lambda x: 3 * x - 1)
+    answers = distorted(honest(11, 400, 300, repeats=2), lambda x: 3 * x - 1)
     out = np.random.default_rng(0).random(answers.fold.shape) < 0.4
     masked = answers._replace(
         fold=np.where(out, -1, answers.fold).astype(np.int8), logit=np.where(out, 1e5, answers.logit)
     )
-    found = fit_calibration(masked.blocks(), 2, 5, lambda tensor: tensor)
-    for deal in range(2):
-        kept = np.flatnonzero(~out[:, deal])
-        alone = answers._replace(logit=answers.logit[:, [deal]], fold=answers.fold[:, [deal]]).take(kept).fitted()
-        np.testing.assert_allclose(found.slope[deal], alone.slope[0], atol=1e-8)
-        np.testing.assert_allclose(found.offset[deal], alone.offset[0], atol=1e-8)
+    found = fit_platt_scaling(masked.blocks(), 2, 5, lambda tensor: tensor)
+    for repeat in range(2):
+        kept = np.flatnonzero(~out[:, repeat])
+        alone = (
+            answers._replace(logit=answers.logit[:, [repeat]], fold=answers.fold[:, [repeat]]).take(kept).fitted()
+        )
+        np.testing.assert_allclose(found.slope[repeat], alone.slope[0], atol=1e-8)
+        np.testing.assert_allclose(found.offset[repeat], alone.offset[0], atol=1e-8)
 
 
 def test_logits_of_zero_are_left_as_they_are() -> None:
@@ -287,13 +291,13 @@ def test_on_new_rows_it_helps_where_logits_are_wrong_and_costs_little_where_they
 @pytest.mark.parametrize("cuts", [(400,), (10, 300), (0, 450), (200, 600)])
 def test_workers_with_a_share_of_the_rows_each_find_the_same(cuts: tuple[int, ...]) -> None:
     # The last cut leaves workers without a synthetic row.
-    answers = distorted(honest(4, 400, 300, deals=2), lambda x: 3 * x + 0.5)
+    answers = distorted(honest(4, 400, 300, repeats=2), lambda x: 3 * x + 0.5)
     whole = answers.fitted()
     order = np.arange(700) if cuts == (200, 600) else np.random.default_rng(0).permutation(700)
     parts = [answers.take(part) for part in np.split(order, cuts)]
 
-    def work(rank: int, reduce_sum: ReduceSum) -> Calibration:
-        return fit_calibration(parts[rank].blocks(pieces=3), 2, 5, reduce_sum)
+    def work(rank: int, reduce_sum: ReduceSum) -> PlattScaling:
+        return fit_platt_scaling(parts[rank].blocks(pieces=3), 2, 5, reduce_sum)
 
     for found in on_workers(len(parts), work):
         np.testing.assert_allclose(found.slope, whole.slope, atol=1e-7)
@@ -312,7 +316,7 @@ def test_a_fold_is_not_calibrated_by_its_own_rows() -> None:
 
 
 def test_every_deal_and_fold_has_its_own_slope_and_offset() -> None:
-    calibration = Calibration(
+    calibration = PlattScaling(
         np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[0.0, 10.0], [20.0, 30.0]]), (0.5, 0.1), 0.01
     )
     fold = np.array([[0, 1], [1, 0]], np.int8)

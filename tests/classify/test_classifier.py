@@ -13,14 +13,14 @@ from sklearn.metrics import roc_auc_score
 
 from synthscale.classify.classifier import fit_classifier
 from synthscale.classify.features import BANDWIDTH_ROWS, FeatureMap
-from synthscale.classify.fit_context import Workers
-from synthscale.classify.folds import deal_folds
-from synthscale.classify.logistic import Fit
-from synthscale.classify.logistic_loss import View
-from synthscale.classify.model import Model, out_of_fold
-from synthscale.classify.training import FoldPlan, Training, VectorBlock, bandwidth_sample, plan_folds
+from synthscale.classify.fit_context import FitContext
+from synthscale.classify.folds import assign_folds
+from synthscale.classify.logistic import LogisticFit
+from synthscale.classify.logistic_loss import FoldView
+from synthscale.classify.model import FittedClassifier, out_of_fold_logits
+from synthscale.classify.training import FoldPlan, TrainingData, VectorBlock, bandwidth_sample, plan_folds
 from synthscale.config import ClassifierConfig
-from synthscale.tables.id_hashes import Keys, id_keys
+from synthscale.tables.id_hashes import Hashes, hash_ids
 from synthscale.tables.schemas import REAL
 from tests.classify.trainings import cut, given, normal, on_workers, shared, taken
 
@@ -56,7 +56,7 @@ class Sets:
         for name in vectors:
             if name != REAL:
                 view = np.concatenate([rows[REAL], rows[name]])
-                keys = id_keys([f"{s}/{i}" for s in (REAL, name) for i in range(len(vectors[s]))])
+                keys = hash_ids([f"{s}/{i}" for s in (REAL, name) for i in range(len(vectors[s]))])
                 inside = np.isin(groups[0], view)
                 plans[name] = plan_folds(
                     view,
@@ -77,15 +77,15 @@ class Sets:
         )
 
     @property
-    def views(self) -> list[View]:
+    def views(self) -> list[FoldView]:
         return [view for name, plan in self.plans.items() for view in plan.views(name)]
 
-    def training(self, fourier_features: int = 512) -> Training:
+    def training(self, fourier_features: int = 512) -> TrainingData:
         """The rows of all sets that have a classifier."""
         classified = {view.generator for view in self.views}
         blocks = [self._block(name) for name in self.vectors if name == REAL or name in classified]
         first = next(iter(self.plans.values()))
-        return Training(
+        return TrainingData(
             self.views,
             blocks[0].vectors.shape[1],
             given(blocks),
@@ -100,17 +100,17 @@ class Sets:
         for c, view in enumerate(self.views):
             plan = self.plans[view.generator]
             if name in (REAL, view.generator):
-                fold[:, c] = plan.fold[plan.is_real == (name == REAL), view.deal]
-        return VectorBlock(name, x, fold, id_keys(f"{name}/{i}" for i in range(len(x))), self.is_copy[name])
+                fold[:, c] = plan.fold[plan.is_real == (name == REAL), view.repeat]
+        return VectorBlock(name, x, fold, hash_ids(f"{name}/{i}" for i in range(len(x))), self.is_copy[name])
 
-    def features(self, model: Model, name: str = "fake") -> torch.Tensor:
+    def features(self, model: FittedClassifier, name: str = "fake") -> torch.Tensor:
         return model.feature_map(torch.from_numpy(np.concatenate([self.vectors[REAL], self.vectors[name]])))
 
-    def probabilities(self, model: Model, name: str = "fake") -> Floats:
+    def probabilities(self, model: FittedClassifier, name: str = "fake") -> Floats:
         """Calibrated, by row and deal."""
         return expit(model.logits(name, self.features(model, name), self.plans[name].fold))
 
-    def everything(self, model: Model) -> dict[str, Floats]:
+    def everything(self, model: FittedClassifier) -> dict[str, Floats]:
         return {name: self.probabilities(model, name) for name in model.heads}
 
 
@@ -119,8 +119,8 @@ class Result:
     """One generator's out-of-fold answers."""
 
     sets: Sets
-    model: Model
-    fit: Fit
+    model: FittedClassifier
+    fit: LogisticFit
 
     @property
     def plan(self) -> FoldPlan:
@@ -151,23 +151,23 @@ def classify(
     sets = Sets.dealt(settings, groups, real=real.astype(np.float32), fake=synthetic.astype(np.float32))
     model, fits = fit_classifier(sets.training(fourier_features), settings)
     fit = fits["fake"]
-    assert isinstance(fit, Fit)
+    assert isinstance(fit, LogisticFit)
     return Result(sets, model, fit)
 
 
 def assert_as_scikit_learn(result: Result) -> None:
     """Heads, before calibration, against LogisticRegression on the same features and folds."""
     features, y = result.sets.features(result.model), ~result.plan.is_real
-    logits = out_of_fold(result.model.heads["fake"], features, result.plan.fold)
+    logits = out_of_fold_logits(result.model.heads["fake"], features, result.plan.fold)
     x, strength = features.numpy(), result.fit.strength
-    for deal, fold in enumerate(result.plan.fold.T):
+    for repeat, fold in enumerate(result.plan.fold.T):
         for f in np.unique(fold):
             training = fold != f
             model = LogisticRegression(
                 C=1 / (strength * training.sum()), class_weight="balanced", tol=1e-9, max_iter=50_000
             )
             model.fit(x[training], y[training])
-            difference = np.abs(expit(logits[~training, deal]) - model.predict_proba(x[~training])[:, 1])
+            difference = np.abs(expit(logits[~training, repeat]) - model.predict_proba(x[~training])[:, 1])
             assert difference.max() <= 1e-3
             assert difference.mean() <= 1e-4
 
@@ -303,7 +303,7 @@ def test_every_row_of_a_group_is_in_one_fold_of_each_deal() -> None:
     settings = ClassifierConfig(repeats=3)
     plan = plan_folds(
         rows,
-        id_keys(f"{i}" for i in range(100)),
+        hash_ids(f"{i}" for i in range(100)),
         is_real,
         np.zeros(100, np.bool_),
         (member, member // 6),
@@ -313,7 +313,7 @@ def test_every_row_of_a_group_is_in_one_fold_of_each_deal() -> None:
     for fold in plan.fold.T:
         for group in np.unique(member // 6):
             assert len(set(fold[np.isin(rows, member[member // 6 == group])].tolist())) == 1
-    assert plan.views("gan") == [View("gan", deal, 5) for deal in range(3)]
+    assert plan.views("gan") == [FoldView("gan", repeat, 5) for repeat in range(3)]
 
 
 def test_the_deal_depends_on_ids_and_not_on_row_numbers() -> None:
@@ -322,26 +322,26 @@ def test_the_deal_depends_on_ids_and_not_on_row_numbers() -> None:
     group = np.arange(60) // 3
     move = rng.permutation(60)
 
-    def deal(order: NDArray[np.int64]) -> dict[str, list[int]]:
+    def repeat(order: NDArray[np.int64]) -> dict[str, list[int]]:
         # A group is named by its smallest row, so its name changes with the order too.
         own = group[order]
         named = np.array([np.flatnonzero(own == g).min() for g in own])
-        keys = id_keys(ids[i] for i in order)
+        keys = hash_ids(ids[i] for i in order)
         settings, none = ClassifierConfig(repeats=2), np.zeros(60, np.bool_)
         plan = plan_folds(np.arange(60), keys, is_real[order], none, (np.arange(60), named), settings)
         return dict(zip([ids[i] for i in order], plan.fold.tolist(), strict=True))
 
-    assert deal(np.arange(60)) == deal(move)
+    assert repeat(np.arange(60)) == repeat(move)
 
 
 def test_repeats_are_the_deals_of_the_seeds_that_follow() -> None:
-    keys, is_real = id_keys(f"{i}" for i in range(50)), np.arange(50) < 30
+    keys, is_real = hash_ids(f"{i}" for i in range(50)), np.arange(50) < 30
     settings = ClassifierConfig(repeats=4, seed=7)
     plan = plan_folds(np.arange(50), keys, is_real, np.zeros(50, np.bool_), NO_GROUPS, settings)
-    for deal in range(4):
-        alone = deal_folds(keys, is_real, 5, 7 + deal)
+    for repeat in range(4):
+        alone = assign_folds(keys, is_real, 5, 7 + repeat)
         assert alone is not None
-        np.testing.assert_array_equal(plan.fold[:, deal], alone)
+        np.testing.assert_array_equal(plan.fold[:, repeat], alone)
     assert len({fold.tobytes() for fold in plan.fold.T}) == 4
 
 
@@ -349,7 +349,7 @@ def test_repeats_are_the_deals_of_the_seeds_that_follow() -> None:
 def test_a_class_in_one_group_has_no_classifier(repeats: int) -> None:
     plan = plan_folds(
         np.arange(4),
-        id_keys("abcd"),
+        hash_ids("abcd"),
         np.arange(4) < 2,
         np.zeros(4, np.bool_),
         (np.arange(2), np.zeros(2, np.int64)),
@@ -364,7 +364,7 @@ def test_the_prior_is_that_of_the_rows_outside_the_fold() -> None:
     is_real = np.arange(47) < 20
     plan = plan_folds(
         np.arange(47),
-        id_keys(f"{i}" for i in range(47)),
+        hash_ids(f"{i}" for i in range(47)),
         is_real,
         np.zeros(47, np.bool_),
         (np.arange(9), np.full(9, 3)),
@@ -404,13 +404,13 @@ def assert_same(found: dict[str, Floats], expected: dict[str, Floats], atol: flo
         np.testing.assert_allclose(found[name], p, atol=atol, rtol=0)
 
 
-def shuffled(training: Training, seed: int) -> Training:
+def shuffled(training: TrainingData, seed: int) -> TrainingData:
     rng = np.random.default_rng(seed)
     blocks = [taken(block, rng.permutation(len(block.key))) for block in training.blocks(None)]
     return replace(training, blocks=given([blocks[i] for i in rng.permutation(len(blocks))]))
 
 
-OTHERWISE: dict[str, Callable[[Training], Training]] = {
+OTHERWISE: dict[str, Callable[[TrainingData], TrainingData]] = {
     "read-again": lambda training: replace(training, is_cached=False),
     "in-pieces": lambda training: cut(training, 7),
     "pieces-read-again": lambda training: replace(cut(training, 5), is_cached=False),
@@ -424,7 +424,7 @@ OTHERWISE: dict[str, Callable[[Training], Training]] = {
 
 
 @pytest.fixture(scope="module")
-def wide() -> tuple[Sets, Training, dict[str, Floats]]:
+def wide() -> tuple[Sets, TrainingData, dict[str, Floats]]:
     """More rows than features: 900 of 16 + 48."""
     sets = two_generators(scale=4)
     training = sets.training(48)
@@ -432,7 +432,7 @@ def wide() -> tuple[Sets, Training, dict[str, Floats]]:
 
 
 @pytest.fixture(scope="module")
-def thin() -> tuple[Sets, Training, dict[str, Floats]]:
+def thin() -> tuple[Sets, TrainingData, dict[str, Floats]]:
     """More features than rows: one worker that holds them looks at the span of the rows alone."""
     sets = two_generators(d=8)
     training = sets.training(256)
@@ -464,7 +464,7 @@ def test_the_number_of_workers_changes_no_probability(
             training,
             blocks=given(shares[rank]),
             is_cached=is_cached,
-            workers=Workers(reduce_sum, are_several=True),
+            workers=FitContext(reduce_sum, are_several=True),
         )
         return sets.everything(fit_classifier(own, TWO_DEALS)[0])
 
@@ -504,14 +504,14 @@ def test_strengths_are_shared_by_deals_and_their_heads_are_each_deals_own() -> N
     both = classify(real, synthetic, ClassifierConfig(head="linear", repeats=2, seed=3))
     assert len(both.model.heads["fake"]) == 2
     strengths = (both.fit.strength,)
-    for deal in range(2):
-        settings = ClassifierConfig(head="linear", seed=3 + deal, strengths=strengths)
+    for repeat in range(2):
+        settings = ClassifierConfig(head="linear", seed=3 + repeat, strengths=strengths)
         one = classify(real, synthetic, settings)
-        np.testing.assert_array_equal(one.plan.fold[:, 0], both.plan.fold[:, deal])
+        np.testing.assert_array_equal(one.plan.fold[:, 0], both.plan.fold[:, repeat])
         features = one.sets.features(one.model)
         np.testing.assert_allclose(
-            out_of_fold(both.model.heads["fake"], features, both.plan.fold)[:, deal],
-            out_of_fold(one.model.heads["fake"], features, one.plan.fold)[:, 0],
+            out_of_fold_logits(both.model.heads["fake"], features, both.plan.fold)[:, repeat],
+            out_of_fold_logits(one.model.heads["fake"], features, one.plan.fold)[:, 0],
             atol=1e-5,
         )
 
@@ -542,10 +542,10 @@ def test_standardisation_and_bandwidth_come_from_the_distinct_real_rows() -> Non
 
 def test_the_bandwidth_of_many_rows_comes_from_a_sample_by_keys() -> None:
     n = 3 * BANDWIDTH_ROWS
-    keys, is_real = id_keys(f"{i}" for i in range(2 * n)), np.arange(2 * n) < n
+    keys, is_real = hash_ids(f"{i}" for i in range(2 * n)), np.arange(2 * n) < n
     is_copy = np.arange(2 * n) % 3 == 1
 
-    def sample(order: NDArray[np.int64]) -> Keys:
+    def sample(order: NDArray[np.int64]) -> Hashes:
         moved = Sets.dealt(KERNEL, real=np.zeros((3, 1)), fake=np.zeros((3, 1))).plans["fake"]
         return bandwidth_sample(
             replace(moved, row=order, is_real=is_real[order], key=keys[order], is_copy=is_copy[order])
@@ -662,11 +662,11 @@ def test_a_fit_goes_on_from_a_state_kept_before() -> None:
     sets = two_generators(scale=4)
     training, states = sets.training(32), []
     kept = replace(training.workers.resume, keep=lambda give: states.append(dict(give())))
-    model, _ = fit_classifier(replace(training, workers=Workers(resume=kept)), TWO_DEALS)
+    model, _ = fit_classifier(replace(training, workers=FitContext(resume=kept)), TWO_DEALS)
     expected = sets.everything(model)
     for state in (states[0], states[len(states) // 2], states[-1]):
         resume = replace(training.workers.resume, state=state)
-        again, _ = fit_classifier(replace(training, workers=Workers(resume=resume)), TWO_DEALS)
+        again, _ = fit_classifier(replace(training, workers=FitContext(resume=resume)), TWO_DEALS)
         assert_same(sets.everything(again), expected, 1e-6)
 
 

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from synthscale.classify.classifier import fit_classifier
 from synthscale.classify.directions import find_directions
-from synthscale.classify.features import FeatureMap, Heads, fit_feature_map
-from synthscale.classify.model import Directions, Model
-from synthscale.classify.network import Networks
+from synthscale.classify.features import FeatureMap, LinearHeads, fit_feature_map
+from synthscale.classify.model import FittedClassifier, SeparatingDirections
+from synthscale.classify.network import MlpHeads
 from synthscale.config import ClassifierConfig
 from synthscale.tables.schemas import DIRECTIONS, REAL
 from tests.classify.trainings import Sets, Vectors, cut, dealt, fit_on_workers, normal
@@ -26,15 +26,15 @@ def mapped(seed: int, d: int, fourier_features: int) -> FeatureMap:
     return fit_feature_map(x.mean(0), x.std(0, correction=0), x[:100], fourier_features, seed)
 
 
-def random_heads(seed: int, folds: int, width: int) -> Heads:
+def random_heads(seed: int, folds: int, width: int) -> LinearHeads:
     rng = np.random.default_rng(seed)
-    return Heads(torch.from_numpy(rng.normal(size=(folds, width))), torch.from_numpy(rng.normal(size=folds)))
+    return LinearHeads(torch.from_numpy(rng.normal(size=(folds, width))), torch.from_numpy(rng.normal(size=folds)))
 
 
-def random_networks(seed: int, folds: int, width: int) -> Networks:
+def random_networks(seed: int, folds: int, width: int) -> MlpHeads:
     rng = np.random.default_rng(seed)
     shapes = ((folds, width, 6), (folds, 6), (folds, 6), (folds,))
-    return Networks(*(torch.from_numpy(rng.normal(size=shape)) for shape in shapes))
+    return MlpHeads(*(torch.from_numpy(rng.normal(size=shape)) for shape in shapes))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_gradients_by_the_standardised_embedding_are_those_of_autograd(fourier_f
     torch.testing.assert_close(found, by_vector * feature_map.scale, rtol=1e-9, atol=1e-12)
 
 
-def found_in(sets: Sets, settings: ClassifierConfig) -> dict[str, Directions]:
+def found_in(sets: Sets, settings: ClassifierConfig) -> dict[str, SeparatingDirections]:
     training = sets.training()
     return find_directions(fit_classifier(training, settings)[0], training)
 
@@ -171,7 +171,7 @@ def test_classes_weigh_the_same_whatever_their_sizes() -> None:
     # silu's slope is 1 far above 0 and 0 far below: the first unit sees synthetic rows, the second real ones.
     hidden[:, 0, 0], hidden[:, 1, 1] = 30, 30
     bias = torch.tensor([[-85.0, 200.0]]).double().expand(5, 2)
-    awake = Networks(hidden, bias, torch.ones((5, 2)).double(), torch.zeros(5).double())
+    awake = MlpHeads(hidden, bias, torch.ones((5, 2)).double(), torch.zeros(5).double())
     found = find_directions(replace(model, heads={"fake": (awake,)}), training)["fake"]
     # Half of the mean outer product: gradient (30, 30) at synthetic rows, (0, 30) at real ones.
     expected = np.linalg.eigvalsh(np.array([[1.0, 1.0], [1.0, 2.0]]))
@@ -212,7 +212,7 @@ def two_generators() -> Sets:
     return dealt(KERNEL, real=real, fake=normal(17, 200, 8) + axes[0], other=normal(18, 250, 8) - 1.5 * axes[1])
 
 
-def assert_alike(found: Directions, expected: Directions) -> None:
+def assert_alike(found: SeparatingDirections, expected: SeparatingDirections) -> None:
     torch.testing.assert_close(found.axes, expected.axes, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.share, expected.share, rtol=0, atol=1e-6)
 
@@ -269,7 +269,9 @@ def test_directions_average_the_deals() -> None:
 
 
 def test_places_are_coordinates_along_the_axes() -> None:
-    directions = Directions(torch.tensor([[0.6, 0.8], [-0.8, 0.6]]).double(), torch.tensor([0.9, 0.1]).double())
+    directions = SeparatingDirections(
+        torch.tensor([[0.6, 0.8], [-0.8, 0.6]]).double(), torch.tensor([0.9, 0.1]).double()
+    )
     assert directions.places(torch.tensor([[1.0, 2.0]]).double()).tolist() == [pytest.approx([2.2, 0.4])]
 
 
@@ -278,7 +280,7 @@ def test_a_saved_model_has_the_same_directions() -> None:
     training = sets.training()
     model, _ = fit_classifier(training, KERNEL)
     model = replace(model, directions=find_directions(model, training))
-    again = Model.from_bytes(model.to_bytes())
+    again = FittedClassifier.from_bytes(model.to_bytes())
     for name, own in model.directions.items():
         assert torch.equal(again.directions[name].axes, own.axes)
         assert torch.equal(again.directions[name].share, own.share)

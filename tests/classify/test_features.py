@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist, pdist
 
-from synthscale.classify.features import FOURIER_FEATURES, FeatureMap, Heads, fit_feature_map
+from synthscale.classify.features import FOURIER_FEATURES, FeatureMap, LinearHeads, fit_feature_map
 
 
 def fitted(real: NDArray[np.float64], fourier_features: int = FOURIER_FEATURES, seed: int = 0) -> FeatureMap:
@@ -174,7 +174,7 @@ def test_gradients_are_pulled_back_to_the_standardised_embedding(fourier_feature
 
 
 def test_the_head_of_a_rows_own_fold_answers_for_it() -> None:
-    heads = Heads(torch.tensor([[1.0, 0.0], [0.0, 10.0]]).double(), torch.tensor([0.5, -0.5]).double())
+    heads = LinearHeads(torch.tensor([[1.0, 0.0], [0.0, 10.0]]).double(), torch.tensor([0.5, -0.5]).double())
     features = torch.tensor([[2.0, 3.0], [2.0, 3.0]]).double()
     assert heads.out_of_fold_logits(features, np.array([0, 1], np.int8)).tolist() == [2.5, 29.5]
     assert heads.gradients(features, np.array([1, 0], np.int8)).tolist() == [[0.0, 10.0], [1.0, 0.0]]
@@ -186,7 +186,7 @@ def test_a_rows_logit_is_that_of_its_fold_whatever_the_rows_beside_it(n: int, fo
     rng = np.random.default_rng(seed)
     weights, intercepts, x = rng.normal(size=(folds, 3)), rng.normal(size=folds), rng.normal(size=(n, 3))
     fold = rng.integers(0, folds, n).astype(np.int8)
-    heads = Heads(torch.from_numpy(weights), torch.from_numpy(intercepts))
+    heads = LinearHeads(torch.from_numpy(weights), torch.from_numpy(intercepts))
     logits = heads.out_of_fold_logits(torch.from_numpy(x), fold)
     assert logits.shape == (n,)
     np.testing.assert_allclose(logits, [weights[f] @ row + intercepts[f] for f, row in zip(fold, x, strict=True)])

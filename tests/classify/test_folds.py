@@ -6,26 +6,28 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from synthscale.classify.folds import deal_folds
-from synthscale.tables.id_hashes import Keys, id_keys
+from synthscale.classify.folds import assign_folds
+from synthscale.tables.id_hashes import Hashes, hash_ids
 
 Groups = list[tuple[int, int]]
 """Real and synthetic rows of each group."""
 
 
-def dealt(keys: Keys, is_real: list[bool] | NDArray[np.bool_], folds: int = 5, seed: int = 0) -> NDArray[np.int8]:
-    fold = deal_folds(keys, np.asarray(is_real), folds, seed)
+def dealt(
+    keys: Hashes, is_real: list[bool] | NDArray[np.bool_], folds: int = 5, seed: int = 0
+) -> NDArray[np.int8]:
+    fold = assign_folds(keys, np.asarray(is_real), folds, seed)
     assert fold is not None
     return fold
 
 
-def named(*names: str) -> Keys:
-    return id_keys(names)
+def named(*names: str) -> Hashes:
+    return hash_ids(names)
 
 
-def rows_of(groups: Groups) -> tuple[Keys, NDArray[np.bool_]]:
+def rows_of(groups: Groups) -> tuple[Hashes, NDArray[np.bool_]]:
     """Group key and class of the rows of groups."""
-    keys = id_keys(f"{i}" for i in range(len(groups)))
+    keys = hash_ids(f"{i}" for i in range(len(groups)))
     is_real = [i < real for real, synthetic in groups for i in range(real + synthetic)]
     return np.repeat(keys, np.array([real + synthetic for real, synthetic in groups], np.int64)), np.array(
         is_real, np.bool_
@@ -45,8 +47,8 @@ rows = st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=1, max_si
 def test_no_group_is_split_and_every_training_part_has_both_classes(
     members: list[tuple[int, bool]], folds: int, seed: int
 ) -> None:
-    keys, is_real = id_keys(f"key{key}" for key, _ in members), np.array([real for _, real in members])
-    fold = deal_folds(keys, is_real, folds, seed)
+    keys, is_real = hash_ids(f"key{key}" for key, _ in members), np.array([real for _, real in members])
+    fold = assign_folds(keys, is_real, folds, seed)
     groups_with = [{key for key, real in members if real is kind} for kind in (True, False)]
     if min(map(len, groups_with)) < 2:
         # All rows of a class are in one group: the head of its fold could never see that class.
@@ -73,11 +75,11 @@ def test_a_few_groups_of_very_unequal_sizes_are_dealt_wherever_a_deal_exists(
     groups: Groups, folds: int, seed: int
 ) -> None:
     keys, is_real = rows_of(groups)
-    fold = deal_folds(keys, is_real, folds, seed)
+    fold = assign_folds(keys, is_real, folds, seed)
     # Two folds will do, each holding both classes, just where no class is in a single group.
     possible = any(
-        all(len({f for f, group in zip(deal, groups, strict=True) if group[kind]}) == 2 for kind in (0, 1))
-        for deal in itertools.product(range(2), repeat=len(groups))
+        all(len({f for f, group in zip(repeat, groups, strict=True) if group[kind]}) == 2 for kind in (0, 1))
+        for repeat in itertools.product(range(2), repeat=len(groups))
     )
     assert (fold is not None) == possible
     if fold is not None:
@@ -89,7 +91,7 @@ def test_a_few_groups_of_very_unequal_sizes_are_dealt_wherever_a_deal_exists(
 @pytest.mark.parametrize(("n", "m"), [(200, 202), (500, 50), (5, 1000), (7, 7)])
 def test_single_rows_of_both_classes_are_spread_evenly(n: int, m: int) -> None:
     is_real = np.arange(n + m) < n
-    counts = class_counts(dealt(id_keys(f"{i}" for i in range(n + m)), is_real), is_real, 5)
+    counts = class_counts(dealt(hash_ids(f"{i}" for i in range(n + m)), is_real), is_real, 5)
     assert (np.ptp(counts, axis=1) <= 1).all()
 
 
@@ -105,7 +107,7 @@ def test_single_rows_fill_up_the_folds_that_big_groups_left_low(
 ) -> None:
     keys, is_real = rows_of(groups + [(1, 0)] * reals + [(0, 1)] * synthetics)
     is_single = np.arange(len(keys)) >= sum(map(sum, groups))
-    fold = deal_folds(keys, is_real, folds, seed)
+    fold = assign_folds(keys, is_real, folds, seed)
     if fold is None:
         return
     # k may have been lowered, and a fold beyond the last used one is then none.
@@ -135,7 +137,7 @@ def test_after_one_huge_group_single_rows_go_to_the_other_folds(folds: int) -> N
 def test_groups_of_many_sizes_leave_the_classes_balanced() -> None:
     rng = np.random.default_rng(0)
     sizes = rng.integers(1, 12, 300)
-    keys = np.repeat(id_keys(f"g{i}" for i in range(300)), sizes)
+    keys = np.repeat(hash_ids(f"g{i}" for i in range(300)), sizes)
     # Some groups are all real, some all synthetic, some mixed.
     is_real = rng.random(len(keys)) < np.repeat(rng.choice([0.0, 0.5, 1.0], 300), sizes)
     counts = class_counts(dealt(keys, is_real), is_real, 5)
@@ -152,7 +154,7 @@ def test_a_rare_class_in_groups_is_spread_as_well_as_a_frequent_one() -> None:
 @settings(max_examples=50, deadline=None)
 def test_the_deal_does_not_depend_on_the_order_of_rows(order: list[int], seed: int) -> None:
     # Groups of three, pairs of one class, and single rows.
-    keys = id_keys(f"k{i // 3 if i < 15 else i // 2 if i < 25 else i}" for i in range(40))
+    keys = hash_ids(f"k{i // 3 if i < 15 else i // 2 if i < 25 else i}" for i in range(40))
     is_real = np.arange(40) % 2 == 0
     straight = dealt(keys, is_real, seed=seed)
     moved = dealt(keys[order], is_real[order], seed=seed)
@@ -160,14 +162,14 @@ def test_the_deal_does_not_depend_on_the_order_of_rows(order: list[int], seed: i
 
 
 def test_another_seed_deals_otherwise_and_the_same_seed_alike() -> None:
-    keys, is_real = id_keys(f"{i}" for i in range(100)), np.arange(100) < 50
+    keys, is_real = hash_ids(f"{i}" for i in range(100)), np.arange(100) < 50
     np.testing.assert_array_equal(dealt(keys, is_real, seed=1), dealt(keys, is_real, seed=1))
     assert (dealt(keys, is_real, seed=1) != dealt(keys, is_real, seed=2)).any()
     assert (dealt(keys, is_real, seed=2**63 - 1) != dealt(keys, is_real, seed=2**63)).any()
 
 
 def test_the_deals_of_different_seeds_are_independent() -> None:
-    keys, is_real = id_keys(f"{i}" for i in range(5000)), np.arange(5000) < 2500
+    keys, is_real = hash_ids(f"{i}" for i in range(5000)), np.arange(5000) < 2500
     first, second = dealt(keys, is_real, seed=0), dealt(keys, is_real, seed=1)
     assert np.mean(first == second) == pytest.approx(0.2, abs=0.03)
 
@@ -186,20 +188,20 @@ def test_folds_in_use_are_numbered_without_gaps() -> None:
 
 
 def test_a_class_in_one_group_cannot_be_cross_validated() -> None:
-    assert deal_folds(named("a", "a", "a", "b", "c"), np.array([True, True, False, False, False]), 5, 0) is None
-    assert deal_folds(named("a", "b"), np.array([True, False]), 5, 0) is None
-    assert deal_folds(named("a", "b", "c"), np.array([True, False, False]), 5, 0) is None
+    assert assign_folds(named("a", "a", "a", "b", "c"), np.array([True, True, False, False, False]), 5, 0) is None
+    assert assign_folds(named("a", "b"), np.array([True, False]), 5, 0) is None
+    assert assign_folds(named("a", "b", "c"), np.array([True, False, False]), 5, 0) is None
 
 
 @pytest.mark.parametrize("kind", [True, False])
 def test_a_view_of_one_class_alone_cannot_be_cross_validated(kind: bool) -> None:
-    assert deal_folds(id_keys(f"{i}" for i in range(30)), np.full(30, kind), 5, 0) is None
+    assert assign_folds(hash_ids(f"{i}" for i in range(30)), np.full(30, kind), 5, 0) is None
 
 
 def test_many_rows_are_dealt_evenly() -> None:
     rng = np.random.default_rng(1)
     group = rng.integers(0, 60_000, 100_000)
-    keys, is_real = id_keys(f"{g}" for g in range(60_000))[group], rng.random(100_000) < 0.9
+    keys, is_real = hash_ids(f"{g}" for g in range(60_000))[group], rng.random(100_000) < 0.9
     fold = dealt(keys, is_real, 100)
     assert (np.ptp(class_counts(fold, is_real, 100), axis=1) <= 1).all()
     assert np.unique(np.stack([keys, fold.astype(np.uint64)]), axis=1).shape[1] == len(np.unique(keys))

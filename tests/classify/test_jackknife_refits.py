@@ -12,16 +12,16 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from synthscale.classify import jackknife_refits as refits_module
-from synthscale.classify.calibration import fit_calibration
+from synthscale.classify.calibration import fit_platt_scaling
 from synthscale.classify.classifier import fit_classifier
-from synthscale.classify.fit_context import Workers
-from synthscale.classify.logistic import Fit, fit_views
-from synthscale.classify.logistic_loss import FeatureBlock, View
-from synthscale.classify.model import Model
-from synthscale.classify.training import Training
+from synthscale.classify.fit_context import FitContext
+from synthscale.classify.logistic import LogisticFit, fit_logistic_heads
+from synthscale.classify.logistic_loss import FeatureBlock, FoldView
+from synthscale.classify.model import FittedClassifier
+from synthscale.classify.training import TrainingData
 from synthscale.config import ClassifierConfig
-from synthscale.statistics.jackknife import redealt
-from synthscale.tables.schemas import BLOCKS, REAL, REDEALS
+from synthscale.statistics.jackknife import reassigned_folds
+from synthscale.tables.schemas import BLOCKS, REAL, REASSIGNMENTS
 from tests.classify.trainings import Sets, cut, dealt, fit_on_workers, normal
 
 Floats = NDArray[np.float64]
@@ -38,10 +38,12 @@ def one_generator(settings: ClassifierConfig, n: int = 160, m: int = 120) -> Set
     return dealt(settings, groups, real=normal(0, n, 6), fake=normal(1, m, 6, mean=0.5))
 
 
-def fitted(sets: Sets, settings: ClassifierConfig, training: Training | None = None) -> tuple[Model, Fit]:
+def fitted(
+    sets: Sets, settings: ClassifierConfig, training: TrainingData | None = None
+) -> tuple[FittedClassifier, LogisticFit]:
     model, fits = fit_classifier(training or sets.training(is_refitted=True), settings)
     fit = fits["fake"]
-    assert isinstance(fit, Fit)
+    assert isinstance(fit, LogisticFit)
     return model, fit
 
 
@@ -50,7 +52,7 @@ def vectors_of(sets: Sets, name: str = "fake") -> NDArray[np.float32]:
     return np.vstack([sets.vectors[REAL], sets.vectors[name]]).astype(np.float32)
 
 
-def without_blocks(sets: Sets, model: Model, name: str = "fake") -> Floats:
+def without_blocks(sets: Sets, model: FittedClassifier, name: str = "fake") -> Floats:
     plan = sets.plans[name]
     found = model.refitted(name, vectors_of(sets, name), plan.fold[:, 0], plan.block(None))
     assert found.without is not None
@@ -59,12 +61,14 @@ def without_blocks(sets: Sets, model: Model, name: str = "fake") -> Floats:
     return found.without
 
 
-def features_of(sets: Sets, model: Model) -> torch.Tensor:
+def features_of(sets: Sets, model: FittedClassifier) -> torch.Tensor:
     # The heads are fitted to features in single precision.
     return model.feature_map(torch.from_numpy(vectors_of(sets))).float()
 
 
-def really_without(sets: Sets, model: Model, fit: Fit, settings: ClassifierConfig, block: int) -> Floats:
+def really_without(
+    sets: Sets, model: FittedClassifier, fit: LogisticFit, settings: ClassifierConfig, block: int
+) -> Floats:
     """Logits of the rows outside a block by heads fitted and scaled on these alone; NaN inside it."""
     plan, features = sets.plans["fake"], features_of(sets, model)
     assert fit.start is not None
@@ -78,12 +82,12 @@ def really_without(sets: Sets, model: Model, fit: Fit, settings: ClassifierConfi
     ]
     folds = int(plan.fold[:, 0].max()) + 1
     balanced = settings.class_weight == "balanced"
-    heads = fit_views(
-        [View("fake", 0, folds)], (fit.start[0],), lambda: blocks, balanced=balanced, workers=Workers()
+    heads = fit_logistic_heads(
+        [FoldView("fake", 0, folds)], (fit.start[0],), lambda: blocks, balanced=balanced, workers=FitContext()
     )["fake"].heads[0]
     raw = {name: heads.out_of_fold_logits(features[own].double(), plan.fold[own, 0]) for name, own in kept.items()}
     result = np.full(len(plan.row), np.nan)
-    scaling = fit_calibration(
+    scaling = fit_platt_scaling(
         ((name != REAL, raw[name][:, None], plan.fold[own][:, :1]) for name, own in kept.items()),
         1,
         folds,
@@ -180,7 +184,7 @@ def test_the_number_of_workers_changes_nothing(settings: ClassifierConfig, worke
         np.testing.assert_allclose(expit(found), expit(expected), atol=5e-4)
 
 
-OTHERWISE: dict[str, Callable[[Sets], Training]] = {
+OTHERWISE: dict[str, Callable[[Sets], TrainingData]] = {
     "order": lambda sets: sets.training(order=1, is_refitted=True),
     "pieces": lambda sets: cut(sets.training(is_refitted=True), 5),
     "read again": lambda sets: replace(cut(sets.training(order=2, is_refitted=True), 3), is_cached=False),
@@ -279,23 +283,23 @@ def test_sets_of_so_few_groups_that_blocks_are_empty_are_refitted() -> None:
 
 def test_other_deals_keep_groups_together_and_have_every_fold() -> None:
     block = np.arange(BLOCKS, dtype=np.int8).repeat(3)
-    deals = [redealt(block, redeal, 5) for redeal in range(1, REDEALS + 1)]
-    for fold in deals:
+    repeats = [reassigned_folds(block, reassignment, 5) for reassignment in range(1, REASSIGNMENTS + 1)]
+    for fold in repeats:
         assert np.bincount(fold).tolist() == [12] * 5
         assert all(len(set(fold[block == b])) == 1 for b in range(BLOCKS))
-    assert len({tuple(fold) for fold in deals}) == REDEALS
+    assert len({tuple(fold) for fold in repeats}) == REASSIGNMENTS
 
 
-def test_redealt_heads_are_those_of_a_classifier_with_these_folds() -> None:
+def test_reassigned_heads_are_those_of_a_classifier_with_these_folds() -> None:
     sets = one_generator(LINEAR)
     model, fit = fitted(sets, LINEAR)
     plan = sets.plans["fake"]
-    found = model.refitted("fake", vectors_of(sets), plan.fold[:, 0], plan.block(None)).redealt
+    found = model.refitted("fake", vectors_of(sets), plan.fold[:, 0], plan.block(None)).reassigned
     assert found is not None
     # Deals under which that classifier scales its logits as well.
-    for redeal in (1, 4):
-        fold = redealt(plan.block(None), redeal, int(plan.fold.max()) + 1)
+    for reassignment in (1, 4):
+        fold = reassigned_folds(plan.block(None), reassignment, int(plan.fold.max()) + 1)
         other = Sets(sets.vectors, {"fake": replace(plan, fold=fold[:, None])})
         own = LINEAR.model_copy(update={"strengths": (fit.start[0],)})
         expected = other.logits(fitted(other, own)[0])
-        np.testing.assert_allclose(expit(found[:, redeal - 1]), expit(expected), atol=5e-4)
+        np.testing.assert_allclose(expit(found[:, reassignment - 1]), expit(expected), atol=5e-4)

@@ -13,10 +13,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from synthscale.classify import batched_lbfgs as descent
-from synthscale.classify.fit_context import ReduceSum, Resume, Workers
-from synthscale.classify.logistic import Fit, fit_views
-from synthscale.classify.logistic_loss import FeatureBlock, View
-from synthscale.tables.id_hashes import Keys, id_keys
+from synthscale.classify.fit_context import FitContext, FitState, ReduceSum
+from synthscale.classify.logistic import LogisticFit, fit_logistic_heads
+from synthscale.classify.logistic_loss import FeatureBlock, FoldView
+from synthscale.tables.id_hashes import Hashes, hash_ids
 from synthscale.tables.schemas import REAL
 from tests.classify.trainings import on_workers
 
@@ -32,12 +32,12 @@ class Rows:
     x: Floats
     synthetic: NDArray[np.bool_]
     fold: NDArray[np.int8]
-    key: Keys
+    key: Hashes
 
     @classmethod
-    def of(cls, x: Floats, synthetic: NDArray[np.bool_], *deals: NDArray[np.integer]) -> "Rows":
-        fold = np.stack(deals, 1).astype(np.int8)
-        return cls(x, synthetic, fold, id_keys(f"{i}" for i in range(len(x))))
+    def of(cls, x: Floats, synthetic: NDArray[np.bool_], *repeats: NDArray[np.integer]) -> "Rows":
+        fold = np.stack(repeats, 1).astype(np.int8)
+        return cls(x, synthetic, fold, hash_ids(f"{i}" for i in range(len(x))))
 
     def take(self, rows: NDArray[np.integer]) -> "Rows":
         return Rows(self.x[rows], self.synthetic[rows], self.fold[rows], self.key[rows])
@@ -51,40 +51,44 @@ class Rows:
         return found
 
     @property
-    def views(self) -> list[View]:
-        return [View("fake", i, int(fold.max()) + 1) for i, fold in enumerate(self.fold.T)]
+    def views(self) -> list[FoldView]:
+        return [FoldView("fake", i, int(fold.max()) + 1) for i, fold in enumerate(self.fold.T)]
 
     def fit(
-        self, strengths: tuple[float, ...], balanced: bool = True, workers: Workers | None = None, views: int = 0
-    ) -> Fit:
-        return fit_views(
-            self.views[: views or None], strengths, self.blocks, balanced=balanced, workers=workers or Workers()
+        self,
+        strengths: tuple[float, ...],
+        balanced: bool = True,
+        workers: FitContext | None = None,
+        views: int = 0,
+    ) -> LogisticFit:
+        return fit_logistic_heads(
+            self.views[: views or None], strengths, self.blocks, balanced=balanced, workers=workers or FitContext()
         )["fake"]
 
-    def probabilities(self, fit: Fit, deal: int = 0) -> Floats:
-        return expit(fit.heads[deal].out_of_fold_logits(torch.from_numpy(self.x), self.fold[:, deal]))
+    def probabilities(self, fit: LogisticFit, repeat: int = 0) -> Floats:
+        return expit(fit.heads[repeat].out_of_fold_logits(torch.from_numpy(self.x), self.fold[:, repeat]))
 
 
-def rows(seed: int, n: int, m: int, d: int = 6, shift: float = 0.4, deals: int = 1) -> Rows:
+def rows(seed: int, n: int, m: int, d: int = 6, shift: float = 0.4, repeats: int = 1) -> Rows:
     """N real and m synthetic rows."""
     rng = np.random.default_rng(seed)
     x = np.vstack([rng.normal(size=(n, d)), rng.normal(size=(m, d)) + shift])
     # An offset and unequal scales: a real kernel head's features are neither centred nor of one size.
     x = x * np.geomspace(0.1, 3, d) + 2
     fold = np.concatenate([np.arange(n) % FOLDS, np.arange(m) % FOLDS])
-    others = [np.random.default_rng(seed + deal).permutation(fold) for deal in range(1, deals)]
+    others = [np.random.default_rng(seed + repeat).permutation(fold) for repeat in range(1, repeats)]
     return Rows.of(x, np.arange(n + m) >= n, fold, *others)
 
 
-def by_scikit_learn(data: Rows, strength: float, balanced: bool, deal: int = 0) -> Floats:
+def by_scikit_learn(data: Rows, strength: float, balanced: bool, repeat: int = 0) -> Floats:
     """Out-of-fold balanced probabilities.
 
     scikit-learn minimises C sum_i w_i loss_i + |w|^2 / 2; ours divides the weights by their sum and has the
     strength before the penalty, so C = 1 / (strength x sum of w).
     """
     p = np.empty(len(data.x))
-    for f in np.unique(data.fold[:, deal]):
-        inside, training = data.fold[:, deal] == f, data.fold[:, deal] != f
+    for f in np.unique(data.fold[:, repeat]):
+        inside, training = data.fold[:, repeat] == f, data.fold[:, repeat] != f
         c = 1 / (strength * training.sum())
         model = LogisticRegression(C=c, class_weight="balanced" if balanced else None, tol=1e-10, max_iter=100_000)
         model.fit(data.x[training], data.synthetic[training])
@@ -119,13 +123,13 @@ def test_more_features_than_rows_agree_with_scikit_learn(balanced: bool) -> None
     assert_close(data.probabilities(fit), by_scikit_learn(data, 1e-2, balanced))
 
 
-def scaled_loss(data: Rows, strength: float, balanced: bool, deal: int = 0) -> float:
+def scaled_loss(data: Rows, strength: float, balanced: bool, repeat: int = 0) -> float:
     """Class-balanced log-loss of scikit-learn's logits, each fold's scaled by a regression on the other folds'.
 
     Slope and offset are held to 1 and 0 by a ridge of one over the rows of the smaller class.
     """
-    p = by_scikit_learn(data, strength, balanced, deal)
-    x, y, fold = logit(p), data.synthetic, data.fold[:, deal]
+    p = by_scikit_learn(data, strength, balanced, repeat)
+    x, y, fold = logit(p), data.synthetic, data.fold[:, repeat]
     result = np.empty(len(x))
     for f in np.unique(fold):
         inside = fold == f
@@ -156,19 +160,19 @@ def test_the_strength_with_the_least_balanced_log_loss_is_chosen(balanced: bool)
 
 @balanced_or_not
 def test_deals_share_a_strength_chosen_by_the_log_loss_of_them_all(balanced: bool) -> None:
-    data = rows(12, 90, 60, shift=0.15, deals=3)
+    data = rows(12, 90, 60, shift=0.15, repeats=3)
     strengths = (1e-4, 1e-2, 3e-2, 1e-1)
     fit = data.fit(strengths, balanced)
     assert len(fit.heads) == 3
     assert fit.converged
     losses = {}
     for strength in strengths:
-        p = [by_scikit_learn(data, strength, balanced, deal) for deal in range(3)]
-        losses[strength] = np.mean([scaled_loss(data, strength, balanced, deal) for deal in range(3)])
+        p = [by_scikit_learn(data, strength, balanced, repeat) for repeat in range(3)]
+        losses[strength] = np.mean([scaled_loss(data, strength, balanced, repeat) for repeat in range(3)])
         assert fit.log_loss[strength] == pytest.approx(losses[strength], abs=3e-3)
         if strength == fit.strength:
-            for deal, own in enumerate(p):
-                assert_close(data.probabilities(fit, deal), own)
+            for repeat, own in enumerate(p):
+                assert_close(data.probabilities(fit, repeat), own)
     assert fit.strength == min(losses, key=losses.__getitem__)
 
 
@@ -177,8 +181,8 @@ def test_deals_of_unlike_numbers_of_folds_are_fitted_beside_one_another() -> Non
     data = Rows.of(data.x, data.synthetic, data.fold[:, 0], np.arange(100) % 2, np.arange(100) // 4 % 7)
     fit = data.fit((1e-2,))
     assert [len(heads.intercepts) for heads in fit.heads] == [4, 2, 7]
-    for deal in range(3):
-        assert_close(data.probabilities(fit, deal), by_scikit_learn(data, 1e-2, True, deal))
+    for repeat in range(3):
+        assert_close(data.probabilities(fit, repeat), by_scikit_learn(data, 1e-2, True, repeat))
 
 
 def test_generators_choose_strengths_of_their_own_and_leave_one_another_alone() -> None:
@@ -194,8 +198,8 @@ def test_generators_choose_strengths_of_their_own_and_leave_one_another_alone() 
         fold[:, at] = part.fold[:, 0]
         blocks.append(FeatureBlock(name, torch.from_numpy(part.x), torch.from_numpy(fold), part.key))
     strengths = (1e-4, 1e-2, 1.0, math.inf)
-    views = [View("one", 0, FOLDS), View("other", 0, FOLDS)]
-    both = fit_views(views, strengths, lambda: blocks, balanced=True, workers=Workers())
+    views = [FoldView("one", 0, FOLDS), FoldView("other", 0, FOLDS)]
+    both = fit_logistic_heads(views, strengths, lambda: blocks, balanced=True, workers=FitContext())
     assert both["one"].strength < 1
     assert both["other"].strength >= 1
     for name, part in sets.items():
@@ -335,8 +339,8 @@ def test_a_fit_that_starts_on_a_sample_agrees_with_scikit_learn(balanced: bool, 
     strengths = (1e-4, 1e-1)
     fit = data.fit(strengths, balanced)
     assert fit.converged
-    for deal in range(2):
-        assert_close(data.probabilities(fit, deal), by_scikit_learn(data, fit.strength, balanced, deal))
+    for repeat in range(2):
+        assert_close(data.probabilities(fit, repeat), by_scikit_learn(data, fit.strength, balanced, repeat))
 
 
 def test_the_sample_saves_passes_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,7 +353,7 @@ def test_the_sample_saves_passes_and_leaves_no_trace(monkeypatch: pytest.MonkeyP
     np.testing.assert_allclose(data.probabilities(fit), data.probabilities(whole), atol=1e-7)
 
 
-def is_drawn(keys: Keys) -> NDArray[np.bool_]:
+def is_drawn(keys: Hashes) -> NDArray[np.bool_]:
     """Which rows are in a sample of one in two."""
     block = FeatureBlock("fake", torch.arange(len(keys))[:, None], torch.zeros((len(keys), 1)), keys)
     return np.isin(np.arange(len(keys)), block.sampled(2).features[:, 0].numpy())
@@ -359,7 +363,7 @@ def is_drawn(keys: Keys) -> NDArray[np.bool_]:
 def test_a_sample_unlike_the_whole_misleads_only_for_a_while(kind: str) -> None:
     # Which rows are in a sample is drawn from their keys: here the draw is as bad as can be.
     data = many(9_000, 9_000)
-    keys = id_keys(f"{i}" for i in range(60_000))
+    keys = hash_ids(f"{i}" for i in range(60_000))
     drawn = is_drawn(keys)
     if kind == "one-fold":
         wanted = data.fold[:, 0] == 0
@@ -397,24 +401,26 @@ Give = Callable[[], dict[str, torch.Tensor]]
 @pytest.mark.parametrize("size", [(90, 60), (9_000, 8_500)], ids=["few", "sampled"])
 @balanced_or_not
 def test_a_fit_goes_on_from_whatever_was_kept(balanced: bool, size: tuple[int, int]) -> None:
-    data = many(*size) if size[0] > 1000 else rows(18, *size, deals=2)
+    data = many(*size) if size[0] > 1000 else rows(18, *size, repeats=2)
     states: list[dict[str, torch.Tensor]] = []
 
     def keep(give: Give) -> None:
         states.append({key: value.clone() for key, value in give().items()})
 
     strengths = (1e-5, 1e-3, 1e-1)
-    fit = data.fit(strengths, balanced, Workers(resume=Resume({}, keep)))
+    fit = data.fit(strengths, balanced, FitContext(resume=FitState({}, keep)))
     assert len(states) > 2
     for at in sorted({0, 1, len(states) // 2, len(states) - 1}):
         # What was kept goes through a file.
         state = {key: torch.from_numpy(value.numpy().copy()) for key, value in states[at].items()}
-        again = data.fit(strengths, balanced, Workers(resume=Resume(state)))
+        again = data.fit(strengths, balanced, FitContext(resume=FitState(state)))
         assert again.converged
         assert again.strength == fit.strength
-        for deal in range(2):
-            np.testing.assert_allclose(data.probabilities(again, deal), data.probabilities(fit, deal), atol=1e-6)
-    last = data.fit(strengths, balanced, Workers(resume=Resume(states[-1])))
+        for repeat in range(2):
+            np.testing.assert_allclose(
+                data.probabilities(again, repeat), data.probabilities(fit, repeat), atol=1e-6
+            )
+    last = data.fit(strengths, balanced, FitContext(resume=FitState(states[-1])))
     assert last.passes < fit.passes
 
 
@@ -429,28 +435,32 @@ def test_a_fit_goes_on_from_whatever_was_kept(balanced: bool, size: tuple[int, i
 )
 def test_a_state_of_another_fit_is_ignored(state: dict[str, torch.Tensor]) -> None:
     data = rows(19, 60, 60)
-    fit, again = data.fit((1e-3, 1e-1)), data.fit((1e-3, 1e-1), workers=Workers(resume=Resume(state)))
+    fit, again = data.fit((1e-3, 1e-1)), data.fit((1e-3, 1e-1), workers=FitContext(resume=FitState(state)))
     np.testing.assert_allclose(data.probabilities(again), data.probabilities(fit), atol=1e-12)
 
 
 @balanced_or_not
 @pytest.mark.parametrize("cuts", [(70,), (10, 200), (0, 150)], ids=["two", "three", "one-empty"])
 def test_any_split_over_workers_gives_the_same_probabilities(balanced: bool, cuts: tuple[int, ...]) -> None:
-    data = rows(8, 150, 90, deals=2)
+    data = rows(8, 150, 90, repeats=2)
     strengths = (1e-5, 1e-3, 1e-1, math.inf)
     whole = data.fit(strengths, balanced)
     parts = [data.take(part) for part in np.split(np.random.default_rng(0).permutation(240), cuts)]
 
-    def work(rank: int, reduce_sum: ReduceSum) -> Fit:
-        workers = Workers(reduce_sum, are_several=True)
-        return fit_views(data.views, strengths, parts[rank].blocks, balanced=balanced, workers=workers)["fake"]
+    def work(rank: int, reduce_sum: ReduceSum) -> LogisticFit:
+        workers = FitContext(reduce_sum, are_several=True)
+        return fit_logistic_heads(data.views, strengths, parts[rank].blocks, balanced=balanced, workers=workers)[
+            "fake"
+        ]
 
     fits = on_workers(len(parts), work)
     for fit in fits:
         assert fit.strength == whole.strength
-        for deal in range(2):
-            np.testing.assert_allclose(data.probabilities(fit, deal), data.probabilities(whole, deal), atol=1e-6)
-            assert torch.equal(fit.heads[deal].weights, fits[0].heads[deal].weights)
+        for repeat in range(2):
+            np.testing.assert_allclose(
+                data.probabilities(fit, repeat), data.probabilities(whole, repeat), atol=1e-6
+            )
+            assert torch.equal(fit.heads[repeat].weights, fits[0].heads[repeat].weights)
 
 
 def test_workers_agree_on_a_sampled_start() -> None:
@@ -458,9 +468,11 @@ def test_workers_agree_on_a_sampled_start() -> None:
     whole = data.fit((1e-4, 1e-2))
     parts = [data.take(part) for part in np.split(np.arange(19_000), [3_000, 10_000])]
 
-    def work(rank: int, reduce_sum: ReduceSum) -> Fit:
-        workers = Workers(reduce_sum, are_several=True)
-        return fit_views(data.views, (1e-4, 1e-2), parts[rank].blocks, balanced=True, workers=workers)["fake"]
+    def work(rank: int, reduce_sum: ReduceSum) -> LogisticFit:
+        workers = FitContext(reduce_sum, are_several=True)
+        return fit_logistic_heads(data.views, (1e-4, 1e-2), parts[rank].blocks, balanced=True, workers=workers)[
+            "fake"
+        ]
 
     for fit in on_workers(3, work):
         assert fit.converged

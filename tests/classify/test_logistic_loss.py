@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from scipy.optimize import approx_fprime
 from scipy.special import expit
 
-from synthscale.classify.fit_context import ReduceSum, Resume
-from synthscale.classify.logistic_loss import LOG_2, Columns, FeatureBlock, Problem, View
-from synthscale.tables.id_hashes import Keys, id_keys
+from synthscale.classify.fit_context import FitState, ReduceSum
+from synthscale.classify.logistic_loss import LOG_2, FeatureBlock, FoldView, HeadColumns, LogisticLoss
+from synthscale.tables.id_hashes import Hashes, hash_ids
 from synthscale.tables.schemas import REAL
 from tests.classify.trainings import on_workers
 
 Floats = NDArray[np.float64]
-VIEWS = (View("a", 0, 4), View("b", 0, 2), View("a", 1, 3), View("c", 0, 2))
+VIEWS = (FoldView("a", 0, 4), FoldView("b", 0, 2), FoldView("a", 1, 3), FoldView("c", 0, 2))
 STRENGTHS = {"a": (0.3, 1e-3), "b": (0.3, 1e-3), "c": (0.05,)}
 D = 3
 balanced_or_not = pytest.mark.parametrize("balanced", [True, False], ids=["balanced", "unweighted"])
@@ -34,7 +34,7 @@ class Rows:
     name: NDArray[np.str_]
     x: Floats
     fold: NDArray[np.int8]
-    key: Keys
+    key: Hashes
 
     def take(self, rows: NDArray[np.integer]) -> "Rows":
         return Rows(self.name[rows], self.x[rows], self.fold[rows], self.key[rows])
@@ -50,9 +50,9 @@ class Rows:
                 found.append(FeatureBlock(name, features, fold, part.key))
         return found
 
-    def problem(self, balanced: bool = True, size: int = 1000, reduce_sum: ReduceSum = same) -> Problem:
+    def problem(self, balanced: bool = True, size: int = 1000, reduce_sum: ReduceSum = same) -> LogisticLoss:
         blocks = self.blocks(size)
-        return Problem(Columns.of(VIEWS, STRENGTHS), lambda: blocks, balanced, reduce_sum)
+        return LogisticLoss(HeadColumns.of(VIEWS, STRENGTHS), lambda: blocks, balanced, reduce_sum)
 
 
 def world(seed: int = 0, scale: int = 1) -> Rows:
@@ -66,12 +66,12 @@ def world(seed: int = 0, scale: int = 1) -> Rows:
     for v, view in enumerate(VIEWS):
         inside = np.isin(name, [REAL, view.generator])
         fold[inside, v] = rng.permutation(np.arange(inside.sum()) % view.folds)
-    return Rows(name, x, fold, id_keys(f"{seed}/{i}" for i in range(len(name))))
+    return Rows(name, x, fold, hash_ids(f"{seed}/{i}" for i in range(len(name))))
 
 
 def heads() -> list[tuple[int, int, float]]:
     """View, fold and strength of each head, in the order of the columns."""
-    columns = Columns.of(VIEWS, STRENGTHS)
+    columns = HeadColumns.of(VIEWS, STRENGTHS)
     return list(zip(columns.view.tolist(), columns.fold.tolist(), columns.strength.tolist(), strict=True))
 
 
@@ -79,7 +79,7 @@ def points(seed: int = 1) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(size=(D + 1, len(heads()))))
 
 
-def held_out(problem: Problem, at: torch.Tensor) -> torch.Tensor:
+def held_out(problem: LogisticLoss, at: torch.Tensor) -> torch.Tensor:
     """Each head's log-loss sums on its own fold, from the logits that are yielded: real, synthetic; loss, rows."""
     sums = torch.zeros((2, 2, len(heads())), dtype=torch.float64)
     for generator in dict.fromkeys(view.generator for view in VIEWS):
@@ -119,7 +119,7 @@ def test_there_is_a_head_for_every_view_strength_and_fold() -> None:
     }
     assert set(heads()) == expected
     assert len(heads()) == len(expected)
-    columns = Columns.of(iter(VIEWS), STRENGTHS)
+    columns = HeadColumns.of(iter(VIEWS), STRENGTHS)
     assert columns.within(REAL).all()
     for c, (view, _, _) in enumerate(heads()):
         assert columns.generator_of(torch.tensor([c])) == VIEWS[view].generator
@@ -129,7 +129,7 @@ def test_there_is_a_head_for_every_view_strength_and_fold() -> None:
 
 
 def test_heads_alike_are_those_of_one_generator_and_strength() -> None:
-    columns, listed = Columns.of(VIEWS, STRENGTHS), heads()
+    columns, listed = HeadColumns.of(VIEWS, STRENGTHS), heads()
     chosen = torch.tensor([c for c in range(len(listed)) if c % 3])
     groups = [group.tolist() for group in columns.alike(chosen)]
     assert sorted(c for group in groups for c in group) == chosen.tolist()
@@ -270,7 +270,7 @@ def test_logits_of_any_size_have_finite_losses_and_gradients(balanced: bool) -> 
         assert torch.isfinite(hessians).all()
 
 
-def everything(problem: Problem) -> list[torch.Tensor]:
+def everything(problem: LogisticLoss) -> list[torch.Tensor]:
     """All sums of a problem at some points."""
     at, everyone = points(11), torch.arange(len(heads()))
     groups = problem.columns.alike(everyone)
@@ -278,7 +278,7 @@ def everything(problem: Problem) -> list[torch.Tensor]:
     return [*sums, *(problem.weight[name] for name in sorted(problem.weight)), problem.hessians(at, groups)]
 
 
-def assert_same_sums(found: Problem, expected: Problem) -> None:
+def assert_same_sums(found: LogisticLoss, expected: LogisticLoss) -> None:
     *exact, hessians = zip(everything(found), everything(expected), strict=True)
     for one, other in exact:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
@@ -385,7 +385,7 @@ def test_a_sample_is_read_once_and_then_held() -> None:
         passes.append(1)
         return blocks
 
-    sample = Problem(Columns.of(VIEWS, STRENGTHS), counted, True, same).sampled(100)
+    sample = LogisticLoss(HeadColumns.of(VIEWS, STRENGTHS), counted, True, same).sampled(100)
     before = len(passes)
     for _ in range(3):
         sample.loss_and_gradient(points(), torch.arange(len(heads())))
@@ -442,13 +442,13 @@ def test_the_chunks_of_a_block_are_its_rows_in_double() -> None:
 
 def test_the_states_of_several_fits_lie_side_by_side() -> None:
     offered: list[dict[str, torch.Tensor]] = []
-    whole = Resume({"b//points": torch.tensor([7.0])}, lambda give: offered.append(dict(give())))
+    whole = FitState({"b//points": torch.tensor([7.0])}, lambda give: offered.append(dict(give())))
     first, second = whole.part("a"), whole.part("b")
     assert first.state == {}
     assert {key: value.tolist() for key, value in second.state.items()} == {"points": [7.0]}
     first.keep(lambda: {"points": torch.tensor([1.0]), "x/y": torch.tensor([2.0])})
     second.keep(lambda: {"points": torch.tensor([3.0])})
-    again = Resume(offered[-1])
+    again = FitState(offered[-1])
     assert {key: value.tolist() for key, value in again.part("a").state.items()} == {"points": [1.0], "x/y": [2.0]}
     assert {key: value.tolist() for key, value in again.part("b").state.items()} == {"points": [3.0]}
     assert again.part("c").state == {}
@@ -458,5 +458,5 @@ def test_what_is_kept_is_made_only_when_it_is_asked_for() -> None:
     def give() -> dict[str, torch.Tensor]:
         raise AssertionError("nobody asked")
 
-    Resume().keep(give)
-    Resume().part("a").keep(give)
+    FitState().keep(give)
+    FitState().part("a").keep(give)

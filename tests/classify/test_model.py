@@ -6,11 +6,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from synthscale.classify.calibration import Calibration
-from synthscale.classify.features import FeatureMap, Heads, fit_feature_map
-from synthscale.classify.jackknife_refits import Refits
-from synthscale.classify.model import Directions, Model, OutOfFold, out_of_fold
-from synthscale.classify.network import Networks
+from synthscale.classify.calibration import PlattScaling
+from synthscale.classify.features import FeatureMap, LinearHeads, fit_feature_map
+from synthscale.classify.jackknife_refits import JackknifeRefits
+from synthscale.classify.model import FittedClassifier, OutOfFoldModel, SeparatingDirections, out_of_fold_logits
+from synthscale.classify.network import MlpHeads
 from synthscale.tables.schemas import BLOCKS
 
 DIMENSIONS = 5
@@ -42,31 +42,31 @@ def feature_map(fourier_features: int = 7) -> FeatureMap:
     return fit_feature_map(real.mean(0), real.std(0, correction=0), real, fourier_features, 0)
 
 
-def logistic(rng: np.random.Generator, folds: int, dimensions: int) -> Heads:
-    return Heads(draw(rng, folds, dimensions), draw(rng, folds))
+def logistic(rng: np.random.Generator, folds: int, dimensions: int) -> LinearHeads:
+    return LinearHeads(draw(rng, folds, dimensions), draw(rng, folds))
 
 
-def networks(rng: np.random.Generator, folds: int, dimensions: int) -> Networks:
-    return Networks(draw(rng, folds, dimensions, 3), draw(rng, folds, 3), draw(rng, folds, 3), draw(rng, folds))
+def networks(rng: np.random.Generator, folds: int, dimensions: int) -> MlpHeads:
+    return MlpHeads(draw(rng, folds, dimensions, 3), draw(rng, folds, 3), draw(rng, folds, 3), draw(rng, folds))
 
 
-def calibration(rng: np.random.Generator, deals: int, folds: int, gain: float = 0.3) -> Calibration:
-    return Calibration(
-        rng.uniform(0.2, 2, (deals, folds)), rng.normal(size=(deals, folds)), (0.6, 0.6 - gain), 1e-4
+def calibration(rng: np.random.Generator, repeats: int, folds: int, gain: float = 0.3) -> PlattScaling:
+    return PlattScaling(
+        rng.uniform(0.2, 2, (repeats, folds)), rng.normal(size=(repeats, folds)), (0.6, 0.6 - gain), 1e-4
     )
 
 
-def again(model: Model) -> Model:
-    return Model.from_bytes(model.to_bytes())
+def again(model: FittedClassifier) -> FittedClassifier:
+    return FittedClassifier.from_bytes(model.to_bytes())
 
 
-def answers(model: Model, name: str, deals: int, folds: int) -> NDArray[np.float64]:
+def answers(model: FittedClassifier, name: str, repeats: int, folds: int) -> NDArray[np.float64]:
     rng = np.random.default_rng(9)
-    vectors, fold = draw(rng, 40, DIMENSIONS) * 2, rng.integers(0, folds, (40, deals)).astype(np.int8)
+    vectors, fold = draw(rng, 40, DIMENSIONS) * 2, rng.integers(0, folds, (40, repeats)).astype(np.int8)
     return model.logits(name, model.feature_map(vectors), fold)
 
 
-Kind = Callable[[np.random.Generator, int, int], OutOfFold]
+Kind = Callable[[np.random.Generator, int, int], OutOfFoldModel]
 
 
 @pytest.mark.parametrize("kind", [logistic, networks])
@@ -76,17 +76,17 @@ def test_a_saved_model_gives_the_same_logits(kind: Kind, fourier_features: int) 
     # As many deals as make their numbers differ in length.
     sizes = {name: (1 + i % 3, 2 + i % 4) for i, name in enumerate(ODD_NAMES)} | {"many": (12, 3)}
     heads = {
-        name: tuple(kind(rng, folds, own_map.dimensions) for _ in range(deals))
-        for name, (deals, folds) in sizes.items()
+        name: tuple(kind(rng, folds, own_map.dimensions) for _ in range(repeats))
+        for name, (repeats, folds) in sizes.items()
     }
-    found = again(Model(own_map, heads))
+    found = again(FittedClassifier(own_map, heads))
     assert set(found.heads) == set(heads)
     assert found.calibrations == {}
     assert found.directions == {}
-    for name, (deals, folds) in sizes.items():
+    for name, (repeats, folds) in sizes.items():
         assert all(type(head) is type(own) for head, own in zip(found.heads[name], heads[name], strict=True))
         np.testing.assert_array_equal(
-            answers(found, name, deals, folds), answers(Model(own_map, heads), name, deals, folds)
+            answers(found, name, repeats, folds), answers(FittedClassifier(own_map, heads), name, repeats, folds)
         )
 
 
@@ -94,7 +94,7 @@ def test_generators_whose_names_end_alike_keep_heads_of_their_own() -> None:
     own_map, rng = feature_map(), np.random.default_rng(2)
     names = ["gan", "gan.npy", "gan.npy.npy", "agan", "logistic.0.weights.gan", "GAN"]
     heads = {name: (logistic(rng, 2, own_map.dimensions),) for name in names}
-    found = again(Model(own_map, heads))
+    found = again(FittedClassifier(own_map, heads))
     for name in names:
         np.testing.assert_array_equal(found.heads[name][0].weights, heads[name][0].weights)  # type: ignore[attr-defined]
 
@@ -104,7 +104,7 @@ def test_a_saved_model_is_calibrated_as_before(gain: float) -> None:
     own_map, rng = feature_map(), np.random.default_rng(3)
     heads = {name: tuple(logistic(rng, 4, own_map.dimensions) for _ in range(2)) for name in ODD_NAMES}
     calibrations = {name: calibration(rng, 2, 4, gain) for name in ODD_NAMES[1:]}
-    model = Model(own_map, heads, calibrations)
+    model = FittedClassifier(own_map, heads, calibrations)
     found = again(model)
     assert set(found.calibrations) == set(calibrations)
     for name, own in calibrations.items():
@@ -120,8 +120,8 @@ def test_a_saved_model_has_its_directions() -> None:
     heads = {name: (logistic(rng, 2, own_map.dimensions),) for name in ODD_NAMES}
     # A classifier that answers every row alike has none.
     kept = {name: i % 4 for i, name in enumerate(ODD_NAMES[1:])}
-    directions = {name: Directions(draw(rng, a, DIMENSIONS), draw(rng, a)) for name, a in kept.items()}
-    found = again(Model(own_map, heads, {}, directions))
+    directions = {name: SeparatingDirections(draw(rng, a, DIMENSIONS), draw(rng, a)) for name, a in kept.items()}
+    found = again(FittedClassifier(own_map, heads, {}, directions))
     assert set(found.directions) == set(directions)
     rows = draw(rng, 6, DIMENSIONS)
     for name, own in directions.items():
@@ -130,14 +130,16 @@ def test_a_saved_model_has_its_directions() -> None:
         assert found.directions[name].places(rows).shape == (6, kept[name])
 
 
-def refits(rng: np.random.Generator, folds: int, dimensions: int) -> Refits:
+def refits(rng: np.random.Generator, folds: int, dimensions: int) -> JackknifeRefits:
     slope, offset = rng.uniform(0.2, 2, (BLOCKS, folds)), rng.normal(size=(BLOCKS, folds))
     without = np.arange(BLOCKS, dtype=np.int8)
-    redeal = np.zeros(BLOCKS, np.int8)
-    return Refits(logistic(rng, BLOCKS * folds, dimensions), slope, offset, without, redeal, is_matched=False)
+    reassignment = np.zeros(BLOCKS, np.int8)
+    return JackknifeRefits(
+        logistic(rng, BLOCKS * folds, dimensions), slope, offset, without, reassignment, is_matched=False
+    )
 
 
-def without(model: Model, name: str, folds: int) -> NDArray[np.float64] | None:
+def without(model: FittedClassifier, name: str, folds: int) -> NDArray[np.float64] | None:
     rng = np.random.default_rng(19)
     vectors, fold = draw(rng, 40, DIMENSIONS).numpy() * 2, rng.integers(0, folds, 40).astype(np.int8)
     return model.refitted(name, vectors, fold, rng.integers(0, BLOCKS, 40).astype(np.int8)).without
@@ -149,7 +151,7 @@ def test_a_saved_model_has_its_refits() -> None:
     heads = {name: (logistic(rng, folds, own_map.dimensions),) for name, folds in sizes.items()}
     # A network has none.
     kept = {name: refits(rng, sizes[name], own_map.dimensions) for name in ODD_NAMES[1:]}
-    model = Model(own_map, heads, refits={name: [own] for name, own in kept.items()})
+    model = FittedClassifier(own_map, heads, refits={name: [own] for name, own in kept.items()})
     found = again(model)
     assert {name for name, own in found.refits.items() if own} == set(kept)
     assert without(found, ODD_NAMES[0], 2) is None
@@ -172,7 +174,7 @@ def test_a_saved_model_has_its_refits() -> None:
 def test_answers_without_a_block_are_by_its_own_heads_scaled_and_unknown_in_it() -> None:
     own_map, rng, folds = feature_map(), np.random.default_rng(11), 3
     own = refits(rng, folds, own_map.dimensions)
-    model = Model(own_map, {"a": (logistic(rng, folds, own_map.dimensions),)}, refits={"a": [own]})
+    model = FittedClassifier(own_map, {"a": (logistic(rng, folds, own_map.dimensions),)}, refits={"a": [own]})
     vectors, fold = draw(rng, 50, DIMENSIONS).numpy(), rng.integers(0, folds, 50).astype(np.int8)
     block = (np.arange(50) % BLOCKS).astype(np.int8)
     found = model.refitted("a", vectors, fold, block).without
@@ -188,7 +190,7 @@ def test_answers_without_a_block_are_by_its_own_heads_scaled_and_unknown_in_it()
 
 def test_a_model_without_a_generator_is_a_feature_map() -> None:
     own_map = feature_map()
-    found = again(Model(own_map, {}))
+    found = again(FittedClassifier(own_map, {}))
     assert found.heads == {}
     vectors = draw(np.random.default_rng(5), 8, DIMENSIONS)
     torch.testing.assert_close(found.feature_map(vectors), own_map(vectors), rtol=0, atol=0)
@@ -196,7 +198,9 @@ def test_a_model_without_a_generator_is_a_feature_map() -> None:
 
 def test_the_same_model_has_the_same_bytes_and_they_hold_no_pickle() -> None:
     own_map, rng = feature_map(), np.random.default_rng(6)
-    model = Model(own_map, {"a": (logistic(rng, 2, own_map.dimensions),)}, {"a": calibration(rng, 1, 2)})
+    model = FittedClassifier(
+        own_map, {"a": (logistic(rng, 2, own_map.dimensions),)}, {"a": calibration(rng, 1, 2)}
+    )
     assert model.to_bytes() == again(model).to_bytes()
     with np.load(io.BytesIO(model.to_bytes()), allow_pickle=False) as arrays:
         assert all(arrays[name].dtype.kind in "fib" for name in arrays.files)
@@ -206,7 +210,7 @@ def test_every_deal_answers_by_its_own_heads_and_folds() -> None:
     rng = np.random.default_rng(7)
     heads = tuple(logistic(rng, 3, DIMENSIONS) for _ in range(4))
     features, fold = draw(rng, 25, DIMENSIONS), rng.integers(0, 3, (25, 4)).astype(np.int8)
-    logits = out_of_fold(heads, features, fold)
+    logits = out_of_fold_logits(heads, features, fold)
     assert logits.shape == (25, 4)
     for i, own in enumerate(heads):
         for row in range(25):
@@ -220,17 +224,21 @@ def test_logits_are_scaled_unless_that_makes_them_clearly_worse() -> None:
     heads = {"a": (logistic(rng, 2, DIMENSIONS),)}
     fold = np.array([[0], [1], [1]], np.int8)
     features = draw(rng, 3, DIMENSIONS)
-    plain = Model(own_map, heads).logits("a", features, fold)
+    plain = FittedClassifier(own_map, heads).logits("a", features, fold)
     slope, offset = np.array([[2.0, 0.5]]), np.array([[1.0, -1.0]])
-    harms = Calibration(slope, offset, (0.6, 0.6002), 0.0001)
+    harms = PlattScaling(slope, offset, (0.6, 0.6002), 0.0001)
     for rise in (-0.1, 0.0, 0.00005):
-        used = Calibration(slope, offset, (0.6, 0.6 + rise), 0.0001)
-        scaled = Model(own_map, heads, {"a": used}).logits("a", features, fold)
+        used = PlattScaling(slope, offset, (0.6, 0.6 + rise), 0.0001)
+        scaled = FittedClassifier(own_map, heads, {"a": used}).logits("a", features, fold)
         np.testing.assert_allclose(scaled[:, 0], [2 * plain[0, 0] + 1, plain[1, 0] / 2 - 1, plain[2, 0] / 2 - 1])
-    np.testing.assert_array_equal(Model(own_map, heads, {"a": harms}).logits("a", features, fold), plain)
+    np.testing.assert_array_equal(
+        FittedClassifier(own_map, heads, {"a": harms}).logits("a", features, fold), plain
+    )
 
 
 def test_places_are_the_coordinates_along_each_direction() -> None:
     axes = torch.tensor([[1.0, 0.0], [0.6, 0.8]]).double()
-    places = Directions(axes, torch.tensor([0.7, 0.3]).double()).places(torch.tensor([[2.0, -1.0]]).double())
+    places = SeparatingDirections(axes, torch.tensor([0.7, 0.3]).double()).places(
+        torch.tensor([[2.0, -1.0]]).double()
+    )
     np.testing.assert_allclose(places, [[2.0, 0.4]])

@@ -11,13 +11,13 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from synthscale.classify import network
 from synthscale.classify.classifier import fit_classifier
-from synthscale.classify.fit_context import ReduceSum, Resume, Workers
-from synthscale.classify.logistic_loss import FeatureBlock, View
-from synthscale.classify.model import Model
-from synthscale.classify.network import NetworkFit, Networks, fit_networks
-from synthscale.classify.training import Training
+from synthscale.classify.fit_context import FitContext, FitState, ReduceSum
+from synthscale.classify.logistic_loss import FeatureBlock, FoldView
+from synthscale.classify.model import FittedClassifier
+from synthscale.classify.network import MlpFit, MlpHeads, fit_mlp_heads
+from synthscale.classify.training import TrainingData
 from synthscale.config import ClassifierConfig
-from synthscale.tables.id_hashes import id_keys
+from synthscale.tables.id_hashes import hash_ids
 from synthscale.tables.schemas import REAL
 from tests.classify.trainings import Sets, cut, dealt, fit_on_workers, normal, on_workers
 
@@ -31,11 +31,11 @@ def few_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fitted(
-    sets: Sets, settings: ClassifierConfig = MLP, training: Training | None = None
-) -> tuple[Model, NetworkFit]:
+    sets: Sets, settings: ClassifierConfig = MLP, training: TrainingData | None = None
+) -> tuple[FittedClassifier, MlpFit]:
     model, fits = fit_classifier(training or sets.training(), settings)
     fit = fits["fake"]
-    assert isinstance(fit, NetworkFit)
+    assert isinstance(fit, MlpFit)
     return model, fit
 
 
@@ -70,13 +70,13 @@ def test_a_network_that_finds_nothing_answers_one_half_to_every_row() -> None:
     assert fit.summary()["log_loss_by_epoch"][0] == pytest.approx(np.log(2))
 
 
-def random_networks(seed: int, folds: int, d: int, hidden: int = 7) -> Networks:
+def random_networks(seed: int, folds: int, d: int, hidden: int = 7) -> MlpHeads:
     rng = np.random.default_rng(seed)
     shapes = ((folds, d, hidden), (folds, hidden), (folds, hidden), (folds,))
-    return Networks(*(torch.from_numpy(rng.normal(size=shape)) for shape in shapes))
+    return MlpHeads(*(torch.from_numpy(rng.normal(size=shape)) for shape in shapes))
 
 
-def by_hand(networks: Networks, x: NDArray[np.float64], fold: NDArray[np.int8]) -> NDArray[np.float64]:
+def by_hand(networks: MlpHeads, x: NDArray[np.float64], fold: NDArray[np.int8]) -> NDArray[np.float64]:
     """Row by row: the logit of the network of the row's own fold, silu(z) = z / (1 + exp(-z))."""
     hidden, hidden_bias, output, output_bias = (
         getattr(networks, name).numpy() for name in ("hidden", "hidden_bias", "output", "output_bias")
@@ -123,7 +123,7 @@ def test_gradients_are_finite_differences_of_the_logits() -> None:
     assert not features.requires_grad
 
 
-VIEW = View("fake", 0, 4)
+VIEW = FoldView("fake", 0, 4)
 
 
 def feature_blocks(
@@ -134,7 +134,7 @@ def feature_blocks(
     for name, count, mean in ((REAL, n, 0.0), ("fake", m, shift)):
         x = torch.from_numpy(((rng.normal(size=(count, d)) + mean) / d**0.5).astype(np.float32))
         fold = torch.from_numpy((np.arange(count) % 4).astype(np.int8)[:, None])
-        key = id_keys(f"{name}/{i}" for i in range(count))
+        key = hash_ids(f"{name}/{i}" for i in range(count))
         whole = FeatureBlock(name, x, fold, key)
         blocks += [whole.rows(part) for part in np.array_split(np.arange(count), pieces)]
     return blocks
@@ -145,8 +145,8 @@ def only(blocks: Iterable[FeatureBlock]) -> Callable[[str], list[FeatureBlock]]:
     return lambda name: [block for block in held if block.name == name]
 
 
-def trained(blocks: list[FeatureBlock]) -> NetworkFit:
-    return fit_networks([VIEW], [0], only(blocks), blocks[0].features.shape[1], 0, Workers())
+def trained(blocks: list[FeatureBlock]) -> MlpFit:
+    return fit_mlp_heads([VIEW], [0], only(blocks), blocks[0].features.shape[1], 0, FitContext())
 
 
 def test_a_row_does_not_enter_the_network_of_its_own_fold(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +254,7 @@ def test_deals_have_networks_of_their_own() -> None:
     sets = three_sets(settings)
     model, _ = fitted(sets, settings)
     assert len(model.heads["fake"]) == 3
-    weights = [deal.output for deal in model.heads["fake"]]  # type: ignore[attr-defined]
+    weights = [repeat.output for repeat in model.heads["fake"]]  # type: ignore[attr-defined]
     assert not any(torch.equal(weights[i], weights[j]) for i in range(3) for j in range(i))
 
 
@@ -262,7 +262,7 @@ class KilledError(Exception):
     """What a killed worker looks like from within."""
 
 
-def interrupted(training: Training, after: int) -> dict[str, torch.Tensor]:
+def interrupted(training: TrainingData, after: int) -> dict[str, torch.Tensor]:
     """Fit until the state was offered so often, and return what was kept of it."""
     kept: dict[str, torch.Tensor] = {}
     offers = 0
@@ -275,7 +275,7 @@ def interrupted(training: Training, after: int) -> dict[str, torch.Tensor]:
             raise KilledError
 
     with pytest.raises(KilledError):
-        fit_classifier(replace(training, workers=Workers(resume=Resume({}, keep))), MLP)
+        fit_classifier(replace(training, workers=FitContext(resume=FitState({}, keep))), MLP)
     return kept
 
 
@@ -287,7 +287,7 @@ def test_an_interrupted_fit_goes_on_to_the_answer_of_an_undisturbed_one(after: i
     undisturbed, fit = fitted(sets)
     state = interrupted(sets.training(), after)
     left: list[int] = []
-    again = replace(sets.training(), workers=Workers(resume=Resume(state, lambda give: left.append(1))))
+    again = replace(sets.training(), workers=FitContext(resume=FitState(state, lambda give: left.append(1))))
     resumed, fit_again = fitted(sets, training=again)
     assert len(left) == 2 * FEW_EPOCHS - after
     assert fit_again.log_loss == pytest.approx(fit.log_loss, abs=1e-12)
@@ -303,7 +303,7 @@ def test_an_interruption_while_patience_runs_out_is_not_forgotten() -> None:
     sets = dealt(MLP, real=normal(15, 60, 40), fake=normal(16, 60, 40))
     undisturbed, fit = fitted(sets)
     assert len(fit.log_loss) - 1 > 6
-    again = replace(sets.training(), workers=Workers(resume=Resume(interrupted(sets.training(), 6))))
+    again = replace(sets.training(), workers=FitContext(resume=FitState(interrupted(sets.training(), 6))))
     resumed, fit_again = fitted(sets, training=again)
     assert fit_again.log_loss == pytest.approx(fit.log_loss, abs=1e-12)
     assert fit_again.converged
@@ -313,7 +313,7 @@ def test_an_interruption_while_patience_runs_out_is_not_forgotten() -> None:
 def batches_of(
     blocks: list[FeatureBlock], epoch: int, reduce_sum: ReduceSum = lambda tensor: tensor
 ) -> list[list[FeatureBlock]]:
-    training = network._Training([VIEW], [0], only(blocks), reduce_sum)
+    training = network._MlpLoss([VIEW], [0], only(blocks), reduce_sum)
     return list(training.batches(epoch))
 
 
@@ -382,11 +382,11 @@ def test_workers_that_read_blocks_anew_in_each_pass_end_with_the_same_networks(
     blocks = feature_blocks(6, 300, 200, pieces=3)
     shares = [[blocks[0], blocks[3], blocks[4]], [blocks[1], blocks[2], blocks[5]], []]
 
-    def work(rank: int, reduce_sum: ReduceSum) -> NetworkFit:
+    def work(rank: int, reduce_sum: ReduceSum) -> MlpFit:
         def read(name: str) -> Iterable[FeatureBlock]:
             yield from (block for block in shares[rank] if block.name == name)
 
-        return fit_networks([VIEW], [0], read, 5, 0, Workers(reduce_sum, True))
+        return fit_mlp_heads([VIEW], [0], read, 5, 0, FitContext(reduce_sum, True))
 
     found = on_workers(3, work)
     for fit in found[1:]:
@@ -398,7 +398,7 @@ def test_workers_that_read_blocks_anew_in_each_pass_end_with_the_same_networks(
 def test_a_step_stands_for_all_rows_whatever_the_sizes_of_the_classes() -> None:
     # Averaged over the steps of an epoch, the gradient is that of the class-balanced loss over the training rows.
     blocks = feature_blocks(7, 2000, 150)
-    training = network._Training([VIEW], [0], only(blocks), lambda tensor: tensor)
+    training = network._MlpLoss([VIEW], [0], only(blocks), lambda tensor: tensor)
     networks = random_networks(8, 4, 5)
     parameters = [
         getattr(networks, name).requires_grad_() for name in ("hidden", "hidden_bias", "output", "output_bias")
@@ -422,7 +422,7 @@ def test_a_step_stands_for_all_rows_whatever_the_sizes_of_the_classes() -> None:
 
 
 def test_the_seed_draws_the_first_weights() -> None:
-    training = network._Training([VIEW], [0], only(feature_blocks(9, 40, 40)), lambda tensor: tensor)
+    training = network._MlpLoss([VIEW], [0], only(feature_blocks(9, 40, 40)), lambda tensor: tensor)
     one, same, other = (training.initial(5, seed) for seed in (1, 1, 2))
     assert torch.equal(one.hidden, same.hidden)
     assert not torch.equal(one.hidden, other.hidden)
@@ -441,7 +441,7 @@ def test_products_in_bfloat16_give_the_logits_to_its_precision_and_gradients_too
     networks, features = random_networks(0, 3, 20), torch.from_numpy(normal(31, 50, 20))
     exact = networks.logits(features)
     networks.hidden.requires_grad_()
-    found = network.in_bfloat16(networks, features.float())
+    found = network.bfloat16_autocast(networks, features.float())
     assert found.dtype == torch.float64
     assert (found - exact).abs().max() < 0.05 * exact.abs().max()
     found.square().sum().backward()  # type: ignore[no-untyped-call]
@@ -454,13 +454,13 @@ def test_products_in_bfloat16_give_the_logits_to_its_precision_and_gradients_too
 def test_a_fit_that_has_ended_keeps_only_its_answer_beside_one_that_goes_on() -> None:
     sets, states = three_sets(), list[dict[str, torch.Tensor]]()
     whole, _ = fitted(sets)
-    workers = Workers(resume=Resume({}, lambda give: states.append(dict(give()))))
+    workers = FitContext(resume=FitState({}, lambda give: states.append(dict(give()))))
     fit_classifier(replace(sets.training(), workers=workers), MLP)
     ended = {name.removeprefix("fake//") for name in states[-1] if name.startswith("fake//")}
     assert ended == {"losses", "chosen", *(f"best/{part}" for part in vars(whole.heads["fake"][0]))}
     assert "other//now/hidden" in states[-1]
     # Which is all that going on needs.
-    again = replace(sets.training(), workers=Workers(resume=Resume(states[-1])))
+    again = replace(sets.training(), workers=FitContext(resume=FitState(states[-1])))
     resumed, _ = fitted(sets, training=again)
     for name in sets.plans:
         np.testing.assert_allclose(

@@ -25,7 +25,7 @@ from sklearn.metrics import roc_auc_score
 from synthscale import Config
 from synthscale.classify import ray_train as train_run
 from synthscale.classify import stage as classify
-from synthscale.classify.ray_fold_tables import FoldTables, deal
+from synthscale.classify.ray_fold_tables import TrainingReader, plan_all_folds
 from synthscale.errors import ResumeConflict, SchemaError
 from synthscale.metrics import stage as reduce
 from synthscale.metrics.ray_view_tables import ViewReader, real_lookup
@@ -33,7 +33,7 @@ from synthscale.pipeline import Options, score
 from synthscale.runtime.session import ray_errors
 from synthscale.runtime.stage_context import StageContext
 from synthscale.storage.run_directory import RunDirectory
-from synthscale.tables.id_hashes import id_keys
+from synthscale.tables.id_hashes import hash_ids
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -189,8 +189,8 @@ def test_folds_agree_with_the_deal_and_split_no_near_duplicate_group(undisturbed
         table(run, "nearest").query("generator == 'collapsed'")["row"]
     )
     tellable = dealt[dealt.generator.isin(TELLABLE)]
-    tellable = tellable.assign(dealt=tellable.fold.map(lambda folds: folds[0]), deals=tellable.fold.map(len))
-    assert (tellable.deals == 1).all()
+    tellable = tellable.assign(dealt=tellable.fold.map(lambda folds: folds[0]), repeats=tellable.fold.map(len))
+    assert (tellable.repeats == 1).all()
     both = undisturbed.predictions().merge(tellable, on=["generator", "row"], validate="1:1")
     assert len(both) == len(tellable) == len(undisturbed.predictions())
     assert (both.fold_x == both.dealt).all()
@@ -359,21 +359,21 @@ def test_other_heads_go_through_the_whole_pipeline(prepared, tmp_path, head):
 def test_repeats_average_the_logits_over_deals_and_report_their_spread(prepared, tmp_path):
     # Neither features nor strength differ between deals, so each deal is a run of its own.
     settings = {"head": "linear", "strengths": (1e-2,)}
-    deals = [
+    repeats = [
         classify_alone(copy_of(prepared, tmp_path / f"deal-{seed}", **settings, seed=seed)) for seed in range(3)
     ]
     result = score(copy_of(prepared, tmp_path / "run", **settings, repeats=3))
     together = Classified(result.run, result.run.completed("classify").info, [])
     for name in TELLABLE:
         ours = together.predictions().query("generator == @name")
-        single = [found.predictions() for found in deals]
+        single = [found.predictions() for found in repeats]
         single = [rows[rows.generator == name] for rows in single]
         logits = np.stack([part.logit_synthetic.to_numpy(np.float64) for part in single], 1)
         assert (ours["row"].to_numpy() == single[0]["row"].to_numpy()).all()
         assert (ours.fold.to_numpy() == single[0].fold.to_numpy()).all()
         assert (ours.fold.to_numpy() != single[1].fold.to_numpy()).any()
         assert (ours.logit_deviation > 0).all()
-        if len({found.of(name)["calibrated"]["used"] for found in (*deals, together)}) > 1:
+        if len({found.of(name)["calibrated"]["used"] for found in (*repeats, together)}) > 1:
             # All deals are calibrated or none is, so that one may differ from its own run. Not so the fakes'.
             assert name != "fake"
             continue
@@ -660,7 +660,7 @@ def read(finished):
     """The tables as workers see them, and their shards."""
     config, result = finished
     context = StageContext(config, result.run, cpus=2)
-    return FoldTables.of(context, deal(context)), context.shards
+    return TrainingReader.of(context, plan_all_folds(context)), context.shards
 
 
 def test_blocks_hold_each_row_of_each_set_once_with_its_fold_in_its_own_views(read, undisturbed):
@@ -677,7 +677,7 @@ def test_blocks_hold_each_row_of_each_set_once_with_its_fold_in_its_own_views(re
             assert blocks == []
             continue
         assert np.array_equal(np.concatenate([block.vectors for block in blocks]), vectors[rows])
-        assert np.array_equal(np.concatenate([block.key for block in blocks]), id_keys(ids[rows]))
+        assert np.array_equal(np.concatenate([block.key for block in blocks]), hash_ids(ids[rows]))
         fold = np.concatenate([block.fold for block in blocks])
         for column, view in enumerate(tables.views):
             inside = name in ("real", view.generator)

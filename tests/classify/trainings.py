@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from synthscale.classify.classifier import fit_classifier
-from synthscale.classify.fit_context import ReduceSum, Workers
-from synthscale.classify.model import Model
-from synthscale.classify.training import FoldPlan, Training, VectorBlock, bandwidth_sample, plan_folds
+from synthscale.classify.fit_context import FitContext, ReduceSum
+from synthscale.classify.model import FittedClassifier
+from synthscale.classify.training import FoldPlan, TrainingData, VectorBlock, bandwidth_sample, plan_folds
 from synthscale.config import ClassifierConfig
-from synthscale.tables.id_hashes import id_keys
+from synthscale.tables.id_hashes import hash_ids
 from synthscale.tables.schemas import REAL
 
 Vectors = NDArray[np.float64]
@@ -64,7 +64,7 @@ class Sets:
     vectors: dict[str, Vectors]
     plans: dict[str, FoldPlan]
 
-    def training(self, order: int | None = None, *, is_refitted: bool = False) -> Training:
+    def training(self, order: int | None = None, *, is_refitted: bool = False) -> TrainingData:
         """All rows, one block a set; in an order of their own for every number ``order``.
 
         Where heads are refitted, rows have the jackknife's blocks of their views; -1 in others.
@@ -77,8 +77,8 @@ class Sets:
                 plan = self.plans[view.generator]
                 if name in (REAL, view.generator):
                     own = plan.is_real == (name == REAL)
-                    fold[:, c], left_out[:, c] = plan.fold[own, view.deal], plan.block(None)[own]
-            key = id_keys(f"{name}/{i}" for i in range(len(x)))
+                    fold[:, c], left_out[:, c] = plan.fold[own, view.repeat], plan.block(None)[own]
+            key = hash_ids(f"{name}/{i}" for i in range(len(x)))
             block = VectorBlock(
                 name,
                 x.astype(np.float32),
@@ -91,7 +91,7 @@ class Sets:
             blocks.append(taken(block, rows))
         first = next(iter(self.plans.values()))
         rows_of = {name: len(x) for name, x in self.vectors.items()}
-        return Training(
+        return TrainingData(
             views,
             blocks[0].vectors.shape[1],
             given(blocks),
@@ -100,18 +100,18 @@ class Sets:
             is_refitted=is_refitted,
         )
 
-    def logits(self, model: Model, generator: str = "fake") -> NDArray[np.float64]:
+    def logits(self, model: FittedClassifier, generator: str = "fake") -> NDArray[np.float64]:
         """Calibrated out-of-fold logits of the real rows and then the generator's, mean over deals: (n,)."""
         x = torch.from_numpy(np.vstack([self.vectors[REAL], self.vectors[generator]]).astype(np.float32))
         return model.logits(generator, model.feature_map(x), self.plans[generator].fold).mean(1)
 
-    def probabilities(self, model: Model, generator: str = "fake") -> NDArray[np.float64]:
+    def probabilities(self, model: FittedClassifier, generator: str = "fake") -> NDArray[np.float64]:
         return expit(self.logits(model, generator))
 
     def is_real(self, generator: str = "fake") -> NDArray[np.bool_]:
         return self.plans[generator].is_real
 
-    def fidelity(self, model: Model, generator: str = "fake") -> float:
+    def fidelity(self, model: FittedClassifier, generator: str = "fake") -> float:
         """1 - mean q over the generator's rows."""
         return 1 - float(self.probabilities(model, generator)[~self.is_real(generator)].mean())
 
@@ -122,7 +122,7 @@ def dealt(settings: ClassifierConfig, groups: tuple[Rows, Rows] = NO_GROUPS, **v
     plans = {}
     for name, x in vectors.items():
         if name != REAL:
-            keys = id_keys([f"{REAL}/{i}" for i in range(len(real))] + [f"{name}/{i}" for i in range(len(x))])
+            keys = hash_ids([f"{REAL}/{i}" for i in range(len(real))] + [f"{name}/{i}" for i in range(len(x))])
             n = len(keys)
             is_real = np.arange(n) < len(real)
             plans[name] = plan_folds(np.arange(n), keys, is_real, np.zeros(n, np.bool_), groups, settings)
@@ -140,7 +140,7 @@ def given(blocks: list[VectorBlock]) -> Callable[[str | None], list[VectorBlock]
     return lambda name: [block for block in blocks if name in (None, block.name)]
 
 
-def cut(training: Training, pieces: int) -> Training:
+def cut(training: TrainingData, pieces: int) -> TrainingData:
     """The same rows, every set in so many blocks of unequal sizes."""
     blocks = []
     for block in training.blocks(None):
@@ -149,7 +149,7 @@ def cut(training: Training, pieces: int) -> Training:
     return replace(training, blocks=given(blocks))
 
 
-def shared(training: Training, workers: int) -> list[list[VectorBlock]]:
+def shared(training: TrainingData, workers: int) -> list[list[VectorBlock]]:
     """The rows of each of several workers: shares of unequal sizes; the last has no real rows if it can."""
     shares: list[list[VectorBlock]] = [[] for _ in range(workers)]
     for block in training.blocks(None):
@@ -161,13 +161,16 @@ def shared(training: Training, workers: int) -> list[list[VectorBlock]]:
 
 
 def fit_on_workers(
-    training: Training, settings: ClassifierConfig, workers: int, then: Callable[[Model, Training], Result]
+    training: TrainingData,
+    settings: ClassifierConfig,
+    workers: int,
+    then: Callable[[FittedClassifier, TrainingData], Result],
 ) -> list[Result]:
     """Fit on several workers; return what each one makes of its model and training."""
     shares = shared(training, workers)
 
     def work(rank: int, reduce_sum: ReduceSum) -> Result:
-        own = replace(training, blocks=given(shares[rank]), workers=Workers(reduce_sum, workers > 1))
+        own = replace(training, blocks=given(shares[rank]), workers=FitContext(reduce_sum, workers > 1))
         return then(fit_classifier(own, settings)[0], own)
 
     return on_workers(workers, work)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from synthscale import Config
-from synthscale.embed.ray_cache_lookup import Earlier
+from synthscale.embed.ray_cache_lookup import CacheLookup
 from synthscale.pipeline import Options, score
 from synthscale.storage.run_directory import RunDirectory
 from tests.object_server import ObjectServer
@@ -156,7 +156,7 @@ def test_another_way_of_embedding_shares_nothing(on_s3):
 def test_what_is_gone_from_the_cache_when_it_is_wanted_is_embedded(on_s3, tmp_path, monkeypatch, loss):
     config, _ = on_s3
     embed(config("one", "first"))
-    find = Earlier.find
+    find = CacheLookup.find
 
     def lose(self, shards):
         found = find(self, shards)
@@ -166,7 +166,7 @@ def test_what_is_gone_from_the_cache_when_it_is_wanted_is_embedded(on_s3, tmp_pa
             path.write_bytes(b"damaged") if loss == "damaged" else path.unlink()
         return found
 
-    monkeypatch.setattr(Earlier, "find", lose)
+    monkeypatch.setattr(CacheLookup, "find", lose)
     found, told = embed(config("two", "second"))
     assert told == ["embed: 30 of 50 embeddings are those of earlier runs"]
     monkeypatch.undo()

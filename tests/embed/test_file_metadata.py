@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from synthscale.embed.file_metadata import COLUMNS, DIMENSIONS, bytes_per_pixel, fact_vectors
+from synthscale.embed.file_metadata import COLUMNS, DIMENSIONS, bytes_per_pixel, metadata_vectors
 from synthscale.embed.images import decode
 from synthscale.tables.image_formats import FORMATS
 from synthscale.tables.schemas import embeddings_schema
@@ -27,7 +27,7 @@ def table_of(*rows: dict[str, Any]) -> pa.Table:
 
 
 def vectors_of(*rows: dict[str, Any]) -> NDArray[np.float32]:
-    found = fact_vectors(table_of(*rows))
+    found = metadata_vectors(table_of(*rows))
     assert found is not None
     assert found.shape == (len(rows), DIMENSIONS)
     assert np.isfinite(found).all()
@@ -94,13 +94,13 @@ def test_a_fact_that_is_missing_in_every_row_leaves_finite_numbers(name: str) ->
 
 def test_vectors_without_files_have_no_facts() -> None:
     nothing = table_of(*[dict.fromkeys(COLUMNS)] * 3)
-    assert fact_vectors(nothing) is None
+    assert metadata_vectors(nothing) is None
     assert np.isnan(bytes_per_pixel(nothing)).all()
 
 
 def test_no_rows_have_no_vectors() -> None:
     empty = SCHEMA.empty_table()
-    found = fact_vectors(empty)
+    found = metadata_vectors(empty)
     assert found is None or found.shape == (0, DIMENSIONS)
     assert bytes_per_pixel(empty).shape == (0,)
 
@@ -111,7 +111,7 @@ def test_facts_do_not_depend_on_how_the_table_is_cut() -> None:
         table_of(*rows),
         pa.concat_tables([table_of(*rows[:1]), table_of(*rows[1:4]), table_of(*rows[4:])]),
     )
-    np.testing.assert_array_equal(fact_vectors(pieces), fact_vectors(whole))
+    np.testing.assert_array_equal(metadata_vectors(pieces), metadata_vectors(whole))
     np.testing.assert_array_equal(bytes_per_pixel(pieces), bytes_per_pixel(whole))
 
 

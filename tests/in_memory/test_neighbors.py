@@ -14,7 +14,7 @@ from synthscale.embed.encoders.descriptor import DescriptorEncoder
 from synthscale.in_memory import neighbors as memory_search
 from synthscale.in_memory.neighbors import Analysis
 from synthscale.neighbors import knn_search as relations
-from synthscale.neighbors.cells import Sample, plan_join
+from synthscale.neighbors.cells import JoinSample, plan_join
 from synthscale.neighbors.edges import Edges
 from synthscale.neighbors.join import join_all
 from tests.neighbors.views import (
@@ -285,7 +285,7 @@ def test_a_pair_at_exactly_the_radius_is_no_edge() -> None:
     rows, codes = np.arange(8), np.zeros(8, np.int32)
 
     def edges(radius: float) -> Edges:
-        plan = plan_join(Sample(axes, rows, codes), {0: 8}, radius)
+        plan = plan_join(JoinSample(axes, rows, codes), {0: 8}, radius)
         return join_all(plan, axes, rows, codes).edges
 
     assert len(edges(1.0)) == 0

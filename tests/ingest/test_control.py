@@ -10,7 +10,7 @@ from synthscale.errors import ConfigError, InputError
 from synthscale.ingest import control
 from synthscale.ingest.control import hold_out
 from synthscale.metrics.summary import show_control
-from synthscale.tables.id_hashes import id_keys, mixed
+from synthscale.tables.id_hashes import hash_ids, mix
 from synthscale.tables.schemas import CONTROL
 
 REST = ("id", "uri", "label", "image_filename", "size_bytes", "etag", "prompt", "seed")
@@ -65,7 +65,7 @@ def test_the_held_out_are_those_of_the_smallest_numbers(monkeypatch, at_a_time, 
         monkeypatch.setattr(control, "_bin", lambda numbers: np.zeros(len(numbers), np.int64))
     rows = rows_of(501, 100)
     ids = rows["id"].to_pylist()[:501]
-    order = np.argsort(mixed(id_keys(ids), 40_000))
+    order = np.argsort(mix(hash_ids(ids), 40_000))
     assert ids_of(hold_out(rows), CONTROL) == {ids[i] for i in order[:250]}
 
 
@@ -104,12 +104,12 @@ def test_the_choice_looks_random_along_the_order():
 
 
 def test_it_is_no_draw_of_the_folds_or_blocks():
-    from synthscale.statistics.jackknife import blocks_of
-    from synthscale.tables.id_hashes import id_keys
+    from synthscale.statistics.jackknife import jackknife_blocks
+    from synthscale.tables.id_hashes import hash_ids
 
     after = hold_out(rows_of(4000, 0))
     names = sorted(ids_of(after, CONTROL))
-    share = np.bincount(blocks_of(id_keys(names)), minlength=20) / len(names)
+    share = np.bincount(jackknife_blocks(hash_ids(names)), minlength=20) / len(names)
     assert share.min() > 0.025
     assert share.max() < 0.08
 

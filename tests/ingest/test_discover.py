@@ -15,7 +15,7 @@ from synthscale.ingest import metadata_tables as manifests
 from synthscale.ingest.discover import discover
 from synthscale.ingest.vector_reader import read_rows
 from synthscale.storage.fetch import fetch
-from synthscale.tables.layout import Stored
+from synthscale.tables.layout import StoredFile
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_folder_rows_have_ids_kinds_and_generators(folders):
 
 def test_each_folder_row_leads_to_its_file(folders):
     for row in rows_of(folder_config(folders)):
-        data = fetch(Stored(row["uri"]), StorageConfig())
+        data = fetch(StoredFile(row["uri"]), StorageConfig())
         assert len(data) == row["size_bytes"]
         kind, _, relative = row["id"].partition("/")
         assert data == (folders / {"real": "photos", "gan": "fakes"}[kind] / relative).read_bytes()
@@ -155,7 +155,7 @@ def check_dataset_rows(rows, paths):
     assert [row["camera"] for row in rows] == [f"c{i}" for i in range(8)]
     assert [row["weight"] for row in rows] == [i / 2 for i in range(8)]
     for row, path in zip(rows, paths, strict=True):
-        assert fetch(Stored(row["uri"]), StorageConfig()) == path.read_bytes()
+        assert fetch(StoredFile(row["uri"]), StorageConfig()) == path.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.parquet"])
@@ -578,7 +578,7 @@ def test_folders_on_s3_give_the_rows_of_the_same_folders_on_a_disk(s3, storage, 
     assert len(found.notes) == len(local.notes) == 1
     for row, at_home in zip(found.rows.to_pylist(), local.rows.to_pylist(), strict=True):
         assert row["uri"].startswith(f"s3://{bucket}/data/")
-        assert fetch(Stored(row["uri"]), storage) == fetch(Stored(at_home["uri"]), StorageConfig())
+        assert fetch(StoredFile(row["uri"]), storage) == fetch(StoredFile(at_home["uri"]), StorageConfig())
 
 
 def test_the_digest_of_folders_on_s3_changes_exactly_when_an_object_does(s3, storage, folders):
@@ -602,7 +602,7 @@ def test_a_table_on_s3_leads_to_its_objects(s3, storage, dataset):
         rows = rows_of(Config(manifest=manifest, storage=storage))
         assert [row["id"] for row in rows] == [f"row-{i}" for i in range(8)]
         for row, path in zip(rows, paths, strict=True):
-            assert fetch(Stored(row["uri"]), storage) == path.read_bytes()
+            assert fetch(StoredFile(row["uri"]), storage) == path.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "s3://other/x.png", "/x.png"])

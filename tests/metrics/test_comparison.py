@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from synthscale.metric_names import CORE_METRICS, FAMILIES
 from synthscale.metrics.comparison import Figure, between, compare, figure, ranking
-from synthscale.metrics.core import Context, Sums, share, within
+from synthscale.metrics.core import CoreSums, MetricContext, share, within
 from synthscale.statistics.estimates import Estimate
 from synthscale.statistics.jackknife import ERRORS
 from synthscale.tables.schemas import BLOCKS
@@ -110,8 +110,8 @@ def test_zous_example_of_overlapping_correlations():
 # Coverage.
 
 
-def sums_of(block, **columns) -> Sums:
-    sums = Sums()
+def sums_of(block, **columns) -> CoreSums:
+    sums = CoreSums()
     for name, values in columns.items():
         sums.by_block(name)[:] = np.bincount(block, values, BLOCKS)
     return sums
@@ -120,7 +120,7 @@ def sums_of(block, **columns) -> Sums:
 def covered(block, indicator) -> Estimate:
     ones = np.ones(len(block))
     return within(
-        sums_of(block, real=ones, covered=indicator, grouped_real=ones), "covered", "coverage", Context({})
+        sums_of(block, real=ones, covered=indicator, grouped_real=ones), "covered", "coverage", MetricContext({})
     )
 
 

@@ -14,20 +14,20 @@ from synthscale.metric_names import CORE_METRICS
 from synthscale.metrics.core import (
     FIELDS,
     SMALL,
-    Context,
+    CoreSums,
     Indicators,
-    Sums,
+    MetricContext,
     core_metrics,
     coverage_reference,
     sum_slices,
 )
 from synthscale.statistics.estimates import NO_INTERVAL, Estimate, metric
-from synthscale.statistics.jackknife import ERRORS, blocks_of, interval
-from synthscale.tables.id_hashes import id_keys
+from synthscale.statistics.jackknife import ERRORS, interval, jackknife_blocks
+from synthscale.tables.id_hashes import hash_ids
 from synthscale.tables.schemas import BLOCKS
 from tests.reference import brute
 
-NO_REFERENCES = Context({"precision": None, "coverage": None})
+NO_REFERENCES = MetricContext({"precision": None, "coverage": None})
 PLAIN_SUMS = ("real", "synthetic", "scored", "quality_real", "quality_synthetic", "repeats", "copies")
 
 
@@ -69,7 +69,7 @@ def indicators(seed: int, n: int) -> Indicators:
         block=block,
         group_size=rng.integers(1, 5, n),
         q_without=without,
-        more={"balls": rng.integers(0, 9, n).astype(float), "recalled": (rng.random(n) < 0.5) * 1.0},
+        more={"real_radii": rng.integers(0, 9, n).astype(float), "recalled": (rng.random(n) < 0.5) * 1.0},
     )
 
 
@@ -78,12 +78,12 @@ def take(rows: Indicators, chosen: NDArray[np.integer]) -> Indicators:
     return Indicators(**parts, more={name: part[chosen] for name, part in rows.more.items()})
 
 
-def summed(rows: Indicators) -> Sums:
+def summed(rows: Indicators) -> CoreSums:
     (found,) = sum_slices(rows, np.zeros(len(rows.is_real), np.int64), 1)
     return found
 
 
-def core(rows: Indicators, context: Context = NO_REFERENCES) -> dict[str, dict[str, Any]]:
+def core(rows: Indicators, context: MetricContext = NO_REFERENCES) -> dict[str, dict[str, Any]]:
     return {name: estimate.metric() for name, estimate in core_metrics(summed(rows), context).items()}
 
 
@@ -151,7 +151,7 @@ def test_sums_merge_over_any_split(seed: int, cuts: list[int], count: int) -> No
     parts = np.split(rng.permutation(100), sorted(cuts))
     found = [sum_slices(take(rows, part), slices[part], count) for part in parts]
     for i, whole in enumerate(sum_slices(rows, slices, count)):
-        merged = functools.reduce(operator.add, [part[i] for part in found], Sums())
+        merged = functools.reduce(operator.add, [part[i] for part in found], CoreSums())
         np.testing.assert_allclose(merged.values, whole.values, rtol=1e-12, atol=1e-12)
 
 
@@ -203,7 +203,9 @@ def test_precision_and_coverage_are_shares_of_their_own_class() -> None:
     inside, covered = np.zeros(10, bool), np.zeros(10, bool)
     inside[[0, 1, 5, 6, 7]] = True
     covered[[0, 1, 2]] = True
-    found = core(rows_of(is_real, inside=inside, covered=covered), Context({"precision": 0.5, "coverage": 0.9}))
+    found = core(
+        rows_of(is_real, inside=inside, covered=covered), MetricContext({"precision": 0.5, "coverage": 0.9})
+    )
     assert found["precision"]["value"] == 3 / 6
     assert found["coverage"]["value"] == 3 / 4
     assert found["precision"]["reference"] == 0.5
@@ -234,7 +236,7 @@ def test_without_a_classifier_only_its_two_metrics_are_null() -> None:
 
 def test_without_a_manifold_precision_and_coverage_are_null_with_that_reason() -> None:
     found = core(
-        rows_of(np.arange(6) < 3), Context({"precision": 0.5, "coverage": 0.9}, "fewer than two distinct")
+        rows_of(np.arange(6) < 3), MetricContext({"precision": 0.5, "coverage": 0.9}, "fewer than two distinct")
     )
     for name, value in found.items():
         assert (value["value"] is None) == (name in {"precision", "coverage"})
@@ -244,7 +246,7 @@ def test_without_a_manifold_precision_and_coverage_are_null_with_that_reason() -
 def large(seed: int, n: int = 2000, m: int = 2000) -> Indicators:
     """Independent rows, a third of them found to have each property."""
     rng, is_real = np.random.default_rng(seed), np.arange(n + m) < n
-    keys = id_keys(f"{seed}/{i}" for i in range(n + m))
+    keys = hash_ids(f"{seed}/{i}" for i in range(n + m))
     flags = rng.random((4, n + m)) < 0.3
     return rows_of(
         is_real,
@@ -253,7 +255,7 @@ def large(seed: int, n: int = 2000, m: int = 2000) -> Indicators:
         in_mixed_group=flags[1] & ~flags[0],
         inside=flags[2],
         covered=flags[3],
-        block=blocks_of(keys),
+        block=jackknife_blocks(keys),
     )
 
 
@@ -380,7 +382,7 @@ def test_precision_and_coverage_are_as_wide_as_rows_go_together(effect: float) -
     rows = large(5)
     spread = np.full(BLOCKS, math.sqrt(effect / BLOCKS))
     plain = core(rows)
-    found = core(rows, Context(NO_REFERENCES.references, spreads={"precision": spread, "coverage": spread}))
+    found = core(rows, MetricContext(NO_REFERENCES.references, spreads={"precision": spread, "coverage": spread}))
     for name in ("precision", "coverage"):
         share = found[name]["value"]
         binomial = ERRORS * math.sqrt(share * (1 - share) / 2000)
@@ -395,7 +397,7 @@ def test_precision_and_coverage_are_as_wide_as_rows_go_together(effect: float) -
 def test_near_1_a_share_of_rows_that_go_together_rests_on_as_many_fewer() -> None:
     is_real = np.arange(400) < 200
     spread = np.full(BLOCKS, math.sqrt(4 / BLOCKS))
-    context = Context(NO_REFERENCES.references, spreads={"precision": spread})
+    context = MetricContext(NO_REFERENCES.references, spreads={"precision": spread})
     found = core(rows_of(is_real, inside=~is_real, covered=is_real), context)
     assert found["precision"]["low"] == pytest.approx(0.025 ** (1 / 50))
     assert found["coverage"]["low"] == pytest.approx(0.025 ** (1 / 200))

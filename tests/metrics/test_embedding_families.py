@@ -23,24 +23,24 @@ from synthscale.metrics.embedding_families import (
     VectorRows,
     VectorSums,
     VendiMap,
-    families_of,
+    embedding_families,
+    fold_from_hash,
     frechet_family,
     kernel_family,
-    some_fold,
+    requested_families,
     utility_family,
     vendi_family,
-    wanted_of,
 )
-from synthscale.tables.id_hashes import id_keys
+from synthscale.tables.id_hashes import hash_ids
 
 
 def rows_of(seed, n, d=6, *, shift=0.0, labels=3, groups=None, number=np.float32, name="r") -> VectorRows:
     rng = np.random.default_rng(seed)
-    key = id_keys([f"{name}/{seed}/{i}" for i in range(n)])
+    key = hash_ids([f"{name}/{seed}/{i}" for i in range(n)])
     group = key if groups is None else key[rng.integers(0, groups, n)]
     label = rng.integers(0, labels, n)
     x = rng.normal(size=(n, d)) + shift + 2.0 * (label[:, None] == np.arange(d)[None, :])
-    fold = np.stack([some_fold(group), np.zeros(n, np.int8)], 1)
+    fold = np.stack([fold_from_hash(group), np.zeros(n, np.int8)], 1)
     return VectorRows(x.astype(number), key, group, [str(own) for own in label], fold)
 
 
@@ -53,7 +53,7 @@ def chosen(rows: VectorRows, own) -> VectorRows:
 
 
 def figures(real: VectorSums, own: VectorSums, moments=None, view=0, wanted=VECTOR_FAMILIES):
-    found = families_of((real, own), moments, view, wanted)
+    found = embedding_families((real, own), moments, view, wanted)
     return {name: metric.metric() for family in found.values() for name, metric in family.items()}
 
 
@@ -353,15 +353,15 @@ def test_the_samples_of_the_sets_are_in_one_order_whatever_came_first():
 
 
 def test_folds_of_rows_that_nobody_dealt_are_five_of_like_sizes():
-    fold = some_fold(id_keys(map(str, range(5000))))
+    fold = fold_from_hash(hash_ids(map(str, range(5000))))
     assert np.bincount(fold).min() > 900
     assert len(np.bincount(fold)) == 5
 
 
 def test_families_of_embeddings_are_named_once():
-    assert wanted_of(tuple(FAMILIES)) == list(VECTOR_FAMILIES)
-    assert wanted_of(("manifold", "facts")) == []
-    assert wanted_of(("kernel",)) == ["kernel"]
+    assert requested_families(tuple(FAMILIES)) == list(VECTOR_FAMILIES)
+    assert requested_families(("manifold", "facts")) == []
+    assert requested_families(("kernel",)) == ["kernel"]
 
 
 # Through the door.

@@ -11,20 +11,20 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from synthscale.metrics.evidence import (
-    AlongSums,
+    DirectionSums,
     confounder_figures,
     confounder_warning,
     direction_figures,
-    sum_along,
+    sum_directions,
 )
 from synthscale.statistics.auc import RankSums, auc_metric, sum_ranks
-from synthscale.statistics.bootstrap import weights
+from synthscale.statistics.bootstrap import poisson_weights
 
 ENDS = 5
 """Examples that are named at either end."""
 
 
-def figures_of(sums: AlongSums) -> dict[str, Any]:
+def figures_of(sums: DirectionSums) -> dict[str, Any]:
     (found,) = direction_figures([sums], [0.7])
     return found
 
@@ -49,10 +49,10 @@ def test_the_ends_are_the_true_extremes_whatever_the_split_and_order(
     places, is_real = np.array([place for place, _ in rows]), np.array([real for _, real in rows])
     ids = [f"row-{(7 * i) % 61:02d}" for i in range(len(rows))]
     parts = [
-        sum_along(places[part], is_real[part], [ids[i] for i in part])
+        sum_directions(places[part], is_real[part], [ids[i] for i in part])
         for part in np.split(order, sorted(min(c, len(rows)) for c in cuts))
     ]
-    found = figures_of(functools.reduce(operator.add, parts, AlongSums()))
+    found = figures_of(functools.reduce(operator.add, parts, DirectionSums()))
     for name, kind in (("real", True), ("synthetic", False)):
         own = np.flatnonzero(is_real == kind).tolist()
         mine = places[own].tolist(), [ids[i] for i in own]
@@ -71,7 +71,8 @@ def test_a_directions_figures_are_those_of_its_rows(pieces: int) -> None:
     places, is_real, ids = spread_out(0, 300, 200)
     order = np.random.default_rng(1).permutation(500)
     parts = [
-        sum_along(places[part], is_real[part], [ids[i] for i in part]) for part in np.array_split(order, pieces)
+        sum_directions(places[part], is_real[part], [ids[i] for i in part])
+        for part in np.array_split(order, pieces)
     ]
     found = figures_of(functools.reduce(operator.add, parts))
     assert found["share"] == 0.7
@@ -85,7 +86,7 @@ def test_a_directions_figures_are_those_of_its_rows(pieces: int) -> None:
 def test_a_class_far_from_zero_without_spread_has_a_deviation_of_zero() -> None:
     # The sum of squares loses the difference to rounding, which may not become the root of a negative number.
     places = np.where(np.arange(40) < 20, 1e6 + 1 / 3, 0.1)
-    found = figures_of(sum_along(places, np.arange(40) < 20, [f"{i:02d}" for i in range(40)]))
+    found = figures_of(sum_directions(places, np.arange(40) < 20, [f"{i:02d}" for i in range(40)]))
     assert found["real"]["mean"] == pytest.approx(1e6 + 1 / 3)
     # Places are in deviations of the real images and clipped at a few, so 1e6 is far beyond what occurs.
     assert 0 <= found["real"]["deviation"] < 0.1
@@ -95,27 +96,27 @@ def test_a_class_far_from_zero_without_spread_has_a_deviation_of_zero() -> None:
 def test_rows_without_a_place_are_left_out() -> None:
     places, is_real, ids = spread_out(2, 30, 20)
     more = np.append(places, [np.nan, np.nan]), np.append(is_real, [True, False]), [*ids, "a", "z"]
-    assert figures_of(sum_along(*more)) == figures_of(sum_along(places, is_real, ids))
+    assert figures_of(sum_directions(*more)) == figures_of(sum_directions(places, is_real, ids))
 
 
 def test_adding_up_leaves_the_parts_as_they_were() -> None:
-    one, two = sum_along(*spread_out(3, 20, 20)), sum_along(*spread_out(4, 20, 20))
+    one, two = sum_directions(*spread_out(3, 20, 20)), sum_directions(*spread_out(4, 20, 20))
     before = figures_of(one), figures_of(two)
     _ = one + two
     assert (figures_of(one), figures_of(two)) == before
 
 
 def test_there_are_as_many_directions_as_the_classifier_has() -> None:
-    sums = [sum_along(*spread_out(seed, 20, 20)) for seed in range(3)]
+    sums = [sum_directions(*spread_out(seed, 20, 20)) for seed in range(3)]
     assert [found["share"] for found in direction_figures(sums, [0.5, 0.3])] == [0.5, 0.3]
     assert direction_figures(sums, []) == []
-    assert direction_figures([AlongSums() for _ in range(3)], []) == []
+    assert direction_figures([DirectionSums() for _ in range(3)], []) == []
 
 
 def ranked(seed: int, n: int, shift: float, scale: float = 1.0) -> RankSums:
     rng = np.random.default_rng(seed)
     value = np.concatenate([rng.normal(size=n), rng.normal(size=n) + shift])
-    return sum_ranks(scale * value, np.arange(2 * n) < n, weights(np.arange(2 * n, dtype=np.uint64)))
+    return sum_ranks(scale * value, np.arange(2 * n) < n, poisson_weights(np.arange(2 * n, dtype=np.uint64)))
 
 
 def test_the_confounder_figures_are_the_areas_of_both() -> None:
@@ -186,7 +187,7 @@ def test_few_files_that_differ_a_little_do_not_warn_and_many_do(n: int, fires: b
 def test_two_formats_warn_and_one_does_not() -> None:
     # A classifier of file facts answers every file of a kind alike.
     n = 50
-    drawn = weights(np.arange(2 * n, dtype=np.uint64))
+    drawn = poisson_weights(np.arange(2 * n, dtype=np.uint64))
     is_real, size = np.arange(2 * n) < n, ranked(7, n, 0.0)
     apart = sum_ranks(np.where(is_real, -4.0, 4.0), is_real, drawn)
     alike = sum_ranks(np.zeros(2 * n), is_real, drawn)

@@ -11,8 +11,13 @@ from scipy.special import expit
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_score
 
-from synthscale.classify.evaluation import ClassifierSums, classifier_figures, spread, sum_logits
-from synthscale.statistics.bootstrap import weights
+from synthscale.classify.evaluation import (
+    ClassifierSums,
+    classifier_figures,
+    metrics_over_deals,
+    sum_classifier_errors,
+)
+from synthscale.statistics.bootstrap import poisson_weights
 
 FIT = {"folds": 5, "strength": 0.1, "log_loss_by_strength": [[0.1, 0.5]], "converged": True}
 
@@ -28,11 +33,13 @@ def balanced(is_real: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 def own_weights(n: int, copies: int = 1) -> NDArray[np.uint8]:
     """Bootstrap weights of n rows, every so many neighbours of which are a group."""
-    return weights(np.arange(n, dtype=np.uint64) // np.uint64(copies))
+    return poisson_weights(np.arange(n, dtype=np.uint64) // np.uint64(copies))
 
 
 def figures_of(logit: NDArray[np.float64], is_real: NDArray[np.bool_], copies: int = 1) -> dict[str, Any]:
-    return classifier_figures(sum_logits(logit, is_real, own_weights(len(logit), copies)), "kernel", FIT)
+    return classifier_figures(
+        sum_classifier_errors(logit, is_real, own_weights(len(logit), copies)), "kernel", FIT
+    )
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -112,7 +119,7 @@ def test_an_accuracy_of_all_or_nothing_does_not_claim_to_be_certain(answer: floa
 
 def test_without_weights_figures_have_no_interval_and_say_so() -> None:
     logit, is_real = answers(4, 60, 50)
-    found = classifier_figures(sum_logits(logit, is_real), "kernel", FIT)
+    found = classifier_figures(sum_classifier_errors(logit, is_real), "kernel", FIT)
     for name in ("auc", "accuracy", "log_loss"):
         assert found[name]["value"] > 0
         assert (found[name]["low"], found[name]["high"]) == (None, None)
@@ -180,9 +187,9 @@ def test_rows_without_an_answer_are_left_out() -> None:
 def test_classifier_sums_merge_over_any_split(cuts: tuple[int, ...]) -> None:
     logit, is_real = answers(10, 200, 200)
     order, drawn = np.random.default_rng(0).permutation(400), own_weights(400, 2)
-    parts = [sum_logits(logit[part], is_real[part], drawn[part]) for part in np.split(order, cuts)]
+    parts = [sum_classifier_errors(logit[part], is_real[part], drawn[part]) for part in np.split(order, cuts)]
     merged = functools.reduce(operator.add, parts, ClassifierSums())
-    whole = sum_logits(logit, is_real, drawn)
+    whole = sum_classifier_errors(logit, is_real, drawn)
     found, expected = (classifier_figures(sums, "kernel", FIT) for sums in (merged, whole))
     # The areas count rows, exactly; the rest are sums of floats.
     assert (found["auc"], found["p_value"]) == (expected["auc"], expected["p_value"])
@@ -196,7 +203,9 @@ def test_classifier_sums_merge_over_any_split(cuts: tuple[int, ...]) -> None:
 def test_the_figures_are_plain_json_and_say_how_they_were_made() -> None:
     fit = FIT | {"epoch": None, "repeats": None, "calibrated": {"used": False}, "passes": 17}
     logit, is_real = answers(11, 50, 50)
-    found = json.loads(json.dumps(classifier_figures(sum_logits(logit, is_real), "linear", fit), allow_nan=False))
+    found = json.loads(
+        json.dumps(classifier_figures(sum_classifier_errors(logit, is_real), "linear", fit), allow_nan=False)
+    )
     assert found["head"] == "linear"
     assert (found["folds"], found["strength"], found["converged"]) == (5, 0.1, True)
     assert found["calibrated"] == {"used": False}
@@ -215,15 +224,15 @@ def test_without_a_classifier_every_figure_is_null_with_a_reason(fit: dict[str, 
 
 
 def test_the_spread_over_deals_is_that_of_figures_made_of_each_by_itself() -> None:
-    deals = [answers(seed, 80, 60, 0.7) for seed in range(4)]
-    found = spread([sum_logits(logit, is_real) for logit, is_real in deals])
+    repeats = [answers(seed, 80, 60, 0.7) for seed in range(4)]
+    found = metrics_over_deals([sum_classifier_errors(logit, is_real) for logit, is_real in repeats])
     assert found is not None
     assert found.pop("count") == 4
     expected = {
-        "fidelity": [1 - expit(logit[~is_real]).mean() for logit, is_real in deals],
-        "representativeness": [1 - expit(-logit[is_real]).mean() for logit, is_real in deals],
-        "auc": [roc_auc_score(~is_real, logit) for logit, is_real in deals],
-        "log_loss": [log_loss(~y, expit(z), sample_weight=balanced(y)) for z, y in deals],
+        "fidelity": [1 - expit(logit[~is_real]).mean() for logit, is_real in repeats],
+        "representativeness": [1 - expit(-logit[is_real]).mean() for logit, is_real in repeats],
+        "auc": [roc_auc_score(~is_real, logit) for logit, is_real in repeats],
+        "log_loss": [log_loss(~y, expit(z), sample_weight=balanced(y)) for z, y in repeats],
     }
     assert set(found) == set(expected)
     for name, values in expected.items():
@@ -232,9 +241,9 @@ def test_the_spread_over_deals_is_that_of_figures_made_of_each_by_itself() -> No
 
 
 def test_one_deal_has_no_spread_and_equal_ones_a_spread_of_zero() -> None:
-    sums = sum_logits(*answers(12, 30, 30))
-    assert spread([sums]) is None
-    assert spread([]) is None
-    found = spread([sums, sums])
+    sums = sum_classifier_errors(*answers(12, 30, 30))
+    assert metrics_over_deals([sums]) is None
+    assert metrics_over_deals([]) is None
+    found = metrics_over_deals([sums, sums])
     assert found is not None
     assert [found[name]["deviation"] for name in ("fidelity", "representativeness", "auc", "log_loss")] == [0] * 4

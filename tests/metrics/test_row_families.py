@@ -14,7 +14,7 @@ from scipy.special import kolmogorov
 
 from synthscale import parse_config, score_features
 from synthscale.metric_names import CORE_METRICS, FAMILIES
-from synthscale.metrics.core import Context, Indicators, Sums, sum_slices
+from synthscale.metrics.core import CoreSums, Indicators, MetricContext, sum_slices
 from synthscale.metrics.row_families import (
     FACTS,
     completeness_family,
@@ -132,12 +132,12 @@ def test_there_is_no_manifold_of_one_real_row():
 
 
 def test_density_takes_the_larger_of_two_spreads():
-    sums = Sums()
-    sums.by_block("balls")[:], sums.by_block("synthetic")[:] = 50.0, 10.0
+    sums = CoreSums()
+    sums.by_block("real_radii")[:], sums.by_block("synthetic")[:] = 50.0, 10.0
     sums.by_block("real")[:], sums.by_block("recalled")[:] = 10.0, 5.0
     sums.by_block("grouped_real")[:] = sums.by_block("grouped_synthetic")[:] = 10.0
-    plain = manifold_family(sums, Context({}), K, 200)["density"]
-    spread = manifold_family(sums, Context({}, None, {"density": np.full(BLOCKS, 1.0)}), K, 200)["density"]
+    plain = manifold_family(sums, MetricContext({}), K, 200)["density"]
+    spread = manifold_family(sums, MetricContext({}, None, {"density": np.full(BLOCKS, 1.0)}), K, 200)["density"]
     assert plain.value == spread.value == 1
     assert plain.high - plain.low == pytest.approx(0)
     # Relative to the density, for one row; of 200 rows: sqrt(20) / sqrt(200).
@@ -231,7 +231,7 @@ DISTANCES = st.lists(st.floats(0, 2, width=32), min_size=1, max_size=60)
 @given(real=DISTANCES, synthetic=DISTANCES)
 def test_quantiles_are_those_of_the_values(real, synthetic):
     ranks = ranked(real, synthetic)
-    sums = Sums()
+    sums = CoreSums()
     sums.by_block("synthetic")[0] = sums.by_block("grouped_synthetic")[0] = len(synthetic)
     found = copying_family(sums, ranks)
     medians = [np.quantile(values, 0.5, method="inverted_cdf") for values in (real, synthetic)]
@@ -388,7 +388,7 @@ def test_spreads_are_those_over_folds_and_blocks():
     rows, fold = rows_of(0)
     n = len(fold)
     (overall,) = sum_slices(rows, np.zeros(n, np.int64), 1)
-    found = stability_family(overall, sum_slices(rows, fold, 5), Context({}))
+    found = stability_family(overall, sum_slices(rows, fold, 5), MetricContext({}))
     assert set(found) == set(FAMILIES["stability"])
     by_fold = [plain_metrics(rows, fold == i) for i in range(5)]
     by_block = [plain_metrics(rows, rows.block == i) for i in range(BLOCKS)]
@@ -412,7 +412,7 @@ def test_spreads_are_those_over_folds_and_blocks():
 def test_the_error_of_a_whole_is_about_the_spread_over_blocks_by_root_20():
     rows, fold = rows_of(1, 6000)
     (overall,) = sum_slices(rows, np.zeros(len(fold), np.int64), 1)
-    found = stability_family(overall, sum_slices(rows, fold, 5), Context({}))
+    found = stability_family(overall, sum_slices(rows, fold, 5), MetricContext({}))
     for name in ("diversity", "freshness", "precision", "coverage"):
         over = found[f"{name}_over_blocks"].value / math.sqrt(BLOCKS)
         assert found[f"{name}_error"].value == pytest.approx(over, rel=0.1)
@@ -432,7 +432,16 @@ def test_without_a_classifier_or_folds_spreads_have_reasons():
 
 # Sums that merge.
 
-FINE = ("real", "synthetic", "balls", "recalled", "authentic", "identical", "grouped_real", "grouped_synthetic")
+FINE = (
+    "real",
+    "synthetic",
+    "real_radii",
+    "recalled",
+    "authentic",
+    "identical",
+    "grouped_real",
+    "grouped_synthetic",
+)
 
 
 @settings(max_examples=25, deadline=None)
@@ -464,10 +473,10 @@ def test_any_split_gives_the_same_figures(seed, parts):
         whole, ranked = (functools.reduce(operator.add, found) for found in (sums, ranks))
         by_fold = [functools.reduce(operator.add, found) for found in zip(*folds, strict=True)]
         found = {
-            **manifold_family(whole, Context({}), K, 40),
+            **manifold_family(whole, MetricContext({}), K, 40),
             **copying_family(whole, ranked),
             **facts_family({"contrast": ranked})[0],
-            **stability_family(whole, by_fold, Context({})),
+            **stability_family(whole, by_fold, MetricContext({})),
         }
         return {name: own.metric() for name, own in found.items()}
 

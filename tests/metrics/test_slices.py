@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synthscale.metrics.slices import MOST, Counts, Slicing, count, plain, slicing
+from synthscale.metrics.slices import MOST, Counts, Slicing, as_text, choose_slices, count_values
 
 Columns = pa.Array | pa.ChunkedArray
 
@@ -21,12 +21,12 @@ def counted(column: Columns, cuts: tuple[int, ...] = ()) -> Counts:
     total: Counts = Counter()
     stops = [0, *cuts, len(column)]
     for start, stop in itertools.pairwise(stops):
-        total += count(column.slice(start, stop - start))
+        total += count_values(column.slice(start, stop - start))
     return total
 
 
 def cut(column: Columns, cuts: tuple[int, ...] = ()) -> Slicing:
-    return slicing("column", counted(column, cuts))
+    return choose_slices("column", counted(column, cuts))
 
 
 def members(column: Columns, cuts: tuple[int, ...] = ()) -> dict[str, list[int]]:
@@ -237,5 +237,5 @@ def test_which_values_are_kept_depends_on_no_order() -> None:
 
 def test_dictionaries_are_compared_by_their_values() -> None:
     column = pa.array(["a", "b", None]).dictionary_encode()
-    assert plain(column).to_pylist() == ["a", "b", None]
-    assert plain(pa.array([1])).to_pylist() == [1]
+    assert as_text(column).to_pylist() == ["a", "b", None]
+    assert as_text(pa.array([1])).to_pylist() == [1]

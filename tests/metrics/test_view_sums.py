@@ -16,10 +16,10 @@ from scipy.special import expit
 from synthscale.metrics.core import FIELDS
 from synthscale.metrics.evidence import Evidence
 from synthscale.metrics.scores import ViewRows, score_rows
-from synthscale.metrics.slices import Slicing, count, slicing
+from synthscale.metrics.slices import Slicing, choose_slices, count_values
 from synthscale.metrics.view_sums import FOLD, ViewSums, sum_view
-from synthscale.statistics.jackknife import blocks_of
-from synthscale.tables.id_hashes import id_keys
+from synthscale.statistics.jackknife import jackknife_blocks
+from synthscale.tables.id_hashes import hash_ids
 from synthscale.tables.schemas import BLOCKS, DIRECTIONS, SCORES
 
 REAL_ROWS = 40
@@ -39,7 +39,7 @@ class World:
         return score_rows(self.view, self.real_ids, 0.1)
 
     def slicings(self) -> list[Slicing]:
-        return [slicing(name, count(self.view.manifest.column(name))) for name in COLUMNS]
+        return [choose_slices(name, count_values(self.view.manifest.column(name))) for name in COLUMNS]
 
     def sums(self, slicings: list[Slicing]) -> ViewSums:
         return sum_view(self.view, self.scores(), self.evidence, slicings)
@@ -95,7 +95,7 @@ def world(seed: int = 0, *, classified: bool = True) -> World:
     member = rng.choice(60, int(sizes.sum()), replace=False) if sizes.sum() <= 60 else rng.permutation(60)
     sizes = np.minimum(sizes, np.maximum(len(member) - np.r_[0, np.cumsum(sizes)[:-1]], 0))
     lines: dict[str, list[Any]] = {"row": [], "near_duplicate_id": [], "size": [], "has_real": []}
-    key = id_keys(manifest.column("id").to_pylist()).copy()
+    key = hash_ids(manifest.column("id").to_pylist()).copy()
     for places in np.split(member, np.cumsum(sizes)[:-1]):
         if len(places):
             key[places] = key[places].min()
@@ -107,13 +107,13 @@ def world(seed: int = 0, *, classified: bool = True) -> World:
     groups = pa.table(lines).sort_by("row")
     logit = rng.normal(size=ROWS) if classified else np.full(ROWS, np.nan)
     without = logit[:, None] + 0.1 * rng.normal(size=(ROWS, BLOCKS))
-    without[np.arange(ROWS), blocks_of(key)] = np.nan
+    without[np.arange(ROWS), jackknife_blocks(key)] = np.nan
     evidence = Evidence(
         log_prior=rng.normal(size=ROWS),
         group_key=key,
         logit_file_facts=np.full(ROWS, np.nan),
         bytes_per_pixel=np.full(ROWS, np.nan),
-        along=rng.normal(size=(ROWS, DIRECTIONS)),
+        direction_coordinates=rng.normal(size=(ROWS, DIRECTIONS)),
         fold=rng.integers(0, 3, ROWS).astype(np.int8) if classified else np.empty(0, np.int8),
         logit_without=without if classified else None,
     )
@@ -124,7 +124,7 @@ def world(seed: int = 0, *, classified: bool = True) -> World:
 def by_row(own: World, place: int) -> dict[str, NDArray[np.float64]]:
     """What one row adds to the sums, by block."""
     sums: dict[str, NDArray[np.float64]] = {}
-    block = int(blocks_of(own.evidence.group_key)[place])
+    block = int(jackknife_blocks(own.evidence.group_key)[place])
 
     def add(name: str, value: float, at: int = block) -> None:
         sums.setdefault(name, np.zeros(BLOCKS))[at] += value
@@ -222,7 +222,7 @@ def test_sums_merge_over_any_shards(seed: int, cuts: list[int], scattered: bool)
     for name, sums in whole.slices.items():
         np.testing.assert_allclose(merged.slices[name].values, sums.values, atol=1e-9)
     assert merged.distinct_real == whole.distinct_real
-    for one, other in zip(merged.along, whole.along, strict=True):
+    for one, other in zip(merged.direction_coordinates, whole.direction_coordinates, strict=True):
         np.testing.assert_allclose(one.moments, other.moments, atol=1e-9)
         assert one.ends == other.ends
 
@@ -240,7 +240,9 @@ def test_a_slice_that_only_one_shard_has_is_kept() -> None:
 
 def test_a_column_that_no_slicing_names_and_other_rows_groups_change_nothing() -> None:
     own = world()
-    moved = replace(own, evidence=replace(own.evidence, along=own.evidence.along * 2))
+    moved = replace(
+        own, evidence=replace(own.evidence, direction_coordinates=own.evidence.direction_coordinates * 2)
+    )
     np.testing.assert_array_equal(own.sums([]).overall.values, moved.sums([]).overall.values)
 
 

@@ -5,12 +5,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from synthscale.neighbors.candidate_filter import (
-    TorchShortlist,
-    as_left,
-    as_right,
+    TorchFilter,
+    as_database,
+    as_queries,
     count_near,
-    cpu_shortlist,
-    shortlist_for,
+    cpu_filter,
+    filter_for,
 )
 
 Points = NDArray[np.float32]
@@ -64,7 +64,7 @@ def test_no_pair_within_the_two_limits_is_missed_and_few_beyond_pass(
     right = rng.choice([0.0, 1e-9, 0.01, 0.3], m)
     left = np.zeros(n) if m == 0 else np.diagonal(distances[:, rng.integers(0, m, n)] - right[:1]).copy()
     excess = distances - left[:, None] - right[None]
-    who, which = cpu_shortlist(as_left(x, left), as_right(y, right))
+    who, which = cpu_filter(as_queries(x, left), as_database(y, right))
     assert (np.diff(who) >= 0).all()
     found = pairs_of((who, which))
     assert pairs_where(excess <= 0) <= found <= pairs_where(excess <= 1e-5)
@@ -76,29 +76,29 @@ def test_torch_finds_the_same_pairs_wherever_float32_can_tell(
     kind: str, seed: int, n: int, m: int, d: int
 ) -> None:
     both = points_of(kind, seed, n + m + 1, d)
-    left, right = as_left(both[:n], 0.2), as_right(both[n : n + m], np.linspace(0, 0.5, m))
+    left, right = as_queries(both[:n], 0.2), as_database(both[n : n + m], np.linspace(0, 0.5, m))
     sure = np.abs(left.astype(np.float64) @ right.astype(np.float64).T) > 1e-5
-    one, other = pairs_of(cpu_shortlist(left, right)), pairs_of(TorchShortlist("cpu")(left, right))
+    one, other = pairs_of(cpu_filter(left, right)), pairs_of(TorchFilter("cpu")(left, right))
     assert {pair for pair in one ^ other if sure[pair]} == set()
 
 
 @pytest.mark.parametrize("limit", [0.0, 5e-324, 1e-30, 1e-9])
 def test_equal_points_pass_at_any_limit_and_far_ones_do_not(limit: float) -> None:
     x = points_of("offset", 0, 50, 512)
-    assert pairs_of(cpu_shortlist(as_left(x, limit), as_right(x))) == {(i, i) for i in range(50)}
+    assert pairs_of(cpu_filter(as_queries(x, limit), as_database(x))) == {(i, i) for i in range(50)}
 
 
 def test_a_limit_below_zero_shuts_a_point_out() -> None:
     x = points_of("centred", 1, 20, 8)
     limits = np.where(np.arange(20) < 5, -2.0, 2.0)
-    assert set(cpu_shortlist(as_left(x), as_right(x, limits))[1].tolist()) == set(range(5, 20))
-    assert set(cpu_shortlist(as_left(x, limits), as_right(x))[0].tolist()) == set(range(5, 20))
+    assert set(cpu_filter(as_queries(x), as_database(x, limits))[1].tolist()) == set(range(5, 20))
+    assert set(cpu_filter(as_queries(x, limits), as_database(x))[0].tolist()) == set(range(5, 20))
 
 
 def test_points_are_left_as_they_were() -> None:
     x = points_of("centred", 2, 20, 8)
     before = x.copy()
-    as_left(x, 0.1), as_right(x, 0.1), count_near(x, 0.1)
+    as_queries(x, 0.1), as_database(x, 0.1), count_near(x, 0.1)
     np.testing.assert_array_equal(x, before)
 
 
@@ -115,4 +115,4 @@ def test_counts_are_those_of_brute_force(kind: str, n: int) -> None:
 
 
 def test_without_a_gpu_the_cpu_is_used() -> None:
-    assert shortlist_for(0) is cpu_shortlist
+    assert filter_for(0) is cpu_filter

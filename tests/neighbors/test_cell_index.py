@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from synthscale.neighbors.candidate_filter import TorchShortlist
+from synthscale.neighbors.candidate_filter import TorchFilter
 from synthscale.neighbors.cell_index import CellIndex, cells_for, index_sample_size, train_index
 from synthscale.neighbors.knn_search import merge_nearest
 from tests.reference import brute
@@ -127,10 +127,10 @@ def test_inside_is_that_of_brute_force_and_few_probes_find_some_of_it(
     radii = np.random.default_rng(seed).choice([-np.inf, 0.01, 0.1, 0.4], n)
     excess = (distances - radii).min(axis=1)
     assert (np.abs(excess[np.isfinite(excess)]) > 1e-9).all() or kind == "one direction"
-    found = index.inside(x, rows, radii, index.cells)
+    found = index.is_inside(x, rows, radii, index.cells)
     np.testing.assert_array_equal(found, excess <= 0)
     for probes in range(1, index.cells):
-        assert not (index.inside(x, rows, radii, probes) & ~found).any()
+        assert not (index.is_inside(x, rows, radii, probes) & ~found).any()
 
 
 def test_a_query_at_exactly_the_radius_is_inside() -> None:
@@ -141,9 +141,9 @@ def test_a_query_at_exactly_the_radius_is_inside() -> None:
     for query in range(200):
         radii = np.full(200, -np.inf)
         radii[neighbor[query, 4]] = distance[query, 4]
-        assert index.inside(x[query : query + 1], rows[query : query + 1], radii, 5).all()
+        assert index.is_inside(x[query : query + 1], rows[query : query + 1], radii, 5).all()
         radii[neighbor[query, 4]] = np.nextafter(distance[query, 4], 0)
-        assert not index.inside(x[query : query + 1], rows[query : query + 1], radii, 5).any()
+        assert not index.is_inside(x[query : query + 1], rows[query : query + 1], radii, 5).any()
 
 
 @pytest.mark.parametrize("kind", ["uniform", "clustered", "wide"])
@@ -172,7 +172,7 @@ def test_an_index_without_rows_finds_nothing() -> None:
     assert np.isinf(distance).all()
     assert (which == -1).all()
     assert distance.shape == which.shape == (30, 3)
-    assert not index.inside(x, rows, np.empty(0), 4).any()
+    assert not index.is_inside(x, rows, np.empty(0), 4).any()
     assert index.rows.tolist() == []
 
 
@@ -180,7 +180,7 @@ def test_no_queries_have_no_answers() -> None:
     x, rows = vectors_of("uniform", 4, 30), np.arange(30)
     index = index_of(x, rows, 4)
     assert index.nearest(x[:0], rows[:0], 3, 2)[0].shape == (0, 3)
-    assert index.inside(x[:0], rows[:0], np.ones(30), 2).shape == (0,)
+    assert index.is_inside(x[:0], rows[:0], np.ones(30), 2).shape == (0,)
 
 
 def test_a_row_whose_only_twin_is_itself_is_not_its_own_neighbor() -> None:
@@ -191,14 +191,14 @@ def test_a_row_whose_only_twin_is_itself_is_not_its_own_neighbor() -> None:
     assert np.isinf(distance[:, 3]).all()
     # Ties go to the smaller row.
     assert which[0].tolist() == [1, 3, 9, -1]
-    assert not index.inside(x, rows, np.full(4, 0.5), 2).any()
-    assert index.inside(x, rows + 100, np.full(4, 0.0), 2).all()
+    assert not index.is_inside(x, rows, np.full(4, 0.5), 2).any()
+    assert index.is_inside(x, rows + 100, np.full(4, 0.0), 2).all()
 
 
 def test_torch_finds_the_same_nearest_rows() -> None:
     x, rows = vectors_of("clustered", 5, 500), np.arange(500)
     trained = train_index(x, 9)
-    one, other = CellIndex(trained), CellIndex(trained, TorchShortlist("cpu"))
+    one, other = CellIndex(trained), CellIndex(trained, TorchFilter("cpu"))
     for index in (one, other):
         index.add(x, rows)
     for probes in (1, 3, 9):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from synthscale.neighbors import cells as module
-from synthscale.neighbors.cells import JoinPlan, Placement, Sample, place, plan_join, sample_size
+from synthscale.neighbors.cells import CellAssignment, JoinPlan, JoinSample, assign_cells, plan_join, sample_size
 from synthscale.neighbors.projection import Projection
 from tests.reference import brute
 
@@ -18,7 +18,7 @@ Codes = NDArray[np.int32]
 
 def planned(x: Vectors, code: Codes, radius: float) -> JoinPlan:
     sizes = dict(zip(*(part.tolist() for part in np.unique(code, return_counts=True)), strict=True))
-    return plan_join(Sample(x, np.arange(len(x)), code), sizes, radius)
+    return plan_join(JoinSample(x, np.arange(len(x)), code), sizes, radius)
 
 
 def vectors_of(kind: str, seed: int, n: int) -> Vectors:
@@ -46,7 +46,7 @@ def centers_of(kind: str, seed: int, count: int, width: int) -> Vectors:
     return centers.astype(np.float32)
 
 
-def meet(placed: Placement, n: int, hubs_from: int) -> NDArray[np.bool_]:
+def meet(placed: CellAssignment, n: int, hubs_from: int) -> NDArray[np.bool_]:
     """Which rows are compared, or joined by the hub that absorbed both, (n, n)."""
     entries = list(zip(placed.who.tolist(), placed.cell.tolist(), placed.home.tolist(), strict=True))
     met = np.zeros((n, n), np.bool_)
@@ -78,7 +78,7 @@ def test_rows_within_the_radius_meet_in_any_partition(
         patch.setattr(module, "_HUB_ROWS", hub_rows)
         plan = planned(x, code, radius)
     plan = replace(plan, centers=centers_of(centers, seed, count, plan.projection.width))
-    placed = place(plan, x, code)
+    placed = assign_cells(plan, x, code)
     assert sorted(placed.who[placed.home].tolist()) == list(range(n))
     assert ((placed.cell >= 0) & (placed.cell < plan.cells)).all()
     entries = list(zip(placed.who.tolist(), placed.cell.tolist(), strict=True))
@@ -115,7 +115,7 @@ def test_rows_that_straddle_a_plane_at_equal_distances_meet(radius: float, apart
             projection=Projection(np.zeros(d, np.float32), None),
             centers=np.stack([foot + apart / 2 * across, foot - apart / 2 * across]).astype(np.float32),
         )
-        placed = place(plan, x, np.zeros(200, np.int32))
+        placed = assign_cells(plan, x, np.zeros(200, np.int32))
         met = meet(placed, 200, 2)
         assert met[np.arange(100), 100 + np.arange(100)].all()
 
@@ -124,7 +124,7 @@ def test_rows_far_from_every_plane_visit_nothing() -> None:
     axes = np.repeat(np.eye(4, dtype=np.float32), 5, axis=0)
     plan = planned(axes, np.zeros(20, np.int32), 0.01)
     plan = replace(plan, centers=np.eye(4, dtype=np.float32) - plan.projection.mean)
-    placed = place(plan, axes, np.zeros(20, np.int32))
+    placed = assign_cells(plan, axes, np.zeros(20, np.int32))
     assert placed.home.all()
     assert np.unique(placed.cell).tolist() == [0, 1, 2, 3]
 
@@ -152,7 +152,9 @@ def test_the_same_sample_gives_the_same_plan_and_a_worker_gets_it_whole() -> Non
     x, code = clusters(6000, 30), np.zeros(6000, np.int32)
     one, other = planned(x, code, 1e-3), pickle.loads(pickle.dumps(planned(x, code, 1e-3)))
     np.testing.assert_array_equal(one.centers, other.centers)
-    for left, right in zip(vars(place(one, x, code)).values(), vars(place(other, x, code)).values(), strict=True):
+    for left, right in zip(
+        vars(assign_cells(one, x, code)).values(), vars(assign_cells(other, x, code)).values(), strict=True
+    ):
         np.testing.assert_array_equal(left, right)
 
 

@@ -5,20 +5,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synthscale.neighbors.copies import Copies, Keys, collapse, draw, equal_pairs, keys_of, vector_keys
+from synthscale.neighbors.copies import (
+    ContentKeys,
+    Copies,
+    content_keys,
+    copies_from_pairs,
+    equal_pairs,
+    vector_hashes,
+    vector_keys,
+)
 from tests.reference import brute
 
 NONE = Copies(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
-def representatives(n: int, *keys: Keys) -> list[int]:
+def representatives(n: int, *keys: ContentKeys) -> list[int]:
     """Of rows 0..n-1, equal in any of the keys."""
     rows = np.arange(n)
-    return collapse(equal_pairs(key, rows) for key in keys).representatives(rows).tolist()
+    return copies_from_pairs(equal_pairs(key, rows) for key in keys).representatives(rows).tolist()
 
 
-def texts(*values: str, name: str = "set") -> Keys:
-    return keys_of((value.encode() for value in values), name)
+def texts(*values: str, name: str = "set") -> ContentKeys:
+    return content_keys((value.encode() for value in values), name)
 
 
 def test_keys_are_equal_where_strings_and_sets_are() -> None:
@@ -34,9 +42,9 @@ def test_strings_are_not_run_together() -> None:
 
 
 def test_no_strings_have_no_keys() -> None:
-    assert keys_of([], "set").shape == (0, 2)
+    assert content_keys([], "set").shape == (0, 2)
     assert vector_keys(np.empty((0, 4), np.float32), "set").shape == (0, 2)
-    assert draw(np.empty((0, 4), np.float32)).shape == (0,)
+    assert vector_hashes(np.empty((0, 4), np.float32)).shape == (0,)
 
 
 @given(
@@ -75,16 +83,16 @@ def test_a_vectors_neighbour_in_float32_has_another_key() -> None:
 
 def test_a_draw_depends_on_nothing_but_the_vector() -> None:
     x = np.random.default_rng(3).normal(size=(50, 4)).astype(np.float32)
-    drawn, move = draw(x), np.random.default_rng(4).permutation(50)
-    np.testing.assert_array_equal(draw(x[move]), drawn[move])
-    np.testing.assert_array_equal(draw(x[10:20]), drawn[10:20])
+    drawn, move = vector_hashes(x), np.random.default_rng(4).permutation(50)
+    np.testing.assert_array_equal(vector_hashes(x[move]), drawn[move])
+    np.testing.assert_array_equal(vector_hashes(x[10:20]), drawn[10:20])
     assert len(set(drawn.tolist())) == 50
 
 
 def test_draws_are_spread_evenly() -> None:
     # Close vectors too: the digest knows no geometry. 2,000 draws; six standard deviations.
     x = (1 + 1e-3 * np.random.default_rng(5).normal(size=(2000, 2))).astype(np.float32)
-    shares = np.sort(draw(x)).astype(np.float64) / 2**64
+    shares = np.sort(vector_hashes(x)).astype(np.float64) / 2**64
     assert np.abs(shares - np.linspace(0, 1, 2000)).max() < 6 * 0.5 / np.sqrt(2000)
 
 
@@ -119,10 +127,10 @@ def test_a_representative_is_the_first_row_with_the_same_key(values: list[int]) 
 def test_copies_take_the_smallest_row_that_equals_them_in_some_key() -> None:
     rows = np.array([2, 3, 5, 8, 9])
     by_bytes, by_vector = texts("a", "b", "a", "c", "d"), texts("x", "y", "z", "z", "w")
-    one = collapse([equal_pairs(by_bytes, rows)])
+    one = copies_from_pairs([equal_pairs(by_bytes, rows)])
     assert one.representatives(rows).tolist() == [2, 3, 2, 8, 9]
     # 2 equals 5 in one key and 5 equals 8 in the other: all three are one picture.
-    both = collapse([equal_pairs(by_bytes, rows), equal_pairs(by_vector, rows)])
+    both = copies_from_pairs([equal_pairs(by_bytes, rows), equal_pairs(by_vector, rows)])
     assert both.representatives(rows).tolist() == [2, 3, 2, 2, 9]
 
 
@@ -130,7 +138,9 @@ def test_rows_without_a_file_are_copies_by_their_vectors_alone() -> None:
     # Vector input has no content hash: its rows are left out of that key, and do not equal each other for it.
     rows, with_file = np.arange(4), np.array([1, 3])
     vectors = np.array([[1, 0], [2, 0], [1, 0], [3, 0]], np.float32)
-    found = collapse([equal_pairs(vector_keys(vectors, "a"), rows), equal_pairs(texts("same", "same"), with_file)])
+    found = copies_from_pairs(
+        [equal_pairs(vector_keys(vectors, "a"), rows), equal_pairs(texts("same", "same"), with_file)]
+    )
     assert found.representatives(rows).tolist() == [0, 1, 0, 1]
 
 
@@ -157,11 +167,16 @@ def test_minus_zero_equals_zero_and_is_a_copy() -> None:
 def test_copies_in_different_sets_are_not_collapsed() -> None:
     x = np.array([[1, 2], [3, 4], [1, 2], [1, 2]], np.float32)
     sets = {"real": np.array([0, 1]), "fake": np.array([2, 3])}
-    apart = collapse(equal_pairs(vector_keys(x[own], name), own) for name, own in sets.items())
+    apart = copies_from_pairs(equal_pairs(vector_keys(x[own], name), own) for name, own in sets.items())
     assert apart.representatives(np.arange(4)).tolist() == [0, 1, 2, 2]
     # Nor when the keys of all sets are compared in one go, as a reducer does.
     keys = np.vstack([vector_keys(x[own], name) for name, own in sets.items()])
-    assert collapse([equal_pairs(keys, np.arange(4))]).representatives(np.arange(4)).tolist() == [0, 1, 2, 2]
+    assert copies_from_pairs([equal_pairs(keys, np.arange(4))]).representatives(np.arange(4)).tolist() == [
+        0,
+        1,
+        2,
+        2,
+    ]
 
 
 # Rows 2, 5 and 8 are one picture, 3 and 9 another; 0, 4 and 10 are distinct.
@@ -169,10 +184,10 @@ SOME = Copies(np.array([2, 3, 5, 8, 9]), np.array([2, 3, 2, 2, 3]))
 
 
 def test_only_rows_with_copies_are_held() -> None:
-    found = collapse([(np.array([8, 2]), np.array([5, 8])), (np.array([3]), np.array([9]))])
+    found = copies_from_pairs([(np.array([8, 2]), np.array([5, 8])), (np.array([3]), np.array([9]))])
     np.testing.assert_array_equal(found.row, SOME.row)
     np.testing.assert_array_equal(found.representative, SOME.representative)
-    assert len(collapse([]).row) == 0
+    assert len(copies_from_pairs([]).row) == 0
 
 
 def test_representatives_of_any_rows_in_any_order() -> None:
@@ -221,7 +236,7 @@ def test_the_copy_with_the_smallest_id_is_kept() -> None:
 @settings(deadline=None)
 def test_copies_of_copies_agree_with_one_another(values: list[int], random: Random) -> None:
     rows = np.arange(len(values))
-    copies = collapse([equal_pairs(texts(*map(str, values)), rows)])
+    copies = copies_from_pairs([equal_pairs(texts(*map(str, values)), rows)])
     names = [f"id-{i}" for i in range(len(values))]
     random.shuffle(names)
     later = copies.later(dict(enumerate(names)))

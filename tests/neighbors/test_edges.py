@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synthscale.neighbors.edges import KINDS, Edges, distinct_edges, no_edges
+from synthscale.neighbors.edges import KINDS, Edges, distinct_edges, empty_edges
 
 Line = tuple[int, int, float, int, int]
 
@@ -47,7 +47,7 @@ def test_edges_are_chosen_by_mask_or_place() -> None:
 
 
 def test_no_edges_are_empty_in_every_respect() -> None:
-    none = no_edges()
+    none = empty_edges()
     assert (
         len(none) == len(none.kind) == len(none.of_view(1)) == len(none.ends()[0]) == len(distinct_edges([])) == 0
     )

@@ -45,7 +45,7 @@ def test_inside_tells_whether_some_other_rows_radius_reaches(kind: str, seed: in
     factor = np.random.default_rng(seed).uniform(0.3, 1.0 + share, n)
     radii = expected.min(axis=1) * factor
     assume((np.abs(expected - radii) > 1e-13).all())
-    found = FlatIndex(x, rows).inside(x, rows, radii)
+    found = FlatIndex(x, rows).is_inside(x, rows, radii)
     np.testing.assert_array_equal(found, (expected <= radii[None, :]).any(axis=1))
 
 
@@ -57,13 +57,13 @@ def test_search_across_sets_keeps_rows_that_share_a_number_apart_by_row_number_o
     distance, row = index.nearest(fake, rows, 3)
     np.testing.assert_allclose(distance, brute.k_smallest(expected, 3), atol=1e-15)
     np.testing.assert_array_equal(row[:, 0], expected.argmin(axis=1))
-    np.testing.assert_array_equal(index.inside(fake, rows, np.full(30, 0.2)), (expected <= 0.2).any(axis=1))
+    np.testing.assert_array_equal(index.is_inside(fake, rows, np.full(30, 0.2)), (expected <= 0.2).any(axis=1))
     # A query that has the number of a row of the index is that row, and leaves itself out.
     expected[np.arange(20), np.arange(20)] = np.inf
     distance, row = index.nearest(fake, np.arange(20), 3)
     np.testing.assert_allclose(distance, brute.k_smallest(expected, 3), atol=1e-15)
-    inside = index.inside(fake, np.arange(20), np.full(30, 0.2))
-    np.testing.assert_array_equal(inside, (expected <= 0.2).any(axis=1))
+    is_inside = index.is_inside(fake, np.arange(20), np.full(30, 0.2))
+    np.testing.assert_array_equal(is_inside, (expected <= 0.2).any(axis=1))
 
 
 def test_more_queries_than_one_block_are_all_answered() -> None:
@@ -73,15 +73,15 @@ def test_more_queries_than_one_block_are_all_answered() -> None:
     index = FlatIndex(x, rows)
     np.testing.assert_allclose(index.nearest(x, rows, 2)[0], brute.k_smallest(expected, 2), rtol=1e-9)
     radii = expected.min(axis=1) * 0.9
-    np.testing.assert_array_equal(index.inside(x, rows, radii), (expected <= radii).any(axis=1))
+    np.testing.assert_array_equal(index.is_inside(x, rows, radii), (expected <= radii).any(axis=1))
 
 
 def test_a_row_at_exactly_the_knn_radius_is_inside() -> None:
     axes = np.eye(4, dtype=np.float32)
     index = FlatIndex(axes[:3], np.arange(3))
     query, row = axes[3:], np.array([3])
-    assert index.inside(query, row, np.ones(3)).all()
-    assert not index.inside(query, row, np.full(3, np.nextafter(1.0, 0))).any()
+    assert index.is_inside(query, row, np.ones(3)).all()
+    assert not index.is_inside(query, row, np.full(3, np.nextafter(1.0, 0))).any()
 
 
 def test_exact_copies_are_at_distance_zero_whatever_their_length() -> None:
@@ -111,7 +111,7 @@ def test_an_empty_set_answers_with_nothing(queries: int) -> None:
     points = np.ones((queries, 2), np.float32)
     rows = np.arange(queries)
     assert np.isinf(index.nearest(points, rows, 2)[0]).all()
-    assert not index.inside(points, rows, np.empty(0)).any()
+    assert not index.is_inside(points, rows, np.empty(0)).any()
 
 
 def test_the_formula_is_exact_where_one_minus_a_float32_product_is_not() -> None:
@@ -203,8 +203,8 @@ def test_a_radius_of_minus_infinity_holds_nothing_and_one_of_zero_only_copies() 
     x = np.random.default_rng(13).normal(size=(4, 3)).astype(np.float32)
     both, rows = np.vstack([x, x[:2]]), np.arange(6)
     index = FlatIndex(both, rows)
-    assert not index.inside(both, rows, np.full(6, -np.inf)).any()
-    assert index.inside(both, rows, np.zeros(6)).tolist() == [True, True, False, False, True, True]
+    assert not index.is_inside(both, rows, np.full(6, -np.inf)).any()
+    assert index.is_inside(both, rows, np.zeros(6)).tolist() == [True, True, False, False, True, True]
 
 
 def test_a_written_index_is_read_by_faiss_and_names_rows(tmp_path: Path) -> None:

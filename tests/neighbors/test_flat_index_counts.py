@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from synthscale.neighbors.cell_index import CellIndex, train_index
 from synthscale.neighbors.flat_index import FlatIndex
-from synthscale.neighbors.knn_search import ALL_COVERING
+from synthscale.neighbors.knn_search import UNLIMITED
 from tests.reference import brute
 
 K = 5
@@ -23,11 +23,11 @@ class Cells:
     def nearest(self, vectors, rows, k):
         return self.index.nearest(vectors, rows, k, self.index.cells)
 
-    def covering(self, vectors, rows, radii, most):
-        return self.index.covering(vectors, rows, radii, self.index.cells, most)
+    def count_containing(self, vectors, rows, radii, most):
+        return self.index.count_containing(vectors, rows, radii, self.index.cells, most)
 
-    def inside(self, vectors, rows, radii):
-        return self.index.inside(vectors, rows, radii, self.index.cells)
+    def is_inside(self, vectors, rows, radii):
+        return self.index.is_inside(vectors, rows, radii, self.index.cells)
 
 
 KINDS = pytest.mark.parametrize("index", [FlatIndex, Cells])
@@ -50,7 +50,7 @@ def test_counts_are_those_of_all_pairs(index, kind, share):
     radii = np.quantile(brute.cosine_distances(database, queries), share, axis=1)
     # Half way between two distances, so that rounding cannot move a row over the edge.
     radii *= np.random.default_rng(0).uniform(0.9, 1.1, 300)
-    found = index(database, rows).covering(queries, query_rows, radii, most=ALL_COVERING)
+    found = index(database, rows).count_containing(queries, query_rows, radii, most=UNLIMITED)
     fewest, most = counts(queries, query_rows, database, rows, radii)
     assert (fewest <= found).all()
     assert (found <= most).all()
@@ -67,7 +67,7 @@ def test_the_row_at_the_radius_is_inside_as_the_search_found_it(index, kind):
     rows = np.arange(200)
     own = index(x, rows)
     distance, neighbor = own.nearest(x, rows, K)
-    found = own.covering(x, rows, distance[:, -1], most=ALL_COVERING)
+    found = own.count_containing(x, rows, distance[:, -1], most=UNLIMITED)
     expected = np.bincount(neighbor.ravel(), minlength=200)
     assert (found == expected).all()
     assert found.sum() == 200 * K
@@ -79,18 +79,18 @@ def test_ties_on_the_axes_count(index):
     axes = np.concatenate([np.eye(6), -np.eye(6)]).astype(np.float32)
     rows = np.arange(12)
     own = index(axes, rows)
-    assert (own.covering(axes, rows, np.full(12, 1.0), most=100) == 10).all()
-    assert (own.covering(axes, rows, np.full(12, np.nextafter(1.0, 0)), most=100) == 0).all()
-    assert (own.covering(axes, rows, np.full(12, 2.0), most=100) == 11).all()
+    assert (own.count_containing(axes, rows, np.full(12, 1.0), most=100) == 10).all()
+    assert (own.count_containing(axes, rows, np.full(12, np.nextafter(1.0, 0)), most=100) == 0).all()
+    assert (own.count_containing(axes, rows, np.full(12, 2.0), most=100) == 11).all()
 
 
 @KINDS
 def test_a_row_does_not_hold_itself_but_its_equals(index):
     x = np.repeat(brute.vectors("uniform", 4, 10), 2, axis=0)
     rows = np.arange(20)
-    found = index(x, rows).covering(x, rows, np.zeros(20), most=100)
+    found = index(x, rows).count_containing(x, rows, np.zeros(20), most=100)
     assert (found == 1).all()
-    others = index(x, rows).covering(x, rows + 100, np.zeros(20), most=100)
+    others = index(x, rows).count_containing(x, rows + 100, np.zeros(20), most=100)
     assert (others == 2).all()
 
 
@@ -99,8 +99,8 @@ def test_scale_does_not_matter(index):
     x, queries = brute.vectors("uniform", 5, 80), brute.vectors("uniform", 6, 30)
     rows, asked = np.arange(80), np.arange(100, 130)
     radii = np.full(80, 0.3)
-    one = index(x, rows).covering(queries, asked, radii, most=1000)
-    two = index(x * 64, rows).covering(queries / 32, asked, radii, most=1000)
+    one = index(x, rows).count_containing(queries, asked, radii, most=1000)
+    two = index(x * 64, rows).count_containing(queries / 32, asked, radii, most=1000)
     assert (one == two).all()
 
 
@@ -109,10 +109,10 @@ def test_rows_without_a_radius_hold_nothing(index):
     x, queries = brute.vectors("uniform", 7, 60), brute.vectors("uniform", 8, 20)
     rows, asked = np.arange(60), np.arange(100, 120)
     radii = np.where(np.arange(60) % 2 == 0, 0.4, -np.inf)
-    found = index(x, rows).covering(queries, asked, radii, most=1000)
-    half = index(x[::2], rows[::2]).covering(queries, asked, np.full(30, 0.4), most=1000)
+    found = index(x, rows).count_containing(queries, asked, radii, most=1000)
+    half = index(x[::2], rows[::2]).count_containing(queries, asked, np.full(30, 0.4), most=1000)
     assert (found == half).all()
-    assert (index(x, rows).covering(queries, asked, np.full(60, -np.inf), most=1000) == 0).all()
+    assert (index(x, rows).count_containing(queries, asked, np.full(60, -np.inf), most=1000) == 0).all()
 
 
 @KINDS
@@ -125,10 +125,10 @@ def test_counts_are_right_up_to_most(index, seed, most, share):
     radii = np.quantile(brute.cosine_distances(x, queries), share, axis=1) * rng.uniform(0.9, 1.1, 90)
     rows, asked = np.arange(90), np.arange(100, 125)
     own = index(x, rows)
-    exact = own.covering(queries, asked, radii, most=10_000)
-    found = own.covering(queries, asked, radii, most=most)
+    exact = own.count_containing(queries, asked, radii, most=10_000)
+    found = own.count_containing(queries, asked, radii, most=most)
     assert (np.minimum(found, most) == np.minimum(exact, most)).all()
-    assert (own.inside(queries, asked, radii) == (exact > 0)).all()
+    assert (own.is_inside(queries, asked, radii) == (exact > 0)).all()
 
 
 @KINDS
@@ -139,10 +139,10 @@ def test_most_holds_where_rounding_decides_too(index):
     x = (base + 1e-5 * rng.normal(size=(60, 16))).astype(np.float32)
     rows, own = np.arange(60), index(x, np.arange(60))
     radii = own.nearest(x, rows, K)[0][:, -1]
-    exact = own.covering(x, rows, radii, most=10_000)
+    exact = own.count_containing(x, rows, radii, most=10_000)
     assert exact.sum() >= 60 * K
     for most in (1, 2, 5):
-        found = own.covering(x, rows, radii, most=most)
+        found = own.count_containing(x, rows, radii, most=most)
         assert (np.minimum(found, most) == np.minimum(exact, most)).all()
 
 
@@ -150,26 +150,28 @@ def test_most_holds_where_rounding_decides_too(index):
 def test_nothing_to_ask_and_nobody_to_answer(index):
     x = brute.vectors("uniform", 10, 12)
     own = index(x, np.arange(12))
-    assert own.covering(x[:0], np.arange(0), np.full(12, 0.5), most=9).shape == (0,)
+    assert own.count_containing(x[:0], np.arange(0), np.full(12, 0.5), most=9).shape == (0,)
 
 
 def test_an_empty_flat_index_holds_nothing():
     own = FlatIndex(np.empty((0, 8), np.float32), np.arange(0))
-    assert own.covering(brute.vectors("uniform", 0, 4), np.arange(4), np.empty(0), most=9).tolist() == [0] * 4
+    assert (
+        own.count_containing(brute.vectors("uniform", 0, 4), np.arange(4), np.empty(0), most=9).tolist() == [0] * 4
+    )
 
 
 def test_an_empty_cell_index_holds_nothing():
     own = CellIndex(train_index(brute.vectors("uniform", 0, 20), 3))
-    found = own.covering(brute.vectors("uniform", 1, 4), np.arange(4), np.empty(0), own.cells, most=9)
+    found = own.count_containing(brute.vectors("uniform", 1, 4), np.arange(4), np.empty(0), own.cells, most=9)
     assert found.tolist() == [0] * 4
 
 
 def test_flat_answers_do_not_depend_on_the_size_of_blocks(monkeypatch):
     x, queries = brute.vectors("uniform", 11, 50), brute.vectors("uniform", 12, 33)
     own, radii = FlatIndex(x, np.arange(50)), np.full(50, 0.35)
-    whole = own.covering(queries, np.arange(50, 83), radii, most=1000)
+    whole = own.count_containing(queries, np.arange(50, 83), radii, most=1000)
     monkeypatch.setattr("synthscale.neighbors.flat_index._BLOCK", 7)
-    assert (own.covering(queries, np.arange(50, 83), radii, most=1000) == whole).all()
+    assert (own.count_containing(queries, np.arange(50, 83), radii, most=1000) == whole).all()
 
 
 def test_fewer_cells_find_no_more():
@@ -177,7 +179,9 @@ def test_fewer_cells_find_no_more():
     own = CellIndex(train_index(x, 20))
     own.add(x, np.arange(400))
     radii = np.full(400, 0.2)
-    found = [own.covering(queries, np.arange(400, 450), radii, probes, 10_000) for probes in (1, 5, own.cells)]
+    found = [
+        own.count_containing(queries, np.arange(400, 450), radii, probes, 10_000) for probes in (1, 5, own.cells)
+    ]
     assert (found[0] <= found[1]).all()
     assert (found[1] <= found[2]).all()
     assert (found[2] == counts(queries, np.arange(400, 450), x, np.arange(400), radii)[1]).all()

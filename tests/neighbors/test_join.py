@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from synthscale.neighbors import cells, projection
 from synthscale.neighbors import join as module
-from synthscale.neighbors.candidate_filter import TorchShortlist
-from synthscale.neighbors.cells import JoinPlan, Sample, plan_join
+from synthscale.neighbors.candidate_filter import TorchFilter
+from synthscale.neighbors.cells import JoinPlan, JoinSample, plan_join
 from synthscale.neighbors.distance import cosine_distance, unit
 from synthscale.neighbors.edges import Edges, distinct_edges
-from synthscale.neighbors.join import Joined, Piece, hub_edges, join, join_all, place_rows
+from synthscale.neighbors.join import JoinPiece, JoinResult, hub_edges, join, join_all, place_rows
 from synthscale.neighbors.projection import Projection
 from tests.reference import brute
 
@@ -82,7 +82,7 @@ def random_case(kind: str, seed: int, n: int, sets: int, share: float, side: str
 
 def plan_of(case: Case, centers: str = "planned", seed: int = 0) -> JoinPlan:
     sizes = dict(zip(*(part.tolist() for part in np.unique(case.code, return_counts=True)), strict=True))
-    plan = plan_join(Sample(case.x, case.row, case.code), sizes, case.radius)
+    plan = plan_join(JoinSample(case.x, case.row, case.code), sizes, case.radius)
     if centers == "planned":
         return plan
     rng = np.random.default_rng(seed)
@@ -91,15 +91,15 @@ def plan_of(case: Case, centers: str = "planned", seed: int = 0) -> JoinPlan:
     return replace(plan, centers=bad[rng.integers(0, 7, 9)].astype(np.float32))
 
 
-def piece_of(plan: JoinPlan, case: Case, chosen: NDArray[np.bool_]) -> Piece:
+def piece_of(plan: JoinPlan, case: Case, chosen: NDArray[np.bool_]) -> JoinPiece:
     return place_rows(plan, case.x[chosen], case.row[chosen], case.code[chosen])
 
 
-def join_in_pieces(plan: JoinPlan, case: Case, chosen: NDArray[np.bool_]) -> Joined:
+def join_in_pieces(plan: JoinPlan, case: Case, chosen: NDArray[np.bool_]) -> JoinResult:
     a, b = piece_of(plan, case, chosen), piece_of(plan, case, ~chosen)
     parts = [join(plan, a), join(plan, b), join(plan, a, b)]
     edges = distinct_edges([*(part.edges for part in parts), hub_edges(plan, a), hub_edges(plan, b)])
-    return Joined(edges, all(part.is_whole for part in parts))
+    return JoinResult(edges, all(part.is_whole for part in parts))
 
 
 def pairs_of(edges: Edges) -> Pairs:
@@ -115,7 +115,7 @@ def parts_of(rows: set[int], pairs: Pairs) -> set[frozenset[int]]:
     return {frozenset(names[i] for i in part) for part in brute.components(len(rows), inside)}
 
 
-def assert_right(found: Joined, case: Case, plan: JoinPlan) -> None:
+def assert_right(found: JoinResult, case: Case, plan: JoinPlan) -> None:
     """All pairs, or, where some were left out, true ones that connect in every view what is connected."""
     pairs = pairs_of(found.edges)
     assert pairs <= set(case.truth)
@@ -197,7 +197,7 @@ def test_torch_gives_the_same_edges(kind: str, seed: int, n: int, share: float, 
     chosen = np.random.default_rng(seed).random(n) < share
     a, b = piece_of(plan, case, chosen), piece_of(plan, case, ~chosen)
     for one, other in ((a, None), (b, None), (a, b)):
-        torch, cpu = join(plan, one, other, TorchShortlist("cpu")), join(plan, one, other)
+        torch, cpu = join(plan, one, other, TorchFilter("cpu")), join(plan, one, other)
         for left, right in zip(vars(torch.edges).values(), vars(cpu.edges).values(), strict=True):
             np.testing.assert_array_equal(left, right)
 
@@ -336,7 +336,7 @@ def test_memory_stays_small(radius: float, monkeypatch: pytest.MonkeyPatch) -> N
     x[: n // 4] = x[0] + 1e-4 * rng.normal(size=(n // 4, 16))
     case = Case(x.astype(np.float32), np.arange(n), np.zeros(n, np.int32), radius, {})
     chosen = rng.permutation(n)[:4000]
-    plan = plan_join(Sample(case.x[chosen], chosen, case.code[chosen]), {0: n}, radius)
+    plan = plan_join(JoinSample(case.x[chosen], chosen, case.code[chosen]), {0: n}, radius)
     tracemalloc.start()
     found = join_all(plan, case.x, case.row, case.code)
     _, peak = tracemalloc.get_traced_memory()

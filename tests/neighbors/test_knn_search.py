@@ -10,21 +10,21 @@ from synthscale.neighbors.distance import Floats, Rows
 from synthscale.neighbors.flat_index import FlatIndex
 from synthscale.neighbors.knn_search import (
     ALL_CELLS,
+    KnnResult,
     Recall,
-    Relation,
-    compares_all,
-    inside_recall,
-    joined,
+    choose_probes,
+    concatenate_results,
+    count_radii_containing,
+    is_exact,
     merge_nearest,
     probes_to_try,
-    search,
-    search_inside,
-    tune,
+    radius_recall,
+    search_knn,
 )
-from synthscale.tables.id_hashes import limit_for
+from synthscale.tables.id_hashes import sampling_threshold
 
 INF = np.inf
-RELATION = Relation(
+RELATION = KnnResult(
     np.array([2, 5, 9]),
     np.array([[0.1, 0.2, 0.4], [0.3, INF, INF], [INF, INF, INF]]),
     np.array([[5, 9, 11], [2, -1, -1], [-1, -1, -1]]),
@@ -47,7 +47,7 @@ def test_the_radius_is_that_of_the_kth_neighbor_or_the_last(k: int, radii: list[
 
 
 def test_a_relation_of_no_rows_has_no_radii() -> None:
-    assert Relation(np.empty(0, np.int64), np.empty((0, 3)), np.empty((0, 3), np.int64)).radius(3).shape == (0,)
+    assert KnnResult(np.empty(0, np.int64), np.empty((0, 3)), np.empty((0, 3), np.int64)).radius(3).shape == (0,)
 
 
 @pytest.mark.parametrize("enough", [8, 16, 100, 128, 1000])
@@ -55,7 +55,9 @@ def test_a_relation_of_no_rows_has_no_radii() -> None:
 def test_tuning_stops_at_the_first_probes_that_suffice_and_at_all_cells(enough: int, cells: int) -> None:
     exact = np.random.default_rng(0).random((50, 10))
     tried = probes_to_try(cells)
-    recall = tune({probes: exact if probes >= min(enough, cells) else exact + 0.1 for probes in tried}, cells)
+    recall = choose_probes(
+        {probes: exact if probes >= min(enough, cells) else exact + 0.1 for probes in tried}, cells
+    )
     assert recall.probes == min(probes for probes in tried if probes >= min(enough, cells))
     assert (recall.nearest, recall.all, recall.queries) == (1, 1, 50)
 
@@ -81,41 +83,41 @@ def test_tuning_wants_99_percent_of_the_nearest_and_95_of_all(
     short[:wrong_nearest, 0] += 0.5
     # Several of each row's others, so that their share of all decides.
     short[:wrong_others, 1:] = INF
-    recall = tune({8: short, 500: exact}, 500)
+    recall = choose_probes({8: short, 500: exact}, 500)
     assert recall.probes == (8 if suffices else 500)
 
 
 def test_neighbors_that_do_not_exist_are_not_missed() -> None:
     exact = np.array([[0.1, INF], [INF, INF]])
-    assert tune({8: exact, 100: exact}, 100) == Recall(1, 1, 2, 8)
+    assert choose_probes({8: exact, 100: exact}, 100) == Recall(1, 1, 2, 8)
     # A distance equal but for rounding is right, whichever row it is.
-    assert tune({8: exact * (1 + 1e-8), 100: exact}, 100).probes == 8
+    assert choose_probes({8: exact * (1 + 1e-8), 100: exact}, 100).probes == 8
 
 
 def test_tuning_without_the_answer_of_all_cells_is_refused() -> None:
     with pytest.raises((ValueError, KeyError)):
-        tune({8: np.ones((2, 2))}, 100)
+        choose_probes({8: np.ones((2, 2))}, 100)
 
 
 def test_recall_inside_is_over_those_truly_inside() -> None:
     true = np.array([True, True, True, True, False])
     found = np.array([True, True, True, False, False])
-    recall = inside_recall(found, true, 16)
+    recall = radius_recall(found, true, 16)
     assert (recall.nearest, recall.all, recall.queries, recall.probes) == (0.75, 0.75, 5, 16)
 
 
 @given(wanted=st.integers(1, 10**6), population=st.integers(1, 10**11))
 @settings(max_examples=200, deadline=None)
 def test_the_limit_lets_the_wanted_share_of_draws_pass(wanted: int, population: int) -> None:
-    limit = limit_for(wanted, population)
+    limit = sampling_threshold(wanted, population)
     assert isinstance(limit, np.uint64)
     assert int(limit) / 2**64 == pytest.approx(min(1.0, wanted / population), rel=1e-9)
 
 
 def test_about_as_many_are_drawn_as_wanted() -> None:
     draws = np.random.default_rng(2).integers(0, 2**64 - 1, 100_000, dtype=np.uint64, endpoint=True)
-    assert (draws < limit_for(5000, 100_000)).sum() == pytest.approx(5000, rel=0.05)
-    assert (draws <= limit_for(100_000, 100_000)).all()
+    assert (draws < sampling_threshold(5000, 100_000)).sum() == pytest.approx(5000, rel=0.05)
+    assert (draws <= sampling_threshold(100_000, 100_000)).all()
 
 
 @given(seed=st.integers(0, 2**32 - 1), parts=st.integers(1, 4), m=st.integers(0, 6), k=st.integers(1, 8))
@@ -148,33 +150,33 @@ def test_flat_and_cell_indexes_answer_alike() -> None:
     cells = CellIndex(train_index(x, 6))
     cells.add(x, rows)
     flat = FlatIndex(x, rows)
-    for left, right in zip(search(flat, x, rows, 4, 1), search(cells, x, rows, 4, ALL_CELLS), strict=True):
+    for left, right in zip(search_knn(flat, x, rows, 4, 1), search_knn(cells, x, rows, 4, ALL_CELLS), strict=True):
         np.testing.assert_allclose(left, right, atol=1e-6)
     np.testing.assert_array_equal(
-        search_inside(flat, x, rows, radii, 1), search_inside(cells, x, rows, radii, ALL_CELLS)
+        count_radii_containing(flat, x, rows, radii, 1), count_radii_containing(cells, x, rows, radii, ALL_CELLS)
     )
 
 
 def test_whether_all_pairs_are_compared_depends_on_their_number_alone() -> None:
-    assert compares_all(50_000, 50_000)
-    assert compares_all(10**9, 4)
-    assert compares_all(0, 10**12)
-    assert not compares_all(100_000, 100_000)
+    assert is_exact(50_000, 50_000)
+    assert is_exact(10**9, 4)
+    assert is_exact(0, 10**12)
+    assert not is_exact(100_000, 100_000)
 
 
 @given(seed=st.integers(0, 2**32 - 1), cuts=st.lists(st.integers(0, 20), max_size=5))
 @settings(deadline=None)
 def test_relations_of_ranges_of_rows_are_joined_in_order(seed: int, cuts: list[int]) -> None:
     rng = np.random.default_rng(seed)
-    whole = Relation(
+    whole = KnnResult(
         np.sort(rng.choice(100, 20, replace=False)),
         np.sort(rng.random((20, 3)), axis=1),
         rng.integers(-1, 99, (20, 3)),
     )
     # Empty ranges too, at either end and within.
     stops = [0, *sorted(cuts), 20]
-    parts = [Relation(whole.row[i:j], whole.distance[i:j], whole.neighbor[i:j]) for i, j in pairwise(stops)]
-    found = joined(parts)
+    parts = [KnnResult(whole.row[i:j], whole.distance[i:j], whole.neighbor[i:j]) for i, j in pairwise(stops)]
+    found = concatenate_results(parts)
     for name in ("row", "distance", "neighbor"):
         values = getattr(found, name)
         np.testing.assert_array_equal(values, getattr(whole, name))

@@ -3,9 +3,15 @@ import pytest
 from numpy.typing import NDArray
 
 from synthscale.config import NeighborsConfig
-from synthscale.neighbors.copies import Copies, collapse
-from synthscale.neighbors.knn_search import Relation
-from synthscale.neighbors.radius import DATALAB_FLOOR, EXACT_COPIES_ONLY, Calibration, Searches, calibrate
+from synthscale.neighbors.copies import Copies, copies_from_pairs
+from synthscale.neighbors.knn_search import KnnResult
+from synthscale.neighbors.radius import (
+    DATALAB_FLOOR,
+    EXACT_COPIES_ONLY,
+    RadiusCalibration,
+    ViewSearches,
+    calibrate_radius,
+)
 
 Distances = list[float] | NDArray[np.float64]
 
@@ -19,43 +25,43 @@ OWN = 1_000_000
 """The generator's first row."""
 
 
-def relation(nearest: Distances, start: int = 0) -> Relation:
+def relation(nearest: Distances, start: int = 0) -> KnnResult:
     """A relation of every tenth row from ``start`` on, of which only the nearest distances matter."""
     distance = np.asarray(nearest, np.float64).reshape(-1, 1)
-    return Relation(start + 10 * np.arange(len(distance)), distance, np.zeros((len(distance), 1), np.int64))
+    return KnnResult(start + 10 * np.arange(len(distance)), distance, np.zeros((len(distance), 1), np.int64))
 
 
-def searches(real_real: Distances, real_own: Distances, own_real: Distances, own_own: Distances) -> Searches:
-    return Searches(relation(real_real), relation(real_own), relation(own_real, OWN), relation(own_own, OWN))
+def searches(real_real: Distances, real_own: Distances, own_real: Distances, own_own: Distances) -> ViewSearches:
+    return ViewSearches(relation(real_real), relation(real_own), relation(own_real, OWN), relation(own_own, OWN))
 
 
 def repeated(*rows: tuple[int, int]) -> Copies:
     """Copies of rows (row, how many there are of it, fewer than ten)."""
     pairs = [(np.full(count - 1, row), row + np.arange(1, count)) for row, count in rows]
-    return collapse(pairs)
+    return copies_from_pairs(pairs)
 
 
-def calibrated(real: Distances, rows: int, config: NeighborsConfig = RELATIVE) -> Calibration:
+def calibrated(real: Distances, rows: int, config: NeighborsConfig = RELATIVE) -> RadiusCalibration:
     """Calibrate on real rows; what the synthetic ones find must not matter."""
-    return calibrate(searches(real, np.zeros(len(real)), np.zeros(9), np.zeros(9)), rows, config, NONE)
+    return calibrate_radius(searches(real, np.zeros(len(real)), np.zeros(9), np.zeros(9)), rows, config, NONE)
 
 
 VIEW = searches([0.4, 0.6, 0.8, 0.9], [0.7, 0.1, 0.9, 0.2], [0.1, 0.2, 0.5], [0.3, 0.05, np.inf])
 
 
 def test_the_radius_is_the_threshold_times_the_median_among_real_rows() -> None:
-    found = calibrate(VIEW, 4, RELATIVE, NONE)
+    found = calibrate_radius(VIEW, 4, RELATIVE, NONE)
     assert (found.median, found.low, found.high) == (0.7, 0.7, 0.7)
     assert found.radius == pytest.approx(0.13 * 0.7)
     assert (found.queries, found.rows) == (4, 4)
     assert found.summary() == {"exact": True, "queries": 4, "rows": 4, "low": 0.7, "high": 0.7}
-    assert calibrate(VIEW, 4, NeighborsConfig(threshold=0.5), NONE).radius == pytest.approx(0.35)
+    assert calibrate_radius(VIEW, 4, NeighborsConfig(threshold=0.5), NONE).radius == pytest.approx(0.35)
 
 
 @pytest.mark.parametrize("config", [ALL, DATALAB, NeighborsConfig(mode="datalab", calibrate_on="real")])
 def test_over_all_rows_each_counts_its_nearest_of_either_set(config: NeighborsConfig) -> None:
     # 0.4 0.1 0.8 0.2 of the real rows, 0.1 0.05 0.5 of the others.
-    found = calibrate(VIEW, 7, config, NONE)
+    found = calibrate_radius(VIEW, 7, config, NONE)
     assert found.median == 0.2
     assert found.radius == pytest.approx(0.13 * 0.2)
     assert found.queries == 7
@@ -63,15 +69,15 @@ def test_over_all_rows_each_counts_its_nearest_of_either_set(config: NeighborsCo
 
 def test_only_datalab_mode_has_a_floor() -> None:
     tiny = searches([1e-9] * 3, [1e-9] * 3, [1e-9] * 3, [1e-9] * 3)
-    assert calibrate(tiny, 6, DATALAB, NONE).radius == pytest.approx(0.13e-6)
-    assert calibrate(tiny, 6, DATALAB, NONE).median == 1e-6
-    assert calibrate(tiny, 6, ALL, NONE).radius == pytest.approx(0.13e-9)
-    assert calibrate(tiny, 3, RELATIVE, NONE).radius == pytest.approx(0.13e-9)
+    assert calibrate_radius(tiny, 6, DATALAB, NONE).radius == pytest.approx(0.13e-6)
+    assert calibrate_radius(tiny, 6, DATALAB, NONE).median == 1e-6
+    assert calibrate_radius(tiny, 6, ALL, NONE).radius == pytest.approx(0.13e-9)
+    assert calibrate_radius(tiny, 3, RELATIVE, NONE).radius == pytest.approx(0.13e-9)
 
 
 @pytest.mark.parametrize("mode", ["exact", "datalab"])
 def test_an_absolute_radius_is_taken_as_it_is(mode: str) -> None:
-    found = calibrate(VIEW, 7, NeighborsConfig.model_validate({"radius": 0.03, "mode": mode}), NONE)
+    found = calibrate_radius(VIEW, 7, NeighborsConfig.model_validate({"radius": 0.03, "mode": mode}), NONE)
     assert found.radius == 0.03
     assert found.median is not None
 
@@ -133,7 +139,7 @@ def test_a_sample_of_very_few_has_the_widest_interval_it_can(m: int) -> None:
 
 def test_datalab_counts_every_copy_at_distance_zero() -> None:
     # 0.4 0.1 0.8 0.2 and 0.1 0.05 0.5; the third real row is there three times, the third of the others twice.
-    found = calibrate(VIEW, 7, DATALAB, repeated((20, 3), (OWN + 20, 2)))
+    found = calibrate_radius(VIEW, 7, DATALAB, repeated((20, 3), (OWN + 20, 2)))
     assert found.median == float(np.median([0.4, 0.1, 0, 0, 0, 0.2, 0.1, 0.05, 0, 0])) == 0.025
     assert (found.low, found.high) == (0.025, 0.025)
     assert found.radius == pytest.approx(0.13 * 0.025)
@@ -142,24 +148,26 @@ def test_datalab_counts_every_copy_at_distance_zero() -> None:
 
 def test_a_copied_row_without_a_neighbour_enters_datalabs_median() -> None:
     alone = searches([np.inf, np.inf], [0.3, np.inf], [0.4], [np.inf])
-    assert calibrate(alone, 3, DATALAB, NONE).median == pytest.approx(0.35)
-    assert calibrate(alone, 3, DATALAB, repeated((10, 2))).median == pytest.approx(0.15)
+    assert calibrate_radius(alone, 3, DATALAB, NONE).median == pytest.approx(0.35)
+    assert calibrate_radius(alone, 3, DATALAB, repeated((10, 2))).median == pytest.approx(0.15)
 
 
 @pytest.mark.parametrize("config", [RELATIVE, ALL])
 def test_copies_change_nothing_in_exact_mode(config: NeighborsConfig) -> None:
     rows = 4 if config is RELATIVE else 7
-    assert calibrate(VIEW, rows, config, repeated((20, 9), (OWN, 5))) == calibrate(VIEW, rows, config, NONE)
+    assert calibrate_radius(VIEW, rows, config, repeated((20, 9), (OWN, 5))) == calibrate_radius(
+        VIEW, rows, config, NONE
+    )
 
 
 def test_datalabs_floor_lifts_the_interval_too() -> None:
     zeros = np.zeros(100)
-    found = calibrate(searches(zeros, zeros, zeros, zeros), 1000, DATALAB, NONE)
+    found = calibrate_radius(searches(zeros, zeros, zeros, zeros), 1000, DATALAB, NONE)
     assert (found.median, found.low, found.high) == (DATALAB_FLOOR,) * 3 == (1e-6,) * 3
     assert found.summary()["low"] == found.summary()["high"] == 1e-6
     # Half of the sample lies below the floor, and so does the lower end alone.
     wide = np.concatenate([np.zeros(50), np.linspace(0.1, 1, 50)])
-    found = calibrate(searches(wide, wide, wide, wide), 1000, DATALAB, NONE)
+    found = calibrate_radius(searches(wide, wide, wide, wide), 1000, DATALAB, NONE)
     assert found.low == 1e-6
     assert found.median is not None
     assert found.high is not None
@@ -173,7 +181,7 @@ def test_a_sample_of_copied_rows_has_an_interval_in_datalab_mode(rows: int, coun
     real, own = np.linspace(0.1, 0.2, 20), np.linspace(0.3, 0.4, 20)
     view = searches(real, real, own, own)
     most = repeated(*((10 * i, count) for i in range(19)), *((OWN + 10 * i, count) for i in range(19)))
-    found = calibrate(view, rows, DATALAB, most)
+    found = calibrate_radius(view, rows, DATALAB, most)
     assert (found.median, found.low) == (DATALAB_FLOOR, DATALAB_FLOOR)
     assert found.high is not None
     assert np.isfinite(found.high)

@@ -30,7 +30,7 @@ from synthscale.pipeline import Options, score
 from synthscale.plan import status
 from synthscale.runtime.session import ray_errors
 from synthscale.runtime.stage_context import StageContext
-from synthscale.runtime.task_pool import Crew
+from synthscale.runtime.task_pool import TaskPool
 from synthscale.storage.run_directory import RunDirectory
 from tests.two_nodes import last_line
 
@@ -247,13 +247,13 @@ class Counted:
 
     @classmethod
     def watching(cls, monkeypatch):
-        counted, work = cls(Counter()), Crew.work
+        counted, work = cls(Counter()), TaskPool.work
 
         def watched(self, items, submit, what):
             counted.tasks[what.split(",")[0].split(":")[0]] += len(items)
             yield from work(self, items, submit, what)
 
-        monkeypatch.setattr(Crew, "work", watched)
+        monkeypatch.setattr(TaskPool, "work", watched)
         return counted
 
 

@@ -13,14 +13,14 @@ from synthscale.in_memory.neighbors import analyse
 from synthscale.neighbors.copies import Copies
 from synthscale.neighbors.edges import Codes, Edges
 from synthscale.neighbors.groups import Groups
-from synthscale.neighbors.knn_search import Recall, Relation
-from synthscale.neighbors.radius import EXACT_COPIES_ONLY, Calibration, Searches
+from synthscale.neighbors.knn_search import KnnResult, Recall
+from synthscale.neighbors.radius import EXACT_COPIES_ONLY, RadiusCalibration, ViewSearches
 from synthscale.neighbors.view import (
     DATALAB_K,
-    Found,
-    Inside,
     K,
-    View,
+    NeighborView,
+    RadiusCounts,
+    ViewNeighbors,
     listed_edges,
     nearest_rows,
     neighbors_listed,
@@ -74,9 +74,9 @@ def test_rows_are_exact_where_both_their_searches_are() -> None:
         ("own_own", True, False),
     ):
         whole = parts[name]
-        probed = Relation(whole.row, whole.distance, whole.neighbor, Recall(0.99, 0.96, 100, 8))
-        searches = Searches(**{**parts, name: probed})
-        exact = nearest_rows(Found(searches, found.real_inside, found.own_inside), NONE, real, own).exact
+        probed = KnnResult(whole.row, whole.distance, whole.neighbor, Recall(0.99, 0.96, 100, 8))
+        searches = ViewSearches(**{**parts, name: probed})
+        exact = nearest_rows(ViewNeighbors(searches, found.real_inside, found.own_inside), NONE, real, own).exact
         assert (exact[:20] == real_is).all()
         assert (exact[20:] == own_is).all()
 
@@ -120,7 +120,7 @@ def test_a_search_lists_five_neighbours_and_datalab_ten() -> None:
 
 
 def test_inside_is_looked_up_by_row() -> None:
-    inside = Inside(np.array([2, 5, 9]), np.array([True, False, True]))
+    inside = RadiusCounts(np.array([2, 5, 9]), np.array([True, False, True]))
     assert inside.of(np.array([9, 5, 2, 2])).tolist() == [True, False, True, True]
     assert inside.of(np.empty(0, np.int64)).tolist() == []
 
@@ -175,20 +175,20 @@ def test_listed_edges_are_those_of_lists_over_all_rows_with_copies(
     np.testing.assert_allclose(edges.distance, distances[edges.left, edges.right], atol=1e-15)
 
 
-def line(distances: list[float], counts: list[int]) -> tuple[Searches, Copies]:
+def line(distances: list[float], counts: list[int]) -> tuple[ViewSearches, Copies]:
     """A real row 0 that finds synthetic rows 100, 200, .. at these distances and they it; each so many times."""
     far = 100 * np.arange(1, len(distances) + 1)
     row = np.concatenate([np.arange(counts[0]), *(k + np.arange(c) for k, c in zip(far, counts[1:], strict=True))])
     of = np.repeat([0, *far.tolist()], counts)
     often = np.repeat(counts, counts) > 1
     width = max(len(distances), 1)
-    there = Relation(np.array([0]), np.array([distances]), far[None])
-    back = Relation(far, np.array(distances)[:, None], np.zeros((len(far), 1), np.int64))
+    there = KnnResult(np.array([0]), np.array([distances]), far[None])
+    back = KnnResult(far, np.array(distances)[:, None], np.zeros((len(far), 1), np.int64))
 
-    def none(rows: NDArray[np.int64]) -> Relation:
-        return Relation(rows, np.full((len(rows), width), np.inf), np.full((len(rows), width), -1))
+    def none(rows: NDArray[np.int64]) -> KnnResult:
+        return KnnResult(rows, np.full((len(rows), width), np.inf), np.full((len(rows), width), -1))
 
-    return Searches(none(np.array([0])), there, back, none(far)), Copies(row[often], of[often])
+    return ViewSearches(none(np.array([0])), there, back, none(far)), Copies(row[often], of[often])
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_copies_take_up_places_on_datalabs_list(counts: list[int], seen: int) ->
 # The block of metrics.json.
 
 
-def view_of(radius: float, median: float | None, *, is_whole: bool = True) -> View:
+def view_of(radius: float, median: float | None, *, is_whole: bool = True) -> NeighborView:
     """Rows 1, 2, 7 of one group and 4, 5 of another, of twenty."""
     groups = Groups(
         np.array([1, 2, 4, 5, 7]),
@@ -230,8 +230,8 @@ def view_of(radius: float, median: float | None, *, is_whole: bool = True) -> Vi
         np.array([0.3, 0.3, 0.01, 0.01, 0.3]),
         np.array([True, True, False, False, True]),
     )
-    calibration = Calibration(median, median, median, radius, 8, 8)
-    return View("fake", calibration, groups, 20, searches_summary([None]), is_whole)
+    calibration = RadiusCalibration(median, median, median, radius, 8, 8)
+    return NeighborView("fake", calibration, groups, 20, searches_summary([None]), is_whole)
 
 
 def test_a_views_summary_counts_its_groups() -> None:

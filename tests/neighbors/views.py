@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 
 from synthscale.config import NeighborsConfig
 from synthscale.in_memory.neighbors import Analysis, analyse
-from synthscale.neighbors.copies import Copies, collapse, equal_pairs, vector_keys
+from synthscale.neighbors.copies import Copies, copies_from_pairs, equal_pairs, vector_keys
 from synthscale.neighbors.edges import Edges
-from synthscale.neighbors.knn_search import Relation
-from synthscale.neighbors.radius import Searches
-from synthscale.neighbors.view import Found, Inside, Nearest, View
+from synthscale.neighbors.knn_search import KnnResult
+from synthscale.neighbors.radius import ViewSearches
+from synthscale.neighbors.view import Nearest, NeighborView, RadiusCounts, ViewNeighbors
 from tests.reference import brute
 
 Vectors = NDArray[np.float32]
@@ -27,7 +27,11 @@ def numbered(sets: dict[str, Vectors]) -> tuple[Vectors, dict[str, NDArray[np.in
         rows[name] = np.arange(start, start + len(x))
         start += len(x)
     vectors = np.concatenate(list(sets.values()))
-    return vectors, rows, collapse(equal_pairs(vector_keys(vectors[own], name), own) for name, own in rows.items())
+    return (
+        vectors,
+        rows,
+        copies_from_pairs(equal_pairs(vector_keys(vectors[own], name), own) for name, own in rows.items()),
+    )
 
 
 def analysed(sets: dict[str, Vectors], config: NeighborsConfig = EXACT) -> Analysis:
@@ -37,7 +41,7 @@ def analysed(sets: dict[str, Vectors], config: NeighborsConfig = EXACT) -> Analy
 class Seen(NamedTuple):
     """A generator's view beside the real rows 0..real_rows-1, and its rows' neighbours."""
 
-    view: View
+    view: NeighborView
     nearest: Nearest
     real_rows: int
 
@@ -50,7 +54,7 @@ def only_view(real: Vectors, synthetic: Vectors, config: NeighborsConfig = EXACT
     return Seen(view, analysis.nearest["fake"], len(real))
 
 
-def groups_of(view: View) -> set[frozenset[int]]:
+def groups_of(view: NeighborView) -> set[frozenset[int]]:
     by_id: dict[int, set[int]] = {}
     for row, group in zip(view.groups.row.tolist(), view.groups.near_duplicate_id.tolist(), strict=True):
         by_id.setdefault(group, set()).add(row)
@@ -117,21 +121,21 @@ def around(direction: int, lengths: list[float]) -> Vectors:
     return x
 
 
-def relation(x: Vectors, query: NDArray[np.int64], database: NDArray[np.int64], k: int) -> Relation:
+def relation(x: Vectors, query: NDArray[np.int64], database: NDArray[np.int64], k: int) -> KnnResult:
     """What brute force finds; ties go to the smaller row."""
     distances = brute.among(x)[np.ix_(query, database)]
     order = np.argsort(distances, axis=1, kind="stable")[:, :k]
     distance = np.take_along_axis(distances, order, axis=1)
     pad = ((0, 0), (0, k - order.shape[1]))
     neighbor = np.where(np.isinf(distance), -1, database[order])
-    return Relation(
+    return KnnResult(
         query, np.pad(distance, pad, constant_values=np.inf), np.pad(neighbor, pad, constant_values=-1)
     )
 
 
-def found_by_brute_force(x: Vectors, real: NDArray[np.int64], own: NDArray[np.int64], k: int) -> Found:
+def found_by_brute_force(x: Vectors, real: NDArray[np.int64], own: NDArray[np.int64], k: int) -> ViewNeighbors:
     pairs = ((real, real), (real, own), (own, real), (own, own))
-    searches = Searches(*(relation(x, query, database, k) for query, database in pairs))
+    searches = ViewSearches(*(relation(x, query, database, k) for query, database in pairs))
     radii = searches.real_real.radius(5)
     inside = [(brute.among(x)[np.ix_(rows, real)] <= radii).any(axis=1) for rows in (real, own)]
-    return Found(searches, Inside(real, inside[0]), Inside(own, inside[1]))
+    return ViewNeighbors(searches, RadiusCounts(real, inside[0]), RadiusCounts(own, inside[1]))

@@ -14,8 +14,8 @@ from markupsafe import escape
 
 from synthscale.metric_names import CORE_METRICS
 from synthscale.report.charts import BINS, figure, interval_chart, interval_text, level_of, scaled, steps
-from synthscale.report.choice import Choice
-from synthscale.report.maps import HEIGHT, WIDTH, Projection
+from synthscale.report.choice import ChosenRows
+from synthscale.report.maps import HEIGHT, WIDTH, MapProjection
 from synthscale.report.page import LABELS, embedded_json, histogram, map_data, pairs, weakest_labels
 
 # Interval charts.
@@ -89,7 +89,7 @@ def test_both_histograms_are_shares_of_their_class_on_one_scale() -> None:
     counts = {"real": rng.integers(1, 100, BINS), "synthetic": 1000 * rng.integers(0, 9, BINS)}
     shares = {kind: own / own.sum() for kind, own in counts.items()}
     largest = max(own.max() for own in shares.values())
-    found = histogram(Choice(counts=counts))
+    found = histogram(ChosenRows(counts=counts))
     assert set(found) == {"real", "synthetic"}
     for kind, own in shares.items():
         np.testing.assert_allclose(heights(found[kind]), own / largest, atol=0.00051)
@@ -97,14 +97,14 @@ def test_both_histograms_are_shares_of_their_class_on_one_scale() -> None:
 
 def test_where_all_lie_in_one_bin_the_rest_is_still_seen() -> None:
     counts = {"real": np.eye(BINS, dtype=np.int64)[0] * 7, "synthetic": np.full(BINS, 3)}
-    found = {kind: heights(path) for kind, path in histogram(Choice(counts=counts)).items()}
+    found = {kind: heights(path) for kind, path in histogram(ChosenRows(counts=counts)).items()}
     assert found["real"].tolist() == [1.0] + [0.0] * (BINS - 1)
     np.testing.assert_allclose(found["synthetic"], 2 / BINS, atol=0.00051)
 
 
 def test_a_class_without_rows_has_a_flat_histogram() -> None:
     none = np.zeros(BINS, np.int64)
-    found = histogram(Choice(counts={"real": none, "synthetic": none}))
+    found = histogram(ChosenRows(counts={"real": none, "synthetic": none}))
     assert heights(found["real"]).tolist() == heights(found["synthetic"]).tolist() == [0.0] * BINS
 
 
@@ -262,7 +262,7 @@ def test_the_map_names_sets_and_labels_by_their_places() -> None:
         {"id": "5", "set": "real", "label": "dog", "picture": 2, "scores": {"a": 0.25, "b": 0.5}},
     ]
     places = np.arange(10.0).reshape(5, 2)
-    projections = [Projection("PCA", places, (0.5, 0.25)), Projection("UMAP", places + 0.5, None)]
+    projections = [MapProjection("PCA", places, (0.5, 0.25)), MapProjection("UMAP", places + 0.5, None)]
     found = json.loads(str(embedded_json(map_data(projections, points, ["real", "a", "b"]))))
     assert (found["width"], found["height"]) == (WIDTH, HEIGHT)
     assert found["labels"] == ["cat", "dog"]

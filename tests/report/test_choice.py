@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synthscale.report.charts import BINS
-from synthscale.report.choice import COLUMNS, choose, choose_groups, members
+from synthscale.report.choice import COLUMNS, choose_groups, choose_rows, members
 from synthscale.tables.schemas import SCORES
 
 seeds = st.integers(0, 2**32 - 1)
@@ -66,7 +66,7 @@ BY_HAND = {
 @settings(deadline=None, max_examples=60)
 def test_the_rows_at_the_ends_are_those_of_the_sorted_table(seed: int, places: list[int], tiles: int) -> None:
     frame = drawn_scores(seed)
-    found = choose(pieces(as_scores(frame), places), tiles, NO_IDS)
+    found = choose_rows(pieces(as_scores(frame), places), tiles, NO_IDS)
     assert set(found.ends) == set(BY_HAND)
     for name, (kind, column, ascending) in BY_HAND.items():
         own = frame[frame["real_or_synthetic"] == kind].dropna(subset=column)
@@ -81,7 +81,7 @@ def test_histograms_are_of_the_probability_of_being_synthetic(seed: int, places:
     frame = drawn_scores(seed)
     # Away from the edges of bins.
     frame["label_quality_score"] = (frame["label_quality_score"] * 1000).round() / 1000 + 0.0005
-    found = choose(pieces(as_scores(frame), places), 3, NO_IDS)
+    found = choose_rows(pieces(as_scores(frame), places), 3, NO_IDS)
     known = frame.dropna(subset="label_quality_score")
     for kind in ("real", "synthetic"):
         own = known.loc[known["real_or_synthetic"] == kind, "label_quality_score"]
@@ -94,7 +94,7 @@ def test_what_is_sure_is_in_the_first_and_last_bin() -> None:
     frame = drawn_scores(0, 4)
     frame["real_or_synthetic"] = ["real", "real", "synthetic", "synthetic"]
     frame["label_quality_score"] = [1.0, 0.0, 1.0, 0.0]
-    counts = choose(pieces(as_scores(frame), []), 3, NO_IDS).counts
+    counts = choose_rows(pieces(as_scores(frame), []), 3, NO_IDS).counts
     for kind in ("real", "synthetic"):
         assert np.flatnonzero(counts[kind]).tolist() == [0, BINS - 1]
         assert counts[kind].sum() == 2
@@ -105,7 +105,7 @@ def test_what_is_sure_is_in_the_first_and_last_bin() -> None:
 def test_synthetic_rows_at_no_distance_are_counted(seed: int, places: list[int]) -> None:
     frame = drawn_scores(seed)
     expected = ((frame["real_or_synthetic"] == "synthetic") & (frame["distance_to_nearest_real"] < 1e-9)).sum()
-    assert choose(pieces(as_scores(frame), places), 3, NO_IDS).same == expected
+    assert choose_rows(pieces(as_scores(frame), places), 3, NO_IDS).same == expected
 
 
 @given(seeds, cuts, st.integers(0, 130))
@@ -113,7 +113,7 @@ def test_synthetic_rows_at_no_distance_are_counted(seed: int, places: list[int])
 def test_rows_that_are_asked_for_come_whole_and_once(seed: int, places: list[int], n: int) -> None:
     frame = drawn_scores(seed)
     asked = np.random.default_rng(seed).permutation([*frame["id"], *(f"nowhere {i}" for i in range(10))])[:n]
-    found = choose(pieces(as_scores(frame), places), 3, pa.array(asked.tolist(), pa.string()))
+    found = choose_rows(pieces(as_scores(frame), places), 3, pa.array(asked.tolist(), pa.string()))
     own = np.flatnonzero(frame["id"].isin(asked))
     assert found.wanted.equals(as_scores(frame).take(pa.array(own)))
 
@@ -121,7 +121,7 @@ def test_rows_that_are_asked_for_come_whole_and_once(seed: int, places: list[int
 def test_a_class_without_rows_has_empty_ends() -> None:
     frame = drawn_scores(1)
     frame["real_or_synthetic"] = "synthetic"
-    found = choose(pieces(as_scores(frame), [50]), 5, NO_IDS)
+    found = choose_rows(pieces(as_scores(frame), [50]), 5, NO_IDS)
     assert {name: len(rows) for name, rows in found.ends.items()} == {
         "unrealistic": 5,
         "realistic": 5,
@@ -132,13 +132,13 @@ def test_a_class_without_rows_has_empty_ends() -> None:
 
 
 def test_a_table_without_rows_has_nothing_to_show() -> None:
-    found = choose(pieces(as_scores(drawn_scores(0)).slice(0, 0), [0, 0]), 5, NO_IDS)
+    found = choose_rows(pieces(as_scores(drawn_scores(0)).slice(0, 0), [0, 0]), 5, NO_IDS)
     assert all(len(rows) == 0 for rows in [*found.ends.values(), found.wanted])
     assert found.same == sum(int(own.sum()) for own in found.counts.values()) == 0
 
 
 def test_without_any_piece_there_is_nothing_to_show() -> None:
-    found = choose([], 5, NO_IDS)
+    found = choose_rows([], 5, NO_IDS)
     assert found.same == 0
     assert len(found.wanted) == 0
 

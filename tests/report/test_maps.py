@@ -7,12 +7,12 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
 from sklearn.preprocessing import normalize
 
-from synthscale.report.maps import HEIGHT, WIDTH, Projection, project
+from synthscale.report.maps import HEIGHT, WIDTH, MapProjection, project
 
 MARGIN = 8
 
 
-def pca(vectors: NDArray[np.float64]) -> Projection:
+def pca(vectors: NDArray[np.float64]) -> MapProjection:
     found = project(vectors)[0]
     assert found.name == "PCA"
     assert found.points.shape == (len(vectors), 2)

@@ -15,11 +15,11 @@ from PIL import Image
 
 from synthscale.config import Config
 from synthscale.report.choice import ENDS
-from synthscale.report.pictures import Album, files_by_id
+from synthscale.report.pictures import Thumbnails, files_by_id
 from synthscale.report.redaction import Redaction
 from synthscale.report.tiles import GALLERIES, Tiler
 from synthscale.storage.filesystems import file_etag
-from synthscale.tables.layout import Stored
+from synthscale.tables.layout import StoredFile
 from synthscale.tables.schemas import MANIFEST_COLUMNS
 
 CONFIG = Config()
@@ -27,17 +27,17 @@ ROOM = 10**9
 
 
 @pytest.fixture(scope="module")
-def files(make_images, tmp_path_factory) -> dict[str, Stored]:
+def files(make_images, tmp_path_factory) -> dict[str, StoredFile]:
     """Where 80 pictures lie: more than are fetched at a time."""
     paths = make_images(tmp_path_factory.mktemp("pictures"), 80, size=(40, 30))
-    return {f"p{i}": Stored(str(path)) for i, path in enumerate(paths)}
+    return {f"p{i}": StoredFile(str(path)) for i, path in enumerate(paths)}
 
 
-def opened(album: Album, name: str) -> Image.Image:
+def opened(album: Thumbnails, name: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(album.data[album.places[name]], validate=True)))
 
 
-def difference(album: Album, name: str, stored: Stored) -> float:
+def difference(album: Thumbnails, name: str, stored: StoredFile) -> float:
     """The mean difference of a picture to its file's, in 0..255."""
     own = opened(album, name).convert("RGB")
     other = Image.open(stored.uri).convert("RGB").resize(own.size, Image.Resampling.BICUBIC)
@@ -45,7 +45,7 @@ def difference(album: Album, name: str, stored: Stored) -> float:
     return sum(abs(a - b) for a, b in pairs) / len(own.tobytes())
 
 
-def kept(album: Album) -> dict[str, str]:
+def kept(album: Thumbnails) -> dict[str, str]:
     assert sorted(album.places.values()) == list(range(len(album.data)))
     assert album.held_bytes == sum(map(len, album.data))
     return {name: album.data[place] for name, place in album.places.items()}
@@ -55,7 +55,7 @@ def kept(album: Album) -> dict[str, str]:
 
 
 def test_each_id_has_the_small_jpeg_of_its_own_file(files) -> None:
-    album = Album()
+    album = Thumbnails()
     album.add(list(files), files, 24, ROOM, CONFIG)
     assert list(kept(album)) == list(files)
     assert not album.missing | album.left_out
@@ -67,7 +67,7 @@ def test_each_id_has_the_small_jpeg_of_its_own_file(files) -> None:
 
 
 def test_an_id_that_is_asked_for_again_keeps_its_picture(files) -> None:
-    album = Album()
+    album = Thumbnails()
     album.add(["p1", "p2", "p1"], files, 24, ROOM, CONFIG)
     before = dict(kept(album))
     album.add(["p2", "p3"], files, 12, ROOM, CONFIG)
@@ -78,11 +78,11 @@ def test_an_id_that_is_asked_for_again_keeps_its_picture(files) -> None:
 
 
 def test_ids_without_a_file_are_neither_shown_nor_missing(files) -> None:
-    album = Album()
+    album = Thumbnails()
     album.add(["vector", "p4"], files, 24, ROOM, CONFIG)
     assert list(kept(album)) == ["p4"]
     assert not album.missing | album.left_out
-    Album().add([], files, 24, ROOM, CONFIG)
+    Thumbnails().add([], files, 24, ROOM, CONFIG)
 
 
 def test_files_that_cannot_be_read_are_missing_and_the_others_shown(files, tmp_path) -> None:
@@ -93,10 +93,10 @@ def test_files_that_cannot_be_read_are_missing_and_the_others_shown(files, tmp_p
     (tmp_path / "changed.png").write_bytes(whole)
     (tmp_path / "same.png").write_bytes(whole)
     etag = file_etag((tmp_path / "same.png").stat())
-    own = {name: Stored(str(tmp_path / f"{name}.png")) for name in ("cut", "empty", "text", "gone")}
-    own["changed"] = Stored(str(tmp_path / "changed.png"), len(whole), "another")
-    own["same"] = Stored(str(tmp_path / "same.png"), len(whole), etag)
-    album = Album()
+    own = {name: StoredFile(str(tmp_path / f"{name}.png")) for name in ("cut", "empty", "text", "gone")}
+    own["changed"] = StoredFile(str(tmp_path / "changed.png"), len(whole), "another")
+    own["same"] = StoredFile(str(tmp_path / "same.png"), len(whole), etag)
+    album = Thumbnails()
     album.add(["cut", "p5", *own, "p6"], files | own, 24, ROOM, CONFIG)
     assert list(kept(album)) == ["p5", "same", "p6"]
     assert album.missing == {"cut", "empty", "text", "gone", "changed"}
@@ -108,24 +108,24 @@ def test_files_that_cannot_be_read_are_missing_and_the_others_shown(files, tmp_p
 
 
 def test_the_first_have_room_and_what_has_none_is_left_out(files) -> None:
-    sizes = Album()
+    sizes = Thumbnails()
     sizes.add(list(files), files, 24, ROOM, CONFIG)
     first = sum(len(sizes.data[sizes.places[f"p{i}"]]) for i in range(70))
     for limit, expected in ((first, 70), (first - 1, 69)):
-        album = Album()
+        album = Thumbnails()
         album.add(list(files), files, 24, limit, CONFIG)
         assert kept(album).items() <= kept(sizes).items()
         assert list(album.places)[:expected] == list(files)[:expected]
         assert album.held_bytes <= limit
         assert album.left_out == set(files) - set(album.places)
         assert not album.missing
-    nothing = Album()
+    nothing = Thumbnails()
     nothing.add(list(files), files, 24, 0, CONFIG)
     assert (nothing.data, nothing.left_out) == ([], set(files))
 
 
 def test_the_limit_is_of_all_pictures_so_far(files) -> None:
-    album = Album()
+    album = Thumbnails()
     album.add(["p0", "p1"], files, 24, ROOM, CONFIG)
     held = album.held_bytes
     album.add(["p2", "p3"], files, 12, held, CONFIG)
@@ -135,7 +135,7 @@ def test_the_limit_is_of_all_pictures_so_far(files) -> None:
 
 
 def test_what_had_no_room_and_then_has_is_not_left_out_any_more(files) -> None:
-    album = Album()
+    album = Thumbnails()
     album.add(["p0"], files, 24, 0, CONFIG)
     assert album.left_out == {"p0"}
     album.add(["p0"], files, 12, ROOM, CONFIG)
@@ -148,8 +148,8 @@ def test_a_picture_tells_nothing_that_its_file_told_beside_it(tmp_path) -> None:
     exif[0x010E] = "taken at home"
     Image.new("RGB", (50, 20), "red").save(tmp_path / "a.jpg", exif=exif, comment=b"secret of the camera")
     assert b"taken at home" in (tmp_path / "a.jpg").read_bytes()
-    album = Album()
-    album.add(["a"], {"a": Stored(str(tmp_path / "a.jpg"))}, 10, ROOM, CONFIG)
+    album = Thumbnails()
+    album.add(["a"], {"a": StoredFile(str(tmp_path / "a.jpg"))}, 10, ROOM, CONFIG)
     data = base64.b64decode(album.data[0])
     assert b"taken at home" not in data
     assert b"secret" not in data
@@ -179,13 +179,15 @@ def test_files_are_found_by_id_in_any_part_of_a_manifest(tmp_path) -> None:
     found = files_by_id(
         manifest(tmp_path, [rows[:4], rows[4:5], rows[5:]]), ["id 8", "id 0", "id 4", "id 8", "no"]
     )
-    assert found == {f"id {i}": Stored(f"/x/{i}.png", i, f"e{i}") for i in (0, 4, 8)}
+    assert found == {f"id {i}": StoredFile(f"/x/{i}.png", i, f"e{i}") for i in (0, 4, 8)}
     assert files_by_id(ds.dataset(tmp_path), []) == {}
 
 
 def test_vectors_have_no_file_and_unknown_sizes_stay_unknown(tmp_path) -> None:
     rows = [{"id": "vector", "size_bytes": 3}, {"id": "s3", "uri": "s3://b/k.png"}]
-    assert files_by_id(manifest(tmp_path, [rows]), ["vector", "s3"]) == {"s3": Stored("s3://b/k.png", None, None)}
+    assert files_by_id(manifest(tmp_path, [rows]), ["vector", "s3"]) == {
+        "s3": StoredFile("s3://b/k.png", None, None)
+    }
 
 
 # Redaction.
@@ -300,14 +302,14 @@ def row(name: str, **more: Any) -> dict[str, Any]:
     return {"id": name, "real_or_synthetic": "synthetic", **more}
 
 
-ALBUM = Album(
+ALBUM = Thumbnails(
     ["x", "y"], {"near/shown.png": 1, "real/nearest.png": 0}, missing={"near/gone.png"}, left_out={"late"}
 )
 WITH_FILE = {"near/shown.png", "real/nearest.png", "near/gone.png", "late"}
 
 
 def tiler(shows_images: bool = True) -> Tiler:
-    return Tiler(ALBUM if shows_images else Album(), WITH_FILE, Redaction(FOLDERS), shows_images)
+    return Tiler(ALBUM if shows_images else Thumbnails(), WITH_FILE, Redaction(FOLDERS), shows_images)
 
 
 def test_every_end_has_a_gallery() -> None:
@@ -353,7 +355,7 @@ def test_where_pictures_are_not_shown_every_tile_says_so() -> None:
 
 def test_names_on_tiles_have_no_folder_of_the_machine_and_find_their_pictures() -> None:
     name, real = "/home/ann/data/real/fake/1.png", "/elsewhere/ann/cat/2.png"
-    album = Album(["x", "y"], {name: 0, real: 1})
+    album = Thumbnails(["x", "y"], {name: 0, real: 1})
     tile = Tiler(album, {name, real}, Redaction(FOLDERS), True).tile(row(name, nearest_real_id=real))
     assert (tile.name, tile.short, tile.nearest) == ("fake/1.png", "1.png", "…/cat/2.png")
     assert (tile.picture, tile.nearest_picture) == (0, 1)

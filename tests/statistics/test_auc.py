@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from synthscale.statistics.auc import RankSums, auc, auc_error, auc_metric, sum_ranks, two_sample_test
-from synthscale.statistics.bootstrap import weights
+from synthscale.statistics.bootstrap import poisson_weights
 
 DATA_SETS = 120
 
@@ -30,7 +30,7 @@ class Rows(NamedTuple):
         return Rows(*(part[chosen] for part in self))
 
     def sums(self) -> RankSums:
-        return sum_ranks(self.value, self.is_real, weights(self.key))
+        return sum_ranks(self.value, self.is_real, poisson_weights(self.key))
 
     @property
     def auc(self) -> float:
@@ -226,8 +226,8 @@ def out_of_fold(seed: int, n: int, d: int, shift: float) -> RankSums:
     rng = np.random.default_rng(seed)
     is_real = np.arange(2 * n) < n
     x = rng.normal(size=(2 * n, d)) + shift * ~is_real[:, None]
-    deal = StratifiedKFold(5, shuffle=True, random_state=seed)
-    logit = cross_val_predict(LogisticRegression(C=0.01), x, ~is_real, cv=deal, method="decision_function")
+    repeat = StratifiedKFold(5, shuffle=True, random_state=seed)
+    logit = cross_val_predict(LogisticRegression(C=0.01), x, ~is_real, cv=repeat, method="decision_function")
     return Rows(logit, is_real, rng.integers(0, 2**64, 2 * n, np.uint64)).sums()
 
 

@@ -4,11 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare, poisson
 
-from synthscale.statistics.bootstrap import REPLICATES, weights
-from synthscale.tables.id_hashes import Keys, id_keys
+from synthscale.statistics.bootstrap import REPLICATES, poisson_weights
+from synthscale.tables.id_hashes import Hashes, hash_ids
 
 SOURCES = {
-    "ids": lambda n: id_keys(f"real/photo-{i:06d}.jpg" for i in range(n)),
+    "ids": lambda n: hash_ids(f"real/photo-{i:06d}.jpg" for i in range(n)),
     "random numbers": lambda n: np.random.default_rng(0).integers(0, 2**64, n, np.uint64),
     # Keys are hashes; but weights should not need that.
     "counted numbers": lambda n: np.arange(n, dtype=np.uint64),
@@ -19,13 +19,13 @@ keys = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20).map(lambda k
 
 
 def test_there_is_one_weight_for_each_row_and_replicate() -> None:
-    assert weights(id_keys("abc")).shape == (3, REPLICATES)
-    assert weights(id_keys([])).shape == (0, REPLICATES)
+    assert poisson_weights(hash_ids("abc")).shape == (3, REPLICATES)
+    assert poisson_weights(hash_ids([])).shape == (0, REPLICATES)
 
 
 @every_source
 def test_weights_have_the_mean_and_variance_of_poisson_one(source: str) -> None:
-    found = weights(SOURCES[source](10_000)).astype(float)
+    found = poisson_weights(SOURCES[source](10_000)).astype(float)
     # The standard error of the mean is 1 / sqrt(N), that of the variance sqrt(3 / N).
     size = found.size**0.5
     assert found.mean() == pytest.approx(1, abs=4.5 / size)
@@ -34,7 +34,7 @@ def test_weights_have_the_mean_and_variance_of_poisson_one(source: str) -> None:
 
 @every_source
 def test_weights_occur_as_often_as_poisson_one_says(source: str) -> None:
-    found = weights(SOURCES[source](10_000))
+    found = poisson_weights(SOURCES[source](10_000))
     seen = np.bincount(np.minimum(found, 8).ravel(), minlength=9)
     expected = np.append(poisson.pmf(np.arange(8), 1), poisson.sf(7, 1)) * found.size
     assert chisquare(seen, expected).pvalue > 1e-3
@@ -42,7 +42,7 @@ def test_weights_occur_as_often_as_poisson_one_says(source: str) -> None:
 
 @every_source
 def test_every_replicate_has_the_distribution_by_itself(source: str) -> None:
-    found = weights(SOURCES[source](10_000))
+    found = poisson_weights(SOURCES[source](10_000))
     expected = np.append(poisson.pmf(np.arange(4), 1), poisson.sf(3, 1)) * len(found)
     seen = np.stack([np.bincount(np.minimum(column, 4), minlength=5) for column in found.T])
     # The least of 200 p-values.
@@ -51,7 +51,7 @@ def test_every_replicate_has_the_distribution_by_itself(source: str) -> None:
 
 @every_source
 def test_replicates_are_independent_of_one_another(source: str) -> None:
-    found = weights(SOURCES[source](10_000))
+    found = poisson_weights(SOURCES[source](10_000))
     correlation = np.corrcoef(found.astype(float).T)
     np.fill_diagonal(correlation, 0)
     # Of 19,900 pairs the largest lies near 4.1 / sqrt(n).
@@ -64,30 +64,30 @@ def test_replicates_are_independent_of_one_another(source: str) -> None:
 @every_source
 @pytest.mark.parametrize("apart", [1, 2, 1000])
 def test_keys_are_independent_of_one_another(source: str, apart: int) -> None:
-    found = weights(SOURCES[source](10_000)).astype(float) - 1
+    found = poisson_weights(SOURCES[source](10_000)).astype(float) - 1
     products = found[:-apart] * found[apart:]
     assert abs(products.mean()) < 4.5 / products.size**0.5
 
 
 def test_the_weights_of_a_replicate_add_up_with_the_spread_of_independent_ones() -> None:
     # What a bootstrap needs of them: the totals of 10,000 have a variance of 10,000.
-    totals = weights(SOURCES["ids"](10_000)).sum(0)
+    totals = poisson_weights(SOURCES["ids"](10_000)).sum(0)
     assert totals.var(ddof=1) == pytest.approx(10_000, rel=4 * (2 / REPLICATES) ** 0.5)
 
 
 @given(keys, st.data())
 @settings(deadline=None, max_examples=50)
 def test_a_weight_depends_on_the_key_and_neither_on_order_nor_on_neighbours(
-    own: Keys, data: st.DataObject
+    own: Hashes, data: st.DataObject
 ) -> None:
     chosen = data.draw(st.lists(st.integers(0, len(own) - 1), max_size=30))
-    np.testing.assert_array_equal(weights(own[chosen]), weights(own)[chosen])
+    np.testing.assert_array_equal(poisson_weights(own[chosen]), poisson_weights(own)[chosen])
 
 
 @given(keys)
 @settings(deadline=None, max_examples=50)
-def test_rows_of_one_group_share_their_weights_and_other_groups_have_their_own(own: Keys) -> None:
-    found = weights(own)
+def test_rows_of_one_group_share_their_weights_and_other_groups_have_their_own(own: Hashes) -> None:
+    found = poisson_weights(own)
     for i in range(len(own)):
         for j in range(i):
             # Two independent rows of 200 weights are never alike.

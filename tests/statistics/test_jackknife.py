@@ -9,8 +9,15 @@ from scipy.special import logit
 from scipy.stats import binom, binomtest, t
 
 from synthscale.statistics import jackknife
-from synthscale.statistics.jackknife import ERRORS, blocks_of, interval, of_ratio, of_replicates, standard_error
-from synthscale.tables.id_hashes import id_keys
+from synthscale.statistics.jackknife import (
+    ERRORS,
+    interval,
+    jackknife_blocks,
+    ratio_deviations,
+    replicate_deviations,
+    standard_error,
+)
+from synthscale.tables.id_hashes import hash_ids
 from synthscale.tables.schemas import BLOCKS
 
 Floats = NDArray[np.float64]
@@ -33,13 +40,13 @@ def rows(seed: int, n: int, equal: bool = True) -> tuple[Floats, Floats, NDArray
 
 
 def test_a_block_depends_on_the_groups_key_alone_and_blocks_are_about_equal() -> None:
-    keys = id_keys(f"{i}" for i in range(40_000))
-    found = blocks_of(keys)
+    keys = hash_ids(f"{i}" for i in range(40_000))
+    found = jackknife_blocks(keys)
     assert found.dtype == np.int8
     assert found.shape == keys.shape
     order = np.random.default_rng(0).permutation(len(keys))
-    assert blocks_of(keys[order]).tolist() == found[order].tolist()
-    assert blocks_of(keys[:7]).tolist() == found[:7].tolist()
+    assert jackknife_blocks(keys[order]).tolist() == found[order].tolist()
+    assert jackknife_blocks(keys[:7]).tolist() == found[:7].tolist()
     counts = np.bincount(found, minlength=BLOCKS)
     assert len(counts) == BLOCKS
     # Chi-squared with 19 degrees of freedom: 43.8 is its 99.9 % point.
@@ -53,7 +60,7 @@ def test_a_ratios_deviations_are_a_literal_delete_a_block_jackknife() -> None:
         value = total.sum() / count.sum()
         replicates = left_out(total, count, block)
         expected = (BLOCKS - 1) / BLOCKS * np.square(replicates - replicates.mean()).sum()
-        found = of_ratio(by_block(total, block), by_block(count, block))
+        found = ratio_deviations(by_block(total, block), by_block(count, block))
         assert standard_error(found) == pytest.approx(math.sqrt(expected), rel=0.02)
         # A block's deviation has the sign of what its rows do to the figure.
         away = value - replicates
@@ -67,7 +74,7 @@ def test_a_ratios_deviations_give_the_textbook_variance_of_blocks() -> None:
     y, x = by_block(total, block), by_block(count, block)
     ratio = y.sum() / x.sum()
     variance = BLOCKS * np.var(y - ratio * x, ddof=1) / x.sum() ** 2
-    assert standard_error(of_ratio(y, x)) ** 2 == pytest.approx(variance)
+    assert standard_error(ratio_deviations(y, x)) ** 2 == pytest.approx(variance)
 
 
 def test_a_means_standard_error_is_right_on_average() -> None:
@@ -75,7 +82,9 @@ def test_a_means_standard_error_is_right_on_average() -> None:
     for seed in range(400):
         values = np.random.default_rng(seed).exponential(size=600)
         block = np.random.default_rng(seed + 1000).integers(0, BLOCKS, 600)
-        errors.append(standard_error(of_ratio(by_block(values, block), by_block(np.ones(600), block))) ** 2)
+        errors.append(
+            standard_error(ratio_deviations(by_block(values, block), by_block(np.ones(600), block))) ** 2
+        )
     # The variance of 600 exponential numbers' mean; 400 estimates with 19 degrees of freedom are within 2 %.
     assert np.mean(errors) == pytest.approx(1 / 600, rel=0.06)
 
@@ -83,14 +92,14 @@ def test_a_means_standard_error_is_right_on_average() -> None:
 def test_ratios_of_many_slices_are_those_of_each_alone() -> None:
     rng = np.random.default_rng(2)
     total, count = rng.random((3, 4, BLOCKS)), rng.random((3, 4, BLOCKS))
-    found = of_ratio(total, count)
+    found = ratio_deviations(total, count)
     for i in range(3):
         for j in range(4):
-            np.testing.assert_allclose(found[i, j], of_ratio(total[i, j], count[i, j]))
+            np.testing.assert_allclose(found[i, j], ratio_deviations(total[i, j], count[i, j]))
 
 
 def test_where_nothing_was_counted_deviations_are_unknown() -> None:
-    assert np.isnan(of_ratio(np.zeros(BLOCKS), np.zeros(BLOCKS))).all()
+    assert np.isnan(ratio_deviations(np.zeros(BLOCKS), np.zeros(BLOCKS))).all()
 
 
 @given(st.integers(0, 10_000), st.booleans())
@@ -99,15 +108,15 @@ def test_replicates_of_a_mean_give_the_deviations_of_its_ratio(seed: int, equal:
     # For a mean nothing is lost by linearisation, whatever the sizes of the blocks.
     values, _, block = rows(seed, 200, equal)
     ones = np.ones(len(values))
-    found = of_replicates(values.mean(), left_out(values, ones, block), by_block(ones, block) / len(values))
-    np.testing.assert_allclose(found, of_ratio(by_block(values, block), by_block(ones, block)), atol=1e-12)
+    found = replicate_deviations(values.mean(), left_out(values, ones, block), by_block(ones, block) / len(values))
+    np.testing.assert_allclose(found, ratio_deviations(by_block(values, block), by_block(ones, block)), atol=1e-12)
 
 
 def test_replicates_of_equal_blocks_have_the_jackknifes_variance() -> None:
     # Of any figure; here the standard deviation.
     values, _, block = rows(3, 800)
     replicates = np.array([values[block != b].std() for b in range(BLOCKS)])
-    found = of_replicates(values.std(), replicates, np.full(BLOCKS, 1 / BLOCKS))
+    found = replicate_deviations(values.std(), replicates, np.full(BLOCKS, 1 / BLOCKS))
     expected = (BLOCKS - 1) / BLOCKS * np.square(replicates - replicates.mean()).sum()
     assert standard_error(found) ** 2 == pytest.approx(expected)
     # The variance of a standard deviation by its fourth moment.
@@ -126,7 +135,7 @@ def test_replicates_of_unequal_blocks_are_weighed_as_busing_et_al_do() -> None:
         pseudo = value / share - (1 / share - 1) * replicates
         centre = BLOCKS * value - ((1 - share) * replicates).sum()
         expected = np.mean(np.square(pseudo - centre) / (1 / share - 1))
-        found = of_replicates(value, replicates, share)
+        found = replicate_deviations(value, replicates, share)
         assert standard_error(found) == pytest.approx(math.sqrt(expected), rel=0.05)
 
 
@@ -135,11 +144,11 @@ def test_the_deviations_of_a_difference_are_the_differences_of_deviations() -> N
     shared, block = rng.normal(size=2000), rng.integers(0, BLOCKS, 2000)
     one, two = (by_block(shared + 0.1 * rng.normal(size=2000), block) for _ in range(2))
     count = by_block(np.ones(2000), block)
-    apart = of_ratio(one, count) - of_ratio(two, count)
-    np.testing.assert_allclose(apart, of_ratio(one - two, count), atol=1e-15)
+    apart = ratio_deviations(one, count) - ratio_deviations(two, count)
+    np.testing.assert_allclose(apart, ratio_deviations(one - two, count), atol=1e-15)
     # What both share cancels: 0.1 sqrt(2 / 2000), where each alone has 1 / sqrt(2000).
     assert standard_error(apart) == pytest.approx(0.1 * math.sqrt(2 / 2000), rel=0.5)
-    assert standard_error(of_ratio(one, count)) > 4 * standard_error(apart)
+    assert standard_error(ratio_deviations(one, count)) > 4 * standard_error(apart)
 
 
 def test_the_errors_on_either_side_are_students_for_the_blocks() -> None:
@@ -252,7 +261,7 @@ def test_a_shares_interval_holds_it_and_stays_within_0_and_1(
 def test_the_variance_over_deals_is_added() -> None:
     rng = np.random.default_rng(0)
     deviations, values = rng.normal(size=BLOCKS), rng.normal(size=5)
-    found = jackknife.widened(deviations, values)
+    found = jackknife.add_variance(deviations, values)
     assert np.square(found).sum() == pytest.approx(np.square(deviations).sum() + values.var(ddof=1))
-    np.testing.assert_array_equal(jackknife.widened(deviations, values[:1]), deviations)
-    np.testing.assert_array_equal(jackknife.widened(np.zeros(BLOCKS), values), np.zeros(BLOCKS))
+    np.testing.assert_array_equal(jackknife.add_variance(deviations, values[:1]), deviations)
+    np.testing.assert_array_equal(jackknife.add_variance(np.zeros(BLOCKS), values), np.zeros(BLOCKS))

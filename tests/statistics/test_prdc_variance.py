@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from synthscale.neighbors.copies import draw
+from synthscale.neighbors.copies import vector_hashes
 from synthscale.neighbors.distance import unit
 from synthscale.statistics import prdc_variance
 from synthscale.statistics.jackknife import Blocks
@@ -27,7 +27,9 @@ def around_a_mean(seed: int, n: int, d: int = 8, shift: float = 0.0) -> Vectors:
 
 def spreads(real: Vectors, synthetic: Vectors, k: int) -> dict[str, Blocks]:
     """Of vectors of any length, dealt by what they are."""
-    return prdc_variance.spreads(unit(real), unit(synthetic), (draw(real), draw(synthetic)), k)
+    return prdc_variance.share_deviations(
+        unit(real), unit(synthetic), (vector_hashes(real), vector_hashes(synthetic)), k
+    )
 
 
 def effects(real: Vectors, synthetic: Vectors) -> dict[str, float]:

@@ -12,8 +12,8 @@ from synthscale import score_features
 from synthscale.metrics.comparison import Figure, pairwise
 from synthscale.metrics.summary import show_control
 from synthscale.neighbors.flat_index import FlatIndex
-from synthscale.statistics.size_matching import OUT, block_codes, chance_of_any, smallest
-from synthscale.tables.id_hashes import id_keys
+from synthscale.statistics.size_matching import OUTSIDE, matched_block_codes, matched_sizes, probability_any_drawn
+from synthscale.tables.id_hashes import hash_ids
 
 
 def scored(real, ids="row", **generators):
@@ -28,9 +28,9 @@ def normal(seed, n, d=6, mean=0.0):
 
 
 def test_only_generators_that_are_larger_have_a_size_to_match():
-    assert smallest({"a": 100, "b": 104, "c": 106, "d": 5000}) == {"c": 100, "d": 100}
-    assert smallest({"a": 100}) == {}
-    assert smallest({}) == {}
+    assert matched_sizes({"a": 100, "b": 104, "c": 106, "d": 5000}) == {"c": 100, "d": 100}
+    assert matched_sizes({"a": 100}) == {}
+    assert matched_sizes({}) == {}
 
 
 @given(population=st.integers(2, 12), data=st.data())
@@ -40,23 +40,23 @@ def test_the_chance_is_that_of_all_draws(population, data):
     drawn = data.draw(st.integers(0, population))
     sets = list(itertools.combinations(range(population), drawn))
     expected = np.mean([any(i < others for i in chosen) for chosen in sets])
-    found = chance_of_any(np.array([others]), population, drawn)
+    found = probability_any_drawn(np.array([others]), population, drawn)
     assert found[0] == pytest.approx(expected, abs=1e-9)
 
 
 def test_the_chance_is_right_for_large_sets():
-    found = chance_of_any(np.array([0, 1, 3, 10**6]), 10**8, 10**6)
+    found = probability_any_drawn(np.array([0, 1, 3, 10**6]), 10**8, 10**6)
     assert found == pytest.approx([0, 0.01, 1 - 0.99**3, 1], abs=1e-6)
 
 
 def test_a_subsample_has_all_real_rows_and_whole_groups():
-    group = id_keys(f"group/{i // 3}" for i in range(3000))
+    group = hash_ids(f"group/{i // 3}" for i in range(3000))
     is_real = np.arange(3000) < 900
-    code = block_codes(group, is_real, 2100, 700)
-    assert (code[is_real] < OUT).all()
-    assert abs((code[~is_real] < OUT).sum() - 700) < 5 * math.sqrt(3 * 700)
+    code = matched_block_codes(group, is_real, 2100, 700)
+    assert (code[is_real] < OUTSIDE).all()
+    assert abs((code[~is_real] < OUTSIDE).sum() - 700) < 5 * math.sqrt(3 * 700)
     assert all(len(set(code[group == key])) == 1 for key in np.unique(group))
-    np.testing.assert_array_equal(code % OUT, block_codes(group, is_real, 2100, None))
+    np.testing.assert_array_equal(code % OUTSIDE, matched_block_codes(group, is_real, 2100, None))
 
 
 def test_matched_coverage_and_diversity_are_the_means_over_subsamples():
@@ -94,7 +94,7 @@ def test_rows_within_a_querys_radius_are_counted_with_their_copies():
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, rows)]
     expected = ((1 - unit[0] @ unit[1].T <= radii[:, None]) * counts).sum(1)
     index = FlatIndex(rows, np.arange(40))
-    np.testing.assert_array_equal(index.held(queries, np.arange(100, 109), radii, counts), expected)
+    np.testing.assert_array_equal(index.count_within(queries, np.arange(100, 109), radii, counts), expected)
 
 
 def test_a_subsample_without_any_group_says_so():

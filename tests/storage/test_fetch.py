@@ -9,7 +9,7 @@ from synthscale.config import StorageConfig
 from synthscale.storage import fetch as fetch_module
 from synthscale.storage.fetch import fetch, zip_uri
 from synthscale.tables.faults import ImageFault, Reason
-from synthscale.tables.layout import Stored
+from synthscale.tables.layout import StoredFile
 
 LOCAL = StorageConfig()
 DATA = bytes(range(256)) * 8
@@ -17,7 +17,7 @@ DATA = bytes(range(256)) * 8
 
 def fault_of(uri, storage=LOCAL):
     with pytest.raises(ImageFault) as caught:
-        fetch(Stored(uri), storage)
+        fetch(StoredFile(uri), storage)
     assert caught.value.detail
     return caught.value.reason
 
@@ -33,7 +33,7 @@ def archive(tmp_path):
 
 def test_a_local_file_gives_its_bytes(tmp_path):
     (tmp_path / "with space, ü and #.png").write_bytes(DATA)
-    assert fetch(Stored(f"{tmp_path}/with space, ü and #.png"), LOCAL) == DATA
+    assert fetch(StoredFile(f"{tmp_path}/with space, ü and #.png"), LOCAL) == DATA
 
 
 def test_a_missing_file_is_not_found(tmp_path):
@@ -70,8 +70,8 @@ def test_a_permission_error_is_access_denied(monkeypatch, tmp_path):
 
 
 def test_zip_members_give_their_bytes(archive):
-    assert fetch(Stored(zip_uri(str(archive), "images/a.png")), LOCAL) == DATA
-    assert fetch(Stored(zip_uri(str(archive), "images/with::colons and = signs.png")), LOCAL) == DATA[::-1]
+    assert fetch(StoredFile(zip_uri(str(archive), "images/a.png")), LOCAL) == DATA
+    assert fetch(StoredFile(zip_uri(str(archive), "images/with::colons and = signs.png")), LOCAL) == DATA[::-1]
 
 
 def test_a_missing_member_and_a_missing_zip_are_not_found(archive, tmp_path):
@@ -95,7 +95,7 @@ def test_a_damaged_member_is_corrupt_and_its_neighbours_are_not(tmp_path, method
     data[200:260] = bytes(60)
     path.write_bytes(bytes(data))
     assert fault_of(zip_uri(str(path), "bad.png")) is Reason.CORRUPT
-    assert fetch(Stored(zip_uri(str(path), "good.png")), LOCAL) == DATA
+    assert fetch(StoredFile(zip_uri(str(path), "good.png")), LOCAL) == DATA
 
 
 def test_an_encrypted_member_is_a_fault_and_not_a_crash(archive):
@@ -108,13 +108,13 @@ def test_an_encrypted_member_is_a_fault_and_not_a_crash(archive):
 
 def test_a_zip_that_was_replaced_is_opened_again(archive):
     uri = zip_uri(str(archive), "images/a.png")
-    assert fetch(Stored(uri), LOCAL) == DATA
+    assert fetch(StoredFile(uri), LOCAL) == DATA
     other = archive.with_name("b.zip")
     with zipfile.ZipFile(other, "w") as file:
         file.writestr("padding", b"x" * 5000)
         file.writestr("images/a.png", b"another picture")
     os.replace(other, archive)
-    assert fetch(Stored(uri), LOCAL) == b"another picture"
+    assert fetch(StoredFile(uri), LOCAL) == b"another picture"
 
 
 def test_too_large_a_file_is_refused_before_it_is_read(tmp_path, monkeypatch, archive):
@@ -123,7 +123,7 @@ def test_too_large_a_file_is_refused_before_it_is_read(tmp_path, monkeypatch, ar
     (tmp_path / "small.png").write_bytes(DATA[:100])
     assert fault_of(f"{tmp_path}/big.png") is Reason.TOO_LARGE
     assert fault_of(zip_uri(str(archive), "images/a.png")) is Reason.TOO_LARGE
-    assert fetch(Stored(f"{tmp_path}/small.png"), LOCAL) == DATA[:100]
+    assert fetch(StoredFile(f"{tmp_path}/small.png"), LOCAL) == DATA[:100]
 
 
 @pytest.fixture
@@ -134,11 +134,11 @@ def s3_uri(s3):
 
 
 def test_an_s3_object_gives_its_bytes(s3, s3_uri):
-    assert fetch(Stored(s3_uri), StorageConfig(endpoint_url=s3.endpoint_url)) == DATA
+    assert fetch(StoredFile(s3_uri), StorageConfig(endpoint_url=s3.endpoint_url)) == DATA
 
 
 def test_the_standard_environment_variables_suffice(s3_uri):
-    assert fetch(Stored(s3_uri), LOCAL) == DATA
+    assert fetch(StoredFile(s3_uri), LOCAL) == DATA
 
 
 def test_a_missing_object_is_not_found(s3, s3_uri):
@@ -159,4 +159,4 @@ def test_a_member_of_a_zip_on_s3_gives_its_bytes(s3, archive):
     bucket = s3.bucket()
     s3.client.put_object(Bucket=bucket, Key="a.zip", Body=archive.read_bytes())
     uri = zip_uri(f"s3://{bucket}/a.zip", "images/a.png")
-    assert fetch(Stored(uri), StorageConfig(endpoint_url=s3.endpoint_url)) == DATA
+    assert fetch(StoredFile(uri), StorageConfig(endpoint_url=s3.endpoint_url)) == DATA

@@ -9,7 +9,7 @@ from synthscale.embed.image_reader import fetch_all
 from synthscale.storage import objects
 from synthscale.storage.objects import get
 from synthscale.tables.faults import ImageFault, Reason
-from synthscale.tables.layout import Stored
+from synthscale.tables.layout import StoredFile
 from tests.object_server import Fault, ObjectServer
 
 DATA = bytes(range(256)) * 80
@@ -36,7 +36,7 @@ def storage(server, s3_clients_of_its_own, monkeypatch):
 
 
 URI = "s3://bucket/a b/ü&.png"
-KNOWN = Stored(URI, len(DATA))
+KNOWN = StoredFile(URI, len(DATA))
 
 
 def fault_of(stored, storage, **options):
@@ -55,9 +55,9 @@ def test_an_object_comes_with_one_request_and_no_head(server, storage):
 
 
 def test_a_range_comes_alone(server, storage):
-    assert get(Stored(URI), storage, LIMIT, (100, 300)) == DATA[100:300]
-    assert get(Stored(URI), storage, 200, (100, 300)) == DATA[100:300]
-    assert fault_of(Stored(URI), storage, span=(len(DATA) - 10, len(DATA) + 10)).reason is Reason.TRUNCATED
+    assert get(StoredFile(URI), storage, LIMIT, (100, 300)) == DATA[100:300]
+    assert get(StoredFile(URI), storage, 200, (100, 300)) == DATA[100:300]
+    assert fault_of(StoredFile(URI), storage, span=(len(DATA) - 10, len(DATA) + 10)).reason is Reason.TRUNCATED
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_what_passes_is_tried_again(server, storage, kind):
 
 def test_a_slow_answer_is_waited_for(server, storage):
     server.fault(Fault("bucket/many/000", "drip"))
-    assert get(Stored("s3://bucket/many/000.png", 5000), storage, LIMIT) == DATA[:5000]
+    assert get(StoredFile("s3://bucket/many/000.png", 5000), storage, LIMIT) == DATA[:5000]
 
 
 @pytest.mark.parametrize(
@@ -105,22 +105,22 @@ def test_what_stays_is_a_fault_with_its_reason(server, storage, impatient, kind,
 
 
 def test_missing_objects_and_buckets_are_not_found(storage):
-    assert fault_of(Stored("s3://bucket/none.png"), storage).reason is Reason.NOT_FOUND
-    missing = fault_of(Stored("s3://nowhere/none.png"), storage)
+    assert fault_of(StoredFile("s3://bucket/none.png"), storage).reason is Reason.NOT_FOUND
+    missing = fault_of(StoredFile("s3://nowhere/none.png"), storage)
     assert missing.reason is Reason.NOT_FOUND
     assert "bucket" in missing.detail
 
 
 def test_an_object_that_was_replaced_after_it_was_listed_has_changed(server, storage):
     server.put("bucket", "changing.png", b"first")
-    listed = Stored("s3://bucket/changing.png", 5, "8b04d5e3775d298e78455efc5ca404d5")  # md5 of "first"
+    listed = StoredFile("s3://bucket/changing.png", 5, "8b04d5e3775d298e78455efc5ca404d5")  # md5 of "first"
     assert get(listed, storage, LIMIT) == b"first"
     server.put("bucket", "changing.png", b"other")
     assert fault_of(listed, storage).reason is Reason.CHANGED
 
 
 def test_a_longer_object_than_listed_is_not_taken_for_it(server, storage):
-    assert fault_of(Stored(URI, 100), storage).reason is Reason.TRUNCATED
+    assert fault_of(StoredFile(URI, 100), storage).reason is Reason.TRUNCATED
 
 
 def test_too_large_an_object_is_refused(server, storage):
@@ -131,7 +131,7 @@ def test_too_large_an_object_is_refused(server, storage):
 
 def test_an_empty_object_is_empty(server, storage):
     server.put("bucket", "empty.png", b"")
-    assert get(Stored("s3://bucket/empty.png", 0), storage, LIMIT) == b""
+    assert get(StoredFile("s3://bucket/empty.png", 0), storage, LIMIT) == b""
 
 
 def test_no_credentials_is_said_and_anonymous_needs_none(server, storage, monkeypatch, tmp_path):
@@ -159,7 +159,7 @@ def test_a_profile_gives_endpoint_and_credentials(server, storage, monkeypatch, 
 
 def test_many_are_in_flight_at_once_and_come_in_order(server, storage):
     server.fault(Fault("many", latency_s=1.0))
-    files = [Stored(f"s3://bucket/many/{i:03d}.png", 5000) for i in range(300)]
+    files = [StoredFile(f"s3://bucket/many/{i:03d}.png", 5000) for i in range(300)]
     found = list(fetch_all(files, Config(storage=storage)))
     assert found == [DATA[i : 5000 + i] for i in range(300)]
     assert server.most_at_once() > 64
@@ -170,7 +170,7 @@ def test_no_more_is_asked_for_at_once_than_is_configured(server, storage, limit,
     for i in range(20):
         server.put("bucket", f"large/{i:02d}.png", b"x" * 200_000)
     server.fault(Fault("large", latency_s=0.05))
-    files = [Stored(f"s3://bucket/large/{i:02d}.png", 200_000) for i in range(20)]
+    files = [StoredFile(f"s3://bucket/large/{i:02d}.png", 200_000) for i in range(20)]
     found = list(fetch_all(files, Config(storage=storage.model_copy(update=limit))))
     assert [len(data) for data in found] == [200_000] * 20
     assert 1 < server.most_at_once() <= most
@@ -178,7 +178,7 @@ def test_no_more_is_asked_for_at_once_than_is_configured(server, storage, limit,
 
 def test_a_fault_of_one_costs_the_others_nothing(server, storage):
     server.fault(Fault("many/00[3-5]", "denied"), Fault("many/007", "cut"))
-    files = [Stored(f"s3://bucket/many/{i:03d}.png", 5000) for i in range(20)]
+    files = [StoredFile(f"s3://bucket/many/{i:03d}.png", 5000) for i in range(20)]
     found = list(fetch_all(files, Config(storage=storage)))
     bad = [i for i, data in enumerate(found) if isinstance(data, ImageFault)]
     assert bad == [3, 4, 5, 7]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from synthscale.tables.id_hashes import Keys, group_keys, id_keys, mixed
+from synthscale.tables.id_hashes import Hashes, hash_groups, hash_ids, mix
 
 
 @pytest.mark.parametrize(
@@ -15,18 +15,18 @@ from synthscale.tables.id_hashes import Keys, group_keys, id_keys, mixed
     [("img/0001.png", "bd3bc8e2868cb099"), ("é", "cb1abf8beff3192f"), ("", "e4a6a0577479b2b4")],
 )
 def test_the_key_of_an_id_is_its_blake2b_digest_of_64_bits(name: str, digest: str) -> None:
-    assert id_keys([name]).tolist() == [int.from_bytes(bytes.fromhex(digest), "little")]
+    assert hash_ids([name]).tolist() == [int.from_bytes(bytes.fromhex(digest), "little")]
 
 
 def test_a_key_depends_on_its_own_id_alone() -> None:
     ids = [f"cat/{i}.jpg" for i in range(50)]
-    keys = id_keys(ids)
+    keys = hash_ids(ids)
     assert keys.shape == (50,)
     assert keys.dtype == np.uint64
     assert len(set(keys.tolist())) == 50
-    assert id_keys(reversed(ids)).tolist() == keys[::-1].tolist()
-    assert id_keys(iter(ids[7:9])).tolist() == keys[7:9].tolist()
-    assert id_keys([]).shape == (0,)
+    assert hash_ids(reversed(ids)).tolist() == keys[::-1].tolist()
+    assert hash_ids(iter(ids[7:9])).tolist() == keys[7:9].tolist()
+    assert hash_ids([]).shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -47,12 +47,12 @@ def test_a_key_depends_on_its_own_id_alone() -> None:
 )
 def test_the_streams_of_a_key_are_the_published_outputs_of_splitmix64(seed: int, outputs: list[int]) -> None:
     key = np.array([seed], np.uint64)
-    assert [int(mixed(key, stream)[0]) for stream in range(len(outputs))] == outputs
+    assert [int(mix(key, stream)[0]) for stream in range(len(outputs))] == outputs
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=2, max_size=30, unique=True), st.integers(0, 2**64))
 def test_different_keys_never_mix_to_one_number(keys: list[int], stream: int) -> None:
-    numbers = mixed(np.array(keys, np.uint64), stream)
+    numbers = mix(np.array(keys, np.uint64), stream)
     assert len(set(numbers.tolist())) == len(keys)
 
 
@@ -62,31 +62,31 @@ def test_a_number_depends_on_its_own_key_and_the_stream_alone(
 ) -> None:
     array = np.array(keys, np.uint64)
     before = array.copy()
-    numbers = mixed(array, stream)
+    numbers = mix(array, stream)
     chosen = data.draw(st.lists(st.integers(0, len(keys) - 1), max_size=10))
-    assert mixed(array[chosen], stream).tolist() == numbers[chosen].tolist()
-    assert mixed(array[:, None], stream).tolist() == numbers[:, None].tolist()
+    assert mix(array[chosen], stream).tolist() == numbers[chosen].tolist()
+    assert mix(array[:, None], stream).tolist() == numbers[:, None].tolist()
     assert array.tolist() == before.tolist()
 
 
 @pytest.mark.parametrize("kind", ["digests", "counted"])
 def test_numbers_are_uniform_and_streams_independent(kind: str) -> None:
     n = 20_000
-    keys = id_keys(f"{i}" for i in range(n)) if kind == "digests" else np.arange(n, dtype=np.uint64)
-    streams = np.stack([mixed(keys, stream) / 2.0**64 for stream in range(4)])
+    keys = hash_ids(f"{i}" for i in range(n)) if kind == "digests" else np.arange(n, dtype=np.uint64)
+    streams = np.stack([mix(keys, stream) / 2.0**64 for stream in range(4)])
     assert min(stats.kstest(row, "uniform").pvalue for row in streams) > 1e-3
     correlation = np.corrcoef(streams)[np.triu_indices(4, 1)]
     assert np.abs(correlation).max() < 5 / n**0.5
     # The low bits deal rows to samples and batches.
-    counts = np.bincount((mixed(keys, 5) % np.uint64(7)).astype(int), minlength=7)
+    counts = np.bincount((mix(keys, 5) % np.uint64(7)).astype(int), minlength=7)
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
 def test_a_number_mixed_twice_is_fresh() -> None:
-    keys = id_keys(f"{i}" for i in range(10_000))
-    once, twice = mixed(keys, 0), mixed(mixed(keys, 0), 3)
+    keys = hash_ids(f"{i}" for i in range(10_000))
+    once, twice = mix(keys, 0), mix(mix(keys, 0), 3)
     assert abs(np.corrcoef(once / 2.0**64, twice / 2.0**64)[0, 1]) < 0.05
-    assert not np.isin(twice, np.stack([mixed(keys, stream) for stream in range(8)])).any()
+    assert not np.isin(twice, np.stack([mix(keys, stream) for stream in range(8)])).any()
 
 
 @given(
@@ -98,12 +98,12 @@ def test_a_rows_group_has_the_smallest_key_of_its_members(
     rows: list[tuple[int, int | None]], random: object
 ) -> None:
     number = np.cumsum([step for step, _ in rows]).astype(np.int64)
-    keys = id_keys(f"image-{n}" for n in number)
+    keys = hash_ids(f"image-{n}" for n in number)
     before = keys.copy()
     members = [(n, group) for n, (_, group) in zip(number.tolist(), rows, strict=True) if group is not None]
     random.shuffle(members)  # type: ignore[attr-defined]
     member, group = np.array([m for m, _ in members], np.int64), np.array([g for _, g in members], np.int64)
-    found = group_keys(keys, number, (member, group))
+    found = hash_groups(keys, number, (member, group))
     key_of = dict(zip(number.tolist(), keys.tolist(), strict=True))
     for n, own, (_, name) in zip(number.tolist(), found.tolist(), rows, strict=True):
         mates = [m for m, g in members if g == name] if name is not None else [n]
@@ -117,7 +117,7 @@ def test_the_group_of_a_row_does_not_hang_on_how_rows_and_groups_are_numbered() 
     order = np.random.default_rng(0).permutation(60)
 
     def keys_of(chosen: np.ndarray, names: np.ndarray) -> dict[str, int]:
-        own: Keys = group_keys(id_keys(ids[i] for i in chosen), np.arange(60) * 3, (np.arange(60) * 3, names))
+        own: Hashes = hash_groups(hash_ids(ids[i] for i in chosen), np.arange(60) * 3, (np.arange(60) * 3, names))
         return dict(zip([ids[i] for i in chosen], own.tolist(), strict=True))
 
     assert keys_of(np.arange(60), group) == keys_of(order, 1000 - group[order])

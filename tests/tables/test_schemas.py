@@ -131,10 +131,10 @@ def test_the_manifest_and_failures_hold_the_columns_that_the_design_promises():
     assert set(schemas.PREDICTIONS.names[4:]) == {
         "logit_deviation",
         "logit_file_facts",
-        "along",
+        "direction_coordinates",
         "logit_without",
         "logit_matched",
-        "logit_redealt",
+        "logit_reassigned",
     }
 
 
@@ -152,22 +152,26 @@ def test_predictions_without_further_answers_conform():
             "logit_synthetic": [0.1, -2.5],
             "logit_deviation": pa.nulls(2),
             "logit_file_facts": pa.nulls(2),
-            "along": places,
+            "direction_coordinates": places,
             "logit_without": without,
             "logit_matched": matched,
-            "logit_redealt": pa.nulls(2, pa.list_(pa.float16(), 5)),
+            "logit_reassigned": pa.nulls(2, pa.list_(pa.float16(), 5)),
         }
     )
     table = conform(lines, schemas.PREDICTIONS, "predictions")
     assert table.schema == schemas.PREDICTIONS
-    assert table.column("along").to_pylist() == places.to_pylist()
+    assert table.column("direction_coordinates").to_pylist() == places.to_pylist()
     assert table.column("logit_without").to_pylist() == without.to_pylist()
     assert table.column("logit_matched").to_pylist() == matched.to_pylist()
     assert table.column("logit_deviation").null_count == 2
     with pytest.raises(SchemaError, match="predictions: column fold"):
         conform(lines.set_column(2, "fold", pa.array([128, 0])), schemas.PREDICTIONS, "predictions")
     with pytest.raises(SchemaError, match="predictions: column along"):
-        conform(lines.set_column(6, "along", pa.array([[0.5], [0.1]])), schemas.PREDICTIONS, "predictions")
+        conform(
+            lines.set_column(6, "direction_coordinates", pa.array([[0.5], [0.1]])),
+            schemas.PREDICTIONS,
+            "predictions",
+        )
 
 
 def test_folds_hold_a_fold_for_each_deal_and_what_stands_for_a_row():
