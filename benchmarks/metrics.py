@@ -50,7 +50,7 @@ def ours_manifold(real: Vectors, synthetic: Vectors) -> dict[str, float]:
     from synthscale.in_memory.neighbors import search_two_sets
     from synthscale.neighbors.view import K
 
-    found = search_two_sets({"real": real, "synthetic": synthetic}, "synthetic")
+    found = search_two_sets({"real": real, "synthetic": synthetic})
     assert found.recalled is not None
     covered = found.searches.real_own.distance[:, 0] <= found.searches.real_real.radius(K)
     return {

@@ -175,7 +175,7 @@ class _Run:
             cpus=max(1, int(resources.get("CPU", 1))),
             is_local=self.options.ray_address == LOCAL,
             show_progress=self.options.show_progress,
-            tell=self.options.on_progress,
+            on_progress=self.options.on_progress,
         )
 
     def _is_reduced(self) -> bool:

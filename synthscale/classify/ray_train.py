@@ -91,7 +91,7 @@ def _train_all(context: StageContext, job: TrainJob, placement: WorkerPlacement)
     how = "held in memory" if is_cached else "read from storage in each pass"
     _log.info("classify: features are %s, in %s on %s", how, where, placement.device)
     if not is_cached:
-        context.tell(f"features are {how}: they need more than classifier.worker_memory_gib in {where}")
+        context.on_progress(f"features are {how}: they need more than classifier.worker_memory_gib in {where}")
     on_gpu = placement.device == "cuda"
     try:
         TorchTrainer(

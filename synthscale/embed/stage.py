@@ -130,7 +130,7 @@ def _tallies(context: StageContext, todo: list[Shard], encoder: EncoderSpec) -> 
     found = job.earlier.find(todo)
     if found:
         rows = sum(shard.stop - shard.start for shard in todo)
-        context.tell(f"embed: {sum(found.values()):,} of {rows:,} embeddings are those of earlier runs")
+        context.on_progress(f"embed: {sum(found.values()):,} of {rows:,} embeddings are those of earlier runs")
     whole = [shard for shard in todo if found.get(shard.index) == shard.stop - shard.start]
     tallies = []
     if whole:

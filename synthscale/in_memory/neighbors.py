@@ -1,37 +1,43 @@
-"""The near-duplicate analysis of vectors in memory, in this process: searches, join, groups."""
+"""The near-duplicate analysis of vectors in memory: the back end of neighbors/analysis.py without Ray."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from synthscale.config import NeighborsConfig
+from synthscale.neighbors.analysis import (
+    KnnQuery,
+    RadiusKey,
+    RadiusQuery,
+    SearchSummary,
+    SetPair,
+    analyse_views,
+    search_views,
+    view_neighbors,
+    view_pairs,
+)
 from synthscale.neighbors.cell_index import CellIndex, cells_for, index_sample_size, train_index
 from synthscale.neighbors.cells import JoinSample, plan_join, sample_size
 from synthscale.neighbors.copies import Copies, vector_hashes
 from synthscale.neighbors.distance import Floats, Rows, distances_within, norms
-from synthscale.neighbors.edges import Edges, distinct_edges
+from synthscale.neighbors.edges import Codes, Edges
 from synthscale.neighbors.flat_index import FlatIndex
-from synthscale.neighbors.groups import near_duplicate_groups
+from synthscale.neighbors.groups import VectorLookup
 from synthscale.neighbors.join import join_all
 from synthscale.neighbors.knn_search import (
     ALL_CELLS,
     FLAT_ROWS,
     SAMPLED_QUERIES,
-    UNLIMITED,
     Index,
     KnnResult,
-    Recall,
-    choose_probes,
     count_radii_containing,
     count_within_radius,
-    is_exact,
-    probes_to_try,
-    radius_recall,
     search_knn,
 )
-from synthscale.neighbors.radius import RadiusCalibration, ViewSearches, calibrate_radius, is_median_of_real
+from synthscale.neighbors.radius import ViewSearches
 from synthscale.neighbors.view import (
     K,
     Nearest,
@@ -40,9 +46,7 @@ from synthscale.neighbors.view import (
     ViewNeighbors,
     listed_edges,
     nearest_rows,
-    neighbors_listed,
-    prdc_spreads,
-    searches_summary,
+    prdc_deviations,
 )
 from synthscale.statistics.jackknife import Blocks
 from synthscale.statistics.prdc_variance import sample_rows
@@ -50,12 +54,13 @@ from synthscale.statistics.size_matching import matched_sizes
 from synthscale.tables.schemas import REAL
 
 _QUERIES = 32768
+"""Queries of one search call; bounds the memory of its result."""
 _NO_COPIES = Copies(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """The edges of all views, each pair once, and every generator's view with its rows' neighbours."""
+    """Near-duplicate edges of all views, each pair once, and every generator's view with its rows' neighbours."""
 
     edges: Edges
     views: list[NeighborView]
@@ -70,223 +75,212 @@ def analyse(
     *,
     counts: bool = False,
 ) -> Analysis:
-    """Find near-duplicates, nearest rows and manifold indicators.
+    """Find near-duplicates, nearest rows and the k-NN indicators of precision and coverage.
 
     Args:
-        vectors: (n, d), none zero; a row number is a place in it.
-        sets: the rows of ``real`` and of each generator, ascending.
-        copies: of all sets.
-        config: the radius rule.
-        counts: also find what density and recall are made of.
+        vectors: (n, d), none zero; a row number is an index into it.
+        sets: ascending rows of ``real`` and of each generator.
+        copies: exact copies within each set.
+        config: the section ``neighbors``.
+        counts: also count what density and recall need.
     """
-    larger = matched_sizes({name: len(rows) for name, rows in sets.items() if name != REAL})
-    distinct = {name: rows[copies.are_distinct(rows)] for name, rows in sets.items()}
-    searcher = _Searcher(vectors, distinct, copies, larger)
-    code = {name: number for number, name in enumerate([REAL, *(name for name in sets if name != REAL)])}
-    k = neighbors_listed(config)
-    found = {name: searcher.view(name, k, counts=counts) for name in code if name != REAL}
-    radii = {name: searcher.calibrate(name, found[name].searches, config, copies) for name in found}
-    joins = _joins(searcher, found, radii, code, config, copies)
-    codes = np.zeros(len(vectors), np.int32)
-    for name, rows in sets.items():
-        codes[rows] = code[name]
-    copy_edges = copies.edges(codes[copies.row])
-    lookup = MemoryLookup(vectors, norms(vectors))
-    is_whole = config.mode == "exact"
-    views, nearest = [], {}
-    for name in found:
-        own = distinct_edges([joins[name], copy_edges.of_view(code[name])])
-        groups = near_duplicate_groups(own, radii[name].radius, lookup)
-        count = len(sets[REAL]) + len(sets[name])
-        summary = searches_summary(found[name].recalls)
-        views.append(NeighborView(name, radii[name], groups, count, summary, is_whole, searcher.spreads(name)))
-        nearest[name] = nearest_rows(found[name], copies, sets[REAL], sets[name])
-    return Analysis(distinct_edges([copy_edges, *joins.values()]), views, nearest)
+    backend = MemoryBackend(vectors, sets, copies)
+    sizes = matched_sizes({name: len(rows) for name, rows in sets.items() if name != REAL})
+    code_of = {name: code for code, name in enumerate(backend.names)}
+    analysis = analyse_views(
+        backend,
+        config,
+        {code_of[name]: len(rows) for name, rows in sets.items()},
+        [code_of[name] for name in sizes],
+        counts_manifold=counts,
+    )
+    nearest = {
+        view.generator: nearest_rows(
+            backend.neighbors(code, analysis.searches), copies, sets[REAL], sets[view.generator]
+        )
+        for code, view in analysis.views.items()
+    }
+    return Analysis(analysis.edges, list(analysis.views.values()), nearest)
 
 
-def search_two_sets(sets: Mapping[str, NDArray[np.float32]], generator: str) -> ViewNeighbors:
-    """Return what the searches behind precision, recall, density and coverage find between two sets of vectors."""
+def search_two_sets(sets: Mapping[str, NDArray[np.float32]]) -> ViewNeighbors:
+    """Run the searches behind precision, recall, density and coverage for ``real`` and one other set of vectors."""
     vectors, rows, start = np.concatenate(list(sets.values())), {}, 0
     for name, own in sets.items():
         rows[name] = np.arange(start, start + len(own))
         start += len(own)
-    return _Searcher(vectors, rows, _NO_COPIES).view(generator, K, counts=True)
-
-
-def _joins(
-    searcher: "_Searcher",
-    found: dict[str, ViewNeighbors],
-    radii: dict[str, RadiusCalibration],
-    code: dict[str, int],
-    config: NeighborsConfig,
-    copies: Copies,
-) -> dict[str, Edges]:
-    """Return each view's edges between distinct rows; views of one radius are joined at once."""
-    if config.mode == "datalab":
-        return {
-            name: listed_edges(found[name].searches, copies, radii[name].radius, (0, code[name])) for name in found
-        }
-    result: dict[str, Edges] = {}
-    for radius in {calibration.radius for calibration in radii.values()}:
-        names = [name for name in found if radii[name].radius == radius]
-        edges = searcher.join({name: code[name] for name in (REAL, *names)}, radius)
-        result |= {name: edges.of_view(code[name]) for name in names}
-    return result
+    backend = MemoryBackend(vectors, rows, _NO_COPIES)
+    return backend.neighbors(1, search_views(backend, NeighborsConfig(), (), counts_manifold=True))
 
 
 @dataclass(frozen=True)
 class MemoryLookup:
-    """See groups.Lookup: of rows in memory, whose norms are known."""
+    """See `groups.VectorLookup`: rows of an array, whose norms are known."""
 
     vectors: NDArray[np.float32]
     norms: Floats
 
     def distances(self, a: Rows, b: Rows) -> Floats:
-        """See groups.Lookup."""
+        """See `groups.VectorLookup`."""
         return distances_within(self.vectors, self.norms, a, b)
 
     def draws(self, rows: Rows) -> NDArray[np.uint64]:
-        """See groups.Lookup."""
+        """See `groups.VectorLookup`."""
         return vector_hashes(self.vectors[rows])
 
 
-class _Searcher:
-    """Indexes over the distinct rows of each set, and the questions that views put to them."""
+class MemoryBackend:
+    """See `analysis.SearchBackend`: one index a set, in this process."""
 
-    def __init__(
-        self, vectors: NDArray[np.float32], sets: Mapping[str, Rows], copies: Copies, larger: Collection[str] = ()
-    ) -> None:
-        self._vectors, self._sets = vectors, sets
-        self._indexes = {name: self._index(rows) for name, rows in sets.items()}
-        self._relations: dict[tuple[str, str], KnnResult] = {}
-        self._insides: dict[tuple[str, str], RadiusCounts] = {}
-        self._larger, self._copies = larger, copies
+    def __init__(self, vectors: NDArray[np.float32], sets: Mapping[str, Rows], copies: Copies) -> None:
+        """Index the distinct rows of each set.
+
+        Args:
+            vectors: (n, d), none zero.
+            sets: ascending rows of ``real`` and of each generator.
+            copies: exact copies within each set.
+        """
+        self.names: Sequence[str] = [REAL, *(name for name in sets if name != REAL)]
+        self.copies = copies
+        self._vectors = vectors
+        self._rows = {code: sets[name][copies.are_distinct(sets[name])] for code, name in enumerate(self.names)}
+        self.distinct: Mapping[int, int] = {code: len(rows) for code, rows in self._rows.items()}
+        codes = np.zeros(len(vectors), np.int32)
+        for code, name in enumerate(self.names):
+            codes[sets[name]] = code
+        self.copy_codes: Codes = codes[copies.row]
+        self._indexes = {code: self._index(rows) for code, rows in self._rows.items()}
+        self._results: dict[SetPair, KnnResult] = {}
+        self._counts: dict[RadiusKey, RadiusCounts] = {}
+        self._recall_samples: dict[int, Rows] = {}
 
     def _index(self, rows: Rows) -> Index:
         own = self._vectors[rows]
         if len(rows) <= FLAT_ROWS:
             return FlatIndex(own, rows)
-        index = CellIndex(train_index(own[_drawn(own, index_sample_size(len(rows)))], cells_for(len(rows))))
+        sample = own[_first_by_hash(own, index_sample_size(len(rows)))]
+        index = CellIndex(train_index(sample, cells_for(len(rows))))
         index.add(own, rows)
         return index
 
-    def view(self, name: str, k: int, *, counts: bool) -> ViewNeighbors:
-        """Search a generator's view; ``counts`` adds what density and recall are made of."""
-        cross = k if k > K else 1
-        searches = ViewSearches(
-            self._relation(REAL, REAL, k),
-            self._relation(REAL, name, cross),
-            self._relation(name, REAL, cross),
-            self._relation(name, name, k),
-        )
-        radii = searches.real_real.radius(K)
-        most = UNLIMITED if counts else 1
-        real, own = self._inside(REAL, REAL, radii, 1), self._inside(name, REAL, radii, most)
-        recalled = self._inside(REAL, name, searches.own_own.radius(K), 1) if counts else None
-        held = self._held(name, radii) if name in self._larger else None
-        return ViewNeighbors(searches, real, own, recalled, held)
+    def neighbors(self, code: int, searches: SearchSummary) -> ViewNeighbors:
+        """Return what the searches found for a generator's view."""
+        return view_neighbors(code, self._results, self._counts, searches.recalls)
 
-    def _held(self, name: str, radii: Floats) -> RadiusCounts:
-        """Count a generator's rows inside each real row's radius, with as many probes as find the nearest."""
-        rows, recall = self._sets[REAL], self._relations[REAL, name].recall
-        probes, parts = recall.probes if recall else ALL_CELLS, [np.zeros(0, np.int32)]
-        index = self._indexes[name]
-        counts = self._copies.counts(index.rows)
-        for start in range(0, len(rows), _QUERIES):
-            part = slice(start, start + _QUERIES)
-            vectors = self._vectors[rows[part]]
-            parts.append(count_within_radius(index, vectors, rows[part], radii[part], probes, counts))
-        return RadiusCounts(rows, np.concatenate(parts), recall)
+    # Searches.
 
-    def _relation(self, query: str, database: str, k: int) -> KnnResult:
-        if (query, database) not in self._relations:
-            rows = self._sets[query]
-            recall = self._recall(query, database, k)
-            distance, neighbor = self._ask(rows, database, k, recall.probes if recall else ALL_CELLS)
-            self._relations[query, database] = KnnResult(rows, distance, neighbor, recall)
-        return self._relations[query, database]
+    def sample_distances(self, queries: Sequence[KnnQuery]) -> list[Floats]:
+        """See `analysis.SearchBackend`."""
+        return [self._knn(self._recall_sample(query.query), query)[0] for query in queries]
 
-    def _recall(self, query: str, database: str, k: int) -> Recall | None:
-        index = self._indexes[database]
-        if isinstance(index, FlatIndex) or is_exact(len(self._sets[query]), len(self._sets[database])):
-            return None
-        sample = self._sampled(query, SAMPLED_QUERIES)
-        found: dict[int, Floats] = {}
-        for probes in probes_to_try(index.cells):
-            found[probes] = self._ask(sample, database, k, probes)[0]
-            recall = choose_probes(found, index.cells)
-            if recall.probes < index.cells:
-                break
-        return recall
+    def search(self, queries: Sequence[KnnQuery], wanted: Collection[SetPair]) -> dict[SetPair, KnnResult]:
+        """See `analysis.SearchBackend`."""
+        for query in queries:
+            rows = self._rows[query.query]
+            self._results[query.pair] = KnnResult(rows, *self._knn(rows, query))
+        return {pair: self._results[pair] for pair in wanted}
 
-    def _ask(self, rows: Rows, database: str, k: int, probes: int) -> tuple[Floats, Rows]:
-        distance, neighbor = np.empty((len(rows), k)), np.empty((len(rows), k), np.int64)
-        for start in range(0, len(rows), _QUERIES):
-            block = rows[start : start + _QUERIES]
-            part = slice(start, start + _QUERIES)
+    def search_sample(self, pairs: Sequence[SetPair], counts: Mapping[int, int]) -> dict[SetPair, KnnResult]:
+        """See `analysis.SearchBackend`."""
+        samples = {code: self._sample(code, count) for code, count in counts.items()}
+        return {
+            pair: KnnResult(samples[pair.query], *self._knn(samples[pair.query], KnnQuery(*pair, 1, ALL_CELLS)))
+            for pair in pairs
+        }
+
+    def _knn(self, rows: Rows, query: KnnQuery) -> tuple[Floats, Rows]:
+        distance, neighbor = np.empty((len(rows), query.k)), np.empty((len(rows), query.k), np.int64)
+        index = self._indexes[query.database]
+        for part in _slices(len(rows)):
             distance[part], neighbor[part] = search_knn(
-                self._indexes[database], self._vectors[block], block, k, probes
+                index, self._vectors[rows[part]], rows[part], query.k, query.probes
             )
         return distance, neighbor
 
-    def _inside(self, query: str, database: str, radii: Floats, most: int) -> RadiusCounts:
-        if (query, database) not in self._insides:
-            rows, recall = self._sets[query], self._relations[query, database].recall
+    def count_radii(self, queries: Mapping[RadiusKey, RadiusQuery]) -> None:
+        """See `analysis.SearchBackend`."""
+        for key, query in queries.items():
+            rows = self._rows[key.query]
+            self._counts[key] = RadiusCounts(rows, self._count(rows, key, query))
 
-            def ask(asked: Rows, probes: int) -> NDArray[np.int32]:
-                blocks = (asked[start : start + _QUERIES] for start in range(0, len(asked), _QUERIES))
-                index = self._indexes[database]
-                parts = [count_radii_containing(index, self._vectors[b], b, radii, probes, most) for b in blocks]
-                return np.concatenate([np.zeros(0, np.int32), *parts])
+    def sample_radii(self, queries: Mapping[RadiusKey, RadiusQuery]) -> dict[RadiusKey, NDArray[np.int32]]:
+        """See `analysis.SearchBackend`."""
+        return {key: self._count(self._recall_sample(key.query), key, query) for key, query in queries.items()}
 
-            if recall is None:
-                self._insides[query, database] = RadiusCounts(rows, ask(rows, ALL_CELLS))
-            else:
-                sample = self._sampled(query, SAMPLED_QUERIES)
-                true = ask(sample, ALL_CELLS)
-                measured = radius_recall(ask(sample, recall.probes), true, recall.probes)
-                self._insides[query, database] = RadiusCounts(rows, ask(rows, recall.probes), measured)
-        return self._insides[query, database]
+    def _count(self, rows: Rows, key: RadiusKey, query: RadiusQuery) -> NDArray[np.int32]:
+        index, parts = self._indexes[key.database], [np.zeros(0, np.int32)]
+        if key.is_query_radius:
+            result = self._results[SetPair(key.query, key.query)]
+            radii = result.radius(K)[np.searchsorted(result.row, rows)]
+            weights = self.copies.counts(index.rows)
+            for part in _slices(len(rows)):
+                parts.append(
+                    count_within_radius(
+                        index, self._vectors[rows[part]], rows[part], radii[part], query.probes, weights
+                    )
+                )
+        else:
+            result = self._results[SetPair(key.database, key.database)]
+            radii = result.radius(K)[np.searchsorted(result.row, index.rows)]
+            for part in _slices(len(rows)):
+                parts.append(
+                    count_radii_containing(
+                        index, self._vectors[rows[part]], rows[part], radii, query.probes, query.most
+                    )
+                )
+        return np.concatenate(parts)
 
-    def _sampled(self, name: str, count: int) -> Rows:
-        rows = self._sets[name]
-        return np.sort(rows[_drawn(self._vectors[rows], count)])
+    def end_searches(self) -> None:
+        """See `analysis.SearchBackend`."""
 
-    def spreads(self, name: str) -> dict[str, Blocks]:
-        """Return how precision and coverage spread (manifold.py)."""
-        sizes = sample_rows(len(self._sets[REAL]), len(self._sets[name]))
-        real, own = (self._sampled(kind, size) for kind, size in zip((REAL, name), sizes, strict=True))
-        return prdc_spreads(self._vectors[real], self._vectors[own])
+    # Edges and groups.
 
-    def calibrate(
-        self, name: str, searches: ViewSearches, config: NeighborsConfig, copies: Copies
-    ) -> RadiusCalibration:
-        """Return a view's radius; from a sample, searched exactly, where the searches themselves are not exact."""
-        real, own = len(self._sets[REAL]), len(self._sets[name])
-        only_real = is_median_of_real(config)
-        rows = real if only_real else real + own
-        needed = [searches.real_real] if only_real else list(vars(searches).values())
-        if any(relation.recall for relation in needed):
-            pairs = [(REAL, REAL)] if only_real else [(REAL, REAL), (REAL, name), (name, REAL), (name, name)]
-            sizes = {REAL: real, name: own}
-            sample = {q: self._sampled(q, SAMPLED_QUERIES * sizes[q] // rows + 1) for q, _ in pairs}
-            exact = [KnnResult(sample[q], *self._ask(sample[q], d, 1, ALL_CELLS)) for q, d in pairs]
-            searches = ViewSearches(*(exact * 4)[:4])
-        return calibrate_radius(searches, rows, config, copies)
+    def listed_edges(self, code: int, radius: float) -> Edges:
+        """See `analysis.SearchBackend`."""
+        searches = ViewSearches(*(self._results[pair] for pair in view_pairs(code)))
+        return listed_edges(searches, self.copies, radius, (0, code))
 
-    def join(self, sets: Mapping[str, int], radius: float) -> Edges:
-        """Return all edges among the distinct rows of some sets (name: code)."""
-        rows = np.concatenate([self._sets[name] for name in sets])
-        code = np.concatenate([np.full(len(self._sets[name]), number, np.int32) for name, number in sets.items()])
+    def join(self, codes: Sequence[int], radius: float) -> tuple[Edges, dict[str, Any]]:
+        """See `analysis.SearchBackend`."""
+        rows = np.concatenate([self._rows[code] for code in codes])
+        code_of_row = np.concatenate([np.full(len(self._rows[code]), code, np.int32) for code in codes])
         own = self._vectors[rows]
-        chosen = _drawn(own, sample_size(len(rows)))
-        sizes = {number: len(self._sets[name]) for name, number in sets.items()}
-        plan = plan_join(JoinSample(own[chosen], rows[chosen], code[chosen]), sizes, radius)
-        return join_all(plan, own, rows, code).edges
+        chosen = _first_by_hash(own, sample_size(len(rows)))
+        sizes = {code: len(self._rows[code]) for code in codes}
+        plan = plan_join(JoinSample(own[chosen], rows[chosen], code_of_row[chosen]), sizes, radius)
+        return join_all(plan, own, rows, code_of_row).edges, {"radius": radius, **asdict(plan.estimate)}
+
+    def share_deviations(self, codes: Sequence[int]) -> dict[int, dict[str, Blocks]]:
+        """See `analysis.SearchBackend`."""
+        found = {}
+        for code in codes:
+            real, own = sample_rows(self.distinct[0], self.distinct[code])
+            found[code] = prdc_deviations(
+                self._vectors[self._sample(0, real)], self._vectors[self._sample(code, own)]
+            )
+        return found
+
+    def lookup(self) -> VectorLookup:
+        """See `analysis.SearchBackend`."""
+        return MemoryLookup(self._vectors, norms(self._vectors))
+
+    # Samples that do not depend on the order of the rows.
+
+    def _sample(self, code: int, count: int) -> Rows:
+        rows = self._rows[code]
+        return np.sort(rows[_first_by_hash(self._vectors[rows], count)])
+
+    def _recall_sample(self, code: int) -> Rows:
+        if code not in self._recall_samples:
+            self._recall_samples[code] = self._sample(code, SAMPLED_QUERIES)
+        return self._recall_samples[code]
 
 
-def _drawn(vectors: NDArray[np.float32], count: int) -> NDArray[np.intp]:
-    """Return the places of a sample that does not depend on the order of the rows, in the order of its draw."""
-    draws = vector_hashes(vectors)
-    chosen: NDArray[np.intp] = np.argsort(draws, kind="stable")[:count]
+def _slices(n: int) -> list[slice]:
+    return [slice(start, start + _QUERIES) for start in range(0, n, _QUERIES)]
+
+
+def _first_by_hash(vectors: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """Return the indices of the ``count`` vectors with the smallest hashes, in the order of their hashes."""
+    chosen: NDArray[np.intp] = np.argsort(vector_hashes(vectors), kind="stable")[:count]
     return chosen

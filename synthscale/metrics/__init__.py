@@ -1,1 +1,1 @@
-"""Scores and metrics of a run: sums that merge over shards, and the figures made of them (the stage reduce)."""
+"""Scores and metrics of a run: mergeable sums per shard, and the metrics computed from them (the stage reduce)."""

@@ -1,10 +1,14 @@
-"""Differences between generators, of one run or of several, with intervals: which is better on what.
+"""Differences of metrics between generators, with 95 % intervals and rankings.
 
-Figures are compared in pairs: their deviations (jackknife.py) are of the same blocks, so what two generators
-share, the real rows above all, cancels. The interval of a difference recovers its ends from those of the two
-figures (MOVER: Zou 2007, with the correlation of the deviations), so that it stays honest near 0 and 1, where
-deviations vanish. Generators of one run whose sizes differ are compared as if the larger ones were as small as
-the smallest, where a metric depends on the size (matched.py).
+Reads metric values (from ``metrics.parquet`` or a run in progress) and returns the blocks ``comparisons`` and
+``ranking`` of ``metrics.json`` and the content of ``compare.json``.
+
+Comparisons are paired: all generators of a run have their jackknife deviations over the same blocks
+(``statistics/jackknife.py``), so the variance that two generators share, mostly that of the real rows, cancels in
+a difference. The interval of a difference is computed from the two metrics' own intervals and the correlation of
+their deviations (MOVER: Zou 2007). It therefore stays valid near 0 and 1, where the deviations vanish. Where a
+metric depends on the number of images and generators of one run differ in size, the larger ones are compared on a
+subsample of the smallest one's size (``statistics/size_matching.py``).
 """
 
 import itertools
@@ -36,7 +40,7 @@ LOWER_IS_BETTER = frozenset(
         "aspect_ks",
     }
 )
-# accuracy_real is of the real set.
+# accuracy_real describes the real set alone, and the other names are not quality metrics.
 _NOT_COMPARED = frozenset({"p_value", "accuracy_real", *FAMILIES["stability"]})
 SIZE_DEPENDENT = frozenset(
     {
@@ -50,12 +54,20 @@ SIZE_DEPENDENT = frozenset(
         "label_coverage",
     }
 )
-"""Not compared between generators of different sizes, but for those that are matched."""
+"""Metrics that depend on the number of images: compared between generators of different sizes only on matched
+subsamples."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A metric of one generator, over so many synthetic rows, as a line of metrics.parquet has it."""
+    """Value and 95 % interval of one metric of one generator, as in a row of ``metrics.parquet``.
+
+    Attributes:
+        low: lower end of the interval; NaN where there is none.
+        high: upper end; NaN where there is none.
+        deviations: (BLOCKS,) jackknife deviations, whose squares sum to the variance; None where unknown.
+        rows: number of synthetic rows that the value is computed from.
+    """
 
     value: float
     low: float
@@ -66,11 +78,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much more one generator has of a metric than another.
+    """Difference of a metric between two generators: ``one`` minus ``two``.
 
     Attributes:
-        difference: one's value less two's, with its 95 % interval; None where either has no interval.
-        better: the name of the better one; None where the interval holds 0 or is unknown.
+        difference: value of ``one`` minus value of ``two``.
+        low: lower end of its 95 % interval; None where either generator has no interval.
+        high: upper end; None likewise.
+        better: name of the better generator; None where the interval contains 0 or is unknown.
     """
 
     metric: str
@@ -82,16 +96,16 @@ class Difference:
     better: str | None
 
     def json(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the fields as a JSON object."""
         return asdict(self)
 
 
 Figures = dict[str, Figure]
-"""A generator's figures by metric."""
+"""Metric name -> value with interval, of one generator."""
 
 
 def figure(line: Mapping[str, Any]) -> Figure | None:
-    """Return a line of metrics.parquet as a figure; None where it has no value."""
+    """Convert a row of ``metrics.parquet`` to a `Figure`; None where its value is null."""
     if line["value"] is None:
         return None
     known = line["deviations"] is not None and all(d is not None for d in line["deviations"])
@@ -101,14 +115,21 @@ def figure(line: Mapping[str, Any]) -> Figure | None:
 
 
 def compare(one: tuple[str, Figures], two: tuple[str, Figures]) -> list[Difference]:
-    """Return the differences of the metrics that two generators have: (name, figures) each."""
-    (name, figures), (other, others) = one, two
+    """Return the differences ``one`` minus ``two`` of all metrics that both generators have.
+
+    Metrics that are not compared are left out, and so are size-dependent ones where the sizes differ.
+
+    Args:
+        one: name and metrics of the first generator.
+        two: name and metrics of the second.
+    """
+    (first_name, first), (second_name, second) = one, two
     return [
-        _difference(metric, (name, figures[metric]), (other, others[metric]))
-        for metric in figures
-        if metric in others
+        _difference(metric, (first_name, first[metric]), (second_name, second[metric]))
+        for metric in first
+        if metric in second
         and metric not in _NOT_COMPARED
-        and _comparable(metric, [figures[metric], others[metric]])
+        and _comparable(metric, [first[metric], second[metric]])
     ]
 
 
@@ -117,38 +138,40 @@ def _comparable(metric: str, figures: Sequence[Figure]) -> bool:
 
 
 def _difference(metric: str, one: tuple[str, Figure], two: tuple[str, Figure]) -> Difference:
-    (name, a), (other, b) = one, two
+    """Return a minus b with the interval of MOVER (Zou 2007) for dependent estimates."""
+    (first_name, a), (second_name, b) = one, two
     value = a.value - b.value
     if not np.isfinite([a.low, a.high, b.low, b.high]).all():
-        return Difference(metric, name, other, value, None, None, None)
-    together = _correlation(a, b)
+        return Difference(metric, first_name, second_name, value, None, None, None)
+    correlation = _correlation(a, b)
 
-    def end(first: float, second: float) -> float:
-        spread = first**2 + second**2 - 2 * together * first * second
-        return float(np.sqrt(max(spread, 0.0)))
+    def margin(a_margin: float, b_margin: float) -> float:
+        squared = a_margin**2 + b_margin**2 - 2 * correlation * a_margin * b_margin
+        return float(np.sqrt(max(squared, 0.0)))
 
-    low = value - end(a.value - a.low, b.high - b.value)
-    high = value + end(a.high - a.value, b.value - b.low)
+    low = value - margin(a.value - a.low, b.high - b.value)
+    high = value + margin(a.high - a.value, b.value - b.low)
     better = None
     if low > 0 or high < 0:
-        better = name if (low > 0) != (metric in LOWER_IS_BETTER) else other
-    return Difference(metric, name, other, value, low, high, better)
+        better = first_name if (low > 0) != (metric in LOWER_IS_BETTER) else second_name
+    return Difference(metric, first_name, second_name, value, low, high, better)
 
 
 def _correlation(a: Figure, b: Figure) -> float:
+    """Return the correlation of the deviations over the blocks; 0 where either is unknown or constant."""
     if a.deviations is None or b.deviations is None:
         return 0.0
-    size = np.linalg.norm(a.deviations) * np.linalg.norm(b.deviations)
-    return float(np.clip(a.deviations @ b.deviations / size, -1, 1)) if size > 0 else 0.0
+    norms = np.linalg.norm(a.deviations) * np.linalg.norm(b.deviations)
+    return float(np.clip(a.deviations @ b.deviations / norms, -1, 1)) if norms > 0 else 0.0
 
 
 def pairwise(whole: Mapping[str, Figures], matched: Mapping[str, Figures]) -> list[Difference]:
-    """Return the differences of every two generators of a run; see `between`."""
+    """Return the differences of all pairs of generators of a run; arguments as for `between`."""
     differences = []
-    for (name, figures), (other, others) in itertools.combinations(whole.items(), 2):
-        if not of_one_size([*figures.values(), *others.values()]):
-            figures, others = figures | matched.get(name, {}), others | matched.get(other, {})
-        differences += compare((name, figures), (other, others))
+    for (first_name, first), (second_name, second) in itertools.combinations(whole.items(), 2):
+        if not of_one_size([*first.values(), *second.values()]):
+            first, second = first | matched.get(first_name, {}), second | matched.get(second_name, {})
+        differences += compare((first_name, first), (second_name, second))
     return differences
 
 
@@ -158,30 +181,38 @@ def between(
     """Return the blocks ``comparisons`` and ``ranking`` of metrics.json.
 
     Args:
-        whole: figures of each generator over all its rows.
-        matched: of those that are larger than the smallest, the figures of a subsample of its size.
-        control: the generator that is held-out real images, if there is one: compared with, and not ranked.
+        whole: metrics of each generator over all its rows.
+        matched: metrics over a subsample of the smallest generator's size, for each larger generator.
+        control: name of the held-out real images, if there are any: they are compared and not ranked.
     """
     differences = pairwise(whole, matched)
-    ranked = {name: dict(own) for name, own in whole.items() if name != control}
-    if not of_one_size(figure for own in ranked.values() for figure in own.values()):
-        ranked = {name: own | matched.get(name, {}) for name, own in ranked.items()}
-    metrics = dict.fromkeys(metric for own in ranked.values() for metric in own if metric not in _NOT_COMPARED)
-    places = {metric: ranking(metric, ranked, differences) for metric in metrics if len(ranked) > 1}
+    ranked = {name: dict(figures) for name, figures in whole.items() if name != control}
+    if not of_one_size(figure for figures in ranked.values() for figure in figures.values()):
+        ranked = {name: figures | matched.get(name, {}) for name, figures in ranked.items()}
+    metrics = dict.fromkeys(
+        metric for figures in ranked.values() for metric in figures if metric not in _NOT_COMPARED
+    )
+    rankings = {metric: ranking(metric, ranked, differences) for metric in metrics if len(ranked) > 1}
     return {
         "comparisons": [difference.json() for difference in differences],
-        "ranking": {metric: [asdict(rank) for rank in ranks] for metric, ranks in places.items() if ranks},
+        "ranking": {metric: [asdict(rank) for rank in ranks] for metric, ranks in rankings.items() if ranks},
     }
 
 
 def of_one_size(figures: Iterable[Figure]) -> bool:
-    """Tell whether figures are over about as many synthetic rows."""
+    """Return True if the metrics' numbers of synthetic rows differ by at most 5 %."""
     return are_similar_sizes([figure.rows for figure in figures])
 
 
 @dataclass(frozen=True)
 class Rank:
-    """A generator's place on a metric, 1 is best, and the places that it might have: 95 % intervals tell apart."""
+    """Rank of a generator on a metric: 1 is the best.
+
+    Attributes:
+        rank: by the value.
+        best: best rank that the 95 % intervals of the differences allow.
+        worst: worst rank that they allow.
+    """
 
     generator: str
     value: float
@@ -191,35 +222,43 @@ class Rank:
 
 
 def ranking(metric: str, figures: Mapping[str, Figures], differences: Sequence[Difference]) -> list[Rank]:
-    """Return the generators in order of a metric, the best first, with how sure their places are.
+    """Return the generators sorted by a metric, the best first, with the range of ranks that is possible.
 
     Args:
-        metric: its name.
-        figures: of each generator.
-        differences: of all pairs.
+        metric: name of the metric.
+        figures: metrics of each generator.
+        differences: differences of all pairs of generators.
+
+    Returns:
+        One `Rank` for each generator that has the metric; empty where their sizes make it incomparable.
     """
-    there = {name: own[metric] for name, own in figures.items() if metric in own}
-    if not _comparable(metric, list(there.values())):
+    available = {name: own[metric] for name, own in figures.items() if metric in own}
+    if not _comparable(metric, list(available.values())):
         return []
-    known = {name: own.value for name, own in there.items()}
+    values = {name: own.value for name, own in available.items()}
     sign = 1 if metric in LOWER_IS_BETTER else -1
-    ordered = sorted(known, key=lambda name: sign * known[name])
+    ordered = sorted(values, key=lambda name: sign * values[name])
     decided = [
-        d for d in differences if d.metric == metric and d.better is not None and {d.one, d.two} <= known.keys()
+        d for d in differences if d.metric == metric and d.better is not None and {d.one, d.two} <= values.keys()
     ]
     ranks = []
-    for place, name in enumerate(ordered):
+    for position, name in enumerate(ordered):
         beaten_by = sum(d.better != name for d in decided if name in (d.one, d.two))
         beats = sum(d.better == name for d in decided)
-        ranks.append(Rank(name, known[name], place + 1, 1 + beaten_by, len(ordered) - beats))
+        ranks.append(Rank(name, values[name], position + 1, 1 + beaten_by, len(ordered) - beats))
     return ranks
 
 
 @dataclass(frozen=True)
 class ScoredGenerator:
-    """A generator of a run; ``name`` tells it from those of the other runs.
+    """A generator of a finished run with its metrics.
 
-    ``figures`` are over all its rows, ``matched`` over a subsample, where it is larger than others of its run.
+    Attributes:
+        name: unique over all compared runs.
+        generator: its name within its run.
+        run: path of the run.
+        figures: metrics over all its rows.
+        matched: metrics over a subsample of the size of the run's smallest generator; empty for that one.
     """
 
     name: str
@@ -231,24 +270,24 @@ class ScoredGenerator:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What ``compare`` found: the generators, the differences of each pair, and what makes them less sure."""
+    """Result of ``compare``: the generators, the differences of each pair, and warnings that qualify them."""
 
     scored: list[ScoredGenerator]
     differences: list[Difference]
     warnings: list[str] = field(default_factory=list)
 
     def json(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return the content of ``compare.json``."""
         return {
             "schema_version": 1,
             "generators": [
                 {
-                    "name": own.name,
-                    "generator": own.generator,
-                    "run": own.run,
-                    "metrics": {name: figure.value for name, figure in own.figures.items()},
+                    "name": generator.name,
+                    "generator": generator.generator,
+                    "run": generator.run,
+                    "metrics": {name: figure.value for name, figure in generator.figures.items()},
                 }
-                for own in self.scored
+                for generator in self.scored
             ],
             "differences": [difference.json() for difference in self.differences],
             "warnings": self.warnings,

@@ -1,7 +1,10 @@
-"""The families of metrics that are made of embeddings: Frechet distance, KID, Vendi score, utility.
+"""Metric families computed from embeddings: Frechet distance, KID, Vendi score, utility.
 
-Moments are of all rows and add up over shards; KID and utility look at a sample of 20,000 rows of each set,
-drawn by key. The Vendi score takes a second pass, since its features need the real rows' moments.
+Takes vectors in memory and returns `Estimate` objects by metric name; reads and writes no files.
+
+Moments are computed over all rows and merge over shards; KID and utility use a sample of about 20,000 rows of
+each set, selected by id hash in whole near-duplicate groups. The Vendi score needs a second pass over the vectors,
+since its feature map depends on the real rows' moments.
 """
 
 import math
@@ -23,30 +26,34 @@ from synthscale.tables.id_hashes import Hashes, mix, sampling_threshold
 
 VECTOR_FAMILIES = ("frechet", "kernel", "vendi", "utility")
 SAMPLE_ROWS = 20_000
+"""Expected number of sampled rows of each set, for KID and utility."""
 PARTS = 12
-"""Random parts that the extrapolated Frechet distance is made of."""
+"""Random disjoint parts of each set for the extrapolated Frechet distance and its jackknife error."""
 _STREAM = 50_000
 _PART_STREAM = 50_001
 _FOLDS, _FOLD_STREAM = 5, 50_002
 _BLOCKS, _BLOCK_ROWS = (10, 20), 1000
+"""KID uses 20 blocks of 1,000 rows where the samples are large enough, else 10 equal blocks."""
 _BANDWIDTH_ROWS = 1024
+"""Real rows whose median pairwise distance is the Vendi kernel's bandwidth."""
 _VENDI_FEATURES = 512
+"""Random frequencies of the Vendi feature map; the score cannot exceed twice this number."""
 
-NO_FRECHET_INTERVAL = "no interval: one distance has none; metrics.frechet_infinity gives one"
+NO_FRECHET_INTERVAL = "no interval for a single Frechet distance; set metrics.frechet_infinity: true to get one"
 NO_VENDI_INTERVAL = "no interval: the score depends on all rows at once"
 
 
 @dataclass(frozen=True)
 class VectorRows:
-    """Some rows of one set.
+    """Rows of one set (real, or one generator).
 
     Attributes:
-        vectors: (n, d).
-        key: (n,) of their ids.
-        group: (n,) of synthetic rows' near-duplicate groups, which parts and samples do not split; of real rows
-            the same as ``key``, for their groups differ between generators' views.
-        label: n labels or None.
-        fold: (n, G) of real rows, in each generator's view.
+        vectors: (n, d) embeddings.
+        key: (n,) uint64 hashes of the ids.
+        group: (n,) uint64 hashes of the synthetic rows' near-duplicate groups, which parts and samples never
+            split. Equal to ``key`` for real rows, whose groups differ between generators' views.
+        label: n labels, None where a row has none.
+        fold: (n, G) classifier fold of each real row in the view of each of G generators.
     """
 
     vectors: NDArray[np.floating]
@@ -56,21 +63,21 @@ class VectorRows:
     fold: NDArray[np.int8]
 
     def take(self, chosen: NDArray[np.int64]) -> "VectorRows":
-        """Return some of the rows."""
+        """Return the rows at the indices ``chosen``."""
         label = [self.label[i] for i in chosen.tolist()]
         return VectorRows(self.vectors[chosen], self.key[chosen], self.group[chosen], label, self.fold[chosen])
 
 
 @dataclass
 class VectorSums:
-    """Moments of a set, by random part, and a sample of its rows; two of them add up."""
+    """Moments of a set by random part, and a sample of its rows; merge with ``+``."""
 
     moments: list[Moments]
     sample: VectorRows
 
     @classmethod
     def of(cls, rows: VectorRows, set_rows: int, parts: int) -> "VectorSums":
-        """Return the sums over some rows of a set of ``set_rows``, in so many parts."""
+        """Return the sums over rows of a set of ``set_rows`` rows in total, split into ``parts`` random parts."""
         part = mix(rows.group, _PART_STREAM) % np.uint64(parts)
         moments = [Moments.of(rows.vectors[part == i]) for i in range(parts)]
         chosen = mix(rows.group, _STREAM) <= sampling_threshold(SAMPLE_ROWS, set_rows)
@@ -79,23 +86,23 @@ class VectorSums:
     def __add__(self, other: "VectorSums") -> "VectorSums":
         """Return the sums over both sets of rows."""
         moments = [a + b for a, b in zip(self.moments, other.moments, strict=True)]
-        one, two = self.sample, other.sample
+        a, b = self.sample, other.sample
         sample = VectorRows(
-            np.concatenate([one.vectors, two.vectors]),
-            np.concatenate([one.key, two.key]),
-            np.concatenate([one.group, two.group]),
-            [*one.label, *two.label],
-            np.concatenate([one.fold, two.fold]),
+            np.concatenate([a.vectors, b.vectors]),
+            np.concatenate([a.key, b.key]),
+            np.concatenate([a.group, b.group]),
+            [*a.label, *b.label],
+            np.concatenate([a.fold, b.fold]),
         )
         return VectorSums(moments, sample)
 
     def drawn(self) -> VectorRows:
-        """Return the sample in the order of its draw, which does not depend on the order of rows."""
+        """Return the sample in an order given by the hashes of group and id, whatever the order of the rows."""
         return self.sample.take(np.lexsort((self.sample.key, mix(self.sample.group, _STREAM))))
 
     @property
     def whole(self) -> Moments:
-        """The moments of all parts."""
+        """Moments over all parts."""
         total = self.moments[0]
         for part in self.moments[1:]:
             total = total + part
@@ -104,11 +111,12 @@ class VectorSums:
 
 @dataclass(frozen=True)
 class VendiMap:
-    """Features for the Vendi score: of the embedding in standard deviations of the real rows, Gaussian kernel.
+    """Feature map of the Vendi score: random Fourier features of a Gaussian kernel on standardised embeddings.
 
     Attributes:
-        mean, scale: (d,).
-        fourier: whose bandwidth is the median distance between real rows.
+        mean: (d,) mean of the real rows.
+        scale: (d,) their standard deviation; 1 where a dimension is constant.
+        fourier: features with the median distance between standardised real rows as bandwidth.
     """
 
     mean: NDArray[np.float64]
@@ -117,7 +125,7 @@ class VendiMap:
 
     @classmethod
     def of(cls, real: VectorSums) -> "VendiMap":
-        """Build the map from the real set."""
+        """Fit the map to the real set."""
         whole = real.whole
         deviation = np.sqrt(np.maximum(np.diag(whole.scatter) / max(1.0, whole.count), 0))
         scale = np.where(deviation > 1e-6 * np.abs(whole.mean), deviation, 1.0)
@@ -127,7 +135,7 @@ class VendiMap:
         return cls(whole.mean, scale, fourier_map(len(scale), bandwidth, _VENDI_FEATURES, seed=0))
 
     def moment(self, vectors: NDArray[np.floating]) -> SecondMoment:
-        """Return the second moment of the features of rows (n, d)."""
+        """Return the second moment of the features of vectors (n, d), in batches of 8,192 rows."""
         total = SecondMoment.empty(2 * _VENDI_FEATURES)
         for start in range(0, len(vectors), 8192):
             standard = (vectors[start : start + 8192].astype(np.float64) - self.mean) / self.scale
@@ -140,12 +148,12 @@ Families = dict[str, Family]
 
 
 def requested_families(families: Sequence[str]) -> list[str]:
-    """Return those of some families that are made of embeddings."""
+    """Return the families among the configured ones that are computed from embeddings."""
     return [name for name in families if name in VECTOR_FAMILIES]
 
 
 def fold_from_hash(keys: Hashes) -> NDArray[np.int8]:
-    """Return folds for rows that no classifier has dealt: (n,)."""
+    """Assign rows to folds by id hash, where no classifier could be fitted: (n,) in 0..4."""
     return (mix(keys, _FOLD_STREAM) % np.uint64(_FOLDS)).astype(np.int8)
 
 
@@ -155,13 +163,13 @@ def embedding_families(
     view: int,
     wanted: Sequence[str],
 ) -> Families:
-    """Return the wanted families' metrics of a generator.
+    """Return a generator's metrics of the requested families, by family and metric.
 
     Args:
-        sums: of the real set and the generator.
-        moments: of the Vendi score's features, where that is wanted.
-        view: the generator's number, for the folds of the real rows.
-        wanted: names of families.
+        sums: sums of the real set and of the generator.
+        moments: second moments of the Vendi features of both; None where the family is not requested.
+        view: index of the generator, which selects the column of the real rows' folds.
+        wanted: names of the families.
     """
     families: Families = {}
     if "frechet" in wanted:
@@ -176,31 +184,35 @@ def embedding_families(
 
 
 def frechet_family(real: VectorSums, own: VectorSums) -> Family:
-    """Return the Frechet distance, and without its bias where the moments are in parts."""
-    found = {"frechet_distance": _known(frechet_distance(real.whole, own.whole), "fewer than two rows in a set")}
+    """Return the Frechet distance and, if the moments are split into parts, its extrapolation (FD-infinity)."""
+    metrics = {
+        "frechet_distance": _without_interval(
+            frechet_distance(real.whole, own.whole), "fewer than two rows in a set"
+        )
+    }
     if len(real.moments) > 1:
         value, error = extrapolated(real.moments, own.moments)
-        found["frechet_distance_infinity"] = _symmetric(value, error, PARTS - 1, "too few rows in a part")
+        metrics["frechet_distance_infinity"] = _with_t_interval(value, error, PARTS - 1, "too few rows in a part")
     else:
-        found["frechet_distance_infinity"] = Estimate.none("metrics.frechet_infinity is not set")
-    return found
+        metrics["frechet_distance_infinity"] = Estimate.none("metrics.frechet_infinity is not set")
+    return metrics
 
 
 def kernel_family(real: VectorSums, own: VectorSums) -> Family:
-    """Return KID by disjoint blocks of the samples."""
+    """Return KID as the mean over disjoint blocks of the samples, with an interval from their spread."""
     x, y = real.drawn().vectors, own.drawn().vectors
     usable = min(len(x), len(y))
     blocks = _BLOCKS[1] if usable >= _BLOCKS[1] * _BLOCK_ROWS else _BLOCKS[0]
     size = min(_BLOCK_ROWS, usable // blocks)
     if size < 2:
         return {"kid": Estimate.none(f"fewer than {2 * blocks} rows in a set")}
-    cut = [slice(i * size, (i + 1) * size) for i in range(blocks)]
-    value, error = kid([x[part] for part in cut], [y[part] for part in cut])
-    return {"kid": _symmetric(value, error, blocks - 1, "undefined")}
+    slices = [slice(i * size, (i + 1) * size) for i in range(blocks)]
+    value, error = kid([x[block] for block in slices], [y[block] for block in slices])
+    return {"kid": _with_t_interval(value, error, blocks - 1, "undefined")}
 
 
 def vendi_family(real: SecondMoment, own: SecondMoment) -> Family:
-    """Return the Vendi score, with the real set's as the reference."""
+    """Return the Vendi score of the generator, with that of the real set as the reference."""
     value = own.score()
     if not math.isfinite(value):
         return {"vendi_score": Estimate.none("no rows")}
@@ -208,17 +220,17 @@ def vendi_family(real: SecondMoment, own: SecondMoment) -> Family:
 
 
 def utility_family(real: VectorSums, own: VectorSums, view: int) -> Family:
-    """Return what classifiers of labels learn from either set; ``view`` is the generator's number."""
+    """Return the accuracies of label classifiers trained on either set; ``view`` is the generator's index."""
     x, y = real.drawn(), own.drawn()
-    found = utility(x.vectors, x.label, x.fold[:, view], y.vectors, y.label)
-    if isinstance(found, str):
-        return {name: Estimate.none(found) for name in ("utility", "accuracy_synthetic", "accuracy_real")}
-    no_ratio = "a classifier that learns from real rows finds no label"
-    rows = float(found.rows)
+    result = utility(x.vectors, x.label, x.fold[:, view], y.vectors, y.label)
+    if isinstance(result, str):
+        return {name: Estimate.none(result) for name in ("utility", "accuracy_synthetic", "accuracy_real")}
+    no_ratio = "the classifier trained on real rows has an accuracy of 0"
+    rows = float(result.rows)
     return {
-        "utility": _symmetric(found.ratio, found.ratio_error, rows - 1, no_ratio, reference=1.0),
-        "accuracy_synthetic": _share(found.synthetic, found.synthetic_error, rows, found.real),
-        "accuracy_real": _share(found.real, found.real_error, rows, None),
+        "utility": _with_t_interval(result.ratio, result.ratio_error, rows - 1, no_ratio, reference=1.0),
+        "accuracy_synthetic": _share(result.synthetic, result.synthetic_error, rows, result.real),
+        "accuracy_real": _share(result.real, result.real_error, rows, None),
     }
 
 
@@ -227,19 +239,19 @@ def _share(value: float, error: float, rows: float, reference: float | None) -> 
     return Estimate(value, low, high, reference=reference)
 
 
-def _known(value: float, reason: str) -> Estimate:
+def _without_interval(value: float, reason: str) -> Estimate:
     if not math.isfinite(value):
         return Estimate.none(reason)
     return Estimate(value, reason=NO_FRECHET_INTERVAL)
 
 
-def _symmetric(
+def _with_t_interval(
     value: float, error: float, freedom: float, reason: str, reference: float | None = None
 ) -> Estimate:
-    """A figure with Student's interval; without one where there is no error, or none was seen."""
+    """Return an estimate with a Student t interval; without one where the error is 0 or not finite."""
     if not math.isfinite(value):
         return Estimate.none(reason)
     if not math.isfinite(error) or error == 0:
         return Estimate(value, reference=reference)
-    away = float(t.ppf(0.975, freedom)) * error
-    return Estimate(value, value - away, value + away, reference=reference)
+    margin = float(t.ppf(0.975, freedom)) * error
+    return Estimate(value, value - margin, value + margin, reference=reference)

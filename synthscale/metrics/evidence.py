@@ -1,4 +1,8 @@
-"""What stands behind the classifier's figures: file facts that give sets away, and directions that separate."""
+"""Diagnostics of the classifier: AUC from file properties alone, and the directions that separate the sets.
+
+Takes columns of ``nearest/`` and ``predictions/`` in memory and returns per-row values (`Evidence`), mergeable
+sums of them, and the blocks ``confounders`` and ``directions`` of ``metrics.json``.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,32 +18,33 @@ from synthscale.tables.columns import to_float64
 from synthscale.tables.schemas import DISTINCT_REAL, NEAREST_REAL
 
 _IDENTICAL = 1e-12
-"""Distances up to this are rounding: one image that was embedded in different batches."""
+"""Cosine distances up to this count as 0: rounding between batches that embedded the same image."""
 CONFOUNDED = 0.6
-"""An AUC from file facts alone whose interval lies above this deserves a warning."""
+"""The run warns if the lower end of the 95 % interval of the AUC from file properties alone exceeds this."""
 _ENDS = 5
-"""Examples of each set that are named at either end of a direction."""
+"""Example ids per set and per end of a direction."""
 
 End = tuple[float, str]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of some rows beside their scores, (n,) each; NaN where unknown.
+    """Per-row values that metrics need beside the scores, each (n,); NaN where unknown.
 
     Attributes:
-        log_prior: log of synthetic over real rows that the row's heads are trained on.
-        group_key: the key of the row's near-duplicate group.
-        logit_file_facts: by the classifier that sees file facts alone.
-        bytes_per_pixel: of the file.
-        along: (n, a) places along the separating directions.
-        fold: in the first deal; none where there is no classifier.
-        logit_without: (n, BLOCKS) without each block of the jackknife; None where nothing was refitted.
-        logit_matched: (n, 1 + BLOCKS) by heads of the matched subsample, and of that without each block.
-        logit_reassigned: (n, REASSIGNMENTS) by heads under other fold assignments.
-        matched: ``size`` of the matched subsample, and ``rows`` of the generator; None where it is the smallest.
-        fields: further fields of the sums, by name: 0 or 1, or counts.
-        values: numbers whose ranks families of metrics are made of, by name.
+        log_prior: log(synthetic / real) of the rows that the row's heads were trained on.
+        group_key: uint64 hash of the row's near-duplicate group.
+        logit_file_facts: out-of-fold logit of the classifier that sees file properties alone.
+        bytes_per_pixel: file size over width x height.
+        direction_coordinates: (n, a) coordinates along the separating directions.
+        fold: fold in the first fold assignment; empty where there is no classifier.
+        logit_without: (n, BLOCKS) logits by heads fitted without each jackknife block; None without refits.
+        logit_matched: (n, 1 + BLOCKS) logits by heads fitted to the matched subsample, and to it without each
+            block; None where there are none.
+        logit_reassigned: (n, REASSIGNMENTS) logits under other fold assignments; None without refits.
+        matched: rows of the matched subsample and of the generator; None for the smallest generator.
+        fields: values of further fields of `CoreSums`, by name: 0 or 1, or counts.
+        values: values for metrics that need only their distribution (histograms), by name.
     """
 
     log_prior: NDArray[np.float64]
@@ -59,13 +64,13 @@ class Evidence:
 def row_evidence(
     families: Sequence[str], nearest: pa.Table, is_real: NDArray[np.bool_], real: pa.Table
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """Return ``fields`` and ``values`` of the families that are made of neighbours.
+    """Return ``fields`` and ``values`` of `Evidence` for the families computed from nearest neighbours.
 
     Args:
-        families: those that are asked for.
-        nearest: lines of ``nearest/``.
-        is_real: (n,).
-        real: ``row``, ascending, and ``distinct_real_distance`` of all real rows.
+        families: requested families.
+        nearest: n rows of ``nearest/``.
+        is_real: (n,) True for real rows.
+        real: columns ``row`` (ascending) and ``distinct_real_distance`` of all real rows.
     """
     fields: dict[str, NDArray[np.float64]] = {}
     values: dict[str, NDArray[np.float64]] = {}
@@ -73,13 +78,13 @@ def row_evidence(
         fields |= _manifold_fields(nearest)
     if "copying" in families:
         fields |= _copying_fields(nearest, is_real, real)
-        theirs, own = (to_float64(nearest.column(name), np.nan) for name in (DISTINCT_REAL, NEAREST_REAL))
-        values[NEAREST_REAL] = np.where(is_real, theirs, own)
+        among_real, to_real = (to_float64(nearest.column(name), np.nan) for name in (DISTINCT_REAL, NEAREST_REAL))
+        values[NEAREST_REAL] = np.where(is_real, among_real, to_real)
     return {"fields": fields, "values": values}
 
 
 def _manifold_fields(nearest: pa.Table) -> dict[str, NDArray[np.float64]]:
-    """The fields that density and recall are made of."""
+    """Return the fields from which density and recall are computed."""
     recalled = nearest.column("in_synthetic_manifold").fill_null(False)
     return {
         "real_radii": nearest.column("real_radii_containing").fill_null(0).to_numpy().astype(np.float64),
@@ -90,25 +95,26 @@ def _manifold_fields(nearest: pa.Table) -> dict[str, NDArray[np.float64]]:
 def _copying_fields(
     nearest: pa.Table, is_real: NDArray[np.bool_], real: pa.Table
 ) -> dict[str, NDArray[np.float64]]:
-    """The fields that authenticity and the share of identical rows are made of."""
+    """Return the fields from which authenticity and exact_match_share are computed."""
     distance = to_float64(nearest.column(NEAREST_REAL), np.inf)
-    wanted = nearest.column("nearest_real_row").fill_null(-1).to_numpy()
-    at = np.searchsorted(real.column("row").to_numpy(), wanted).clip(max=max(0, real.num_rows - 1))
-    theirs = real.column(DISTINCT_REAL).to_numpy()[at]
-    synthetic = ~is_real & (wanted >= 0)
+    nearest_row = nearest.column("nearest_real_row").fill_null(-1).to_numpy()
+    at = np.searchsorted(real.column("row").to_numpy(), nearest_row).clip(max=max(0, real.num_rows - 1))
+    among_real = real.column(DISTINCT_REAL).to_numpy()[at]
+    synthetic = ~is_real & (nearest_row >= 0)
     return {
-        "authentic": (synthetic & (distance >= theirs)).astype(np.float64),
+        "authentic": (synthetic & (distance >= among_real)).astype(np.float64),
         "identical": (synthetic & (distance <= _IDENTICAL)).astype(np.float64),
     }
 
 
 @dataclass
 class DirectionSums:
-    """Sums over places along one direction, by class; two of them add up.
+    """Sums over coordinates along one direction, by class (0 real, 1 synthetic); merge with ``+``.
 
     Attributes:
-        moments: (3, 2): count, sum and sum of squares.
-        ends: by class, the examples at the low and the high end, the outermost first.
+        moments: (3, 2) count, sum and sum of squares by class.
+        ranks: histograms of the coordinates, for the AUC.
+        ends: by class, the examples with the lowest and the highest coordinates, the most extreme first.
     """
 
     moments: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, 2)))
@@ -117,61 +123,73 @@ class DirectionSums:
 
     def __add__(self, other: "DirectionSums") -> "DirectionSums":
         """Return the sums over both sets of rows."""
-        both = [
+        merged = [
             (sorted(low + lower)[:_ENDS], sorted(high + higher, key=_from_the_top)[:_ENDS])
             for (low, high), (lower, higher) in zip(self.ends, other.ends, strict=True)
         ]
-        return DirectionSums(self.moments + other.moments, self.ranks + other.ranks, (both[0], both[1]))
+        return DirectionSums(self.moments + other.moments, self.ranks + other.ranks, (merged[0], merged[1]))
 
 
 def _from_the_top(end: End) -> tuple[float, str]:
     return -end[0], end[1]
 
 
-def sum_directions(places: NDArray[np.float64], is_real: NDArray[np.bool_], ids: list[str]) -> DirectionSums:
-    """Sum over rows with places (n,) along a direction, classes (n,) and ids; NaN is left out."""
+def sum_directions(coordinates: NDArray[np.float64], is_real: NDArray[np.bool_], ids: list[str]) -> DirectionSums:
+    """Return the sums over rows along one direction.
+
+    Args:
+        coordinates: (n,) coordinate of each row; rows with NaN are left out.
+        is_real: (n,) True for real rows.
+        ids: n ids.
+    """
     moments, ends = np.zeros((3, 2)), []
     for kind in (0, 1):
-        chosen = np.flatnonzero((is_real == (kind == 0)) & ~np.isnan(places))
-        own = places[chosen]
-        moments[:, kind] = len(own), own.sum(), np.square(own).sum()
-        # Ties at the cut must not depend on the order of rows, hence the ids.
-        low, high = (_outermost(own, chosen, ids, sign) for sign in (1, -1))
+        chosen = np.flatnonzero((is_real == (kind == 0)) & ~np.isnan(coordinates))
+        values = coordinates[chosen]
+        moments[:, kind] = len(values), values.sum(), np.square(values).sum()
+        # Ties are broken by id, so that the examples do not depend on the order of rows.
+        low, high = (_extremes(values, chosen, ids, sign) for sign in (1, -1))
         ends.append((low, high))
-    return DirectionSums(moments, sum_ranks(places, is_real), (ends[0], ends[1]))
+    return DirectionSums(moments, sum_ranks(coordinates, is_real), (ends[0], ends[1]))
 
 
-def _outermost(own: NDArray[np.float64], chosen: NDArray[np.int64], ids: list[str], sign: int) -> list[End]:
-    if len(own) > _ENDS:
-        chosen, own = (
-            part[sign * own <= np.partition(sign * own, _ENDS - 1)[_ENDS - 1]] for part in (chosen, own)
+def _extremes(values: NDArray[np.float64], chosen: NDArray[np.int64], ids: list[str], sign: int) -> list[End]:
+    """Return the `_ENDS` lowest (sign 1) or highest (-1) values of the rows ``chosen``, the most extreme first."""
+    if len(values) > _ENDS:
+        chosen, values = (
+            part[sign * values <= np.partition(sign * values, _ENDS - 1)[_ENDS - 1]] for part in (chosen, values)
         )
-    found = [(float(value), ids[i]) for value, i in zip(own, chosen.tolist(), strict=True)]
-    return sorted(found, key=lambda end: (sign * end[0], end[1]))[:_ENDS]
+    examples = [(float(value), ids[i]) for value, i in zip(values, chosen.tolist(), strict=True)]
+    return sorted(examples, key=lambda end: (sign * end[0], end[1]))[:_ENDS]
 
 
 def direction_figures(sums: list[DirectionSums], shares: list[float]) -> list[dict[str, Any]]:
-    """Return what metrics.json says of each separating direction, strongest first.
+    """Return the block ``directions`` of metrics.json, the strongest direction first.
 
-    ``share`` of the logit's change that it holds; the ``auc`` of the place along it alone; the sets' means and
-    deviations along it, in standard deviations of the real images; and the ids at its ends.
+    Args:
+        sums: sums along each direction.
+        shares: share of the logit's total change along each direction, 0..1.
+
+    Returns:
+        For each direction its ``share``, the ``auc`` of its coordinate alone, and for each set the mean and
+        deviation of the coordinate (in standard deviations of the real images) and the ids of the extremes.
     """
     figures = []
-    for direction_coordinates, share in zip(sums, shares, strict=False):
-        count, total, squares = direction_coordinates.moments
+    for direction, share in zip(sums, shares, strict=False):
+        count, total, squares = direction.moments
         mean = total / count
         deviation = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
         names = ("real", "synthetic")
         figures.append(
             {
                 "share": share,
-                "auc": auc(direction_coordinates.ranks),
+                "auc": auc(direction.ranks),
                 **{
                     name: {
                         "mean": float(mean[kind]),
                         "deviation": float(deviation[kind]),
-                        "lowest": [example for _, example in direction_coordinates.ends[kind][0]],
-                        "highest": [example for _, example in direction_coordinates.ends[kind][1]],
+                        "lowest": [example for _, example in direction.ends[kind][0]],
+                        "highest": [example for _, example in direction.ends[kind][1]],
                     }
                     for kind, name in enumerate(names)
                 },
@@ -181,26 +199,31 @@ def direction_figures(sums: list[DirectionSums], shares: list[float]) -> list[di
 
 
 def confounder_figures(file_facts: RankSums, bytes_per_pixel: RankSums, classified: bool) -> dict[str, Any]:
-    """Return the ``confounders`` block: how well the files alone tell the sets apart.
+    """Return the block ``confounders`` of metrics.json: how well file properties alone separate the sets.
 
-    ``auc`` is out of fold, of the same kernel classifier, on format, mode, width, height, aspect ratio and JPEG
-    quality. ``bytes_per_pixel_auc``, 0.5..1, depends on the picture as well and is for information.
+    ``auc`` is the out-of-fold AUC of the same kernel classifier on format, mode, width, height, aspect ratio and
+    JPEG quality. ``bytes_per_pixel_auc``, 0.5..1, also depends on the image content and is for information only.
+
+    Args:
+        file_facts: histograms of the file classifier's logits.
+        bytes_per_pixel: histograms of bytes per pixel.
+        classified: whether a classifier could be fitted.
     """
     if not all(bytes_per_pixel.counts):
-        reason = "the input is vectors: there are no files to compare"
+        reason = "the input is vectors: there are no image files to compare"
         return {"auc": metric(None, reason), "bytes_per_pixel_auc": None, "reason": reason}
-    size = auc(bytes_per_pixel)
-    found = auc_metric(file_facts) if classified else metric(None, NO_CLASSIFIER)
-    return {"auc": found, "bytes_per_pixel_auc": max(size, 1 - size)}
+    size_auc = auc(bytes_per_pixel)
+    file_auc = auc_metric(file_facts) if classified else metric(None, NO_CLASSIFIER)
+    return {"auc": file_auc, "bytes_per_pixel_auc": max(size_auc, 1 - size_auc)}
 
 
 def confounder_warning(figures: dict[str, Any]) -> str | None:
-    """Return the warning that file facts give the sets away, if they do."""
+    """Return a warning if file properties alone separate the sets, else None."""
     low = figures["auc"]["low"]
     if low is None or low <= CONFOUNDED:
         return None
     return (
-        f"the files alone (format, size, mode, JPEG quality) tell real from synthetic with an AUC of "
-        f"{figures['auc']['value']:.2f}: fidelity partly measures the file format; save both sets alike and score "
-        "again"
+        f"the files alone (format, size, mode, JPEG quality) separate real from synthetic with an AUC of "
+        f"{figures['auc']['value']:.2f}: fidelity partly measures the file format; save both sets in the same "
+        "format and size, then score again"
     )

@@ -1,7 +1,8 @@
-"""Quality gates: conditions that a run must meet, ``fidelity>=0.3`` or ``generator=sdxl freshness>=0.98``.
+"""Quality gates: conditions on metrics, such as ``fidelity>=0.3`` or ``generator=sdxl freshness>=0.98``.
 
-A gate without a generator holds for each of them. It is decided on the value, or, as ``freshness.low>=0.98``, on
-an end of the 95 % interval. A metric that is undefined, or an end that is not known, misses its gate.
+Takes the generators' blocks of ``metrics.json`` and returns its block ``gates``. A gate without a generator
+applies to all of them. It compares the value, or an end of the 95 % interval (``freshness.low>=0.98``). If that
+number is undefined, the gate fails.
 """
 
 from collections.abc import Iterable
@@ -14,18 +15,18 @@ from synthscale.metrics.metrics_json import figures, gated
 def decide(
     texts: Iterable[str], generators: dict[str, dict[str, Any]], control: str | None = None
 ) -> list[dict[str, Any]]:
-    """Return the block ``gates`` of metrics.json: each gate for each generator that it holds for.
+    """Return the block ``gates`` of metrics.json: one decision per gate and generator that it applies to.
 
     Args:
-        texts: gates, checked before.
+        texts: gate expressions, already validated.
         generators: the generators' blocks of metrics.json.
-        control: the generator that is held-out real images: only a gate that names it holds for it.
+        control: name of the held-out real images; only gates that name it apply to it.
     """
     decisions = []
     for text in texts:
         gate = parse_gate(text, gated(generators))
-        everyone = [name for name in generators if name != control]
-        for name in everyone if gate.generator is None else [gate.generator]:
+        scored = [name for name in generators if name != control]
+        for name in scored if gate.generator is None else [gate.generator]:
             figure = _figure(generators, name, gate.metric)
             value = figure.get(gate.end)
             passed = value is not None and OPERATORS[gate.operator](value, gate.limit)
@@ -37,7 +38,9 @@ def decide(
 
 
 def _figure(generators: dict[str, dict[str, Any]], name: str, metric: str) -> dict[str, Any]:
+    """Return the metric of a generator, or only a reason where it does not exist."""
     if name not in generators:
-        return {"reason": "there is no such generator"}
-    found: dict[str, Any] = figures(generators[name]).get(metric, {"reason": "this generator has no such metric"})
-    return found
+        return {"reason": "the run has no generator of this name"}
+    missing = {"reason": "this generator does not have this metric"}
+    result: dict[str, Any] = figures(generators[name]).get(metric, missing)
+    return result

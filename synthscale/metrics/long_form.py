@@ -1,4 +1,4 @@
-"""``metrics.parquet``: every metric, generator and slice in long form."""
+"""Builds ``metrics.parquet``: one row per generator, metric and slice."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,8 +12,12 @@ from synthscale.tables.schemas import BLOCKS, METRICS
 
 
 def metric_lines(lines: Mapping[str, Sequence[Line]]) -> pa.Table:
-    """Return the lines of generators as ``metrics.parquet`` has them."""
-    rows = [(name, line) for name, own in lines.items() for line in own]
+    """Return the metrics of all generators as a table with the schema of ``metrics.parquet``.
+
+    Args:
+        lines: metrics of each generator, by its name.
+    """
+    rows = [(name, line) for name, generator_lines in lines.items() for line in generator_lines]
     deviations = [
         np.full(BLOCKS, np.nan) if line.estimate.deviations is None else line.estimate.deviations
         for _, line in rows
@@ -23,8 +27,7 @@ def metric_lines(lines: Mapping[str, Sequence[Line]]) -> pa.Table:
         columns[name] = [getattr(line, name) for _, line in rows]
     for name in ("value", "low", "high", "unadjusted", "reference", "is_small"):
         columns[name] = [getattr(line.estimate, name) for _, line in rows]
-    # As in metrics.json: what is null has a reason.
+    # As in metrics.json, every null value or interval has a reason.
     columns["reason"] = [line.estimate.metric().get("reason") for _, line in rows]
     columns["deviations"] = from_matrix(np.stack(deviations))
-    order = METRICS.names
-    return pa.table({name: columns[name] for name in order}, schema=METRICS)
+    return pa.table({name: columns[name] for name in METRICS.names}, schema=METRICS)

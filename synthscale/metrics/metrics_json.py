@@ -1,26 +1,30 @@
-"""Look-ups in the blocks of ``metrics.json``: a generator's figures by name, and its warnings."""
+"""Look-ups in the generators' blocks of ``metrics.json``: metrics by name, and warnings."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def warned(generators: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Return each warning of metrics.json's generators, once, with the names of those that it concerns."""
-    found: dict[str, list[str]] = {}
+    """Return each distinct warning with the names of the generators that have it.
+
+    Args:
+        generators: the generators' blocks of metrics.json, by name.
+    """
+    names_by_warning: dict[str, list[str]] = {}
     for name, block in generators.items():
         for text in block["warnings"]:
-            found.setdefault(text, []).append(name)
-    return found
+            names_by_warning.setdefault(text, []).append(name)
+    return names_by_warning
 
 
 def gated(generators: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the metrics that gates may name."""
+    """Return the names of all metrics that a gate may use."""
     return list(dict.fromkeys(name for block in generators.values() for name in figures(block)))
 
 
 def figures(block: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return a generator's metrics by name: the six, the classifier's, and those of the families."""
-    found: dict[str, dict[str, Any]] = {**block["metrics"], "auc": block["classifier"]["auc"]}
+    """Return a generator's metrics by name: the six core metrics, the classifier's AUC and the families."""
+    metrics: dict[str, dict[str, Any]] = {**block["metrics"], "auc": block["classifier"]["auc"]}
     for family in block.get("families", {}).values():
-        found |= family
-    return found
+        metrics |= family
+    return metrics

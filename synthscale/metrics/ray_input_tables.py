@@ -1,4 +1,7 @@
-"""A part of reduce: what ``manifest/`` says of the input, in passes over the columns that are needed."""
+"""Statistics of the input for the stage reduce: slices of columns, and completeness.
+
+Reads ``manifest/`` and ``failures/`` shard by shard over Ray, only the columns needed; writes nothing.
+"""
 
 import pickle
 from collections import Counter
@@ -18,38 +21,40 @@ from synthscale.tables.schemas import MANIFEST_COLUMNS, REAL
 
 
 def slicings(context: StageContext) -> list[Slicing]:
-    """Return how the columns that metrics are given by cut the rows."""
+    """Return how each column of ``metrics.slice_by``, and the label, divides the rows into slices."""
     names = list(dict.fromkeys(["label", *context.config.metrics.slice_by]))
     totals: dict[str, Counts] = {name: Counter() for name in names}
-    for found in _over_manifest(context, names, _values):
-        for name, counts in found.items():
+    for counts_by_column in _over_manifest(context, names, _values):
+        for name, counts in counts_by_column.items():
             totals[name] = keep_largest(totals[name] + counts)
     return [choose_slices(name, counts) for name, counts in totals.items()]
 
 
 def _values(run: RunDirectory, shard: Shard, table: pa.Table) -> dict[str, Counts]:
-    """Count the values of each column."""
+    """Count the rows of each value, by column."""
     return {name: count_values(table.column(name)) for name in table.column_names}
 
 
 def completeness(context: StageContext) -> dict[str, dict[str, Any]]:
-    """Return each generator's ``rows``, how many are ``complete`` or ``failed``, and the ``nulls`` by column.
+    """Return the counts for the completeness family, by generator; empty if it is not requested.
 
-    With them the ``labelled`` real rows, and how many of these are ``seen``: some synthetic row has their label.
-    Empty where the family is not asked for. A column without any value in the whole run is not looked at.
+    Returns:
+        For each generator: ``rows``; ``complete`` (readable and without nulls); ``failed`` (not readable);
+        ``nulls`` by column; ``labelled`` real rows; ``seen``, those of them whose label some synthetic row has.
+        Columns without any value in the whole run are ignored.
     """
     if "completeness" not in context.config.metrics.families:
         return {}
     schema = context.run.read_shard("manifest", context.shards[0]).schema
     names = ["label", *(name for name in schema.names if name not in MANIFEST_COLUMNS.names)]
-    known = Counter[str]()
-    for found in _over_manifest(context, names, _known):
-        known += found
-    filled = tuple(name for name in names if known[name])
+    non_null = Counter[str]()
+    for counts in _over_manifest(context, names, _count_non_null):
+        non_null += counts
+    filled = tuple(name for name in names if non_null[name])
     totals = {name: Counter[str]() for name in (REAL, *context.generators)}
     columns = list(dict.fromkeys(["row", "generator", "label", *filled]))
-    for found in _over_manifest(context, columns, partial(_complete, filled)):
-        for name, counts in found.items():
+    for counts_by_set in _over_manifest(context, columns, partial(_count_complete, filled)):
+        for name, counts in counts_by_set.items():
             totals[name] += counts
     real = Counter({key: n for key, n in totals.pop(REAL).items() if key.startswith("label:")})
     return {
@@ -63,51 +68,52 @@ def completeness(context: StageContext) -> dict[str, dict[str, Any]]:
     }
 
 
-def _known(run: RunDirectory, shard: Shard, table: pa.Table) -> Counter[str]:
-    """Count the values of each column that are not null."""
+def _count_non_null(run: RunDirectory, shard: Shard, table: pa.Table) -> Counter[str]:
+    """Count the non-null values of each column."""
     return Counter({name: table.num_rows - table.column(name).null_count for name in table.column_names})
 
 
-def _complete(
+def _count_complete(
     columns: tuple[str, ...], run: RunDirectory, shard: Shard, table: pa.Table
 ) -> dict[str, Counter[str]]:
-    """Count for each set what `completeness` returns, and its usable rows by label."""
-    kinds = np.array([name or REAL for name in table.column("generator").to_pylist()], object)
+    """Count the rows of each set as in `completeness`, and its readable rows by label (key ``label:LABEL``)."""
+    set_names = np.array([name or REAL for name in table.column("generator").to_pylist()], object)
     failed = run.read_shard("failures", shard, ["row"])
     has_failed = np.isin(table.column("row").to_numpy(), failed.column("row").to_numpy())
     nulls = {name: table.column(name).is_null().to_numpy() for name in columns}
     complete = ~np.logical_or.reduce([has_failed, *nulls.values()])
-    found = {}
-    for name in dict.fromkeys(kinds.tolist()):
-        own = kinds == name
-        counts = {"rows": own, "complete": own & complete, "failed": own & has_failed}
-        counts |= {f"null:{column}": own & null for column, null in nulls.items()}
-        labels = count_values(table.column("label").filter(pa.array(own & ~has_failed)))
-        found[name] = Counter({key: int(chosen.sum()) for key, chosen in counts.items()})
-        found[name] += Counter({f"label:{label}": rows for label, rows in labels.items()})
-    return found
+    result = {}
+    for name in dict.fromkeys(set_names.tolist()):
+        in_set = set_names == name
+        masks = {"rows": in_set, "complete": in_set & complete, "failed": in_set & has_failed}
+        masks |= {f"null:{column}": in_set & null for column, null in nulls.items()}
+        labels = count_values(table.column("label").filter(pa.array(in_set & ~has_failed)))
+        result[name] = Counter({key: int(mask.sum()) for key, mask in masks.items()})
+        result[name] += Counter({f"label:{label}": rows for label, rows in labels.items()})
+    return result
 
 
-_Work = Callable[[RunDirectory, Shard, pa.Table], Any]
+_ShardFunction = Callable[[RunDirectory, Shard, pa.Table], Any]
 
 
-def _over_manifest(context: StageContext, columns: list[str], work: _Work) -> Iterator[Any]:
-    """Yield what ``work`` makes of each shard's columns of the manifest."""
-    for answer in context.on_every_shard(_Task(context.run, context.shards, columns, work), "reduce"):
-        yield pickle.loads(answer["found"])
+def _over_manifest(context: StageContext, columns: list[str], function: _ShardFunction) -> Iterator[Any]:
+    """Yield the result of ``function`` on the manifest columns of each shard."""
+    task = _ManifestTask(context.run, context.shards, columns, function)
+    for row in context.on_every_shard(task, "reduce"):
+        yield pickle.loads(row["result"])
 
 
 @dataclass(frozen=True)
-class _Task:
-    """Shard number -> what a function makes of its manifest."""
+class _ManifestTask:
+    """Applies a function to the manifest of one shard; maps a batch with a shard number to its pickled result."""
 
     run: RunDirectory
     shards: list[Shard]
     columns: list[str]
-    work: _Work
+    function: _ShardFunction
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         shard = self.shards[batch.column("shard")[0].as_py()]
         table = self.run.read_shard("manifest", shard, self.columns)
-        found = self.work(self.run, shard, table)
-        return pa.table({"shard": [shard.index], "found": pa.array([pickle.dumps(found)], pa.binary())})
+        result = self.function(self.run, shard, table)
+        return pa.table({"shard": [shard.index], "result": pa.array([pickle.dumps(result)], pa.binary())})

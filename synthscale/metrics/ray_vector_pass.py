@@ -1,6 +1,7 @@
-"""A part of reduce: the metrics that are made of embeddings, over Ray tasks that pass over groups of shards.
+"""Metric families computed from embeddings, for the stage reduce: Ray tasks over groups of shards.
 
-Vectors stay in tasks: the driver gets a few numbers a generator.
+Reads ``embeddings/``, ``manifest/`` and ``classifier/``; writes nothing. Vectors stay in the tasks: the driver
+receives a few numbers per generator.
 """
 
 from collections.abc import Sequence
@@ -31,8 +32,13 @@ from synthscale.tables.schemas import REAL
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """What the tasks are told: the run's tables, the sets with their rows, and the parts of moments."""
+class _VectorPass:
+    """Arguments of the tasks.
+
+    Attributes:
+        rows: number of usable rows of each set.
+        parts: random parts that the moments are split into.
+    """
 
     run: RunDirectory
     layout: VectorLayout
@@ -44,96 +50,107 @@ class _Pass:
         return [name for name in self.rows if name != REAL]
 
     def read(self, shard: Shard) -> dict[str, VectorRows]:
-        """Return a shard's rows by set."""
+        """Return the embedded rows of a shard, by set."""
         embedded = self.run.read_shard("embeddings", shard, ["row", "vector"])
         row = embedded.column("row").to_numpy()
         manifest = self.run.read_shard("manifest", shard, ["generator", "label"])
         at = row - shard.start
         names = manifest.column("generator").to_pylist()
-        kinds = np.array([names[i] or REAL for i in at.tolist()], object)
+        set_names = np.array([names[i] or REAL for i in at.tolist()], object)
         labels = manifest.column("label").to_pylist()
         folds = self.run.read_shard(
             "classifier", shard, ["generator", "row", "key", "group_key", "fold", "is_real"]
         )
         key, group, fold = self._folds(folds, row)
         vectors = vector_matrix(embedded, self.layout.classify)
-        found = {}
+        result = {}
         for name in self.rows:
-            own = np.flatnonzero(kinds == name)
-            if len(own):
-                found[name] = VectorRows(
-                    vectors[own], key[own], group[own], [labels[at[i]] for i in own.tolist()], fold[own]
+            chosen = np.flatnonzero(set_names == name)
+            if len(chosen):
+                result[name] = VectorRows(
+                    vectors[chosen],
+                    key[chosen],
+                    group[chosen],
+                    [labels[at[i]] for i in chosen.tolist()],
+                    fold[chosen],
                 )
-        return found
+        return result
 
     def _folds(
         self, table: Any, row: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int8]]:
+        """Return id hash (n,), group hash (n,) and fold (n, G) of the embedded rows ``row`` (n,)."""
         key, group = (np.zeros(len(row), np.uint64) for _ in range(2))
         fold = np.full((len(row), len(self.generators)), -1, np.int8)
         for i, name in enumerate(self.generators):
-            own = rows_of_generator(table, name)
-            wanted = own.column("row").to_numpy()
-            require_embedded(name, wanted, row)
-            at = np.searchsorted(row, wanted)
-            key[at] = own.column("key").to_numpy()
-            # Real rows stand for themselves: their groups differ between views.
-            is_real = own.column("is_real").to_numpy(zero_copy_only=False)
-            group[at] = np.where(is_real, key[at], own.column("group_key").to_numpy())
-            dealt = own.column("fold").combine_chunks()
-            if len(dealt.flatten()):
-                fold[at, i] = dealt.flatten().to_numpy().reshape(len(at), -1)[:, 0]
+            view = rows_of_generator(table, name)
+            view_row = view.column("row").to_numpy()
+            require_embedded(name, view_row, row)
+            at = np.searchsorted(row, view_row)
+            key[at] = view.column("key").to_numpy()
+            # A real row's group differs between views, so each real row counts as a group of its own.
+            is_real = view.column("is_real").to_numpy(zero_copy_only=False)
+            group[at] = np.where(is_real, key[at], view.column("group_key").to_numpy())
+            assigned = view.column("fold").combine_chunks()
+            if len(assigned.flatten()):
+                fold[at, i] = assigned.flatten().to_numpy().reshape(len(at), -1)[:, 0]
             else:
-                # No classifier could be fitted: rows are dealt as they come.
+                # No classifier could be fitted, so there is no fold assignment to reuse.
                 fold[at, i] = fold_from_hash(key[at])
         return key, group, fold
 
 
 def vector_families(context: StageContext, rows: dict[str, int]) -> dict[str, Families]:
-    """Return each generator's metrics of the configured families that are made of embeddings.
+    """Return each generator's metrics of the configured families that are computed from embeddings.
 
     Args:
-        context: the run's.
-        rows: usable rows of each set.
+        context: the stage's context.
+        rows: number of usable rows of each set.
     """
-    wanted = requested_families(context.config.metrics.families)
-    if not wanted:
+    requested = requested_families(context.config.metrics.families)
+    if not requested:
         return {name: {} for name in rows if name != REAL}
     parts = PARTS if context.config.metrics.frechet_infinity else 1
-    job = _Pass(context.run, context.layout, rows, parts)
+    vector_pass = _VectorPass(context.run, context.layout, rows, parts)
     groups = [context.shards[i :: 2 * context.cpus] for i in range(2 * context.cpus)]
     groups = [group for group in groups if group]
-    sums = _tree(ray.remote(_sum).options(num_cpus=1), [(job, group) for group in groups])
+    sums = _tree_reduce(ray.remote(_sum).options(num_cpus=1), [(vector_pass, group) for group in groups])
     moments = None
-    if "vendi" in wanted:
+    if "vendi" in requested:
         features = ray.remote(_vendi_map).options(num_cpus=1).remote(sums)
-        moments = _tree(ray.remote(_vendi).options(num_cpus=1), [(job, group, features) for group in groups])
+        vendi = ray.remote(_vendi).options(num_cpus=1)
+        moments = _tree_reduce(vendi, [(vector_pass, group, features) for group in groups])
     evaluate = ray.remote(_evaluate).options(num_cpus=1)
-    found = [evaluate.remote(sums, moments, name, i, wanted) for i, name in enumerate(job.generators)]
-    return dict(zip(job.generators, ray.get(found), strict=True))
+    families = [
+        evaluate.remote(sums, moments, name, i, requested) for i, name in enumerate(vector_pass.generators)
+    ]
+    return dict(zip(vector_pass.generators, ray.get(families), strict=True))
 
 
-def _tree(task: Any, arguments: Sequence[tuple[Any, ...]]) -> Any:
-    """Run a task for each of some arguments and add up what they give, two at a time; return the reference."""
+def _tree_reduce(task: Any, arguments: Sequence[tuple[Any, ...]]) -> Any:
+    """Run a task per argument tuple and merge the results pairwise in tasks; return the final object reference."""
     merge = ray.remote(_merge).options(num_cpus=1)
-    waiting = [task.remote(*each) for each in arguments]
-    while len(waiting) > 1:
-        waiting = [*waiting[2:], merge.remote(waiting[0], waiting[1])]
-    return waiting[0]
+    references = [task.remote(*task_arguments) for task_arguments in arguments]
+    while len(references) > 1:
+        references = [*references[2:], merge.remote(references[0], references[1])]
+    return references[0]
 
 
-def _merge(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
+def _merge(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Add two mappings of mergeable sums by key."""
     return {
-        name: fold_left(add, [part[name] for part in (one, two) if name in part])
-        for name in dict.fromkeys([*one, *two])
+        name: fold_left(add, [part[name] for part in (a, b) if name in part]) for name in dict.fromkeys([*a, *b])
     }
 
 
-def _sum(job: _Pass, shards: list[Shard]) -> dict[str, VectorSums]:
+def _sum(vector_pass: _VectorPass, shards: list[Shard]) -> dict[str, VectorSums]:
     total: dict[str, VectorSums] = {}
     for shard in shards:
-        found = {name: VectorSums.of(own, job.rows[name], job.parts) for name, own in job.read(shard).items()}
-        total = _merge(total, found)
+        rows_by_set = vector_pass.read(shard).items()
+        shard_sums = {
+            name: VectorSums.of(rows, vector_pass.rows[name], vector_pass.parts) for name, rows in rows_by_set
+        }
+        total = _merge(total, shard_sums)
     return total
 
 
@@ -141,15 +158,16 @@ def _vendi_map(sums: dict[str, VectorSums]) -> VendiMap:
     return VendiMap.of(sums[REAL])
 
 
-def _vendi(job: _Pass, shards: list[Shard], features: VendiMap) -> dict[str, Any]:
+def _vendi(vector_pass: _VectorPass, shards: list[Shard], features: VendiMap) -> dict[str, Any]:
     total: dict[str, Any] = {}
     for shard in shards:
-        total = _merge(total, {name: features.moment(own.vectors) for name, own in job.read(shard).items()})
+        rows_by_set = vector_pass.read(shard).items()
+        total = _merge(total, {name: features.moment(rows.vectors) for name, rows in rows_by_set})
     return total
 
 
 def _evaluate(
-    sums: dict[str, VectorSums], moments: dict[str, Any] | None, name: str, view: int, wanted: list[str]
+    sums: dict[str, VectorSums], moments: dict[str, Any] | None, name: str, view: int, requested: list[str]
 ) -> Families:
-    own = None if moments is None else (moments[REAL], moments[name])
-    return embedding_families((sums[REAL], sums[name]), own, view, wanted)
+    own_moments = None if moments is None else (moments[REAL], moments[name])
+    return embedding_families((sums[REAL], sums[name]), own_moments, view, requested)

@@ -1,4 +1,8 @@
-"""A part of reduce: one shard's tables, joined for each generator's view."""
+"""Joins the tables of one shard into each generator's view, for the stage reduce.
+
+Reads ``manifest/``, ``embeddings/``, ``nearest/``, ``groups/``, ``classifier/`` and ``predictions/``; writes
+nothing. Raises SchemaError where the tables do not contain the same rows.
+"""
 
 from dataclasses import dataclass, field, replace
 
@@ -21,26 +25,26 @@ _MANIFEST_NAMES = ("real_or_synthetic", "generator")
 
 
 def real_lookup(run: RunDirectory, shards: list[Shard]) -> pa.Table:
-    """Return row, id and the distance to the nearest other, distinct one of every usable real row, ascending."""
+    """Return ``row`` (ascending), ``id`` and ``distinct_real_distance`` of every usable real row."""
     parts = []
     for shard in shards:
-        near = run.read_shard("nearest", shard, ["generator", "row", DISTINCT_REAL])
-        names = run.read_shard("manifest", shard, ["id", "generator"])
-        # What real rows find among themselves is the same in every view.
-        near = near.filter(pc.equal(near.column("generator"), _first(near)))
-        at = near.column("row").to_numpy() - shard.start
-        real = np.asarray(names.column("generator").is_null())[at]
+        nearest = run.read_shard("nearest", shard, ["generator", "row", DISTINCT_REAL])
+        manifest = run.read_shard("manifest", shard, ["id", "generator"])
+        # Distances among real rows are the same in every view, so the first view suffices.
+        nearest = nearest.filter(pc.equal(nearest.column("generator"), _first_generator(nearest)))
+        at = nearest.column("row").to_numpy() - shard.start
+        is_real = np.asarray(manifest.column("generator").is_null())[at]
         columns = {
-            "row": near.column("row").to_numpy()[real],
-            "id": names.column("id").take(pa.array(at[real])),
-            DISTINCT_REAL: to_float64(near.column(DISTINCT_REAL), np.inf)[real],
+            "row": nearest.column("row").to_numpy()[is_real],
+            "id": manifest.column("id").take(pa.array(at[is_real])),
+            DISTINCT_REAL: to_float64(nearest.column(DISTINCT_REAL), np.inf)[is_real],
         }
         parts.append(pa.table(columns))
     return pa.concat_tables(parts).combine_chunks()
 
 
-def _first(near: pa.Table) -> pa.Scalar:
-    names = pc.unique(near.column("generator").cast(pa.string()))
+def _first_generator(nearest: pa.Table) -> pa.Scalar:
+    names = pc.unique(nearest.column("generator").cast(pa.string()))
     return names[0] if len(names) else pa.scalar("")
 
 
@@ -49,9 +53,9 @@ class ViewReader:
     """Joins the tables of a shard.
 
     Attributes:
-        classified: which generators have predictions.
-        families: of metrics, that are asked for.
-        rows: synthetic rows of each generator.
+        classified: for each generator, whether it has predictions.
+        families: requested metric families.
+        rows: number of synthetic rows of each generator.
     """
 
     run: RunDirectory
@@ -60,7 +64,7 @@ class ViewReader:
     rows: dict[str, int] = field(default_factory=dict)
 
     def read(self, shard: Shard, real: pa.Table) -> dict[str, tuple[ViewRows, Evidence]]:
-        """Return what is known of a shard's rows in each view; ``real`` is what `real_lookup` gives."""
+        """Return the rows of a shard in each generator's view; ``real`` is the table of `real_lookup`."""
         manifest = self.run.read_shard("manifest", shard)
         for name in _MANIFEST_NAMES:
             at = manifest.column_names.index(name)
@@ -79,57 +83,59 @@ class ViewReader:
         parts: dict[str, pa.Table],
         real: pa.Table,
     ) -> tuple[ViewRows, Evidence]:
-        own = {table: t.filter(pc.equal(t.column("generator"), name)) for table, t in parts.items()}
-        rows = own["nearest"].column("row").to_numpy()
-        # Where no classifier can be fitted there are no predictions.
+        tables = {table: t.filter(pc.equal(t.column("generator"), name)) for table, t in parts.items()}
+        rows = tables["nearest"].column("row").to_numpy()
+        # Without a classifier predictions/ is empty and cannot be checked.
         for table in ("classifier", "predictions") if self.classified[name] else ("classifier",):
-            _check_alignment(name, table, shard, rows, own[table].column("row").to_numpy())
-        there = embedded.column("row").to_numpy()
-        require_embedded(name, rows, there)
-        foreign = ~np.isin(own["groups"].column("row").to_numpy(), rows)
-        if foreign.any():
+            _check_alignment(name, table, shard, rows, tables[table].column("row").to_numpy())
+        embedded_rows = embedded.column("row").to_numpy()
+        require_embedded(name, rows, embedded_rows)
+        unexpected = ~np.isin(tables["groups"].column("row").to_numpy(), rows)
+        if unexpected.any():
             raise SchemaError(
-                f"{name}: groups/ has {int(foreign.sum())} rows in {shard.name} that nearest/ has not; "
-                "repeat with --redo-from neighbors"
+                f"{name}: groups/ has {int(unexpected.sum())} rows in {shard.name} that are not in nearest/; "
+                "run again with --redo-from neighbors"
             )
-        files = embedded.take(pa.array(np.searchsorted(there, rows)))
-        evidence = _evidence(own["classifier"], own["predictions"], files, rows)
-        nearest, is_real = own["nearest"], own["classifier"].column("is_real").to_numpy(zero_copy_only=False)
-        found = row_evidence(self.families, nearest, is_real, real)
+        files = embedded.take(pa.array(np.searchsorted(embedded_rows, rows)))
+        evidence = _evidence(tables["classifier"], tables["predictions"], files, rows)
+        nearest, is_real = tables["nearest"], tables["classifier"].column("is_real").to_numpy(zero_copy_only=False)
+        family_inputs = row_evidence(self.families, nearest, is_real, real)
         if "facts" in self.families:
-            found["values"] |= statistics_columns(files)
+            family_inputs["values"] |= statistics_columns(files)
         chosen = manifest.take(pa.array(rows - shard.start))
-        # The generator stands in the partition's path.
-        logit = _numbers(own["predictions"], "logit_synthetic", len(rows))
-        view = ViewRows(chosen.drop_columns(["generator"]), nearest, own["groups"], logit)
+        logit = _float_column(tables["predictions"], "logit_synthetic", len(rows))
+        # scores/ is partitioned by generator, so the column would be redundant.
+        view = ViewRows(chosen.drop_columns(["generator"]), nearest, tables["groups"], logit)
         size = matched_sizes(self.rows).get(name)
         matched = None if size is None else (size, self.rows[name])
-        return view, replace(evidence, matched=matched, fields=found["fields"], values=found["values"])
+        return view, replace(evidence, matched=matched, **family_inputs)
 
 
 def _check_alignment(
     name: str, table: str, shard: Shard, rows: NDArray[np.int64], found: NDArray[np.int64]
 ) -> None:
+    """Raise SchemaError unless ``found``, the rows of ``table``, are exactly those of nearest/."""
     if np.array_equal(found, rows):
         return
-    missing, foreign = len(np.setdiff1d(rows, found)), len(np.setdiff1d(found, rows))
-    doubled = len(found) - len(np.unique(found))
-    # Where the table knows rows that nearest/ does not, that one lost them.
-    stage = "classify" if np.array_equal(rows, np.unique(rows)) and not foreign else "neighbors"
+    missing, unexpected = len(np.setdiff1d(rows, found)), len(np.setdiff1d(found, rows))
+    duplicated = len(found) - len(np.unique(found))
+    # Rows that only this table has were lost by nearest/, so the earlier stage must be repeated.
+    stage = "classify" if np.array_equal(rows, np.unique(rows)) and not unexpected else "neighbors"
     raise SchemaError(
-        f"{name}: {table} and nearest do not align in {shard.name}: {len(found)} rows and {len(rows)}; {missing} "
-        f"missing, {foreign} more than there should be, {doubled} doubled; repeat with --redo-from {stage}"
+        f"{name}: {table} and nearest do not align in {shard.name}: {len(found)} and {len(rows)} rows; {missing} "
+        f"missing, {unexpected} unexpected, {duplicated} duplicated; run again with --redo-from {stage}"
     )
 
 
-def _numbers(table: pa.Table, name: str, n: int) -> NDArray[np.float64]:
-    """A column as float64, NaN where null; all NaN where the table is empty."""
+def _float_column(table: pa.Table, name: str, n: int) -> NDArray[np.float64]:
+    """Return a column as float64 (n,): NaN where null, and all NaN if the table is empty."""
     if not table.num_rows:
         return np.full(n, np.nan)
     return to_float64(table.column(name), np.nan)
 
 
 def _evidence(folds: pa.Table, predictions: pa.Table, files: pa.Table, rows: NDArray[np.int64]) -> Evidence:
+    """Return the per-row values of `Evidence` that are read from tables, without those of families."""
     n = len(rows)
     direction_coordinates, fold = np.full((n, DIRECTIONS), np.nan), np.empty(0, np.int8)
     without = matched = reassigned = None
@@ -138,13 +144,13 @@ def _evidence(folds: pa.Table, predictions: pa.Table, files: pa.Table, rows: NDA
             to_matrix(predictions.column("direction_coordinates")),
             predictions.column("fold").to_numpy(),
         )
-        without = _refitted(predictions, "logit_without")
-        matched = _refitted(predictions, "logit_matched")
-        reassigned = _refitted(predictions, "logit_reassigned")
+        without = _refit_logits(predictions, "logit_without")
+        matched = _refit_logits(predictions, "logit_matched")
+        reassigned = _refit_logits(predictions, "logit_reassigned")
     return Evidence(
         log_prior=folds.column("log_prior").to_numpy(),
         group_key=folds.column("group_key").to_numpy(),
-        logit_file_facts=_numbers(predictions, "logit_file_facts", n),
+        logit_file_facts=_float_column(predictions, "logit_file_facts", n),
         bytes_per_pixel=bytes_per_pixel(files),
         direction_coordinates=direction_coordinates,
         fold=fold,
@@ -154,7 +160,7 @@ def _evidence(folds: pa.Table, predictions: pa.Table, files: pa.Table, rows: NDA
     )
 
 
-def _refitted(predictions: pa.Table, name: str) -> NDArray[np.float64] | None:
-    """Logits by refitted heads; None where nothing was refitted."""
+def _refit_logits(predictions: pa.Table, name: str) -> NDArray[np.float64] | None:
+    """Return a matrix of logits by refitted heads; None if there were no refits."""
     logits = to_matrix(predictions.column(name))
     return logits if np.isfinite(logits).any() else None

@@ -124,7 +124,7 @@ class CellJoin:
         def submit(task: JoinTask) -> Any:
             return work.remote(self._files, shared, task)
 
-        for _ in self._pool.work(todo, submit, f"near-duplicates, {plan.cells:,} cells in buckets:"):
+        for _ in self._pool.run(todo, submit, f"near-duplicates, {plan.cells:,} cells in buckets:"):
             pass
         return asdict(plan.estimate), [*map(_stars, range(len(groups))), *(task.name for task in tasks)]
 
@@ -141,7 +141,7 @@ class CellJoin:
         def submit(number: int) -> Any:
             return task.remote(self._files, bucketed, number, groups[number], self._copies, codes)
 
-        for number, count in self._pool.work(todo, submit, "rows dealt to cells: groups"):
+        for number, count in self._pool.run(todo, submit, "rows dealt to cells: groups"):
             counts[number] = count
         return [counts[number] for number in range(len(groups))]
 

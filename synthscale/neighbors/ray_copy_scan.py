@@ -67,7 +67,7 @@ def scan_copies(
         parts.append(keys)
         return done
 
-    for _ in pool.work(chunks, submit, "chunks scanned"):
+    for _ in pool.run(chunks, submit, "chunks scanned"):
         pass
     reduce = ray.remote(_pairs).options(num_cpus=1)
     found = ray.get([reduce.remote(*(keys[i] for keys in parts)) for i in range(reducers)])

@@ -41,7 +41,7 @@ class RowLookup:
         def submit(item: tuple[int, NDArray[np.intp]]) -> Any:
             return task.remote(self._known, self._chunks[item[0]], rows[item[1]])
 
-        for (_, own), numbers in self._pool.work(self._by_chunk(rows), submit, "large groups: chunks"):
+        for (_, own), numbers in self._pool.run(self._by_chunk(rows), submit, "large groups: chunks"):
             out[own] = numbers
         return out
 
@@ -55,7 +55,7 @@ class RowLookup:
             chunk, own = item
             return measure.remote(self._known, self._chunks[chunk], rows[own], which[own], *held)
 
-        for (_, own), distance in self._pool.work(self._by_chunk(rows), submit, "diameters of groups: chunks"):
+        for (_, own), distance in self._pool.run(self._by_chunk(rows), submit, "diameters of groups: chunks"):
             out[own] = distance
         return out
 

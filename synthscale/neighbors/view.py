@@ -68,7 +68,6 @@ class RadiusCounts:
 
     row: Rows
     count: NDArray[np.integer] | NDArray[np.bool_]
-    recall: Recall | None = None
 
     def of(self, rows: Rows) -> NDArray[np.bool_]:
         """Tell which of some of the rows lie inside some radius."""
@@ -93,13 +92,6 @@ class ViewNeighbors:
     own_inside: RadiusCounts
     recalled: RadiusCounts | None = None
     synthetic_in_radius: RadiusCounts | None = None
-
-    @property
-    def recalls(self) -> list[Recall | None]:
-        """Of every search; None where all pairs were compared."""
-        relations: list[KnnResult] = list(vars(self.searches).values())
-        insides = [self.real_inside, self.own_inside, *filter(None, [self.recalled, self.synthetic_in_radius])]
-        return [*(r.recall for r in relations), *(inside.recall for inside in insides)]
 
 
 def nearest_rows(found: ViewNeighbors, copies: Copies, real: Rows, own: Rows) -> Nearest:
@@ -245,7 +237,7 @@ class NeighborView:
         }
 
 
-def prdc_spreads(real: NDArray[np.floating], own: NDArray[np.floating]) -> dict[str, Blocks]:
+def prdc_deviations(real: NDArray[np.floating], own: NDArray[np.floating]) -> dict[str, Blocks]:
     """Return how precision, coverage, recall and density vary between data sets, for k = K (prdc_variance.py).
 
     Args:

@@ -34,7 +34,7 @@ class StageContext:
     cpus: int = 1
     is_local: bool = True
     show_progress: bool = False
-    tell: Callable[[str], None] = lambda text: None
+    on_progress: Callable[[str], None] = lambda text: None
 
     @cached_property
     def shards(self) -> list[Shard]:

@@ -19,9 +19,9 @@ class TaskPool:
 
     workers: int
     gpus: int
-    tell: Callable[[str], None]
+    on_progress: Callable[[str], None]
 
-    def work(self, items: Sequence[Any], submit: Callable[[Any], Any], what: str) -> Iterator[tuple[Any, Any]]:
+    def run(self, items: Sequence[Any], submit: Callable[[Any], Any], what: str) -> Iterator[tuple[Any, Any]]:
         """Submit a task for each item, a few more than run at once; yield (item, result) as they end.
 
         Args:
@@ -45,4 +45,4 @@ class TaskPool:
             if now - told >= _REPORT_EVERY_S:
                 told, rate = now, done / (now - started)
                 left_s = (len(items) - done) / rate
-                self.tell(f"{what} {done:,} of {len(items):,}, {rate:.2g} a second, {left_s:,.0f} s left")
+                self.on_progress(f"{what} {done:,} of {len(items):,}, {rate:.2g} a second, {left_s:,.0f} s left")

@@ -136,7 +136,7 @@ def classify_alone(config, **context):
     told = []
     run = RunDirectory.existing(config.output, config.storage)
     with ray_errors("classify"):
-        outcome = classify.run(StageContext(config, run, tell=told.append, **{"cpus": 2, **context}))
+        outcome = classify.run(StageContext(config, run, on_progress=told.append, **{"cpus": 2, **context}))
     # Through JSON, as a marker keeps it.
     return Classified(run, json.loads(json.dumps(outcome.info)), told)
 

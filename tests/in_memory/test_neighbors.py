@@ -13,6 +13,7 @@ from synthscale.config import NeighborsConfig
 from synthscale.embed.encoders.descriptor import DescriptorEncoder
 from synthscale.in_memory import neighbors as memory_search
 from synthscale.in_memory.neighbors import Analysis
+from synthscale.neighbors import analysis
 from synthscale.neighbors import knn_search as relations
 from synthscale.neighbors.cells import JoinSample, plan_join
 from synthscale.neighbors.edges import Edges
@@ -467,8 +468,9 @@ def probing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def small(queries: int = 80) -> None:
         monkeypatch.setattr(relations, "EXACT_PAIRS", 1000)
-        monkeypatch.setattr(memory_search, "FLAT_ROWS", 100)
-        monkeypatch.setattr(memory_search, "SAMPLED_QUERIES", queries)
+        for module in (analysis, memory_search):
+            monkeypatch.setattr(module, "FLAT_ROWS", 100)
+            monkeypatch.setattr(module, "SAMPLED_QUERIES", queries)
         # In earnest an index is always trained on a part of its rows.
         monkeypatch.setattr(memory_search, "index_sample_size", lambda n: n // 2)
 
@@ -514,9 +516,10 @@ def test_each_relation_carries_its_own_measured_recall() -> None:
     # Only the pair of small sets is compared in full.
     sets = {"real": normal(80, 600), "fake": normal(81, 90)}
     x, rows, copies = numbered(sets)
-    distinct = {name: own[copies.are_distinct(own)] for name, own in rows.items()}
-    searcher = memory_search._Searcher(x, distinct, copies)
-    found = searcher.view("fake", 5, counts=False)
+    backend = memory_search.MemoryBackend(x, rows, copies)
+    # Datalab's rule asks for as many neighbours across sets as within.
+    searches = analysis.search_views(backend, NeighborsConfig(mode="datalab"), (), counts_manifold=False)
+    found = backend.neighbors(1, searches)
     distances = brute.among(x)
     for relation_of, query, database, probed in (
         (found.searches.real_real, slice(600), slice(600), True),
@@ -524,7 +527,7 @@ def test_each_relation_carries_its_own_measured_recall() -> None:
         (found.searches.real_own, slice(600), slice(600, 690), False),
         (found.searches.own_own, slice(600, 690), slice(600, 690), False),
     ):
-        true = brute.k_smallest(distances[query, database], 5)
+        true = brute.k_smallest(distances[query, database], 10)
         right = relation_of.distance <= true * (1 + 1e-5) + 1e-14
         if not probed:
             assert relation_of.recall is None
@@ -537,8 +540,8 @@ def test_each_relation_carries_its_own_measured_recall() -> None:
         # Measured on 80 queries: the share over all rows differs by sampling alone.
         assert right[:, 0].mean() == pytest.approx(recall.nearest, abs=0.03)
         assert right.mean() == pytest.approx(recall.all, abs=0.03)
-    assert found.real_inside.recall is not None
-    assert found.own_inside.recall is not None
+    assert searches.radius_recalls[analysis.RadiusKey(0, 0, False)] is not None
+    assert searches.radius_recalls[analysis.RadiusKey(1, 0, False)] is not None
 
 
 @pytest.mark.usefixtures("probing")

@@ -23,7 +23,7 @@ from scipy.spatial import cKDTree
 from synthscale import Config
 from synthscale.errors import SchemaError, StorageError
 from synthscale.neighbors import embedding_reader as row_blocks
-from synthscale.neighbors import ray_index_cluster as index_cluster
+from synthscale.neighbors import analysis
 from synthscale.neighbors import stage as neighbors
 from synthscale.neighbors.ray_index_cluster import IndexCluster
 from synthscale.pipeline import Options, score
@@ -216,7 +216,7 @@ def test_the_saved_index_answers_with_row_numbers(found, embedded):
 
 
 def test_probed_neighbours_have_a_measured_recall_and_groups_stay_exact(found, embedded, tmp_path, monkeypatch):
-    monkeypatch.setattr(index_cluster, "compares_all", lambda queries, database: False)
+    monkeypatch.setattr(analysis, "is_exact", lambda queries, database: False)
     run = run_until(embedded.config(tmp_path / "run"))
     view = run.completed("neighbors").info["views"]["fake"]
     assert view["nearest"]["exact"] is False
@@ -247,13 +247,13 @@ class Counted:
 
     @classmethod
     def watching(cls, monkeypatch):
-        counted, work = cls(Counter()), TaskPool.work
+        counted, work = cls(Counter()), TaskPool.run
 
         def watched(self, items, submit, what):
             counted.tasks[what.split(",")[0].split(":")[0]] += len(items)
             yield from work(self, items, submit, what)
 
-        monkeypatch.setattr(TaskPool, "work", watched)
+        monkeypatch.setattr(TaskPool, "run", watched)
         return counted
 
 
@@ -303,12 +303,12 @@ def actors_of_this_ray():
 def test_a_killed_actor_is_replaced_and_changes_nothing(found, embedded, tmp_path, monkeypatch):
     killed, ask = [], IndexCluster._for_all
 
-    def after_a_kill(self, method, argument, what):
-        if method == "inside" and not killed:
+    def after_a_kill(self, method, queries, what):
+        if method == "radii" and not killed:
             for pid in actors_of_this_ray():
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
-        ask(self, method, argument, what)
+        ask(self, method, queries, what)
 
     monkeypatch.setattr(IndexCluster, "_for_all", after_a_kill)
     run = run_until(embedded.config(tmp_path / "run", **SMALL))

@@ -1,0 +1,351 @@
+"""The near-duplicate analysis: what is searched, in which order, and what follows from it.
+
+The same description serves vectors in memory and a run on Ray; a `SearchBackend` does the searching. Sets have
+numbers (codes): 0 is the real set, generators follow. Every generator's view (its rows and the real rows) is
+analysed as if it were alone; the search of the real set in itself is shared.
+
+    search    k-NN within and across sets, recall where not all pairs are compared, radii for precision and coverage
+    radius    median nearest-neighbour distance x threshold
+    join      all pairs within the radius, one join for all views that share a radius
+    groups    connected components of each view
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synthscale.config import NeighborsConfig
+from synthscale.neighbors.cell_index import cells_for
+from synthscale.neighbors.copies import Copies
+from synthscale.neighbors.distance import Floats
+from synthscale.neighbors.edges import Codes, Edges, distinct_edges
+from synthscale.neighbors.groups import VectorLookup, near_duplicate_groups
+from synthscale.neighbors.knn_search import (
+    ALL_CELLS,
+    FLAT_ROWS,
+    SAMPLED_QUERIES,
+    UNLIMITED,
+    KnnResult,
+    Recall,
+    choose_probes,
+    is_exact,
+    probes_to_try,
+    radius_recall,
+)
+from synthscale.neighbors.radius import RadiusCalibration, ViewSearches, calibrate_radius, is_median_of_real
+from synthscale.neighbors.view import NeighborView, RadiusCounts, ViewNeighbors, neighbors_listed, searches_summary
+from synthscale.statistics.jackknife import Blocks
+
+
+class SetPair(NamedTuple):
+    """A query set and the database set that it is searched in."""
+
+    query: int
+    database: int
+
+
+@dataclass(frozen=True)
+class KnnQuery:
+    """A k-NN search of one set in another, probing so many cells of the database's index."""
+
+    query: int
+    database: int
+    k: int
+    probes: int
+
+    @property
+    def pair(self) -> SetPair:
+        """The two sets."""
+        return SetPair(self.query, self.database)
+
+
+class RadiusKey(NamedTuple):
+    """A count of rows within k-NN radii: of the query's own radius, or of the radii of the database's rows."""
+
+    query: int
+    database: int
+    is_query_radius: bool
+
+
+class RadiusQuery(NamedTuple):
+    """How radii are searched: cells to probe, and the count at which a row's result saturates."""
+
+    probes: int
+    most: int
+
+
+class SearchBackend(Protocol):
+    """Searches the distinct rows (exact copies collapsed) of all sets.
+
+    Attributes:
+        names: of the sets; a set's code is its position.
+        distinct: number of distinct rows of each set.
+        copies: exact copies within each set.
+        copy_codes: (c,) the set of each row of ``copies``.
+    """
+
+    names: Sequence[str]
+    distinct: Mapping[int, int]
+    copies: Copies
+    copy_codes: Codes
+
+    def sample_distances(self, queries: Sequence[KnnQuery]) -> list[Floats]:
+        """Return the distances, (m, k), that a fixed sample of each query set finds."""
+        ...
+
+    def search(self, queries: Sequence[KnnQuery], wanted: Collection[SetPair]) -> dict[SetPair, KnnResult]:
+        """Search all rows and keep the results; return those of the wanted pairs."""
+        ...
+
+    def search_sample(self, pairs: Sequence[SetPair], counts: Mapping[int, int]) -> dict[SetPair, KnnResult]:
+        """Return the exact nearest neighbour of a sample of so many rows of each query set."""
+        ...
+
+    def count_radii(self, queries: Mapping[RadiusKey, RadiusQuery]) -> None:
+        """Count rows within radii, for all rows, and keep the counts; the k-NN searches come first."""
+        ...
+
+    def sample_radii(self, queries: Mapping[RadiusKey, RadiusQuery]) -> dict[RadiusKey, NDArray[np.int32]]:
+        """Return the counts, (m,), of the sample that `sample_distances` takes."""
+        ...
+
+    def end_searches(self) -> None:
+        """Free what only searches need."""
+        ...
+
+    def listed_edges(self, code: int, radius: float) -> Edges:
+        """Return the edges that cleanlab Datalab would list in a generator's view."""
+        ...
+
+    def join(self, codes: Sequence[int], radius: float) -> tuple[Edges, dict[str, Any]]:
+        """Return all edges among the distinct rows of some sets, and how they were found."""
+        ...
+
+    def share_deviations(self, codes: Sequence[int]) -> dict[int, dict[str, Blocks]]:
+        """Return how each generator's precision, coverage, recall and density vary (prdc_variance.py)."""
+        ...
+
+    def lookup(self) -> VectorLookup:
+        """Return access to the vectors of single rows, for the diameters of groups."""
+        ...
+
+
+@dataclass(frozen=True)
+class SearchSummary:
+    """How sure the searches are, and the radii that follow from them.
+
+    Attributes:
+        recalls: of each k-NN search; None where all pairs were compared.
+        radius_recalls: of each count of rows within radii; None where all pairs were compared.
+        calibrations: each generator's radius, by code.
+    """
+
+    recalls: dict[SetPair, Recall | None]
+    radius_recalls: dict[RadiusKey, Recall | None]
+    calibrations: dict[int, RadiusCalibration]
+
+    def of_view(self, code: int) -> list[Recall | None]:
+        """Return the recalls of all searches in a generator's view."""
+        counts = [own for key, own in self.radius_recalls.items() if {key.query, key.database} <= {0, code}]
+        return [*(self.recalls[pair] for pair in view_pairs(code)), *counts]
+
+
+@dataclass(frozen=True)
+class ViewsAnalysis:
+    """The analysis of all generators.
+
+    Attributes:
+        searches: recalls and radii.
+        edges: near-duplicate pairs of all views, each once, exact copies included.
+        views: the generators' views, by code.
+        joins: how each join was done.
+    """
+
+    searches: SearchSummary
+    edges: Edges
+    views: dict[int, NeighborView]
+    joins: list[dict[str, Any]]
+
+
+def view_pairs(code: int) -> list[SetPair]:
+    """Return the four pairs of sets in a generator's view, in the order of ``ViewSearches``."""
+    return [SetPair(0, 0), SetPair(0, code), SetPair(code, 0), SetPair(code, code)]
+
+
+def analyse_views(
+    backend: SearchBackend,
+    config: NeighborsConfig,
+    rows: Mapping[int, int],
+    larger: Collection[int],
+    *,
+    counts_manifold: bool = False,
+    on_phase: Callable[[str], None] = lambda phase: None,
+) -> ViewsAnalysis:
+    """Search, calibrate the radii, join and group.
+
+    Args:
+        backend: searches the sets.
+        config: the section ``neighbors``.
+        rows: rows of each set, copies included.
+        larger: generators that are larger than the smallest one; for them the synthetic rows within each real
+            row's radius are counted, so that coverage can be given at matched size.
+        counts_manifold: also count what density and recall need.
+        on_phase: called at the end of the phases ``search``, ``join`` and ``groups``.
+    """
+    searches = search_views(backend, config, larger, counts_manifold=counts_manifold)
+    backend.end_searches()
+    on_phase("search")
+    edges, joins = _join(backend, config, searches.calibrations)
+    on_phase("join")
+    deviations, lookup = backend.share_deviations(list(searches.calibrations)), backend.lookup()
+    copies, views = backend.copies.edges(backend.copy_codes), {}
+    for code, calibration in searches.calibrations.items():
+        own = distinct_edges([edges[code], copies.of_view(code)])
+        views[code] = NeighborView(
+            backend.names[code],
+            calibration,
+            near_duplicate_groups(own, calibration.radius, lookup),
+            rows[0] + rows[code],
+            searches_summary(searches.of_view(code)),
+            config.mode == "exact",
+            deviations[code],
+        )
+    on_phase("groups")
+    return ViewsAnalysis(searches, distinct_edges([copies, *edges.values()]), views, joins)
+
+
+def search_views(
+    backend: SearchBackend, config: NeighborsConfig, larger: Collection[int], *, counts_manifold: bool
+) -> SearchSummary:
+    """Run all searches; the back end keeps their results. Arguments as for `analyse_views`."""
+    generators = [code for code in backend.distinct if code]
+    k = neighbors_listed(config)
+    # Across sets the nearest row is enough, but Datalab's rule needs its whole list.
+    cross = k if config.mode == "datalab" else 1
+    wanted_k = {SetPair(0, 0): k}
+    for code in generators:
+        wanted_k |= dict(zip(view_pairs(code)[1:], (cross, cross, k), strict=True))
+    recalls: dict[SetPair, Recall | None] = {}
+    for each in dict.fromkeys(wanted_k.values()):
+        recalls |= measure_recalls(backend, [pair for pair, own in wanted_k.items() if own == each], each)
+    queries = [
+        KnnQuery(*pair, own, recall.probes if (recall := recalls[pair]) else ALL_CELLS)
+        for pair, own in wanted_k.items()
+    ]
+    pairs = {code: view_pairs(code)[:1] if is_median_of_real(config) else view_pairs(code) for code in generators}
+    exact = {code: all(recalls[pair] is None for pair in own) for code, own in pairs.items()}
+    results = backend.search(queries, {pair for code, own in pairs.items() if exact[code] for pair in own})
+    radius_recalls = _count_radii(backend, recalls, larger, counts_manifold=counts_manifold)
+    calibrations = {
+        code: _calibrate(backend, config, own, results if exact[code] else None) for code, own in pairs.items()
+    }
+    return SearchSummary(recalls, radius_recalls, calibrations)
+
+
+def _calibrate(
+    backend: SearchBackend,
+    config: NeighborsConfig,
+    pairs: Sequence[SetPair],
+    exact: Mapping[SetPair, KnnResult] | None,
+) -> RadiusCalibration:
+    """Return a view's radius from exact results, or from a sample that is searched exactly."""
+    query_sets = {pair.query for pair in pairs}
+    n = sum(backend.distinct[query] for query in query_sets)
+    if exact is None:
+        counts = {query: SAMPLED_QUERIES * backend.distinct[query] // n + 1 for query in query_sets}
+        exact = backend.search_sample(pairs, counts)
+    searches = ViewSearches(*([exact[pair] for pair in pairs] * 4)[:4])
+    return calibrate_radius(searches, n, config, backend.copies)
+
+
+def measure_recalls(backend: SearchBackend, pairs: Sequence[SetPair], k: int) -> dict[SetPair, Recall | None]:
+    """Return the probes of each pair of sets and their measured recall; None where all pairs are compared.
+
+    Numbers of probes are tried on a sample, in ascending order after all cells, until one finds enough.
+    """
+    sizes = backend.distinct
+    probed = [
+        pair
+        for pair in pairs
+        if sizes[pair.database] > FLAT_ROWS and not is_exact(sizes[pair.query], sizes[pair.database])
+    ]
+    cells = {pair: cells_for(sizes[pair.database]) for pair in probed}
+    tries = {pair: probes_to_try(cells[pair]) for pair in probed}
+    recalls: dict[SetPair, Recall | None] = dict.fromkeys(pairs)
+    distances: dict[SetPair, dict[int, Floats]] = {pair: {} for pair in probed}
+    while queries := [KnnQuery(*pair, k, left.pop(0)) for pair, left in tries.items() if left]:
+        for query, found in zip(queries, backend.sample_distances(queries), strict=True):
+            pair = query.pair
+            distances[pair][query.probes] = found
+            recalls[pair] = recall = choose_probes(distances[pair], cells[pair])
+            if recall.probes < cells[pair]:
+                tries[pair] = []
+    return recalls
+
+
+def _count_radii(
+    backend: SearchBackend,
+    recalls: Mapping[SetPair, Recall | None],
+    larger: Collection[int],
+    *,
+    counts_manifold: bool,
+) -> dict[RadiusKey, Recall | None]:
+    """Count the rows within k-NN radii that precision, recall, density and matched coverage need; return recalls."""
+    most: dict[RadiusKey, int] = {}
+    for code in backend.distinct:
+        most[RadiusKey(code, 0, False)] = UNLIMITED if counts_manifold and code else 1
+    for code in backend.distinct:
+        if counts_manifold and code:
+            most[RadiusKey(0, code, False)] = 1
+        if code in larger:
+            most[RadiusKey(0, code, True)] = UNLIMITED
+    queries = {}
+    for key, limit in most.items():
+        recall = recalls[SetPair(key.query, key.database)]
+        queries[key] = RadiusQuery(recall.probes if recall else ALL_CELLS, limit)
+    backend.count_radii(queries)
+    measured: dict[RadiusKey, Recall | None] = dict.fromkeys(queries)
+    probed = {
+        key: query for key, query in queries.items() if recalls[SetPair(key.query, key.database)] is not None
+    }
+    if probed:
+        found = backend.sample_radii(probed)
+        true = backend.sample_radii({key: RadiusQuery(ALL_CELLS, query.most) for key, query in probed.items()})
+        measured |= {key: radius_recall(found[key], true[key], query.probes) for key, query in probed.items()}
+    return measured
+
+
+def _join(
+    backend: SearchBackend, config: NeighborsConfig, calibrations: Mapping[int, RadiusCalibration]
+) -> tuple[dict[int, Edges], list[dict[str, Any]]]:
+    """Return each view's edges between distinct rows, and how the joins were done."""
+    if config.mode == "datalab":
+        return {code: backend.listed_edges(code, own.radius) for code, own in calibrations.items()}, []
+    edges: dict[int, Edges] = {}
+    joins = []
+    # By default there is one radius, that of the real rows.
+    for radius in dict.fromkeys(own.radius for own in calibrations.values()):
+        codes = [code for code, own in calibrations.items() if own.radius == radius]
+        joined, summary = backend.join([0, *codes], radius)
+        joins.append(summary)
+        edges |= {code: joined.of_view(code) for code in codes}
+    return edges, joins
+
+
+def view_neighbors(
+    code: int,
+    results: Mapping[SetPair, KnnResult],
+    counts: Mapping[RadiusKey, RadiusCounts],
+    recalls: Mapping[SetPair, Recall | None],
+) -> ViewNeighbors:
+    """Return what the searches found for one generator's view."""
+    return ViewNeighbors(
+        ViewSearches(*(replace(results[pair], recall=recalls[pair]) for pair in view_pairs(code))),
+        counts[RadiusKey(0, 0, False)],
+        counts[RadiusKey(code, 0, False)],
+        counts.get(RadiusKey(0, code, False)),
+        counts.get(RadiusKey(0, code, True)),
+    )

@@ -1,0 +1,121 @@
+"""The back end of neighbors/analysis.py on Ray: index actors, join tasks, and look-ups of vectors by shard."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from synthscale.neighbors.analysis import KnnQuery, RadiusKey, RadiusQuery, SetPair, view_pairs
+from synthscale.neighbors.copies import Copies
+from synthscale.neighbors.distance import Floats
+from synthscale.neighbors.edges import Codes, Edges, distinct_edges
+from synthscale.neighbors.embedding_reader import EmbeddingReader
+from synthscale.neighbors.knn_search import KnnResult
+from synthscale.neighbors.radius import ViewSearches
+from synthscale.neighbors.ray_cell_join import CellJoin, JoinFiles
+from synthscale.neighbors.ray_copy_scan import CopyScan, sample_distinct
+from synthscale.neighbors.ray_index_actors import SearchResults
+from synthscale.neighbors.ray_index_cluster import IndexCluster
+from synthscale.neighbors.ray_row_lookup import RowLookup
+from synthscale.neighbors.view import listed_edges, prdc_deviations
+from synthscale.runtime.task_pool import TaskPool
+from synthscale.statistics.jackknife import Blocks
+from synthscale.statistics.prdc_variance import sample_rows
+from synthscale.tables.layout import Shard
+
+
+class RayBackend:
+    """See `analysis.SearchBackend`: rows stay in files and actors; the driver holds copies, edges and groups."""
+
+    def __init__(
+        self,
+        reader: EmbeddingReader,
+        chunks: list[list[Shard]],
+        scanned: CopyScan,
+        cluster: IndexCluster,
+        pools: tuple[TaskPool, TaskPool],
+        memory_bytes: int,
+    ) -> None:
+        """Hand the distinct rows to the index actors.
+
+        Args:
+            reader: the run's embeddings.
+            chunks: the shards, in groups.
+            scanned: exact copies and samples.
+            cluster: the index actors.
+            pools: for tasks on CPUs, and for tasks that use GPUs where there are some.
+            memory_bytes: of an index actor, and of a task of the join.
+        """
+        self.names: Sequence[str] = reader.names
+        self.distinct: Mapping[int, int] = scanned.distinct
+        self.copies: Copies = scanned.copies
+        self.copy_codes: Codes = scanned.codes
+        self._reader, self._chunks, self._scanned, self._cluster = reader, chunks, scanned, cluster
+        (self._pool, self._gpu_pool), self._memory_bytes = pools, memory_bytes
+        self._joins = 0
+        cluster.hold(scanned, memory_bytes)
+
+    @property
+    def results(self) -> SearchResults:
+        """The saved search results, by chunk."""
+        return self._cluster.results
+
+    def sample_distances(self, queries: Sequence[KnnQuery]) -> list[Floats]:
+        """See `analysis.SearchBackend`."""
+        return self._cluster.sample_distances(queries)
+
+    def search(self, queries: Sequence[KnnQuery], wanted: Collection[SetPair]) -> dict[SetPair, KnnResult]:
+        """See `analysis.SearchBackend`."""
+        return self._cluster.search(queries, wanted)
+
+    def search_sample(self, pairs: Sequence[SetPair], counts: Mapping[int, int]) -> dict[SetPair, KnnResult]:
+        """See `analysis.SearchBackend`."""
+        return self._cluster.search_sample(pairs, counts)
+
+    def count_radii(self, queries: Mapping[RadiusKey, RadiusQuery]) -> None:
+        """See `analysis.SearchBackend`."""
+        self._cluster.count_radii(queries)
+
+    def sample_radii(self, queries: Mapping[RadiusKey, RadiusQuery]) -> dict[RadiusKey, NDArray[np.int32]]:
+        """See `analysis.SearchBackend`."""
+        return self._cluster.sample_radii(queries)
+
+    def end_searches(self) -> None:
+        """End the index actors, so that what follows has their cores."""
+        self._cluster.close()
+
+    def listed_edges(self, code: int, radius: float) -> Edges:
+        """See `analysis.SearchBackend`."""
+        task, copies = ray.remote(_listed_edges).options(num_cpus=1), ray.put(self.copies)
+        parts = [task.remote(self.results, chunk, copies, code, radius) for chunk in range(len(self._chunks))]
+        return distinct_edges(ray.get(parts))
+
+    def join(self, codes: Sequence[int], radius: float) -> tuple[Edges, dict[str, Any]]:
+        """See `analysis.SearchBackend`."""
+        files = JoinFiles(self._reader, f"join-{self._joins}-{radius:.17g}")
+        self._joins += 1
+        shards = [shard for chunk in self._chunks for shard in chunk]
+        return CellJoin(files, shards, self._scanned, self._gpu_pool, self._memory_bytes).run(codes, radius)
+
+    def share_deviations(self, codes: Sequence[int]) -> dict[int, dict[str, Blocks]]:
+        """See `analysis.SearchBackend`."""
+        task, scanned = ray.remote(_share_deviations).options(num_cpus=1), ray.put(self._scanned)
+        return dict(zip(codes, ray.get([task.remote(scanned, code) for code in codes]), strict=True))
+
+    def lookup(self) -> RowLookup:
+        """See `analysis.SearchBackend`."""
+        return RowLookup(self._reader, self._chunks, self._pool)
+
+
+def _listed_edges(results: SearchResults, chunk: int, copies: Copies, code: int, radius: float) -> Edges:
+    found = results.knn(chunk)
+    searches = ViewSearches(*(found[pair] for pair in view_pairs(code)))
+    return listed_edges(searches, copies, radius, (0, code))
+
+
+def _share_deviations(scanned: CopyScan, code: int) -> dict[str, Blocks]:
+    counts = dict(zip((0, code), sample_rows(scanned.distinct[0], scanned.distinct[code]), strict=True))
+    drawn = sample_distinct(scanned, counts)
+    return prdc_deviations(drawn.of_set(0).vectors, drawn.of_set(code).vectors)
