@@ -1,7 +1,8 @@
-"""The typed configuration of a run: what may be set, the defaults, and how files and ``--set`` are read.
+"""Typed configuration of a run: its settings, their defaults, ranges and validation.
 
-A configuration comes from keyword arguments, a mapping or a YAML file (local or ``s3://``); unknown keys are
-refused by name. ``Config.result_settings`` is the part that changes results and so enters fingerprints.
+A configuration is built from keyword arguments or from a nested mapping (`parse_config`), which config_files.py
+reads from YAML and ``--set``. Unknown keys are errors that name the key. `Config.result_settings` returns the
+settings that change results; they enter the fingerprints by which a run recognizes work that it can resume.
 """
 
 import math
@@ -24,9 +25,10 @@ from synthscale.gate_grammar import parse_gate
 from synthscale.metric_names import CORE_METRICS, FAMILIES
 
 GENERATOR_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
+"""Allowed generator names: they become folder names (``generator=NAME``) and appear in gates."""
 
 Section = Literal["input", "encoder", "neighbors", "classifier", "metrics"]
+"""Sections of the configuration that have a fingerprint of their own."""
 
 
 class _Section(BaseModel):
@@ -34,69 +36,70 @@ class _Section(BaseModel):
 
 
 class EncoderConfig(_Section):
-    """How images become vectors."""
+    """Encoder that turns images into embedding vectors."""
 
     name: str = "descriptor"
-    """``descriptor`` (built in, no weights) or ``torchvision:<model>[@weights name]``."""
+    """``descriptor`` (built in, no weights) or ``torchvision:MODEL[@WEIGHTS_NAME]``."""
     weights: str | None = None
-    """A state dict (``.pt``, ``.pth``, ``.safetensors``), local or ``s3://``, for a torchvision model."""
+    """State dict for a torchvision model (``.pt``, ``.pth``, ``.safetensors``), local or ``s3://``."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """``auto`` takes a GPU where Ray sees one."""
+    """Device to encode on; ``auto`` uses a GPU if Ray sees one, and else the CPU."""
     batch_size: int = Field(default=64, ge=1)
     """Images per forward pass."""
     image_size: int | None = Field(default=None, ge=8, le=2048)
-    """Side in pixels of the square that images are resized to; the encoder's own default when not given."""
+    """Side in pixels of the square that images are resized to; by default the encoder's own."""
     mean: tuple[float, float, float] | None = None
-    """Mean of the pixels (0..1) that torchvision weights were trained with; ImageNet's when not given."""
+    """Per-channel pixel mean (0..1) that torchvision weights were trained with; by default ImageNet's."""
     std: tuple[float, float, float] | None = None
-    """Standard deviation that goes with ``mean``; the two are given together."""
+    """Per-channel pixel standard deviation; must be set if ``mean`` is, and only then."""
 
     @model_validator(mode="after")
     def _mean_and_std_together(self) -> Self:
         if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std are given together")
+            raise ValueError("mean and std must be set together")
         return self
 
 
 class NeighborsConfig(_Section):
-    """What counts as a near-duplicate."""
+    """Nearest-neighbour search and the definition of near-duplicates."""
 
     mode: Literal["exact", "datalab"] = "exact"
-    """``datalab`` reproduces cleanlab Datalab's near_duplicate flags, for comparison only."""
+    """``exact`` finds every near-duplicate pair; ``datalab`` reproduces cleanlab Datalab's flags, to compare."""
     calibrate_on: Literal["real", "all"] = "real"
-    """Whose median nearest-neighbour distance sets the radius: the distinct real rows, or all rows."""
+    """Rows whose median nearest-neighbour distance sets the radius: distinct real rows, or those of both sets."""
     threshold: float = Field(default=0.13, gt=0, allow_inf_nan=False)
-    """radius = threshold x median nearest-neighbour cosine distance."""
+    """Near-duplicate radius in units of the median nearest-neighbour cosine distance."""
     radius: float | None = Field(default=None, gt=0, le=2)
-    """An absolute cosine distance instead of the relative rule."""
+    """Near-duplicate radius as an absolute cosine distance, instead of ``threshold`` times the median."""
     self_test_images: int = Field(default=32, ge=0, le=10_000)
-    """Real images that are re-encoded, resized and disturbed to see whether the radius finds them again."""
+    """Real images whose edited copies (re-encoded, resized, with noise) test the radius; 0 skips the test."""
     actor_memory_gib: float = Field(default=4.0, gt=0, allow_inf_nan=False)
-    """Memory for vectors in each search actor, in GiB, whatever the number of rows; a join task uses an eighth."""
+    """Memory for vectors in each search actor, GiB; a join task uses an eighth of it. Never changes results."""
 
 
 class ClassifierConfig(_Section):
-    """The k-fold real-vs-synthetic classifier."""
+    """Cross-validated classifier of real against synthetic images."""
 
     head: Literal["kernel", "linear", "mlp"] = "kernel"
-    """``kernel`` (embedding and random Fourier features) sees spread as well as mean; ``linear`` only mean;
-    ``mlp`` (one hidden layer) finds what neither does, given thousands of images or more."""
+    """Features and model: ``kernel`` (logistic regression on the embedding and random Fourier features) detects
+    differences of mean and spread, ``linear`` (on the embedding) of mean only; ``mlp`` (one hidden layer) can
+    detect any difference, given thousands of images or more."""
     folds: int = Field(default=5, ge=2, le=100)
-    """k; near-duplicate groups are never split between folds."""
+    """Number of cross-validation folds; a near-duplicate group is never split between folds."""
     repeats: int = Field(default=1, ge=1, le=100)
-    """Deals to folds over which logits are averaged; with more than one, the metrics' spread is reported."""
+    """Number of fold assignments over which logits are averaged; above 1, the metrics' spread is reported."""
     class_weight: Literal["balanced", "none"] = "balanced"
-    """``balanced`` weighs the classes in the loss; ``none`` takes the prior out of the odds afterwards."""
+    """``balanced`` weights the classes in the loss; ``none`` removes the class prior from the fitted logits."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Deals the folds and draws the random features."""
+    """Seed of the fold assignment (repeat i uses seed + i), the random features and the network's weights."""
     strengths: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, math.inf)
-    """L2 penalties to choose from by out-of-fold log-loss; ``inf`` is the intercept-only model."""
+    """Grid of L2 penalties, chosen from by out-of-fold log-loss; ``inf`` is the intercept-only model."""
     workers: int | None = Field(default=None, ge=0)
-    """Ray Train workers; 0 fits inside the driver; chosen by size when not given. Never changes results, but those
-    of ``mlp`` where features are read in each pass."""
+    """Number of Ray Train workers; 0 fits in the driver process; by default chosen by data size. Changes results
+    only for ``mlp``, and only if features are read from storage in each pass."""
     worker_memory_gib: float = Field(default=4.0, gt=0, allow_inf_nan=False)
-    """Memory for a worker's features, in GiB; more rows than fit are read again from storage in each pass. Never
-    changes results, but those of ``mlp``, whose batches then follow the files."""
+    """Memory for each worker's features, GiB; features that do not fit are read from storage in each pass. Changes
+    results only for ``mlp``, whose batches then follow the files."""
 
     @field_validator("strengths")
     @classmethod
@@ -110,97 +113,99 @@ class ClassifierConfig(_Section):
         return [strength if math.isfinite(strength) else "inf" for strength in value]
 
 
-def _texts(value: Any) -> list[str]:
-    """Read names from a list, or from a text with commas; none from nothing."""
+def _parse_names(value: Any) -> list[str]:
+    """Return the names in a list or in a comma-separated string; empty for None."""
     if not isinstance(value, (str, list, tuple, type(None))):
-        raise ValueError("expected names, in a list or with commas")
-    listed = value.split(",") if isinstance(value, str) else value or []
-    return [name for name in (str(item).strip() for item in listed) if name]
+        raise ValueError("expected a list of names, or one string with commas between them")
+    items = value.split(",") if isinstance(value, str) else value or []
+    return [name for name in (str(item).strip() for item in items) if name]
 
 
 class MetricsConfig(_Section):
-    """Which metrics are given, and for which parts of the sets."""
+    """Metrics to compute, and the columns to slice them by."""
 
     families: tuple[str, ...] = ()
-    """Metrics beyond the core: ``core`` (none), ``all``, or names of families (metrics/__init__.py)."""
+    """Metric families to add to the core metrics: ``all``, or names from metric_names.py; ``core`` adds none."""
     slice_by: tuple[str, ...] = ()
-    """Columns of the input that metrics are also given by, beside ``label``: prompt, model version, seed."""
+    """Input columns to slice the metrics by, in addition to ``label``: prompt or model version, for example."""
     frechet_infinity: bool = False
-    """Extrapolate the Frechet distance to infinitely many images (Chong and Forsyth 2020)."""
+    """Also extrapolate the Frechet distance to infinitely many images (Chong and Forsyth 2020)."""
 
     @field_validator("families", mode="before")
     @classmethod
-    def _named_families(cls, value: Any) -> tuple[str, ...]:
-        names = _texts(value)
+    def _parse_families(cls, value: Any) -> tuple[str, ...]:
+        names = _parse_names(value)
         unknown = [name for name in names if name not in {"core", "all", *FAMILIES}]
         if unknown:
             raise ValueError(
-                f"no family {', '.join(map(str, unknown))}; there are core, all, {', '.join(FAMILIES)}"
+                f"unknown family {', '.join(map(str, unknown))}; choose from core, all, {', '.join(FAMILIES)}"
             )
-        # In one order, so that the same families are the same configuration.
+        # A fixed order, so that the same families in any order give the same fingerprint.
         return tuple(name for name in FAMILIES if "all" in names or name in names)
 
     @field_validator("slice_by", mode="before")
     @classmethod
-    def _columns(cls, value: Any) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(_texts(value)))
+    def _parse_columns(cls, value: Any) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(_parse_names(value)))
 
 
 class StorageConfig(_Section):
-    """How storage is reached; credentials come from the environment or a profile, never from here."""
+    """Access to storage. Credentials come from the environment or an AWS profile, never from the configuration."""
 
     endpoint_url: str | None = None
-    """An S3-compatible server instead of AWS."""
+    """URL of an S3-compatible server; by default AWS."""
     region: str | None = None
-    """The bucket's region."""
+    """AWS region of the bucket."""
     profile: str | None = None
-    """A profile of the AWS configuration files."""
+    """Profile in the AWS configuration files."""
     anon: bool = False
     """Read public buckets without credentials."""
     cache: str | None = Field(default=None, min_length=1)
-    """A folder, local or ``s3://``, in which embeddings are kept and found again by later runs."""
+    """Folder, local or ``s3://``, of an embedding cache that runs may share; by default there is no cache."""
     requests_in_flight: int = Field(default=128, ge=1, le=1024)
-    """GETs that a process makes of S3 at once, at most."""
+    """Maximum number of concurrent S3 GET requests per process."""
     mib_in_flight: int = Field(default=256, ge=1)
-    """What a process has asked S3 for, or holds, before it is decoded: MiB, at most, or one image."""
+    """Maximum MiB of images per process requested from S3 or waiting to be decoded; one image may exceed it."""
     shard_rows: int | None = Field(default=None, ge=1)
-    """Rows per file of every table; chosen by size when not given. Never changes results."""
+    """Rows per shard, that is per file of every table; by default chosen by data size. Never changes results."""
 
     @field_validator("endpoint_url")
     @classmethod
     def _no_credentials(cls, value: str | None) -> str | None:
         if value is not None and "@" in value:
-            raise ValueError("endpoint_url must not hold credentials; use the AWS_* variables or a profile")
+            raise ValueError("endpoint_url must not contain credentials; use the AWS_* variables or a profile")
         return value
 
 
 class Config(_Section):
-    """One run: what to score, where to write, and how."""
+    """Complete configuration of a run: input, output, and the settings of each stage."""
 
     real: str | None = Field(default=None, min_length=1)
-    """Folder, or ``s3://`` prefix, of real images."""
+    """Folder or ``s3://`` prefix of the real images."""
     synthetic: dict[str, str] = Field(default_factory=dict)
-    """Name of each generator and the folder or prefix of its images."""
+    """Folder or ``s3://`` prefix of each generator's images, by generator name."""
     manifest: str | None = Field(default=None, min_length=1)
-    """``metadata.csv``/Parquet, a Studio-style zip or folder, or a Parquet of precomputed vectors."""
+    """Instead of folders: a metadata table (CSV, JSONL or Parquet), a Cleanlab Studio zip or folder with one, or
+    Parquet files of precomputed vectors."""
     output: str | None = Field(default=None, min_length=1)
-    """The run directory, local or ``s3://``."""
+    """Run directory, local or ``s3://``."""
     encoder: EncoderConfig = EncoderConfig()
     neighbors: NeighborsConfig = NeighborsConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     storage: StorageConfig = StorageConfig()
     metrics: MetricsConfig = MetricsConfig()
     gates: tuple[str, ...] = ()
-    """What a run must meet, else its exit code is 3: ``fidelity>=0.3``, ``generator=sdxl freshness.low>=0.98``."""
+    """Conditions on metrics, such as ``fidelity>=0.3`` or ``generator=sdxl freshness.low>=0.98``; if one is
+    missed, the exit code is 3."""
     control: bool = False
-    """Hold out half of the real set and score it as a generator, ``control``: what a perfect one would get."""
+    """Hold out half of the real set and score it as the generator ``control``: what a perfect one would get."""
     max_failure_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Largest share of unusable rows, in each set on its own, that a run may go on with."""
+    """Largest share of unusable rows in any set; above it the run ends with TooManyFailures."""
 
     @model_validator(mode="before")
     @classmethod
     def _empty_is_default(cls, values: Any) -> Any:
-        # A YAML section whose lines are all commented out is None.
+        # YAML reads a section whose lines are all commented out as None.
         return (
             {key: value for key, value in values.items() if value is not None}
             if isinstance(values, dict)
@@ -212,12 +217,12 @@ class Config(_Section):
         for name, uri in self.synthetic.items():
             check_generator_name(name)
             if not uri:
-                raise ValueError(f"the folder of {name!r} is empty text")
+                raise ValueError(f"the folder of generator {name!r} is an empty string")
         return self
 
     @field_validator("gates", mode="before")
     @classmethod
-    def _gates_are_listed(cls, value: Any) -> Any:
+    def _one_gate_to_tuple(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
@@ -228,42 +233,52 @@ class Config(_Section):
         return self
 
     def check_runnable(self) -> None:
-        """Raise ConfigError unless there is exactly one kind of input and an output."""
-        folders = self.real is not None or bool(self.synthetic)
-        if folders and self.manifest is not None:
+        """Raise ConfigError unless there is an output and exactly one kind of input: folders or a manifest."""
+        has_folders = self.real is not None or bool(self.synthetic)
+        if has_folders and self.manifest is not None:
             raise ConfigError("give either real and synthetic folders or a manifest, not both")
-        if not folders and self.manifest is None:
+        if not has_folders and self.manifest is None:
             raise ConfigError("no input: give --real and --synthetic folders, or --manifest")
-        if folders and self.real is None:
+        if has_folders and self.real is None:
             raise ConfigError("no real images: give --real FOLDER")
-        if folders and not self.synthetic:
+        if has_folders and not self.synthetic:
             raise ConfigError("no synthetic images: give --synthetic NAME=FOLDER at least once")
         if self.output is None:
             raise ConfigError("no output: give --output FOLDER for the run directory")
 
     def result_settings(self, section: Section) -> dict[str, Any]:
-        """Return the settings of one section that change results, ready for JSON."""
+        """Return the settings of a section that change results, as JSON-compatible values."""
         if section == "input":
             inputs = {"real": self.real, "synthetic": dict(self.synthetic), "manifest": self.manifest}
             return {**inputs, "control": self.control}
-        outside = {
+        excluded = {
             "encoder": {"device", "batch_size"},
             "neighbors": {"actor_memory_gib"},
             "classifier": {"workers", "worker_memory_gib"},
             "metrics": set[str](),
         }[section]
-        settings: dict[str, Any] = getattr(self, section).model_dump(mode="json", exclude=outside)
+        settings: dict[str, Any] = getattr(self, section).model_dump(mode="json", exclude=excluded)
         return settings
 
 
 def check_generator_name(name: str) -> None:
-    """Raise ValueError unless ``name`` can stand in a path and in ``generator=NAME``."""
+    """Raise ValueError unless ``name`` can be used in a path and in ``generator=NAME``."""
     if not GENERATOR_NAME.fullmatch(name) or name in {".", "..", "real"}:
-        raise ValueError(f"generator name {name!r} must match {GENERATOR_NAME.pattern} and not be 'real'")
+        raise ValueError(
+            f"generator name {name!r} must match {GENERATOR_NAME.pattern} and must not be 'real', '.' or '..'"
+        )
 
 
 def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Config:
-    """Build a Config from nested values; raise ConfigError naming ``source`` and each bad key."""
+    """Build a Config from nested values.
+
+    Args:
+        values: settings by key; sections are mappings.
+        source: where the values come from, for messages.
+
+    Raises:
+        ConfigError: a key is unknown or a value invalid; the message has ``source`` and every such key.
+    """
     try:
         return Config.model_validate(values)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Configurations as YAML, local or on S3, and what ``--set`` lays over them."""
+"""Reads configurations from YAML files, local or on S3, and applies ``--set`` overrides to them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,15 @@ from synthscale.errors import ConfigError
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """Read a YAML mapping; raise ConfigError naming ``source`` when it is not one."""
+    """Return the mapping in a YAML text; empty for an empty text.
+
+    Args:
+        text: YAML.
+        source: where the text comes from, for messages.
+
+    Raises:
+        ConfigError: the text is not valid YAML, or not a mapping.
+    """
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -24,7 +32,16 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Return ``values`` with each ``section.key=value`` laid over it; the value is read as YAML."""
+    """Return a copy of nested settings with overrides applied in order.
+
+    Args:
+        values: settings by key; sections are mappings.
+        overrides: ``section.key=value`` or ``key=value`` each; the value is parsed as YAML.
+
+    Raises:
+        ConfigError: an override has no ``=`` or an empty key, its path leads through a value that is not a
+            section, or its value is not valid YAML.
+    """
     merged = {key: dict(v) if isinstance(v, Mapping) else v for key, v in values.items()}
     for override in overrides:
         path, separator, text = override.partition("=")
@@ -33,7 +50,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: list[str]) -> dict[str
             raise ConfigError(f"--set {override}: expected section.key=value")
         target = merged
         for key in keys[:-1]:
-            # A section that a file leaves empty is None.
+            # YAML reads a section without keys as None.
             target[key] = {} if target.get(key) is None else target[key]
             target = target[key]
             if not isinstance(target, dict):
@@ -46,7 +63,11 @@ def apply_overrides(values: Mapping[str, Any], overrides: list[str]) -> dict[str
 
 
 def load_config(uri: str) -> dict[str, Any]:
-    """Read the values of a YAML configuration, local or ``s3://`` (AWS_* variables apply)."""
+    """Return the settings in a YAML file, local or ``s3://`` (with credentials from the AWS_* variables).
+
+    Raises:
+        ConfigError: the file cannot be read, is not valid YAML, or is not a mapping.
+    """
     try:
         with fsspec.open(uri, "rb") as file:
             text = file.read().decode("utf-8")

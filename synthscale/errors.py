@@ -1,41 +1,42 @@
-"""The errors that synthscale raises on purpose.
+"""Exceptions that synthscale raises for problems it can explain.
 
 ::
 
     SynthscaleError
-    ├── ConfigError          a configuration that cannot be run
-    ├── InputError           input data that cannot be used
-    ├── SchemaError          a table that is not what its contract says
-    ├── StorageError         a place that cannot be read or written
-    └── StageError           a stage that could not finish
-        ├── TooManyFailures  more unusable rows than ``max_failure_fraction`` allows
-        └── ResumeConflict   an output directory that belongs to another run
+    ├── ConfigError          the configuration is invalid
+    ├── InputError           the input data cannot be used
+    ├── SchemaError          a table does not have the columns or types of its schema
+    ├── StorageError         a file, folder or bucket cannot be read or written
+    └── StageError           a stage could not finish
+        ├── TooManyFailures  more rows are unusable than ``max_failure_fraction`` allows
+        └── ResumeConflict   the output directory belongs to another run
 
-Arguments are positional, so that every error survives pickling between processes. ``exit_code`` is what the
-command line returns: 2 where the user's input has to change, 1 where a repeat may succeed.
+All take their message as a positional argument, so that they can be pickled between processes. ``exit_code`` is
+the exit code of the command line: 2 if the user has to change something, 1 if running the command again may
+succeed.
 """
 
 
 class SynthscaleError(Exception):
-    """Base of all errors that synthscale raises on purpose; its text says what, where and what to do."""
+    """Base class; the message says what is wrong, where, and what to do."""
 
     exit_code = 1
 
 
 class ConfigError(SynthscaleError):
-    """The configuration cannot be run: an unknown key, a value out of range, a missing or clashing input."""
+    """The configuration is invalid: an unknown key, a value out of range, a missing or conflicting input."""
 
     exit_code = 2
 
 
 class InputError(SynthscaleError):
-    """The input data as a whole cannot be used: duplicate ids, an empty set, one class only."""
+    """The input data as a whole cannot be used: duplicate ids, an empty set, only one class."""
 
     exit_code = 2
 
 
 class SchemaError(SynthscaleError):
-    """A table lacks columns, or holds types, that its contract promises."""
+    """A table has missing columns, or columns of the wrong type."""
 
     exit_code = 2
 
@@ -47,16 +48,16 @@ class StorageError(SynthscaleError):
 
 
 class StageError(SynthscaleError):
-    """A stage could not finish; finished work is kept and the same command goes on from there."""
+    """A stage could not finish. Finished work is kept; the same command continues from there."""
 
 
 class TooManyFailures(StageError):  # noqa: N818 (the design's name)
-    """More rows failed than ``max_failure_fraction`` allows; ``failures/`` lists them."""
+    """More rows are unusable than ``max_failure_fraction`` allows; ``failures/`` lists them with reasons."""
 
     exit_code = 2
 
 
 class ResumeConflict(StageError):  # noqa: N818 (the design's name)
-    """The output directory holds another run, or was begun with other settings or inputs."""
+    """The output directory contains another run, or this run with other settings or inputs."""
 
     exit_code = 2

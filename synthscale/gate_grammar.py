@@ -1,4 +1,8 @@
-"""The grammar of quality gates: ``fidelity>=0.3`` or ``generator=sdxl freshness.low>=0.98``."""
+"""Parser of quality gates such as ``fidelity>=0.3`` or ``generator=sdxl freshness.low>=0.98``.
+
+A gate is ``[generator=NAME ]METRIC[.low|.high]OPERATOR NUMBER``. metrics/gates.py decides gates on a run's
+metrics.
+"""
 
 import operator
 import re
@@ -11,10 +15,10 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
-
+"""Comparison operators: metric OPERATOR limit must hold."""
 
 ENDS = ("value", "low", "high")
-
+"""What a gate compares: the metric's value (default), or an end of its 95 % interval."""
 
 _GATE = re.compile(
     r"(?:generator=(?P<generator>\S+)\s+)?(?P<metric>[a-z_]+)(?:\.(?P<end>[a-z]+))?"
@@ -24,7 +28,16 @@ _GATE = re.compile(
 
 @dataclass(frozen=True)
 class Gate:
-    """A condition on a metric; ``generator`` is None where it holds for all."""
+    """A condition on a metric.
+
+    Attributes:
+        text: the gate as written.
+        generator: name of the generator it applies to; None if it applies to all.
+        metric: name of the metric.
+        end: which number of the metric is compared, one of `ENDS`.
+        operator: key of `OPERATORS`.
+        limit: right-hand side of the comparison; not NaN.
+    """
 
     text: str
     generator: str | None
@@ -35,26 +48,35 @@ class Gate:
 
 
 def parse_gate(text: str, metrics: Iterable[str]) -> Gate:
-    """Read a gate; raise ValueError that says what is wrong with it."""
-    found = _GATE.fullmatch(text.strip())
-    if found is None:
+    """Parse a gate.
+
+    Args:
+        text: the gate.
+        metrics: names of the metrics that a gate may use.
+
+    Raises:
+        ValueError: the syntax is wrong, the metric or the end of the interval unknown, or the limit not a number;
+            the message has the gate and what is wrong with it.
+    """
+    match = _GATE.fullmatch(text.strip())
+    if match is None:
         raise ValueError(f"gate {text!r}: expected [generator=NAME ]METRIC[.low|.high]>=NUMBER, or <=, >, <")
-    end = found["end"] or "value"
+    end = match["end"] or "value"
     names = list(metrics)
-    if found["metric"] not in names:
-        raise ValueError(f"gate {text!r}: no metric {found['metric']}; there are {', '.join(names)}")
+    if match["metric"] not in names:
+        raise ValueError(f"gate {text!r}: no metric {match['metric']}; choose from {', '.join(names)}")
     if end not in ENDS:
-        raise ValueError(f"gate {text!r}: {end} is neither of {', '.join(ENDS)}")
+        raise ValueError(f"gate {text!r}: {end} is not one of {', '.join(ENDS)}")
     try:
-        limit = float(found["limit"])
+        limit = float(match["limit"])
     except ValueError:
-        raise ValueError(f"gate {text!r}: {found['limit']!r} is not a number") from None
+        raise ValueError(f"gate {text!r}: {match['limit']!r} is not a number") from None
     if limit != limit:
-        raise ValueError(f"gate {text!r}: nothing can be compared with nan")
-    return Gate(text, found["generator"], found["metric"], end, found["operator"], limit)
+        raise ValueError(f"gate {text!r}: the limit must not be nan")
+    return Gate(text, match["generator"], match["metric"], end, match["operator"], limit)
 
 
 def generators_of(texts: Iterable[str]) -> list[tuple[str, str]]:
-    """Return the gates that hold for one generator, and its name."""
-    found = [(text, _GATE.fullmatch(text.strip())) for text in texts]
-    return [(text, match["generator"]) for text, match in found if match is not None and match["generator"]]
+    """Return (gate, generator name) for each gate that applies to one generator only."""
+    matches = [(text, _GATE.fullmatch(text.strip())) for text in texts]
+    return [(text, match["generator"]) for text, match in matches if match is not None and match["generator"]]

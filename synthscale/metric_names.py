@@ -1,8 +1,7 @@
-"""Names of the metrics: the core six, and the optional families."""
+"""Names of all metrics: the six core metrics, and the optional families (docs/metrics.md defines each)."""
 
 CORE_METRICS = ("fidelity", "representativeness", "diversity", "freshness", "precision", "coverage")
-"""The metrics of every run, in the order in which people are shown them."""
-
+"""Metrics of every run, in the order in which reports show them."""
 
 FAMILIES = {
     "manifold": ("density", "recall"),
@@ -19,4 +18,4 @@ FAMILIES = {
         *(f"{name}_over_blocks" for name in CORE_METRICS),
     ),
 }
-"""The metrics beyond the core, by family (`metrics.families`)."""
+"""Optional metrics by family, in the order in which reports show them (setting ``metrics.families``)."""

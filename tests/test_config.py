@@ -1,4 +1,4 @@
-"""The configuration: unknown keys, overrides, YAML, validation, and what enters fingerprints."""
+"""Configuration: unknown keys, validation, YAML, overrides, and which settings enter fingerprints."""
 
 import ast
 import inspect
@@ -17,6 +17,7 @@ INPUT = {"real": "a", "synthetic": {"g": "b"}, "output": "c"}
 
 
 def refusal(values, source="configuration"):
+    """Return the message of the ConfigError that the values raise."""
     with pytest.raises(ConfigError) as caught:
         parse_config(values, source)
     assert caught.value.exit_code == 2
@@ -36,13 +37,13 @@ def refusal(values, source="configuration"):
         ({"storage": {"secret_key": "x"}}, "storage.secret_key"),
     ],
 )
-def test_unknown_keys_at_any_level_are_refused_by_name(values, named):
+def test_unknown_keys_at_any_level_are_errors_that_name_the_key(values, named):
     message = refusal(values, "my.yaml")
     assert f"{named}: unknown key" in message
     assert message.startswith("my.yaml: ")
 
 
-def test_every_problem_is_named_at_once():
+def test_one_error_names_every_problem():
     message = refusal({"reel": "x", "classifier": {"folds": 1}, "encoder": {"device": "tpu"}})
     assert all(key in message for key in ("reel", "classifier.folds", "encoder.device"))
     assert "\n" not in message
@@ -76,22 +77,22 @@ def test_every_problem_is_named_at_once():
         ("storage", "shard_rows", 0),
     ],
 )
-def test_values_out_of_range_are_refused_by_key(section, key, value):
+def test_values_out_of_range_are_errors_that_name_the_key(section, key, value):
     assert f"{section}.{key}" in refusal({section: {key: value}})
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("key", ["threshold", "radius"])
-def test_a_threshold_or_radius_that_is_no_number_is_refused(key, value):
+def test_a_threshold_or_radius_that_is_not_finite_is_an_error(key, value):
     assert f"neighbors.{key}" in refusal({"neighbors": {key: value}})
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
-def test_a_failure_fraction_that_is_no_fraction_is_refused(value):
+def test_a_failure_fraction_outside_0_and_1_is_an_error(value):
     assert "max_failure_fraction" in refusal({"max_failure_fraction": value})
 
 
-def test_mean_and_std_come_together():
+def test_mean_without_std_is_an_error():
     assert "mean and std" in refusal({"encoder": {"mean": [0.5, 0.5, 0.5]}})
     parse_config({"encoder": {"mean": [0.5] * 3, "std": [0.5] * 3}})
 
@@ -112,7 +113,7 @@ def test_plain_generator_names_pass(name):
 
 
 @pytest.mark.parametrize("url", ["https://key:secret@host:9000", "http://token@host"])
-def test_credentials_in_the_endpoint_are_refused_and_not_repeated(url):
+def test_credentials_in_the_endpoint_are_an_error_that_does_not_repeat_them(url):
     message = refusal({"storage": {"endpoint_url": url}})
     assert "credentials" in message
     assert "secret" not in message
@@ -150,7 +151,7 @@ def test_the_default_grid_reaches_the_intercept_only_model():
         (("vendi",), ("vendi",)),
     ],
 )
-def test_families_are_named_in_any_order_and_kept_in_one(value, expected):
+def test_families_may_be_listed_in_any_order_and_are_kept_in_a_fixed_one(value, expected):
     config = parse_config({"metrics": {"families": value}})
     assert config.metrics.families == expected
     text = json.dumps(config.model_dump(mode="json"), allow_nan=False)
@@ -158,7 +159,7 @@ def test_families_are_named_in_any_order_and_kept_in_one(value, expected):
 
 
 @pytest.mark.parametrize("value", ["frechet distance", ["kid"], "kernel;vendi", ["Kernel"], [1]])
-def test_a_family_that_is_not_there_is_refused_with_those_that_are(value):
+def test_an_unknown_family_is_an_error_that_lists_the_known_ones(value):
     message = refusal({"metrics": {"families": value}})
     assert "metrics.families" in message
     assert all(name in message for name in ("core", "all", *FAMILIES))
@@ -166,8 +167,8 @@ def test_a_family_that_is_not_there_is_refused_with_those_that_are(value):
 
 @pytest.mark.parametrize("key", ["families", "slice_by"])
 @pytest.mark.parametrize("value", [None, 3, True])
-def test_a_list_of_names_that_is_none_is_refused_by_key_or_empty(key, value):
-    # "families:" with nothing behind it is None in YAML.
+def test_a_value_that_is_not_a_list_of_names_is_empty_or_an_error_that_names_the_key(key, value):
+    # YAML reads "families:" without a value as None.
     try:
         assert getattr(parse_config({"metrics": {key: value}}).metrics, key) == ()
     except ConfigError as error:
@@ -188,7 +189,7 @@ def test_columns_to_slice_by_keep_their_order(value, expected):
 
 
 @pytest.mark.parametrize("value", ["", "prompt,,seed", " , ", ["prompt", ""]])
-def test_a_column_to_slice_by_without_a_name_is_refused_or_passed_over(value):
+def test_an_empty_column_name_to_slice_by_is_an_error_or_left_out(value):
     try:
         assert "" not in parse_config({"metrics": {"slice_by": value}}).metrics.slice_by
     except ConfigError as error:
@@ -203,7 +204,7 @@ def test_a_column_to_slice_by_without_a_name_is_refused_or_passed_over(value):
         ([], ()),
     ],
 )
-def test_gates_are_one_or_a_list(value, expected):
+def test_gates_are_a_string_or_a_list(value, expected):
     assert parse_config({**INPUT, "gates": value}).gates == expected
 
 
@@ -211,13 +212,13 @@ def test_gates_are_one_or_a_list(value, expected):
     ("gate", "named"),
     [("fidelty>=0.3", "fidelty"), ("fidelity", "fidelity"), ("fidelity>=x", "'x'"), ("fidelity.mid>=0", "mid")],
 )
-def test_a_gate_that_cannot_be_decided_is_refused_before_the_run(gate, named):
+def test_an_invalid_gate_is_a_configuration_error(gate, named):
     message = refusal({"gates": ["auc<0.9", gate]})
     assert repr(gate) in message
     assert named in message
 
 
-def test_a_gate_on_a_familys_metric_needs_the_family():
+def test_a_gate_on_a_metric_of_a_family_needs_the_family():
     assert "no metric kid" in refusal({"gates": "kid<=0.1"})
     assert parse_config({"gates": "kid<=0.1", "metrics": {"families": "kernel"}}).gates == ("kid<=0.1",)
 
@@ -226,24 +227,24 @@ def test_a_gate_on_a_familys_metric_needs_the_family():
 
 
 @pytest.mark.parametrize("text", ["a: [1, 2", "a: b: c", "\t- x", "a: !!python/object:os.system {}"])
-def test_yaml_that_cannot_be_read_is_refused_by_source_in_one_line(text):
+def test_invalid_yaml_is_an_error_of_one_line_that_names_the_source(text):
     with pytest.raises(ConfigError, match=r"^my\.yaml: ") as caught:
         parse_yaml(text, "my.yaml")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["- a\n- b", "just words", "3"])
-def test_yaml_that_is_no_mapping_is_refused(text):
+def test_yaml_that_is_not_a_mapping_is_an_error(text):
     with pytest.raises(ConfigError, match="mapping"):
         parse_yaml(text, "my.yaml")
 
 
-def test_empty_yaml_is_no_settings():
+def test_empty_yaml_gives_no_settings():
     assert parse_yaml("# nothing\n", "x") == {}
 
 
 @pytest.mark.parametrize("section", ["metrics", "gates", "synthetic", "storage", "max_failure_fraction"])
-def test_a_section_that_is_left_empty_has_its_defaults(section):
+def test_an_empty_section_has_its_defaults(section):
     assert parse_config(parse_yaml(f"{section}:\n", "file"), "file") == Config()
 
 
@@ -275,18 +276,18 @@ def test_overrides_win_over_the_file_and_later_ones_over_earlier_ones():
 @pytest.mark.parametrize(
     "override", ["folds", "=3", ".folds=3", "classifier.=3", "max_failure_fraction.x=1", "encoder.name=[1"]
 )
-def test_an_override_that_cannot_be_read_is_repeated_in_the_error(override):
+def test_the_error_of_an_invalid_override_repeats_it(override):
     with pytest.raises(ConfigError) as caught:
         apply_overrides({"max_failure_fraction": 0.1}, [override])
     assert override in str(caught.value)
 
 
-def test_an_override_of_a_section_that_the_file_leaves_empty_works():
-    # "encoder:" with nothing under it is None in YAML.
+def test_an_empty_section_can_be_overridden():
+    # YAML reads "encoder:" with nothing under it as None.
     assert apply_overrides({"encoder": None}, ["encoder.name=descriptor"]) == {"encoder": {"name": "descriptor"}}
 
 
-def test_an_unknown_override_is_refused_by_name():
+def test_an_override_of_an_unknown_key_is_an_error_that_names_it():
     assert "classifier.fold: unknown key" in refusal(apply_overrides({}, ["classifier.fold=3"]))
 
 
@@ -302,7 +303,7 @@ def test_a_file_on_s3_is_read(s3):
 
 
 @pytest.mark.parametrize("uri", ["{tmp}/none.yaml", "{tmp}", "{tmp}/binary.yaml", "nosuchscheme://x/c.yaml"])
-def test_a_file_that_cannot_be_read_is_named(tmp_path, uri):
+def test_the_error_of_an_unreadable_file_names_it(tmp_path, uri):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     uri = uri.format(tmp=tmp_path)
     with pytest.raises(ConfigError) as caught:
@@ -310,7 +311,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, uri):
     assert uri in str(caught.value)
 
 
-# --- what can be run ---
+# --- required settings ---
 
 
 @pytest.mark.parametrize(
@@ -323,7 +324,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, uri):
         ({"manifest": "m.csv"}, "not both"),
     ],
 )
-def test_what_is_missing_for_a_run_is_said(change, message):
+def test_the_error_says_which_required_setting_is_missing(change, message):
     with pytest.raises(ConfigError, match=message) as caught:
         parse_config(INPUT | change).check_runnable()
     assert "--" in str(caught.value) or "not both" in message
@@ -346,7 +347,7 @@ def test_complete_configurations_can_be_run(values):
         ("classifier", "workers", 3),
     ],
 )
-def test_settings_that_never_change_results_stay_out_of_fingerprints(section, key, value):
+def test_settings_that_do_not_change_results_are_not_in_fingerprints(section, key, value):
     changed = parse_config({section: {key: value}})
     assert changed.result_settings(section) == Config().result_settings(section)
 
@@ -377,7 +378,7 @@ def test_settings_that_change_results_are_in_fingerprints(section, key, value):
     json.dumps(changed, allow_nan=False)
 
 
-def test_the_self_test_and_memory_of_neighbors_have_their_defaults_and_bounds():
+def test_self_test_images_and_actor_memory_have_their_defaults_and_bounds():
     neighbors = Config().neighbors
     assert (neighbors.self_test_images, neighbors.actor_memory_gib) == (32, 4.0)
     for key, value in (("self_test_images", 0), ("self_test_images", 10_000), ("actor_memory_gib", 1e-3)):
@@ -387,14 +388,14 @@ def test_the_self_test_and_memory_of_neighbors_have_their_defaults_and_bounds():
     assert settings["self_test_images"] == 32
 
 
-def test_storage_is_outside_every_fingerprint():
+def test_storage_enters_no_fingerprint():
     one = Config(**INPUT)
     two = Config(**INPUT, storage=StorageConfig(endpoint_url="http://h", shard_rows=7))
     for section in ("input", "encoder", "neighbors", "classifier", "metrics"):
         assert one.result_settings(section) == two.result_settings(section)
 
 
-def test_gates_are_outside_every_fingerprint_and_the_control_is_in_that_of_the_input():
+def test_gates_enter_no_fingerprint_and_the_control_enters_that_of_the_input():
     one, two = Config(**INPUT), Config(**INPUT, gates=("fidelity>=0.3",))
     for section in ("input", "encoder", "neighbors", "classifier", "metrics"):
         assert one.result_settings(section) == two.result_settings(section)
@@ -408,7 +409,7 @@ def test_every_field_has_a_docstring():
     tree = ast.parse(inspect.getsource(config_module))
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name != "_Section"]
     fields, bare = 0, []
-    # Fields of Config that are sections are described by the section's own docstring.
+    # A field of Config that is a section is documented by the docstring of its class.
     sections = {node.name for node in classes}
     for node in classes:
         assert ast.get_docstring(node), node.name
@@ -425,6 +426,6 @@ def test_every_field_has_a_docstring():
 
 
 @pytest.mark.parametrize("values", [{"real": ""}, {"output": ""}, {"manifest": ""}, {"synthetic": {"x": ""}}])
-def test_an_empty_path_is_refused_and_is_not_the_current_folder(values):
+def test_an_empty_path_is_an_error(values):
     with pytest.raises(ConfigError):
         parse_config(values)

@@ -1,4 +1,4 @@
-"""The error tree: as drawn, with the exit codes that it states, and fit to travel between processes."""
+"""The error tree: documented, exported, picklable, and with the right exit codes."""
 
 import pickle
 import re
@@ -21,7 +21,7 @@ EXIT_CODES = {
 
 
 def tree_of(kind, parent=None):
-    """Map the name of each class of the module below ``kind`` to its parent's."""
+    """Return the name of each class from ``kind`` downwards, mapped to the name of its parent."""
     found = {kind.__name__: parent}
     for child in kind.__subclasses__():
         if child.__module__ == errors.__name__:
@@ -33,7 +33,7 @@ CLASSES = [getattr(errors, name) for name in tree_of(errors.SynthscaleError)]
 
 
 def drawn_tree():
-    """Read the tree in the module's docstring: each line's depth is where its name begins."""
+    """Parse the tree in the module's docstring; the column of a name gives its depth."""
     found, path = {}, []
     for line in errors.__doc__.splitlines():
         match = re.match(r"    ([│├└─ ]*)([A-Z]\w+)", line)
@@ -44,7 +44,7 @@ def drawn_tree():
     return found
 
 
-def test_the_tree_drawn_in_the_docstring_is_the_real_one():
+def test_the_tree_in_the_docstring_is_that_of_the_classes():
     assert drawn_tree() == tree_of(errors.SynthscaleError)
 
 
@@ -73,5 +73,5 @@ def test_every_error_is_a_public_name(kind):
     assert kind.__name__ in synthscale.__all__
 
 
-def test_no_error_of_ours_is_a_built_in_one():
+def test_errors_are_not_subclasses_of_builtin_ones():
     assert not issubclass(errors.SynthscaleError, (OSError, ValueError, RuntimeError))

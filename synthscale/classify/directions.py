@@ -1,9 +1,10 @@
-"""Which directions of the embedding tell a generator's images from real ones.
+"""Find the directions of the embedding that separate a generator's images from the real ones.
 
-The logit's gradient says at each image which way "more synthetic" lies. The eigenvectors of the gradients' mean
-outer product (the active subspace, Constantine 2015) are the directions along which the logit changes most, and
-the eigenvalues say how much of its change each one holds. Unlike mean weights they also show differences of
-spread, where gradients point both ways. Coordinates are standard deviations of the real images.
+Reads a fitted classifier and the training rows, returns `SeparatingDirections`. The logit's gradient at an image
+points towards "more synthetic". The eigenvectors of the gradients' mean outer product (the active subspace,
+Constantine 2015) are the directions along which the logit changes most, and each eigenvalue, over the trace, is
+the share of that change. Unlike mean weights they also show differences of spread, where gradients point both
+ways. Coordinates are in standard deviations of the real images.
 """
 
 from collections.abc import Iterator
@@ -19,13 +20,20 @@ from synthscale.tables.id_hashes import mix
 from synthscale.tables.schemas import DIRECTIONS, REAL
 
 _SAMPLE_ROWS = 4096
-"""Rows of each set whose gradients are taken."""
+"""Rows of each set, about, whose gradients are averaged; cost and precision grow with it."""
 _STREAM = 23
+"""Hash stream that draws the sample."""
 
 
 @dataclass
 class _Sums:
-    """By class: outer products of gradients (2, d, d), standardised rows (2, d), and counts (2,)."""
+    """Sums by class (0 real, 1 synthetic) over the sampled rows.
+
+    Attributes:
+        outer: (2, d, d) outer products of the logit's gradients.
+        row: (2, d) standardised rows.
+        count: (2,) rows.
+    """
 
     outer: torch.Tensor
     row: torch.Tensor
@@ -33,7 +41,7 @@ class _Sums:
 
 
 def find_directions(model: FittedClassifier, training: TrainingData) -> dict[str, SeparatingDirections]:
-    """Return each generator's separating directions; none where the classifier answers every row alike."""
+    """Return the separating directions of each generator; an empty set if its logits are the same for all rows."""
     d = training.dimensions
     names = list(model.heads)
     sums = {
@@ -48,6 +56,7 @@ def find_directions(model: FittedClassifier, training: TrainingData) -> dict[str
 
 
 def _sampled(training: TrainingData) -> Iterator[VectorBlock]:
+    """Yield the sampled rows of each block, drawn by hash."""
     for block in training.blocks(None):
         one_in = max(1, training.rows[block.name] // _SAMPLE_ROWS)
         keep = np.flatnonzero(mix(block.key, _STREAM) % np.uint64(one_in) == 0)
@@ -58,12 +67,13 @@ def _sampled(training: TrainingData) -> Iterator[VectorBlock]:
 
 
 def _add(sums: _Sums, model: FittedClassifier, training: TrainingData, name: str, block: VectorBlock) -> None:
+    """Add a block's gradients of the calibrated logits, mean over repeats, to a generator's sums."""
     vectors = torch.from_numpy(block.vectors)
     features = model.feature_map(vectors)
     fold = block.fold[:, view_columns(training.views)[name]]
     slope = torch.from_numpy(model.calibrations[name].slopes(fold))
     repeats = [h.gradients(features, fold[:, i]) * slope[:, i, None] for i, h in enumerate(model.heads[name])]
-    gradient = model.feature_map.pulled_back(vectors, torch.stack(repeats).mean(0))
+    gradient = model.feature_map.embedding_gradient(vectors, torch.stack(repeats).mean(0))
     at = int(block.name != REAL)
     sums.outer[at] += gradient.T @ gradient
     sums.row[at] += model.feature_map.standardise(vectors).sum(0)
@@ -71,6 +81,7 @@ def _add(sums: _Sums, model: FittedClassifier, training: TrainingData, name: str
 
 
 def _directions(sums: _Sums, training: TrainingData) -> SeparatingDirections:
+    """Return the leading eigenvectors of the class-balanced mean outer product, summed over all workers."""
     reduce_sum = training.workers.reduce_sum
     outer, row, count = reduce_sum(sums.outer), reduce_sum(sums.row), reduce_sum(sums.count)
     mean = (outer / count[:, None, None]).mean(0)
@@ -80,7 +91,7 @@ def _directions(sums: _Sums, training: TrainingData) -> SeparatingDirections:
     values, vectors = torch.linalg.eigh(mean)
     kept = min(DIRECTIONS, len(values))
     axes = vectors.T.flip(0)[:kept]
-    # Synthetic rows lie towards the positive end.
-    ahead = axes @ (row[1] / count[1] - row[0] / count[0])
-    axes = torch.where(ahead[:, None] < 0, -axes, axes)
+    # The sign of an eigenvector is arbitrary: let the mean of the synthetic rows be at the positive end.
+    mean_difference = axes @ (row[1] / count[1] - row[0] / count[0])
+    axes = torch.where(mean_difference[:, None] < 0, -axes, axes)
     return SeparatingDirections(axes, values.flip(0)[:kept].clamp_min(0) / total)

@@ -1,6 +1,8 @@
-"""How well the classifier tells real from synthetic, and how honest its probabilities are; class-balanced.
+"""Evaluate the classifier: class-balanced AUC, accuracy, log-loss and calibration of its out-of-fold logits.
 
-Everything is a sum over rows that merges over shards, and each sum has its bootstrap replicates (bootstrap.py).
+Reads logits and classes of rows, returns the ``classifier`` block of metrics.json. Everything is computed from
+sums over rows that merge over shards; the sums behind the intervals have bootstrap replicates
+(`statistics/bootstrap.py`).
 """
 
 from dataclasses import dataclass, field, fields
@@ -25,17 +27,23 @@ from synthscale.statistics.bootstrap import REPLICATES
 from synthscale.statistics.estimates import NO_CLASSIFIER, Metric, metric
 
 _BINS = 15
+"""Equal-width bins of the probability, for the calibration curve and the expected calibration error."""
 
 
 @dataclass
 class ClassifierSums:
-    """Sums by class (0 real, 1 synthetic) over out-of-fold logits; two of them add up.
+    """Sums over rows by class (0 real, 1 synthetic) of what their out-of-fold logits give; sums of shards add.
 
     Attributes:
-        count, log_loss, brier, correct, probability: (2,); the last is of being synthetic.
-        bin_count, bin_probability: (2, bins).
-        replicates: (3, 2, REPLICATES): weighted count, log-loss and correct answers.
-        ranks: of the logits.
+        count: (2,) rows.
+        log_loss: (2,) log-loss, nats.
+        brier: (2,) squared error of the probability.
+        correct: (2,) rows on the right side of 0.5.
+        probability: (2,) probability of being synthetic.
+        bin_count: (2, bins) rows by bin of the probability.
+        bin_probability: (2, bins) probability of being synthetic by bin.
+        replicates: (3, 2, REPLICATES) bootstrap-weighted count, log-loss and correct rows.
+        ranks: rank sums of the logits, for the AUC.
     """
 
     count: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
@@ -56,18 +64,21 @@ class ClassifierSums:
 def sum_classifier_errors(
     logit: NDArray[np.float64], is_real: NDArray[np.bool_], weights: NDArray[np.uint8] | None = None
 ) -> ClassifierSums:
-    """Sum over rows with logits (n,) of being synthetic and classes (n,); NaN logits are left out.
+    """Return the sums over rows; rows with a NaN logit are left out.
 
-    ``weights``, (n, REPLICATES), are the bootstrap's; without them figures have no intervals.
+    Args:
+        logit: (n,) of being synthetic.
+        is_real: (n,) classes.
+        weights: (n, REPLICATES) bootstrap weights; without them the metrics have no intervals.
     """
     sums = ClassifierSums(ranks=sum_ranks(logit, is_real, weights))
     for label in (0, 1):
         chosen = (is_real == (label == 0)) & ~np.isnan(logit)
-        own = logit[chosen]
-        p = probability(own)
-        loss = np.logaddexp(0.0, -own if label else own)
+        of_class = logit[chosen]
+        p = probability(of_class)
+        loss = np.logaddexp(0.0, -of_class if label else of_class)
         correct = (p >= 0.5) == bool(label)
-        sums.count[label] = len(own)
+        sums.count[label] = len(of_class)
         sums.log_loss[label] = loss.sum()
         sums.brier[label] = np.square(p - label).sum()
         sums.correct[label] = correct.sum()
@@ -76,17 +87,25 @@ def sum_classifier_errors(
         sums.bin_count[label] = np.bincount(bins, minlength=_BINS)
         sums.bin_probability[label] = np.bincount(bins, weights=p, minlength=_BINS)
         if weights is not None:
-            sums.replicates[:, label] = np.stack([np.ones(len(own)), loss, correct]) @ weights[chosen]
+            sums.replicates[:, label] = np.stack([np.ones(len(of_class)), loss, correct]) @ weights[chosen]
     return sums
 
 
 def _balanced(sums: ClassifierSums, name: str, replicate: int) -> Metric:
-    """A class-balanced mean with its 95 % interval; for a share of 0 or 1 the mean of the classes' exact ones."""
+    """Return the class-balanced mean of a sum, with its 95 % bootstrap interval.
+
+    An accuracy of exactly 0 or 1 gets the mean of the two classes' exact binomial bounds.
+
+    Args:
+        sums: over all rows.
+        name: the sum, a field of ``sums``.
+        replicate: its index among the replicates.
+    """
     value = float((getattr(sums, name) / sums.count).mean())
     with np.errstate(invalid="ignore", divide="ignore"):
         error = standard_error((sums.replicates[replicate] / sums.replicates[0]).mean(0))
     if not sums.replicates.any():
-        # Nothing drawn at all: there were no weights.
+        # The rows were summed without bootstrap weights.
         return metric(value)
     if name == "correct" and value in (0.0, 1.0):
         bound = float(np.mean([certain_up_to(independent_rows(drawn)) for drawn in sums.replicates[0]]))
@@ -96,23 +115,27 @@ def _balanced(sums: ClassifierSums, name: str, replicate: int) -> Metric:
 
 
 def metrics_over_deals(repeats: list[ClassifierSums]) -> dict[str, Any] | None:
-    """Return mean and standard deviation of the figures over deals to folds; None for one deal."""
+    """Return mean and standard deviation over repeats of four metrics; None for a single repeat.
+
+    Args:
+        repeats: sums over the same rows for each repeat, a fold assignment of its own.
+    """
     if len(repeats) < 2:
         return None
-    figures = {
-        "fidelity": [1 - d.probability[1] / d.count[1] for d in repeats],
-        "representativeness": [d.probability[0] / d.count[0] for d in repeats],
-        "auc": [auc(d.ranks) for d in repeats],
-        "log_loss": [(d.log_loss / d.count).mean() for d in repeats],
+    metrics = {
+        "fidelity": [1 - sums.probability[1] / sums.count[1] for sums in repeats],
+        "representativeness": [sums.probability[0] / sums.count[0] for sums in repeats],
+        "auc": [auc(sums.ranks) for sums in repeats],
+        "log_loss": [(sums.log_loss / sums.count).mean() for sums in repeats],
     }
     summary = {
         name: {"mean": float(np.mean(values)), "deviation": float(np.std(values, ddof=1))}
-        for name, values in figures.items()
+        for name, values in metrics.items()
     }
     return {"count": len(repeats), **summary}
 
 
-_OF_THE_FIT = (
+_FIT_KEYS = (
     "strength",
     "repeats",
     "log_loss_by_strength",
@@ -121,15 +144,17 @@ _OF_THE_FIT = (
     "converged",
     "calibrated",
 )
+"""Keys that the ``classifier`` block of metrics.json copies from the fit's summary."""
 
 
 def classifier_figures(sums: ClassifierSums, head: str, fit: dict[str, Any]) -> dict[str, Any]:
     """Return the ``classifier`` block of metrics.json.
 
     Args:
-        sums: over the generator's view.
-        head: the configured head.
-        fit: what the fit recorded; empty when there was none.
+        sums: over the generator's rows and the real rows.
+        head: ``classifier.head`` of the configuration.
+        fit: the fit's summary, as in the marker of the classify stage; without ``folds`` there was no fit, and
+            each metric is null with a reason.
     """
     if not fit.get("folds"):
         return {
@@ -149,7 +174,7 @@ def classifier_figures(sums: ClassifierSums, head: str, fit: dict[str, Any]) -> 
         "accuracy": _balanced(sums, "correct", 2),
         "log_loss": _balanced(sums, "log_loss", 1),
         "brier": float((sums.brier / sums.count).mean()),
-        # Expected calibration error with 15 equal bins (Guo et al. 2017), the classes weighing the same.
+        # Expected calibration error (Guo et al. 2017), with equal weights for the classes.
         "ece": float(np.abs(share[1] / 2 - mean_probability).sum()),
         "calibration": [
             {
@@ -162,10 +187,10 @@ def classifier_figures(sums: ClassifierSums, head: str, fit: dict[str, Any]) -> 
             if mass[b] > 0
         ],
         "p_value": two_sample_test(sums.ranks),
-        **{name: fit[name] for name in _OF_THE_FIT if fit.get(name) is not None},
+        **{name: fit[name] for name in _FIT_KEYS if fit.get(name) is not None},
     }
 
 
 def probability(logit: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the probability of being synthetic; NaN stays NaN."""
+    """Return the logistic function of logits of being synthetic; NaN stays NaN."""
     return 0.5 * (1.0 + np.tanh(0.5 * logit))

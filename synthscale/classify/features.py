@@ -1,8 +1,10 @@
-"""The classifier's features: the standardised embedding and, for the kernel head, random Fourier features of it.
+"""Map embeddings to the classifier's features, and evaluate linear heads on them.
 
-A head that is linear in the embedding sees differences of mean and not of spread; with random Fourier features
-(Rahimi and Recht 2007) of a Gaussian kernel beside it, it is kernel logistic regression and still convex.
-Standardisation and bandwidth come from the distinct real rows alone, so that no generator changes another's.
+Features are the standardised embedding and, for the kernel head, random Fourier features of it. A head that is
+linear in the embedding detects differences of mean but not of spread; with random Fourier features of a Gaussian
+kernel (Rahimi and Recht 2007) appended it approximates kernel logistic regression and stays convex.
+Standardisation and bandwidth are computed from the distinct real rows alone, so that no generator changes
+another's features.
 """
 
 import math
@@ -13,21 +15,23 @@ import torch
 from numpy.typing import NDArray
 
 FOURIER_FEATURES = 512
+"""Number of random Fourier features of the kernel head, by default."""
 BANDWIDTH_ROWS = 1024
-"""Real rows whose pairwise distances give the bandwidth."""
+"""Size of the sample of distinct real rows whose median pairwise distance is the bandwidth."""
 _CLIP = 10.0
-"""Standardised values beyond this are clipped: one outlier must not own a direction."""
+"""Standardised values are clipped to this many standard deviations, so that one outlier cannot dominate a
+direction."""
 
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """Maps embeddings to the classifier's features.
+    """Map from embeddings, (n, d), to the classifier's features, (n, D).
 
     Attributes:
-        mean: (d,) of the distinct real rows.
-        scale: (d,) standard deviations, floored so that constant dimensions do not explode.
-        frequencies: (d, m) of the random Fourier features, bandwidth included; m = 0 for a linear head.
-        phases: (m,).
+        mean: (d,) mean of the distinct real rows.
+        scale: (d,) their standard deviations, floored so that constant dimensions are not divided by zero.
+        frequencies: (d, m) frequencies of the random Fourier features, over the bandwidth; m = 0 without them.
+        phases: (m,) phases of the random Fourier features, radians.
     """
 
     mean: torch.Tensor
@@ -41,11 +45,11 @@ class FeatureMap:
         return len(self.mean) + len(self.phases)
 
     def standardise(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Return (n, d) float64 vectors with mean 0 and deviation 1 over the distinct real rows, clipped."""
+        """Standardise vectors by the distinct real rows' mean and deviation, and clip: (n, d) float64."""
         return ((vectors.double() - self.mean) / self.scale).clamp_(-_CLIP, _CLIP)
 
     def __call__(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Return features of shape (n, D) in float64; either part has a norm of about 1."""
+        """Map vectors (n, d) to features (n, D) in float64; each of the two parts has a norm of about 1."""
         z = self.standardise(vectors)
         linear = z / math.sqrt(len(self.mean))
         if len(self.phases) == 0:
@@ -54,8 +58,13 @@ class FeatureMap:
         features: torch.Tensor = torch.cat([linear, waves], dim=1)
         return features
 
-    def pulled_back(self, vectors: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        """Return gradients by the standardised embedding, (n, d), of what has gradients (n, D) by the features."""
+    def embedding_gradient(self, vectors: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Return gradients with respect to the standardised embedding, by the chain rule: (n, d).
+
+        Args:
+            vectors: (n, d), where the gradients are taken.
+            gradient: (n, D) gradients with respect to the features.
+        """
         d = len(self.mean)
         result = gradient[:, :d] / math.sqrt(d)
         if len(self.phases):
@@ -71,18 +80,23 @@ def fit_feature_map(
     fourier_features: int,
     seed: int,
 ) -> FeatureMap:
-    """Build the map from the real rows' moments, (d,) each, and a sample of them, (s, d).
+    """Build the feature map from the distinct real rows.
 
-    ``fourier_features`` is m; 0 for heads that take the standardised embedding alone.
+    Args:
+        mean: (d,) of the rows.
+        deviation: (d,) their standard deviations.
+        sample: (s, d) some of the rows; their median pairwise distance, once standardised, is the bandwidth.
+        fourier_features: m; 0 for heads that use the standardised embedding alone.
+        seed: of the random Fourier features.
     """
-    # A dimension that is constant but for rounding must not explode; one that is merely small keeps its voice.
+    # The floor catches dimensions that are constant up to rounding, and leaves merely small ones alone.
     floor = torch.maximum(1e-6 * mean.abs(), 1e-7 * deviation.square().mean().sqrt())
     scale = torch.where(torch.maximum(deviation, floor) > 0, torch.maximum(deviation, floor), 1.0)
     d = len(mean)
-    empty = FeatureMap(mean, scale, mean.new_zeros((d, 0)), mean.new_zeros(0))
+    linear_map = FeatureMap(mean, scale, mean.new_zeros((d, 0)), mean.new_zeros(0))
     if fourier_features == 0:
-        return empty
-    distances = torch.pdist(empty.standardise(sample)) if len(sample) > 1 else mean.new_zeros(0)
+        return linear_map
+    distances = torch.pdist(linear_map.standardise(sample)) if len(sample) > 1 else mean.new_zeros(0)
     median = float(distances.median()) if len(distances) else 0.0
     bandwidth = median if median > 0 else d**0.5
     rng = np.random.default_rng(seed)
@@ -93,18 +107,23 @@ def fit_feature_map(
 
 @dataclass(frozen=True)
 class LinearHeads:
-    """A generator's k fitted heads: logit of row x for fold f is x @ weights[f] + intercepts[f]."""
+    """The k linear heads of one generator and repeat: row x has logit x @ weights[f] + intercepts[f] for fold f.
+
+    Attributes:
+        weights: (k, D).
+        intercepts: (k,).
+    """
 
     weights: torch.Tensor
     intercepts: torch.Tensor
 
     def out_of_fold_logits(self, features: torch.Tensor, fold: NDArray[np.int8]) -> NDArray[np.float64]:
-        """Return each row's logit of being synthetic, by the head that did not see it: (n, D), (n,) -> (n,)."""
+        """Return each row's logit from the head fitted without its fold: (n, D), (n,) -> (n,)."""
         index = torch.from_numpy(fold.astype(np.int64))
         logits = features @ self.weights.T + self.intercepts
         result: NDArray[np.float64] = logits.gather(1, index.to(logits.device)[:, None])[:, 0].cpu().numpy()
         return result
 
     def gradients(self, features: torch.Tensor, fold: NDArray[np.int8]) -> torch.Tensor:
-        """Return the gradient of each row's out-of-fold logit by the features: (n, D), (n,) -> (n, D)."""
+        """Return the gradient of each row's out-of-fold logit in the features: (n, D), (n,) -> (n, D)."""
         return self.weights[torch.from_numpy(fold.astype(np.int64))]

@@ -1,4 +1,7 @@
-"""What a fit knows of the processes that share it: how sums are added up, and where an interrupted fit goes on."""
+"""Context of a fit: the all-reduce over workers, the device and the state of an interrupted fit.
+
+Reads and writes nothing itself: `ray_train.py` supplies torch.distributed's all-reduce and the checkpoint file.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,54 +9,58 @@ from dataclasses import dataclass, field
 import torch
 
 ReduceSum = Callable[[torch.Tensor], torch.Tensor]
+"""All-reduce: returns the sum of a float64 tensor over all workers."""
 
 
 @dataclass(frozen=True)
 class FitState:
-    """How a fit goes on after an interruption.
+    """State of an interrupted fit, and the callbacks that checkpoint it.
 
     Attributes:
-        state: what was kept last; empty at the first start.
-        keep: is offered the state from time to time, as a function that gives it.
-        settle: is told the last state of a fit that has ended; it goes with what others keep later.
+        state: tensors of the last checkpoint; empty on a first start.
+        save: called after each pass or epoch with a function that returns the current state; a checkpoint is
+            written only where the callback calls that function.
+        save_final: called with the last state of a finished fit; later checkpoints of the other fits include it.
     """
 
     state: dict[str, torch.Tensor] = field(default_factory=dict)
-    keep: Callable[[Callable[[], dict[str, torch.Tensor]]], None] = lambda give: None
-    settle: Callable[[dict[str, torch.Tensor]], None] = lambda state: None
+    save: Callable[[Callable[[], dict[str, torch.Tensor]]], None] = lambda get_state: None
+    save_final: Callable[[dict[str, torch.Tensor]], None] = lambda state: None
 
     def part(self, name: str) -> "FitState":
-        """Return the same for one of several fits, whose states then lie side by side."""
-        mark = f"{name}//"
-        own = {key.removeprefix(mark): value for key, value in self.state.items() if key.startswith(mark)}
+        """Return the state of one of several fits in a shared checkpoint, where its keys start with ``name//``."""
+        prefix = f"{name}//"
+        own_state = {
+            key.removeprefix(prefix): value for key, value in self.state.items() if key.startswith(prefix)
+        }
 
-        def settle(state: dict[str, torch.Tensor]) -> None:
-            for key in [key for key in self.state if key.startswith(mark)]:
+        def save_final(state: dict[str, torch.Tensor]) -> None:
+            for key in [key for key in self.state if key.startswith(prefix)]:
                 del self.state[key]
-            self.state.update({mark + key: value for key, value in state.items()})
+            self.state.update({prefix + key: value for key, value in state.items()})
 
-        def keep(give: Callable[[], dict[str, torch.Tensor]]) -> None:
-            def everything() -> dict[str, torch.Tensor]:
-                settle(give())
+        def save(get_state: Callable[[], dict[str, torch.Tensor]]) -> None:
+            def shared_state() -> dict[str, torch.Tensor]:
+                save_final(get_state())
                 return self.state
 
-            self.keep(everything)
+            self.save(shared_state)
 
-        return FitState(own, keep, settle)
+        return FitState(own_state, save, save_final)
 
 
 @dataclass(frozen=True)
 class FitContext:
-    """What a fit knows of the processes that share it.
+    """All-reduce, device and checkpoint of a fit that one or several workers share.
 
     Attributes:
-        reduce_sum: adds a float64 tensor over them.
-        are_several: whether there is more than one.
-        device: torch device of features and heads while they are fitted.
-        resume: where an interrupted fit goes on.
+        reduce_sum: all-reduce of a float64 tensor; the identity for one worker.
+        is_distributed: whether there is more than one worker.
+        device: torch device of features and heads during the fit.
+        resume: state of an interrupted fit, and where to save new state.
     """
 
     reduce_sum: ReduceSum = lambda tensor: tensor
-    are_several: bool = False
+    is_distributed: bool = False
     device: str = "cpu"
     resume: FitState = field(default_factory=FitState)

@@ -1,11 +1,14 @@
-"""All folds, strengths and deals of an L2-regularised logistic regression at once: preconditioned L-BFGS.
+"""Fit the logistic heads of all folds, strengths and repeats at once, and choose each generator's strength.
 
-Every pass over the rows evaluates every head that has not converged, each at its own trial point (problem.py), so
-a pass is one well-fed matrix product. What makes the passes few: the heads are first fitted to a sample of a few
-dozen rows a dimension, which is nearly free, and L-BFGS (Liu and Nocedal 1989) on all rows then starts at that
-solution, from the inverse of the sample's Hessian there. Heads have histories and step lengths of their own and
-never influence one another's optimum. The problem is convex and is solved to the arithmetic's limit, so sample,
-start and number of workers leave no trace in the answer.
+Reads blocks of features and folds, returns a `LogisticFit` for each generator; `refit_logistic_heads` fits further
+heads at the chosen strength for the jackknife.
+
+Each pass over the rows evaluates all heads that have not converged, each at its own trial point
+(`logistic_loss.py`), so a pass is one large matrix product. Few passes are needed: the heads are first fitted to a
+sample of a few dozen rows a dimension, which costs next to nothing, and L-BFGS (Liu and Nocedal 1989) on all rows
+starts at that solution, preconditioned by the inverse of the sample's Hessian (`batched_lbfgs.py`). Heads have
+separate histories and step lengths and never influence one another's optimum. The problem is convex and is solved
+to the limit of float64, so the result does not depend on the sample, the starting point or the number of workers.
 """
 
 import math
@@ -21,17 +24,24 @@ from synthscale.classify.fit_context import FitContext, FitState
 from synthscale.classify.logistic_loss import LOG_2, Blocks, FoldView, HeadColumns, LogisticLoss
 
 _TOLERANCE = 1e-8
-"""On the Newton decrement: probabilities are then off by less than half of this times the root of n."""
+"""On the Newton decrement: the error of a probability is then below half of this times the square root of n."""
 _REFIT_TOLERANCE = 1e-5
-"""Refitted heads only say how far figures spread."""
+"""On the Newton decrement of refitted heads; looser, as only the spread over refits is used."""
 
 
 @dataclass(frozen=True)
 class LogisticFit:
-    """A generator's heads at the chosen strength, one ``Heads`` a deal, and what the choice was made by.
+    """A generator's heads at the chosen strength, and how it was chosen.
 
-    ``start`` is a finite strength with its heads of the first deal, where heads without some rows are fitted
-    from: the chosen one, or the strongest where the intercept-only model was chosen.
+    Attributes:
+        heads: the k heads of each repeat.
+        strength: the chosen L2 penalty; ``inf`` is the intercept-only model.
+        log_loss: class-balanced out-of-fold log-loss (nats) by strength.
+        passes: passes over all rows, of all heads together.
+        converged: whether the heads of the chosen strength converged.
+        start: starting point of the jackknife's refits: a finite strength and its heads of the first repeat. The
+            chosen strength, or the largest finite one if the intercept-only model was chosen; None if no strength
+            is finite.
     """
 
     heads: tuple[LinearHeads, ...]
@@ -42,7 +52,7 @@ class LogisticFit:
     start: tuple[float, LinearHeads] | None = None
 
     def summary(self) -> dict[str, Any]:
-        """Return what was chosen and why, for JSON; the intercept-only model's strength is the text ``inf``."""
+        """Return the fit's keys of metrics.json; the intercept-only model's strength is the text ``inf``."""
         return {
             "strength": _json_strength(self.strength),
             "log_loss_by_strength": [[_json_strength(s), loss] for s, loss in self.log_loss.items()],
@@ -58,34 +68,36 @@ def _json_strength(strength: float) -> float | str:
 def fit_logistic_heads(
     views: list[FoldView], strengths: tuple[float, ...], blocks: Blocks, *, balanced: bool, workers: FitContext
 ) -> dict[str, LogisticFit]:
-    """Fit k heads for each view and strength; keep each generator's of least class-balanced out-of-fold log-loss.
+    """Fit k heads for each view and strength; keep each generator's strength of least out-of-fold log-loss.
 
     Args:
-        views: the generators' deals; both classes occur outside every fold, over all workers.
+        views: the generators' fold assignments; both classes occur outside every fold, over all workers.
         strengths: L2 penalties; ``inf`` is the intercept-only model.
-        blocks: gives this worker's rows, as often as asked.
-        balanced: weigh the classes equally in the loss, else every row equally.
-        workers: how they add up, and where an interrupted fit goes on.
+        blocks: starts a pass over this worker's rows; called once for each pass.
+        balanced: weigh the classes equally in the loss, else every row equally. The logits are for equal class
+            sizes either way: without class weights the log prior is subtracted from the intercepts.
+        workers: all-reduce, and state of an interrupted fit.
 
-    Logits are balanced either way: without class weights the prior is taken out of the intercepts afterwards.
+    Returns:
+        Each generator's fit. The log-loss is class-balanced, of calibrated logits, mean over its repeats.
     """
     finite = sorted((s for s in strengths if math.isfinite(s)), reverse=True)
-    each = dict.fromkeys((view.generator for view in views), finite or [1.0])
-    problem = LogisticLoss(HeadColumns.of(views, each), blocks, balanced, workers.reduce_sum)
+    by_generator = dict.fromkeys((view.generator for view in views), finite or [1.0])
+    problem = LogisticLoss(HeadColumns.of(views, by_generator), blocks, balanced, workers.reduce_sum)
     points = torch.zeros((problem.width + 1, len(problem.columns.view)), dtype=torch.float64)
     points[-1] = problem.prior
     descent = BatchedLbfgs(problem, points, workers.resume)
     if finite:
         sample = None
-        kept = workers.resume.state.get("points")
-        if kept is not None and kept.shape == points.shape:
-            descent.points = kept.to(points.device, copy=True)
+        saved = workers.resume.state.get("points")
+        if saved is not None and saved.shape == points.shape:
+            descent.points = saved.to(points.device, copy=True)
         else:
             sample = descent.start_on_a_sample()
         descent.solve(_TOLERANCE, sample)
     else:
         descent.converged[:] = True
-    return _chosen(problem, descent, strengths)
+    return _choose_strengths(problem, descent, strengths)
 
 
 def refit_logistic_heads(
@@ -96,41 +108,42 @@ def refit_logistic_heads(
     balanced: bool,
     workers: FitContext,
 ) -> dict[str, LinearHeads]:
-    """Fit heads at one strength a generator to views that leave out a few rows, from heads that saw them.
+    """Fit heads to views that leave out a few rows, at one strength a generator, starting from heads of all rows.
 
     Args:
-        views: each generator's, all of as many folds.
-        start: the strength, and the heads of each fold.
-        blocks: gives this worker's rows, with their folds in these views.
-        balanced: as in `fit_views`.
-        workers: how they add up.
+        views: views of the generators in ``start``.
+        start: each generator's strength, and the head of each fold to start from.
+        blocks: starts a pass over this worker's rows, with their folds in these views.
+        balanced: as in `fit_logistic_heads`.
+        workers: all-reduce.
 
     Returns:
-        Each generator's heads: view after view, k each.
+        Each generator's heads, in the order of its views: those of the first view's folds, of the second's, ...
     """
     columns = HeadColumns.of(views, {name: [strength] for name, (strength, _) in start.items()})
     problem = LogisticLoss(columns, blocks, balanced, workers.reduce_sum)
     points = torch.empty((problem.width + 1, len(columns.view)), dtype=torch.float64)
-    own = {name: torch.tensor([v.generator == name for v in views])[columns.view] for name in start}
+    heads_of = {name: torch.tensor([v.generator == name for v in views])[columns.view] for name in start}
     for name, (_, heads) in start.items():
-        points[:-1, own[name]] = heads.weights[columns.fold[own[name]]].T
-        points[-1, own[name]] = heads.intercepts[columns.fold[own[name]]] + problem.prior[own[name]]
+        at = heads_of[name]
+        points[:-1, at] = heads.weights[columns.fold[at]].T
+        points[-1, at] = heads.intercepts[columns.fold[at]] + problem.prior[at]
     descent = BatchedLbfgs(problem, points, FitState())
     descent.solve(_REFIT_TOLERANCE)
     return {
         name: LinearHeads(descent.points[:-1, at].T.clone(), descent.points[-1, at] - problem.prior[at])
-        for name, at in own.items()
+        for name, at in heads_of.items()
     }
 
 
-def _chosen(
+def _choose_strengths(
     problem: LogisticLoss, descent: "BatchedLbfgs", strengths: tuple[float, ...]
 ) -> dict[str, LogisticFit]:
-    """Pick each generator's strength: over its deals, the one with the least log-loss; ties go to the stronger."""
+    """Choose each generator's strength by the least log-loss, mean over its repeats; ties go to the larger one."""
     columns, points = problem.columns, descent.points
     fits = {}
     for generator in dict.fromkeys(view.generator for view in columns.views):
-        own = torch.tensor([view.generator == generator for view in columns.views])[columns.view]
+        of_generator = torch.tensor([view.generator == generator for view in columns.views])[columns.view]
         losses = _losses(problem, points, generator, strengths)
         best = min(losses, key=lambda strength: (round(losses[strength], 10), -strength))
         repeats = [(v, view.folds) for v, view in enumerate(columns.views) if view.generator == generator]
@@ -142,7 +155,7 @@ def _chosen(
         finite = [strength for strength in strengths if math.isfinite(strength)]
         strongest = best if math.isfinite(best) else max(finite, default=math.inf)
         start = _heads(problem, points, at(strongest, repeats[0][0]), repeats[0][1])
-        converged = bool(descent.converged[own & (columns.strength == best)].all())
+        converged = bool(descent.converged[of_generator & (columns.strength == best)].all())
         fits[generator] = LogisticFit(
             heads, best, losses, descent.passes, converged, (strongest, start) if finite else None
         )
@@ -152,10 +165,10 @@ def _chosen(
 def _losses(
     problem: LogisticLoss, points: torch.Tensor, generator: str, strengths: tuple[float, ...]
 ) -> dict[float, float]:
-    """Return the class-balanced out-of-fold log-loss of a generator's heads at each strength, logits scaled.
+    """Return the class-balanced out-of-fold log-loss of a generator's calibrated logits at each strength.
 
-    A strength that is a little too strong is then no worse for it, and the choice does not jump: unscaled, the
-    intercept-only model was often chosen where the sets can be told apart a little.
+    Calibration undoes the shrinkage of a strength that is a little too strong. With unscaled logits the
+    intercept-only model was often chosen although the sets can be told apart a little.
     """
     finite = sorted({s for s in strengths if math.isfinite(s)}, reverse=True)
     losses = {strength: LOG_2 for strength in strengths if math.isinf(strength)}
@@ -166,12 +179,13 @@ def _losses(
     k = max(columns.views[v].folds for v in repeats)
     pairs = [(v, strength) for strength in finite for v in repeats]
     scaling = fit_platt_scaling(problem.out_of_fold(points, generator, pairs), len(pairs), k, problem.reduce_sum)
-    by_strength = scaling.by_deal.reshape(len(finite), len(repeats)).mean(1)
+    by_strength = scaling.log_loss_by_repeat.reshape(len(finite), len(repeats)).mean(1)
     return losses | dict(zip(finite, by_strength.tolist(), strict=True))
 
 
 def _heads(problem: LogisticLoss, points: torch.Tensor, chosen: torch.Tensor, folds: int) -> LinearHeads:
+    """Return the heads of the chosen columns; zero heads (the intercept-only model) if there are none."""
     if not chosen.any():
         return LinearHeads(points.new_zeros((folds, problem.width)), points.new_zeros(folds))
-    # Out of fold, every model answers balanced odds.
+    # Without the prior, the odds are those of equal class sizes.
     return LinearHeads(points[:-1, chosen].T.clone(), points[-1, chosen] - problem.prior[chosen])

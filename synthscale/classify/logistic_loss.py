@@ -1,13 +1,14 @@
-"""The loss of many logistic heads at once over rows in blocks: values, gradients, Hessians and held-out losses.
+"""Evaluate the losses of many logistic heads at once: values, gradients, Hessians and out-of-fold logits.
 
-A head belongs to one view (a generator's rows in one deal to folds), one fold and one L2 strength. It minimises,
-over the rows of its view outside its fold,
+Reads blocks of features and folds, one pass for each evaluation; `batched_lbfgs.py` minimises. A head belongs to
+one view (a generator's rows under one fold assignment), one fold and one L2 strength. It minimises, over the rows
+of its view outside its fold,
 
     sum_i a_i log(1 + exp(-s_i (x_i w + b))) + strength / 2 |w|^2,   sum_i a_i = 1,
 
 so a strength means the same at any number of rows. A row is masked out of the heads of its own fold, and one
-matrix product serves all heads: every fold, strength, deal and generator. Real rows are in every view, so what
-generators share is read once. Sums are in float64 and go through ``reduce_sum``, which adds over workers.
+matrix product serves all heads: every fold, strength, repeat and generator. Real rows are in every view and are
+read once for all generators. Sums are in float64 and go through ``reduce_sum``, the all-reduce over workers.
 """
 
 import math
@@ -25,19 +26,27 @@ from synthscale.tables.id_hashes import Hashes, mix
 from synthscale.tables.schemas import REAL
 
 _CHUNK_ROWS = 2048
-"""Rows whose features and margins stay in the processor's cache between the two products."""
+"""Rows in one pair of matrix products: features and margins must stay in the CPU's cache between the two."""
 _HESSIAN_ROWS = 8192
-"""Rows of one product of a Hessian: adding up its squares of D numbers must cost little beside it."""
+"""Rows in one matrix product of a Hessian: enough that adding the (D + 1)^2 results costs little beside it."""
 _SAMPLE_STREAM = 77
+"""Hash stream that draws the sample."""
 _SAMPLE_BYTES = 2**30
-"""Memory that a sample may take beside the rows."""
+"""Memory limit of a sample, beside the rows; above it the solver uses all rows in place of a sample."""
 
 
 @dataclass(frozen=True)
 class FoldView:
-    """A generator's rows and the real rows, dealt to ``folds`` folds; a deal is one of ``classifier.repeats``.
+    """One generator's rows and the real rows, under one fold assignment.
 
-    It may leave out a jackknife's block (``without``), or what is not in a matched subsample, or ``reassignment`` folds.
+    Attributes:
+        generator: its name.
+        repeat: which of the ``classifier.repeats`` fold assignments, from 0.
+        folds: k.
+        without: the jackknife block that is left out; -1: none.
+        is_matched: whether only the rows of the matched subsample are used.
+        reassignment: number of the fold assignment by blocks (`jackknife.reassigned_folds`) that replaces the one
+            of ``repeat``; 0: not replaced.
     """
 
     generator: str
@@ -49,7 +58,7 @@ class FoldView:
 
 
 def view_columns(views: Iterable[FoldView]) -> dict[str, list[int]]:
-    """Return where each generator's deals stand among the views: the columns of folds (n, V)."""
+    """Return the indices of each generator's views, which are its columns in arrays of folds (n, V)."""
     columns: dict[str, list[int]] = {}
     for c, view in enumerate(views):
         columns.setdefault(view.generator, []).append(c)
@@ -58,9 +67,15 @@ def view_columns(views: Iterable[FoldView]) -> dict[str, list[int]]:
 
 @dataclass(frozen=True)
 class FeatureBlock:
-    """Rows of one set: its name, features (n, D), fold in each view (n, V; -1: not in it), and keys (n,).
+    """Some rows of one set.
 
-    ``block`` is the row's block in each view (n, V; matched.block_codes), where heads are refitted without some.
+    Attributes:
+        name: the set: `REAL` or a generator.
+        features: (n, D).
+        fold: (n, V) fold in each view; -1 for rows outside the view.
+        key: (n,) hashes of the ids.
+        block: (n, V) jackknife block code in each view (`size_matching.matched_block_codes`); None if no heads are
+            refitted.
     """
 
     name: str
@@ -71,38 +86,45 @@ class FeatureBlock:
 
     @property
     def sign(self) -> float:
-        """1 for synthetic rows, -1 for real ones."""
+        """Class of the rows as a sign: 1 synthetic, -1 real."""
         return -1.0 if self.name == REAL else 1.0
 
     def sampled(self, one_in: int) -> "FeatureBlock":
-        """Return about one in so many rows, chosen by their keys."""
+        """Return a sample of about one in ``one_in`` rows, drawn by hash."""
         return self.rows(np.flatnonzero(mix(self.key, _SAMPLE_STREAM) % np.uint64(one_in) == 0))
 
     def rows(self, chosen: NDArray[np.int64]) -> "FeatureBlock":
-        """Return some rows."""
+        """Return the rows at the given indices."""
         index = torch.from_numpy(chosen).to(self.features.device)
         block = None if self.block is None else self.block[index]
         return FeatureBlock(self.name, self.features[index], self.fold[index], self.key[chosen], block)
 
     def chunks(self, rows: int = _CHUNK_ROWS) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield features, in float64, and folds of some rows at a time."""
+        """Yield float64 features and folds of consecutive rows, at most ``rows`` at a time."""
         for features, fold in zip(torch.split(self.features, rows), torch.split(self.fold, rows), strict=True):
             yield features.double(), fold
 
 
 def concatenate_blocks(blocks: list[FeatureBlock]) -> FeatureBlock:
-    """Return blocks of one set as one."""
+    """Concatenate blocks of one set; jackknife block codes are dropped."""
     features, fold = (torch.cat([getattr(block, name) for block in blocks]) for name in ("features", "fold"))
     return FeatureBlock(blocks[0].name, features, fold, np.concatenate([block.key for block in blocks]))
 
 
 Blocks = Callable[[], Iterable[FeatureBlock]]
-"""A pass over this worker's rows."""
+"""Starts a pass over this worker's rows."""
 
 
 @dataclass(frozen=True)
 class HeadColumns:
-    """The heads, one a column: the view, fold and strength of each, (C,)."""
+    """Index of the C heads, each a column of the solver's arrays.
+
+    Attributes:
+        views: the views that heads belong to.
+        view: (C,) index of each head's view.
+        fold: (C,) fold that each head leaves out.
+        strength: (C,) L2 penalty of each head.
+    """
 
     views: tuple[FoldView, ...]
     view: torch.Tensor
@@ -111,7 +133,7 @@ class HeadColumns:
 
     @classmethod
     def of(cls, views: Iterable[FoldView], strengths: Mapping[str, Sequence[float]]) -> "HeadColumns":
-        """Return a head for each view, strength (of its generator) and fold."""
+        """Create one head for each view, strength of its generator, and fold."""
         listed = tuple(views)
         heads = [
             (v, f, s)
@@ -127,23 +149,33 @@ class HeadColumns:
         return [self.views[v].generator for v in self.view.tolist()]
 
     def generator_of(self, group: torch.Tensor) -> str:
-        """Return the generator of some columns of one generator."""
+        """Return the generator of a group of heads, which all have the same."""
         return self._generators[int(group[0])]
 
-    def within(self, name: str) -> torch.Tensor:
-        """Tell which heads see rows of a set: (C,) bool; all see the real ones."""
+    def using_set(self, name: str) -> torch.Tensor:
+        """Return which heads have a set in their views: (C,) bool; true of all for the real set."""
         return torch.tensor([name in (REAL, generator) for generator in self._generators])
 
-    def alike(self, chosen: torch.Tensor) -> list[torch.Tensor]:
-        """Return the chosen columns (indices) in groups of one generator and strength."""
-        keys: dict[tuple[str, float], list[int]] = {}
+    def group_by_strength(self, chosen: torch.Tensor) -> list[torch.Tensor]:
+        """Group heads, given by their indices, by generator and strength."""
+        groups: dict[tuple[str, float], list[int]] = {}
         for c in chosen.tolist():
-            keys.setdefault((self._generators[c], float(self.strength[c])), []).append(c)
-        return [torch.tensor(columns) for columns in keys.values()]
+            groups.setdefault((self._generators[c], float(self.strength[c])), []).append(c)
+        return [torch.tensor(columns) for columns in groups.values()]
 
 
 class LogisticLoss:
-    """The heads' losses over rows in blocks, as functions of points: (D + 1, C), the intercepts last."""
+    """Losses of all heads as functions of their points: (D + 1, C), each column a head, the intercept last.
+
+    Attributes:
+        columns: the heads.
+        rows: rows of each set, over all workers.
+        width: D, the number of features.
+        weight: (C,) for each set, the weight a_i of one of its rows in each head's loss; 0 for heads without the
+            set.
+        prior: (C,) log of synthetic over real weight; 0 if the classes are balanced.
+        uses: (C,) bool for each set, the heads that use its rows.
+    """
 
     def __init__(
         self,
@@ -151,33 +183,33 @@ class LogisticLoss:
         blocks: Blocks,
         balanced: bool,
         reduce_sum: ReduceSum,
-        stands_for: dict[str, int] | None = None,
+        population: dict[str, int] | None = None,
     ) -> None:
-        """Count the rows: one pass.
+        """Count the rows in one pass, and compute their weights.
 
         Args:
             columns: the heads.
-            blocks: gives this worker's rows, as often as asked.
+            blocks: starts a pass over this worker's rows; called once for each pass.
             balanced: weigh the classes equally, else every row equally.
-            reduce_sum: adds a float64 tensor over workers.
-            stands_for: rows of each set that these are a sample of.
+            reduce_sum: all-reduce over workers.
+            population: rows of each set that the blocks are a sample of; None: the blocks have all rows.
         """
         self.columns, self.blocks, self.balanced, self.reduce_sum = columns, blocks, balanced, reduce_sum
-        self.within: dict[str, torch.Tensor] = {
-            name: columns.within(name) for name in [REAL, *dict.fromkeys(v.generator for v in columns.views)]
+        self.uses: dict[str, torch.Tensor] = {
+            name: columns.using_set(name) for name in [REAL, *dict.fromkeys(v.generator for v in columns.views)]
         }
         self.rows, outside, self.width = self._count()
-        self._whole = stands_for or self.rows
-        self._weigh(outside, {name: self._whole[name] / max(rows, 1) for name, rows in self.rows.items()})
+        self._population = population or self.rows
+        self._weigh(outside, {name: self._population[name] / max(rows, 1) for name, rows in self.rows.items()})
 
     def _count(self) -> tuple[dict[str, int], dict[str, torch.Tensor], int]:
-        """Rows of each set, those of each set outside each head's fold (C,), and D; over all workers."""
-        names = list(self.within)
+        """Return, over all workers, the rows of each set, those outside each head's fold (C,), and D."""
+        names = list(self.uses)
         counts = torch.zeros((len(names), len(self.columns.view) + 1), dtype=torch.float64)
         width = torch.zeros(1, dtype=torch.float64)
         for block in self.blocks():
             at = names.index(block.name)
-            seen = self.within[block.name].nonzero()[:, 0]
+            seen = self.uses[block.name].nonzero()[:, 0]
             for fold in torch.split(block.fold, _CHUNK_ROWS):
                 counts[at, seen] += self._outside(fold, seen).sum(1)
                 counts[at, -1] += len(fold)
@@ -188,12 +220,17 @@ class LogisticLoss:
         return rows, {name: total[i, :-1] for i, name in enumerate(names)}, int(sizes[0] / sizes[1])
 
     def _outside(self, fold: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        """1 where a row of a head's view is outside the head's fold, else 0: (c, n), for the chosen heads."""
-        own = fold.T[self.columns.view[chosen]]
-        return ((own != self.columns.fold[chosen][:, None]) & (own >= 0)).double()
+        """Return 1.0 where a row is in a chosen head's view and outside its fold, else 0.0: (c, n)."""
+        in_view = fold.T[self.columns.view[chosen]]
+        return ((in_view != self.columns.fold[chosen][:, None]) & (in_view >= 0)).double()
 
     def _weigh(self, outside: dict[str, torch.Tensor], scale: dict[str, float]) -> None:
-        """Set each set's row weight for each head, (C,), and the log of synthetic over real weight, (C,)."""
+        """Set ``weight`` and ``prior``.
+
+        Args:
+            outside: (C,) for each set, its rows outside each head's fold.
+            scale: rows of the population that a row of each set represents.
+        """
         real = outside[REAL] * scale[REAL]
         synthetic = torch.stack([outside[name] * scale[name] for name in scale if name != REAL]).sum(0)
 
@@ -206,32 +243,37 @@ class LogisticLoss:
             both = inverse(real + synthetic)
             by_class = both, both
             self.prior = torch.where((real > 0) & (synthetic > 0), torch.log(synthetic / real), 0.0)
-        self.weight = {name: by_class[name != REAL] * scale[name] * within for name, within in self.within.items()}
+        self.weight = {name: by_class[name != REAL] * scale[name] * uses for name, uses in self.uses.items()}
 
     def sampled(self, rows: int) -> "LogisticLoss":
-        """Return the problem on about so many rows of each set, held in memory.
+        """Return the losses on a sample of about ``rows`` rows of each set, held in memory.
 
-        Itself where there are no more rows, or where the sample would need too much memory.
+        Returns the object itself if no set has twice as many rows, or if the sample would need too much memory.
         """
         one_in = {name: max(1, total // rows) for name, total in self.rows.items()}
-        held_bytes = 4 * self.width * sum(total / one_in[name] for name, total in self.rows.items())
-        if all(step == 1 for step in one_in.values()) or held_bytes > _SAMPLE_BYTES:
+        sample_bytes = 4 * self.width * sum(total / one_in[name] for name, total in self.rows.items())
+        if all(step == 1 for step in one_in.values()) or sample_bytes > _SAMPLE_BYTES:
             return self
         drawn: dict[str, list[FeatureBlock]] = {name: [] for name in self.rows}
         for block in self.blocks():
             drawn[block.name].append(block.sampled(one_in[block.name]))
-        # One block a set: small products are slow ones.
-        held = [concatenate_blocks(blocks) for blocks in drawn.values() if blocks]
-        return LogisticLoss(self.columns, lambda: held, self.balanced, self.reduce_sum, self._whole)
+        # One block a set, as small matrix products are slow.
+        merged = [concatenate_blocks(blocks) for blocks in drawn.values() if blocks]
+        return LogisticLoss(self.columns, lambda: merged, self.balanced, self.reduce_sum, self._population)
 
     def loss_and_gradient(self, points: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the chosen heads' losses (c,) and gradients (D + 1, c) at their points (D + 1, c): one pass."""
+        """Return losses (c,) and gradients (D + 1, c) of the chosen heads (c,), in one pass.
+
+        Args:
+            points: (D + 1, c), one column for each chosen head.
+            chosen: (c,) indices of heads.
+        """
         sums = torch.zeros((self.width + 2, len(chosen)), dtype=torch.float64)
         for block in self.blocks():
-            seen = self.within[block.name][chosen].nonzero()[:, 0]
+            seen = self.uses[block.name][chosen].nonzero()[:, 0]
             if len(seen) == 0:
                 continue
-            # Heads as rows: for a few dozen heads both products are twice as fast in this order.
+            # With a few dozen heads both products are twice as fast if heads are rows and not columns.
             weights, intercepts = points[:-1, seen].T.contiguous(), points[-1, seen][:, None]
             part = torch.zeros((len(seen), self.width + 2), dtype=torch.float64)
             for features, fold in block.chunks():
@@ -249,7 +291,7 @@ class LogisticLoss:
         return loss, sums[:-1] + penalty * points
 
     def penalty(self, chosen: torch.Tensor) -> torch.Tensor:
-        """Return the L2 penalty of each coefficient: (D + 1, c); the intercepts bear none."""
+        """Return the L2 penalty of the chosen heads' coefficients: (D + 1, c); 0 for the intercepts."""
         penalty = self.columns.strength[chosen].expand(self.width + 1, -1).clone()
         penalty[-1] = 0
         return penalty
@@ -257,15 +299,20 @@ class LogisticLoss:
     def hessians(self, points: torch.Tensor, groups: list[torch.Tensor]) -> torch.Tensor:
         """Return the mean Hessian of each group of heads, without penalty: (g, D + 1, D + 1).
 
-        In float32, which is twice as fast: it only preconditions, and so moves no solution.
+        Products are in float32, which is twice as fast; the Hessian is only a preconditioner and does not affect
+        the solution.
+
+        Args:
+            points: (D + 1, C).
+            groups: indices of heads, each group of one generator.
         """
         total = torch.zeros((len(groups), self.width + 1, self.width + 1), dtype=torch.float64)
         for block in self.blocks():
-            within = self.within[block.name]
+            uses = self.uses[block.name]
             for features, fold in block.chunks(_HESSIAN_ROWS):
                 narrow = torch.cat([features, features.new_ones((len(features), 1))], 1).float()
                 for g, group in enumerate(groups):
-                    if not within[group].all():
+                    if not uses[group].all():
                         continue
                     margin = torch.addmm(points[-1, group][:, None], points[:-1, group].T, features.T)
                     p = torch.sigmoid(margin)
@@ -277,9 +324,15 @@ class LogisticLoss:
     def out_of_fold(
         self, points: torch.Tensor, generator: str, pairs: Sequence[tuple[int, float]]
     ) -> Iterator[tuple[bool, NDArray[np.float64], NDArray[np.int8]]]:
-        """Yield this worker's out-of-fold logits and folds by class: (n, p) each, for p views and strengths.
+        """Yield blocks of this worker's rows of one generator's views: is synthetic, out-of-fold logits, folds.
 
-        The prior is taken out of the odds: out of fold, every model answers balanced odds.
+        Args:
+            points: (D + 1, C).
+            generator: its name.
+            pairs: view index and strength of each of the p columns.
+
+        Yields:
+            The class, logits (n, p) for equal class sizes (the prior is subtracted), and folds (n, p).
         """
         view, strength = self.columns.view, self.columns.strength
         places = [((view == v) & (strength == s)).nonzero()[:, 0] for v, s in pairs]
@@ -291,10 +344,10 @@ class LogisticLoss:
                 continue
             for features, fold in block.chunks():
                 logit = torch.addmm(intercepts, weights, features.T).cpu().numpy()
-                dealt = fold.cpu().numpy()[:, [v for v, _ in pairs]]
-                at = starts[None, :] + np.maximum(dealt, 0)
-                yield block.name != REAL, logit.T[np.arange(len(dealt))[:, None], at], dealt
+                pair_fold = fold.cpu().numpy()[:, [v for v, _ in pairs]]
+                at = starts[None, :] + np.maximum(pair_fold, 0)
+                yield block.name != REAL, logit.T[np.arange(len(pair_fold))[:, None], at], pair_fold
 
 
 LOG_2 = math.log(2)
-"""The log-loss of the intercept-only model under balanced odds."""
+"""Log-loss (nats) of the intercept-only model with balanced classes."""

@@ -1,4 +1,8 @@
-"""A run's fitted classifier: feature map, heads and separating directions, and their form in a file."""
+"""The fitted classifier: out-of-fold logits of rows, and its ``.npz`` format.
+
+`FittedClassifier.to_bytes` and `from_bytes` convert it to and from ``classifier/*.npz``, which `ray_train.py`
+writes and `ray_prediction.py` reads.
+"""
 
 import io
 from collections.abc import Mapping
@@ -17,19 +21,19 @@ from synthscale.tables.schemas import DIRECTIONS
 
 
 class OutOfFoldModel(Protocol):
-    """Fitted heads of one deal, whatever their kind: a dataclass of tensors."""
+    """The k fitted heads of one generator and repeat, linear or networks: a dataclass of tensors."""
 
     def out_of_fold_logits(self, features: torch.Tensor, fold: NDArray[np.int8]) -> NDArray[np.float64]:
-        """Return each row's logit of being synthetic, by the head that did not see it: (n, D), (n,) -> (n,)."""
+        """Return each row's logit from the head fitted without its fold: (n, D), (n,) -> (n,)."""
         ...
 
     def gradients(self, features: torch.Tensor, fold: NDArray[np.int8]) -> torch.Tensor:
-        """Return the logits' gradients by the features: (n, D)."""
+        """Return the gradient of each row's out-of-fold logit in the features: (n, D), (n,) -> (n, D)."""
         ...
 
 
 def to_cpu(heads: OutOfFoldModel) -> OutOfFoldModel:
-    """Return heads with their tensors in the processor's memory."""
+    """Return the heads with their tensors in CPU memory."""
     kind = type(heads)
     moved: OutOfFoldModel = kind(*(getattr(heads, f.name).cpu() for f in fields(cast(Any, kind))))
     return moved
@@ -38,49 +42,56 @@ def to_cpu(heads: OutOfFoldModel) -> OutOfFoldModel:
 def out_of_fold_logits(
     heads: tuple[OutOfFoldModel, ...], features: torch.Tensor, fold: NDArray[np.int8]
 ) -> NDArray[np.float64]:
-    """Return each deal's out-of-fold logits of rows with features (n, D) and folds (n, deals): (n, deals)."""
+    """Return the out-of-fold logits of each repeat, not calibrated: (n, repeats).
+
+    Args:
+        heads: one for each repeat.
+        features: (n, D).
+        fold: (n, repeats).
+    """
     return np.stack([repeat.out_of_fold_logits(features, fold[:, i]) for i, repeat in enumerate(heads)], 1)
 
 
 class FitWithSummary(Protocol):
-    """A fit that can say what was chosen and why."""
+    """A fit that reports what it chose."""
 
     def summary(self) -> dict[str, Any]:
-        """Return it, for JSON."""
+        """Return the fit's keys of metrics.json."""
         ...
 
 
 _ROWS = 8192
-"""Rows whose features are in memory at once when rows are answered."""
+"""Rows whose features are in memory at once during prediction."""
 _KINDS: dict[str, type[Any]] = {"logistic": LinearHeads, "mlp": MlpHeads}
 
 
 @dataclass(frozen=True)
 class SeparatingDirections:
-    """Directions that separate a generator from the real set most, strongest first.
+    """Directions along which the logit changes most, strongest first (`directions.find_directions`).
 
     Attributes:
-        axes: (a, d) unit vectors in the standardised embedding; synthetic rows lie towards the positive end.
-        share: (a,) of the change of the logit that each one holds, 0..1.
+        axes: (a, d) unit vectors in the standardised embedding; the synthetic mean is at the positive end.
+        share: (a,) share of the logit's change along each, 0..1.
     """
 
     axes: torch.Tensor
     share: torch.Tensor
 
-    def places(self, standardised: torch.Tensor) -> NDArray[np.float64]:
-        """Return where rows, (n, d), lie along each direction: (n, a)."""
+    def coordinates(self, standardised: torch.Tensor) -> NDArray[np.float64]:
+        """Return the coordinates of standardised rows, (n, d), along each direction: (n, a)."""
         result: NDArray[np.float64] = (standardised @ self.axes.T).numpy()
         return result
 
 
 @dataclass(frozen=True)
 class RefittedLogits:
-    """Calibrated out-of-fold logits by heads that did not see some rows; None where nothing was refitted.
+    """Calibrated out-of-fold logits of the jackknife's refitted heads; None for kinds that were not refitted.
 
     Attributes:
-        without: (n, BLOCKS) without each block of the jackknife, NaN in the row's own.
-        matched: (n, 1 + BLOCKS) on the matched subsample, and on that without each block; NaN outside of it.
-        reassigned: (n, REASSIGNMENTS) under other fold assignments.
+        without: (n, BLOCKS) from heads without each jackknife block; NaN for the row's own block.
+        matched: (n, 1 + BLOCKS) from heads of the matched subsample, then of it without each block; NaN for rows
+            outside the subsample or in the block.
+        reassigned: (n, REASSIGNMENTS) from heads under other fold assignments.
     """
 
     without: NDArray[np.float64] | None = None
@@ -94,10 +105,15 @@ _REFIT_ARRAYS = ("slope", "offset", "without", "reassignment")
 
 @dataclass(frozen=True)
 class FittedClassifier:
-    """A feature map, each generator's heads, one a deal, how they are calibrated, and what they separate by.
+    """The feature map and, by generator, heads, calibration, separating directions and the jackknife's refits.
 
-    ``refits`` are the heads without some rows, where they are logistic: without each block of the jackknife, and
-    on the matched subsample where there is one.
+    Attributes:
+        feature_map: shared by all generators.
+        heads: each generator's heads, one entry a repeat.
+        calibrations: Platt scaling of each generator's logits.
+        directions: directions along which each generator's logit changes most.
+        refits: heads refitted without each jackknife block, under other fold assignments and on the matched
+            subsample; empty for networks.
     """
 
     feature_map: FeatureMap
@@ -107,46 +123,65 @@ class FittedClassifier:
     refits: dict[str, list[JackknifeRefits]] = field(default_factory=dict)
 
     def logits(self, generator: str, features: torch.Tensor, fold: NDArray[np.int8]) -> NDArray[np.float64]:
-        """Return calibrated out-of-fold logits of rows with features (n, D) and folds (n, deals): (n, deals)."""
+        """Return calibrated out-of-fold logits: (n, repeats).
+
+        Args:
+            generator: whose heads to use.
+            features: (n, D).
+            fold: (n, repeats).
+        """
         logits = out_of_fold_logits(self.heads[generator], features, fold)
         return self.calibrations[generator](logits, fold) if generator in self.calibrations else logits
 
     def answers(
         self, generator: str, vectors: NDArray[np.floating], fold: NDArray[np.int8]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Answer rows with vectors (n, d) and folds (n, deals), some at a time.
+        """Predict rows, in chunks.
+
+        Args:
+            generator: whose heads to use.
+            vectors: (n, d).
+            fold: (n, repeats).
 
         Returns:
-            Calibrated out-of-fold logits, (n, deals), and places along the generator's directions,
-            (n, DIRECTIONS); NaN where it has fewer.
+            Calibrated out-of-fold logits, (n, repeats), and coordinates along the generator's directions,
+            (n, DIRECTIONS); NaN for directions that it lacks.
         """
         logits, direction_coordinates = np.empty(fold.shape), np.full((len(fold), DIRECTIONS), np.nan)
-        found = self.directions.get(generator)
+        directions = self.directions.get(generator)
         for start in range(0, len(fold), _ROWS):
             part = slice(start, start + _ROWS)
-            # A copy: torch warns of arrays that may not be written.
+            # A copy, because torch warns about read-only arrays.
             rows = torch.from_numpy(vectors[part].copy())
             logits[part] = self.logits(generator, self.feature_map(rows), fold[part])
-            if found is not None:
-                direction_coordinates[part, : len(found.axes)] = found.places(self.feature_map.standardise(rows))
+            if directions is not None:
+                coordinates = directions.coordinates(self.feature_map.standardise(rows))
+                direction_coordinates[part, : len(directions.axes)] = coordinates
         return logits, direction_coordinates
 
     def refitted(
         self, generator: str, vectors: NDArray[np.floating], fold: NDArray[np.int8], block: NDArray[np.int8]
     ) -> "RefittedLogits":
-        """Answer rows with vectors (n, d), folds (n,) of the first deal and codes of blocks (n,)."""
+        """Predict rows by the jackknife's refitted heads, in chunks.
+
+        Args:
+            generator: whose heads to use.
+            vectors: (n, d).
+            fold: (n,) folds of the first repeat.
+            block: (n,) jackknife block codes (`size_matching.matched_block_codes`).
+        """
         refits = self.refits.get(generator, [])
-        logits = [np.empty((len(fold), len(own.without))) for own in refits]
+        logits = [np.empty((len(fold), len(refit.without))) for refit in refits]
         for start in range(0, len(fold) if refits else 0, _ROWS):
             part = slice(start, start + _ROWS)
             features = self.feature_map(torch.from_numpy(vectors[part].copy()))
-            for own, found in zip(refits, logits, strict=True):
-                found[part] = own.logits(features, fold[part], block[part])
-        by_kind = {_kind(own): found for own, found in zip(refits, logits, strict=True)}
+            for refit, refit_logits in zip(refits, logits, strict=True):
+                refit_logits[part] = refit.logits(features, fold[part], block[part])
+        by_kind = {_kind(refit): refit_logits for refit, refit_logits in zip(refits, logits, strict=True)}
         return RefittedLogits(*(by_kind.get(kind) for kind in _KIND_NAMES))
 
     def summaries(self, fits: Mapping[str, FitWithSummary]) -> dict[str, Any]:
-        """Return what each generator's fit, calibration and directions say of themselves, for JSON."""
+        """Return, for each generator, the keys of metrics.json from its fit, calibration and directions."""
         return {
             name: {
                 **fit.summary(),
@@ -157,44 +192,45 @@ class FittedClassifier:
         }
 
     def to_bytes(self) -> bytes:
-        """Return the model as the bytes of an ``.npz`` file."""
+        """Serialise the model to an ``.npz`` file."""
         arrays = {f"map/{f.name}": getattr(self.feature_map, f.name).cpu().numpy() for f in fields(FeatureMap)}
         for generator, repeats in self.heads.items():
             for i, heads in enumerate(repeats):
-                kind = next(name for name, kept in _KINDS.items() if isinstance(heads, kept))
+                kind = next(name for name, head_type in _KINDS.items() if isinstance(heads, head_type))
                 for part in fields(_KINDS[kind]):
                     arrays[f"{kind}/{i}/{generator}/{part.name}"] = getattr(heads, part.name).cpu().numpy()
         for generator, calibration in self.calibrations.items():
             for part in fields(PlattScaling):
                 arrays[f"calibration/{generator}/{part.name}"] = np.asarray(getattr(calibration, part.name))
-        for generator, found in self.directions.items():
-            arrays |= {f"directions/{generator}/{f.name}": getattr(found, f.name).numpy() for f in fields(found)}
+        for generator, directions in self.directions.items():
+            for part in fields(directions):
+                arrays[f"directions/{generator}/{part.name}"] = getattr(directions, part.name).numpy()
         for generator, refits in self.refits.items():
-            for own in refits:
-                name = f"refits/{_kind(own)}/{generator}"
-                # Half the size; they only say how far figures spread.
-                arrays[f"{name}/weights"] = own.heads.weights.cpu().numpy().astype(np.float32)
-                arrays[f"{name}/intercepts"] = own.heads.intercepts.cpu().numpy()
-                arrays |= {f"{name}/{part}": getattr(own, part) for part in _REFIT_ARRAYS}
+            for refit in refits:
+                name = f"refits/{_kind(refit)}/{generator}"
+                # float32 halves the file and is precise enough, as only the spread over refits is used.
+                arrays[f"{name}/weights"] = refit.heads.weights.cpu().numpy().astype(np.float32)
+                arrays[f"{name}/intercepts"] = refit.heads.intercepts.cpu().numpy()
+                arrays |= {f"{name}/{part}": getattr(refit, part) for part in _REFIT_ARRAYS}
         out = io.BytesIO()
         np.savez(out, allow_pickle=False, **arrays)
         return out.getvalue()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "FittedClassifier":
-        """Read what `to_bytes` gave."""
+        """Deserialise a model from the output of `to_bytes`."""
         with np.load(io.BytesIO(data)) as arrays:
             tensors = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         feature_map = FeatureMap(**{f.name: tensors[f"map/{f.name}"] for f in fields(FeatureMap)})
-        found: dict[str, dict[int, tuple[str, dict[str, torch.Tensor]]]] = {}
+        tensors_of: dict[str, dict[int, tuple[str, dict[str, torch.Tensor]]]] = {}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
             if kind in _KINDS:
                 repeat, generator, part = rest.split("/")
-                found.setdefault(generator, {}).setdefault(int(repeat), (kind, {}))[1][part] = tensor
+                tensors_of.setdefault(generator, {}).setdefault(int(repeat), (kind, {}))[1][part] = tensor
         heads = {
             generator: tuple(_KINDS[kind](**parts) for _, (kind, parts) in sorted(repeats.items()))
-            for generator, repeats in found.items()
+            for generator, repeats in tensors_of.items()
         }
         calibrations = {
             generator: PlattScaling(
@@ -218,16 +254,17 @@ class FittedClassifier:
 
 
 def _kind(refits: JackknifeRefits) -> str:
-    """Return which of the fields of `Refitted` these heads answer."""
+    """Return the field of `RefittedLogits` that these heads predict."""
     return "matched" if refits.is_matched else ("reassigned" if refits.reassignment.any() else "without")
 
 
 def _refits_of(tensors: dict[str, torch.Tensor], generator: str) -> list[JackknifeRefits]:
-    found = []
+    """Return a generator's refits from the tensors of a model file."""
+    refits = []
     for kind in _KIND_NAMES:
-        own = f"refits/{kind}/{generator}"
-        if f"{own}/weights" in tensors:
-            heads = LinearHeads(tensors[f"{own}/weights"].double(), tensors[f"{own}/intercepts"])
-            slope, offset, without, reassignment = (tensors[f"{own}/{part}"].numpy() for part in _REFIT_ARRAYS)
-            found.append(JackknifeRefits(heads, slope, offset, without, reassignment, kind == "matched"))
-    return found
+        prefix = f"refits/{kind}/{generator}"
+        if f"{prefix}/weights" in tensors:
+            heads = LinearHeads(tensors[f"{prefix}/weights"].double(), tensors[f"{prefix}/intercepts"])
+            slope, offset, without, reassignment = (tensors[f"{prefix}/{part}"].numpy() for part in _REFIT_ARRAYS)
+            refits.append(JackknifeRefits(heads, slope, offset, without, reassignment, kind == "matched"))
+    return refits

@@ -1,6 +1,8 @@
-"""A part of classify: ``groups/``, ``nearest/``, ``manifest/`` -> ``classifier/`` (folds), and who trains on it.
+"""Assign folds and serve a run's tables to trainers and predictors.
 
-The driver holds a few numbers a row; ids are read shard by shard and kept as 64-bit keys.
+Reads ``manifest/``, ``groups/`` and ``nearest/``, and writes fold assignments to ``classifier/``.
+`TrainingReader` then reads ``embeddings/`` and ``classifier/`` shard by shard. The driver keeps a few numbers a
+row: ids are read shard by shard and reduced to 64-bit hashes.
 """
 
 from collections.abc import Iterator
@@ -23,11 +25,11 @@ from synthscale.tables.layout import Shard, VectorLayout
 from synthscale.tables.schemas import FOLDS, REAL
 
 ClassifierInput = Literal["embedding", "file_facts"]
-"""What a classifier sees: the picture's embedding, or what the file says apart from the picture."""
+"""Input of a classifier: the image's embedding, or file metadata alone (`embed.file_metadata`)."""
 
 
 def plan_all_folds(context: StageContext) -> dict[str, FoldPlan]:
-    """Deal every generator's view to folds."""
+    """Assign the rows of every generator and the real rows to folds."""
     keys, is_real = _keys(context)
     groups = context.read_all("groups", ["generator", "row", "near_duplicate_id"])
     nearest = context.read_all("nearest", ["generator", "row", "is_copy"])
@@ -42,7 +44,7 @@ def plan_all_folds(context: StageContext) -> dict[str, FoldPlan]:
 
 
 def _keys(context: StageContext) -> tuple[Hashes, NDArray[np.bool_]]:
-    """Each row's key, and whether it is real: (n,) each."""
+    """Return the id hash of each row, and whether it is real: (n,) each."""
     keys, is_real = [], []
     for shard in context.shards:
         part = context.run.read_shard("manifest", shard, ["id", "generator"])
@@ -52,7 +54,7 @@ def _keys(context: StageContext) -> tuple[Hashes, NDArray[np.bool_]]:
 
 
 def write_folds(context: StageContext, plans: dict[str, FoldPlan]) -> None:
-    """Write ``classifier/``."""
+    """Write the fold assignments to ``classifier/``, one file for each shard."""
     priors = {name: plan.log_prior for name, plan in plans.items()}
     for shard in context.shards:
         pieces = []
@@ -78,31 +80,48 @@ def write_folds(context: StageContext, plans: dict[str, FoldPlan]) -> None:
 
 @dataclass(frozen=True)
 class ShardRows:
-    """A shard's embedded rows: numbers (n,), vectors (n, d) or None, and the lines of ``classifier/``."""
+    """A shard's embedded rows and fold assignments.
+
+    Attributes:
+        row: (n,) row numbers of the embedded rows.
+        embedded: their columns of ``embeddings/``.
+        vectors: (n, d) classifier input; None if the rows have no file metadata.
+        folds: the shard's table of ``classifier/``.
+    """
 
     row: NDArray[np.int64]
     embedded: pa.Table
     vectors: NDArray[np.floating] | None
     folds: pa.Table
 
-    def of(self, generator: str, repeats: int) -> tuple[NDArray[np.int64], pa.Table, NDArray[np.int8]]:
-        """Return where the rows of a generator's view are, their lines, and their folds (m, deals)."""
-        own = rows_of_generator(self.folds, generator)
-        wanted = own.column("row").to_numpy()
-        at = np.searchsorted(self.row, wanted)
-        require_embedded(generator, wanted, self.row)
-        fold = own.column("fold").combine_chunks().flatten().to_numpy().reshape(-1, repeats)
-        return at, own, fold
+    def view_rows(self, generator: str, repeats: int) -> tuple[NDArray[np.int64], pa.Table, NDArray[np.int8]]:
+        """Return the m rows of a generator's view (its own and the real ones) in this shard.
+
+        Returns:
+            Their positions among the embedded rows (m,), their rows of ``classifier/``, and their folds (m,
+            repeats).
+
+        Raises:
+            SchemaError: a row of the view has no embedding.
+        """
+        table = rows_of_generator(self.folds, generator)
+        row = table.column("row").to_numpy()
+        at = np.searchsorted(self.row, row)
+        require_embedded(generator, row, self.row)
+        fold = table.column("fold").combine_chunks().flatten().to_numpy().reshape(-1, repeats)
+        return at, table, fold
 
 
 @dataclass(frozen=True)
 class TrainingReader:
-    """The run's tables as trainers and predictors see them; picklable.
+    """Reads a run's tables for trainers and predictors; picklable.
 
     Attributes:
-        views: every deal of every generator that has a classifier.
-        present: the sets that have rows in each shard.
-        rows: synthetic rows of each generator.
+        run: the run directory.
+        layout: which dimensions of the vectors the classifier uses.
+        views: one for each repeat of each generator that has a classifier.
+        present: sets that have rows in each shard, by shard number.
+        rows: number of synthetic rows of each generator.
     """
 
     run: RunDirectory
@@ -113,76 +132,77 @@ class TrainingReader:
 
     @classmethod
     def of(cls, context: StageContext, plans: dict[str, FoldPlan]) -> "TrainingReader":
-        """Return the tables of a run whose folds are dealt."""
+        """Create a reader for a run whose folds have been written."""
         starts = [shard.start for shard in context.shards]
-        found: dict[int, set[str]] = {shard.index: set() for shard in context.shards}
+        sets_of: dict[int, set[str]] = {shard.index: set() for shard in context.shards}
         for name, plan in plans.items():
             for kind, rows in ((REAL, plan.row[plan.is_real]), (name, plan.row[~plan.is_real])):
                 for i in np.unique(np.searchsorted(starts, rows, side="right") - 1).tolist():
-                    found[context.shards[i].index].add(kind)
+                    sets_of[context.shards[i].index].add(kind)
         views = [view for name, plan in plans.items() for view in plan.views(name)]
-        present = {i: frozenset(names) for i, names in found.items()}
+        present = {i: frozenset(names) for i, names in sets_of.items()}
         synthetic = {name: int((~plan.is_real).sum()) for name, plan in plans.items()}
         return cls(context.run, context.layout, views, present, synthetic)
 
     @property
     def repeats(self) -> dict[str, int]:
-        """How often each generator's rows are dealt."""
+        """Number of fold assignments of each generator that has a classifier."""
         return {name: len(columns) for name, columns in view_columns(self.views).items()}
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The size of the matched subsample of each generator that has one."""
+        """Synthetic rows of the matched subsample, for each generator that has one."""
         return matched_sizes(self.rows)
 
-    def codes(self, generator: str, lines: pa.Table) -> NDArray[np.int8]:
-        """Return the codes of the blocks of lines of ``classifier/``: (n,)."""
-        is_real = lines.column("is_real").to_numpy(zero_copy_only=False)
-        group = lines.column("group_key").to_numpy()
+    def block_codes(self, generator: str, table: pa.Table) -> NDArray[np.int8]:
+        """Return the jackknife block codes of rows of ``classifier/``: (n,)."""
+        is_real = table.column("is_real").to_numpy(zero_copy_only=False)
+        group = table.column("group_key").to_numpy()
         return matched_block_codes(group, is_real, self.rows[generator], self.sizes.get(generator))
 
-    def dimensions(self, part: ClassifierInput) -> int:
-        """Return the length of what a classifier sees."""
-        return self.layout.classify[1] - self.layout.classify[0] if part == "embedding" else DIMENSIONS
+    def dimensions(self, source: ClassifierInput) -> int:
+        """Return d, the length of the classifier's input vectors."""
+        return self.layout.classify[1] - self.layout.classify[0] if source == "embedding" else DIMENSIONS
 
-    def read(self, shard: Shard, part: ClassifierInput) -> ShardRows:
-        """Read a shard."""
-        columns = ["vector"] if part == "embedding" else list(COLUMNS)
+    def read(self, shard: Shard, source: ClassifierInput) -> ShardRows:
+        """Read a shard's vectors and fold assignments."""
+        columns = ["vector"] if source == "embedding" else list(COLUMNS)
         table = self.run.read_shard("embeddings", shard, ["row", *columns])
-        embedding = part == "embedding"
-        vectors = vector_matrix(table, self.layout.classify) if embedding else metadata_vectors(table)
+        is_embedding = source == "embedding"
+        vectors = vector_matrix(table, self.layout.classify) if is_embedding else metadata_vectors(table)
         folds = self.run.read_shard("classifier", shard)
         return ShardRows(table.column("row").to_numpy(), table, vectors, folds)
 
-    def blocks(self, shard: Shard, part: ClassifierInput, name: str | None = None) -> Iterator[VectorBlock]:
-        """Yield a shard's rows by set, or those of one set."""
-        wanted = self.present[shard.index] if name is None else self.present[shard.index] & {name}
-        if not wanted:
+    def blocks(self, shard: Shard, source: ClassifierInput, name: str | None = None) -> Iterator[VectorBlock]:
+        """Yield one block for each set with rows in a shard, or for the named set alone."""
+        names = self.present[shard.index] if name is None else self.present[shard.index] & {name}
+        if not names:
             return
-        rows = self.read(shard, part)
+        rows = self.read(shard, source)
         if rows.vectors is None:
             return
-        for kind in sorted(wanted):
+        for kind in sorted(names):
             block = self._block(rows, kind)
             if block is not None:
                 yield block
 
     def _block(self, rows: ShardRows, kind: str) -> VectorBlock | None:
+        """Return the rows of one set, with their folds and block codes in all views; None without rows."""
         n = len(rows.row)
         fold, block = (np.full((n, len(self.views)), -1, np.int8) for _ in range(2))
         key = np.zeros(n, np.uint64)
-        own, is_copy = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
+        in_set, is_copy = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
         for generator, columns in view_columns(self.views).items():
             if kind not in (REAL, generator):
                 continue
-            at, lines, dealt = rows.of(generator, len(columns))
-            chosen = lines.column("is_real").to_numpy(zero_copy_only=False) == (kind == REAL)
-            at, dealt, lines = at[chosen], dealt[chosen], lines.filter(pa.array(chosen))
-            fold[np.ix_(at, columns)] = dealt
-            block[np.ix_(at, columns)] = self.codes(generator, lines)[:, None]
-            key[at] = lines.column("key").to_numpy()
-            is_copy[at] = lines.column("is_copy").to_numpy(zero_copy_only=False)
-            own[at] = True
-        if rows.vectors is None or not own.any():
+            at, table, view_fold = rows.view_rows(generator, len(columns))
+            chosen = table.column("is_real").to_numpy(zero_copy_only=False) == (kind == REAL)
+            at, view_fold, table = at[chosen], view_fold[chosen], table.filter(pa.array(chosen))
+            fold[np.ix_(at, columns)] = view_fold
+            block[np.ix_(at, columns)] = self.block_codes(generator, table)[:, None]
+            key[at] = table.column("key").to_numpy()
+            is_copy[at] = table.column("is_copy").to_numpy(zero_copy_only=False)
+            in_set[at] = True
+        if rows.vectors is None or not in_set.any():
             return None
-        return VectorBlock(kind, rows.vectors[own], fold[own], key[own], is_copy[own], block[own])
+        return VectorBlock(kind, rows.vectors[in_set], fold[in_set], key[in_set], is_copy[in_set], block[in_set])

@@ -1,4 +1,7 @@
-"""A part of classify: every row is answered by the heads that did not see it; Ray Data writes ``predictions/``."""
+"""Predict every row out of fold on Ray Data.
+
+Reads ``embeddings/`` and ``classifier/`` (folds and models), writes ``predictions/``: one task a shard.
+"""
 
 import functools
 import json
@@ -21,45 +24,53 @@ from synthscale.tables.columns import from_matrix
 from synthscale.tables.layout import Shard
 from synthscale.tables.schemas import BLOCKS, PREDICTIONS, REASSIGNMENTS
 
-_Deals = dict[str, list[ClassifierSums]]
+_RepeatSums = dict[str, list[ClassifierSums]]
+"""Sums over the rows by generator and repeat."""
 
 
 def predict(
-    context: StageContext, tables: TrainingReader, parts: tuple[ClassifierInput, ...]
-) -> tuple[dict[str, int], _Deals]:
-    """Write ``predictions/``; return the rows written for each generator, and the sums over each of its deals."""
-    task = _PredictTask(tables, context.shards, parts, uuid.uuid4().hex)
+    context: StageContext, tables: TrainingReader, sources: tuple[ClassifierInput, ...]
+) -> tuple[dict[str, int], _RepeatSums]:
+    """Write ``predictions/``.
+
+    Returns:
+        The number of rows written for each generator, and the sums over each repeat for generators with several.
+    """
+    task = _PredictTask(tables, context.shards, sources, uuid.uuid4().hex)
     totals = dict.fromkeys(tables.repeats, 0)
-    sums: _Deals = {name: [ClassifierSums() for _ in range(n)] for name, n in tables.repeats.items() if n > 1}
-    for answer in context.on_every_shard(task, "classify"):
-        for name, count in json.loads(answer["rows"]).items():
+    sums: _RepeatSums = {name: [ClassifierSums() for _ in range(n)] for name, n in tables.repeats.items() if n > 1}
+    for result in context.on_every_shard(task, "classify"):
+        for name, count in json.loads(result["rows"]).items():
             totals[name] += count
-        for name, repeats in pickle.loads(answer["sums"]).items():
+        for name, repeats in pickle.loads(result["sums"]).items():
             sums[name] = [total + part for total, part in zip(sums[name], repeats, strict=True)]
     return totals, sums
 
 
 @dataclass(frozen=True)
 class _PredictTask:
-    """Shard number -> its rows of ``predictions/``; gives the rows and, for several deals, the sums of each.
+    """Ray Data task: writes the predictions of one shard; returns its row counts and sums by generator.
 
     Attributes:
-        fit: names the fit that the models are of.
+        tables: the run's tables.
+        shards: all shards; the task's input is an index into them.
+        sources: inputs that classifiers were fitted on.
+        fit: unique id of this fit, the key under which a process caches the models.
     """
 
     tables: TrainingReader
     shards: list[Shard]
-    parts: tuple[ClassifierInput, ...]
+    sources: tuple[ClassifierInput, ...]
     fit: str
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         shard = self.shards[batch.column("shard")[0].as_py()]
         pieces, counts, sums = [PREDICTIONS.empty_table()], {}, {}
-        rows = {part: self.tables.read(shard, part) for part in self.parts} if self.tables.views else {}
+        rows = {source: self.tables.read(shard, source) for source in self.sources} if self.tables.views else {}
         for name, repeats in self.tables.repeats.items():
-            lines, logits, is_real = self._lines(name, repeats, rows)
-            pieces.append(lines)
-            counts[name] = lines.num_rows
+            table, logits, is_real = self._predict(name, repeats, rows)
+            pieces.append(table)
+            counts[name] = table.num_rows
             if repeats > 1:
                 sums[name] = [sum_classifier_errors(logit, is_real) for logit in logits.T]
         self.tables.run.write_shard("predictions", shard, pa.concat_tables(pieces), PREDICTIONS)
@@ -71,44 +82,44 @@ class _PredictTask:
             }
         )
 
-    def _lines(
+    def _predict(
         self, name: str, repeats: int, rows: dict[ClassifierInput, ShardRows]
     ) -> tuple[pa.Table, NDArray[np.float64], NDArray[np.bool_]]:
-        """One generator's lines of ``predictions/``, the logits of each deal, and the rows' classes."""
-        shown, facts = rows["embedding"], rows.get("file_facts")
-        at, own, fold = shown.of(name, repeats)
-        assert shown.vectors is not None
-        logits, direction_coordinates = self._model("embedding").answers(name, shown.vectors[at], fold)
-        by_facts = np.full(len(at), np.nan)
-        if facts is not None and facts.vectors is not None:
-            by_facts = self._model("file_facts").answers(name, facts.vectors[at], fold)[0].mean(1)
+        """Return one generator's rows of ``predictions/``, their logits (m, repeats), and their classes (m,)."""
+        images, metadata = rows["embedding"], rows.get("file_facts")
+        at, folds, fold = images.view_rows(name, repeats)
+        assert images.vectors is not None
+        logits, direction_coordinates = self._model("embedding").answers(name, images.vectors[at], fold)
+        metadata_logits = np.full(len(at), np.nan)
+        if metadata is not None and metadata.vectors is not None:
+            metadata_logits = self._model("file_facts").answers(name, metadata.vectors[at], fold)[0].mean(1)
         deviation = logits.std(1, ddof=1) if repeats > 1 else np.full(len(at), np.nan)
-        codes = self.tables.codes(name, own)
-        refitted = self._model("embedding").refitted(name, shown.vectors[at], fold[:, 0], codes)
+        codes = self.tables.block_codes(name, folds)
+        refitted = self._model("embedding").refitted(name, images.vectors[at], fold[:, 0], codes)
         columns = {
             "generator": pa.array([name] * len(at), pa.string()),
-            "row": shown.row[at],
+            "row": images.row[at],
             "fold": fold[:, 0],
             "logit_synthetic": logits.mean(1),
             "logit_deviation": pa.array(deviation, mask=np.isnan(deviation)),
-            "logit_file_facts": pa.array(by_facts, mask=np.isnan(by_facts)),
+            "logit_file_facts": pa.array(metadata_logits, mask=np.isnan(metadata_logits)),
             "direction_coordinates": from_matrix(direction_coordinates.astype(np.float32)),
-            "logit_without": _kept(refitted.without, len(at), BLOCKS),
-            "logit_matched": _kept(refitted.matched, len(at), 1 + BLOCKS),
-            "logit_reassigned": _kept(refitted.reassigned, len(at), REASSIGNMENTS),
+            "logit_without": _float16_column(refitted.without, len(at), BLOCKS),
+            "logit_matched": _float16_column(refitted.matched, len(at), 1 + BLOCKS),
+            "logit_reassigned": _float16_column(refitted.reassigned, len(at), REASSIGNMENTS),
         }
-        return pa.table(columns).cast(PREDICTIONS), logits, own.column("is_real").to_numpy(zero_copy_only=False)
+        return pa.table(columns).cast(PREDICTIONS), logits, folds.column("is_real").to_numpy(zero_copy_only=False)
 
-    def _model(self, part: ClassifierInput) -> FittedClassifier:
-        return _model(self.tables.run, part, self.fit)
+    def _model(self, source: ClassifierInput) -> FittedClassifier:
+        return _model(self.tables.run, source, self.fit)
 
 
 @functools.lru_cache(maxsize=2)
-def _model(run: RunDirectory, part: ClassifierInput, fit: str) -> FittedClassifier:
-    # One task process predicts many shards, and may live on to predict with another fit.
-    return FittedClassifier.from_bytes(fsys.read_bytes(model_path(run, part), run.storage))
+def _model(run: RunDirectory, source: ClassifierInput, fit: str) -> FittedClassifier:
+    """Load a model, once in each process; ``fit`` separates the fits of a process that outlives one."""
+    return FittedClassifier.from_bytes(fsys.read_bytes(model_path(run, source), run.storage))
 
 
-def _kept(logits: NDArray[np.float64] | None, rows: int, width: int) -> pa.Array:
-    """Logits as the table holds them; null where there are none."""
+def _float16_column(logits: NDArray[np.float64] | None, rows: int, width: int) -> pa.Array:
+    """Return a float16 list column of logits, (rows, width); all null if the heads were not refitted."""
     return from_matrix(np.full((rows, width), np.nan, np.float16) if logits is None else logits.astype(np.float16))

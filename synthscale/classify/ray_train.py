@@ -1,8 +1,9 @@
-"""A part of classify: the one Ray Train run that fits all heads, in this process or over workers.
+"""Fit all heads in one Ray Train run, in the driver's process or over workers.
 
-A worker reads its own shards, holds their features in memory or reads them again in each pass, and adds up with
-the others. What an interrupted fit needs to go on lies under ``classifier/`` in the run directory, so that a
-worker group or a driver that dies goes on from there, with any number of workers.
+Reads ``embeddings/`` and the folds in ``classifier/``; writes models and fit summaries to ``classifier/``. Each
+worker reads its own shards, keeps their features in memory or reads them again in each pass, and sums are
+all-reduced. A checkpoint under ``classifier/`` lets a fit resume after the death of a worker or of the driver,
+with any number of workers.
 """
 
 import functools
@@ -38,20 +39,27 @@ from synthscale.tables.layout import Shard
 
 _log = logging.getLogger(__name__)
 
-_FACT_FOURIER_FEATURES = 128
-_KEEP_EVERY_S = 5.0
-_RESTARTS = 3
-"""Times that a worker group is started again after a death."""
+_METADATA_FOURIER_FEATURES = 128
+"""Random Fourier features of the file metadata, which have few dimensions."""
+_CHECKPOINT_EVERY_S = 5.0
+"""Least time between checkpoints: the work that an interruption loses, against time spent writing."""
+_MAX_RESTARTS = 3
+"""Restarts of the worker group after the death of a worker, before the stage fails."""
 _SCRATCH = "_train"
+"""Folder in the run directory for Ray Train's own files; removed after the fit."""
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What is to be fitted.
+    """Classifiers to fit; picklable.
 
     Attributes:
-        rows: of each set.
-        parts: what classifiers see.
+        tables: the run's tables.
+        shards: all shards; workers take them in turn.
+        settings: of the classifier.
+        sample: sampling hashes of the rows that the bandwidth is computed from (`training.bandwidth_sample`).
+        rows: number of rows of each set.
+        sources: inputs to fit a classifier on.
     """
 
     tables: TrainingReader
@@ -59,36 +67,48 @@ class TrainJob:
     settings: ClassifierConfig
     sample: Hashes
     rows: dict[str, int]
-    parts: tuple[ClassifierInput, ...]
+    sources: tuple[ClassifierInput, ...]
 
 
 @dataclass(frozen=True)
 class WorkerPlacement:
-    """How a job is carried out: workers (0: this process), what they hold in memory, and on which device."""
+    """Where a job runs.
+
+    Attributes:
+        workers: number of Ray Train workers; 0: the driver's process.
+        cached: inputs whose features the workers keep in memory.
+        device: torch device, ``cpu`` or ``cuda``.
+    """
 
     workers: int
     cached: tuple[ClassifierInput, ...]
     device: str
 
 
-def model_path(run: RunDirectory, part: ClassifierInput) -> str:
-    """Return where a fitted model lies."""
-    return run.path("classifier", f"{part}.npz")
+def model_path(run: RunDirectory, source: ClassifierInput) -> str:
+    """Return the path of a fitted model."""
+    return run.path("classifier", f"{source}.npz")
 
 
 def train(context: StageContext, job: TrainJob) -> dict[str, Any]:
-    """Fit all heads; return what each fit says of itself, by part and generator, and how it was carried out."""
+    """Fit the classifiers that have no summary file yet.
+
+    Returns:
+        ``summaries`` (by input and generator), ``workers`` and ``cached`` (whether the features of the embedding
+        were kept in memory).
+    """
     placement = _placement(context, job)
-    if not all(_is_done(job, part) for part in job.parts):
+    if not all(_is_done(job, source) for source in job.sources):
         _train_all(context, job, placement)
-    summaries = {part: context.run.read_json(_summary_name(part)) for part in job.parts}
+    summaries = {source: context.run.read_json(_summary_name(source)) for source in job.sources}
     return {"summaries": summaries, "workers": placement.workers, "cached": "embedding" in placement.cached}
 
 
 def _train_all(context: StageContext, job: TrainJob, placement: WorkerPlacement) -> None:
+    """Run Ray Train, and remove its files afterwards."""
     where = f"{placement.workers} workers" if placement.workers else "this process"
     is_cached = "embedding" in placement.cached
-    how = "held in memory" if is_cached else "read from storage in each pass"
+    how = "kept in memory" if is_cached else "read from storage in each pass"
     _log.info("classify: features are %s, in %s on %s", how, where, placement.device)
     if not is_cached:
         context.on_progress(f"features are {how}: they need more than classifier.worker_memory_gib in {where}")
@@ -103,122 +123,131 @@ def _train_all(context: StageContext, job: TrainJob, placement: WorkerPlacement)
                 placement_strategy="PACK" if context.is_local else "SPREAD",
             ),
             run_config=_run_config(context) if placement.workers else None,
-            # Sums of either kind of memory are added.
+            # Tensors in CPU memory and on the GPU are both all-reduced.
             torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl") if on_gpu else None,
         ).fit()
     finally:
         fsys.remove(context.run.path(_SCRATCH), context.run.storage)
 
 
-def _summary_name(part: ClassifierInput) -> str:
-    return f"classifier/{part}.json"
+def _summary_name(source: ClassifierInput) -> str:
+    return f"classifier/{source}.json"
 
 
-def _is_done(job: TrainJob, part: ClassifierInput) -> bool:
+def _is_done(job: TrainJob, source: ClassifierInput) -> bool:
+    """Return True if a classifier has its summary file, which is written last."""
     run = job.tables.run
-    return fsys.exists(run.path(_summary_name(part)), run.storage)
+    return fsys.exists(run.path(_summary_name(source)), run.storage)
 
 
 def _run_config(context: StageContext) -> ray.train.RunConfig:
-    # A worker group checks that all nodes share a folder. Heads go to the run directory by themselves, so what Ray
-    # Train keeps there is removed.
+    # Ray Train requires a folder that all nodes share. Models are written to the run directory directly, so
+    # nothing in that folder is needed after the fit.
     path = context.run.path(_SCRATCH)
     filesystem = PyFileSystem(FSSpecHandler(fsys.filesystem(path, context.run.storage)))
     return ray.train.RunConfig(
         storage_path=path.removeprefix("s3://"),
         storage_filesystem=filesystem,
-        failure_config=ray.train.FailureConfig(max_failures=_RESTARTS),
+        failure_config=ray.train.FailureConfig(max_failures=_MAX_RESTARTS),
     )
 
 
 def _placement(context: StageContext, job: TrainJob) -> WorkerPlacement:
+    """Choose workers by the memory that features need, unless ``classifier.workers`` is set, and the device."""
     settings = context.config.classifier
     limit_bytes = settings.worker_memory_gib * 2**30
-    needed = {part: _feature_bytes(job, part) for part in job.parts}
+    needed = {source: _feature_bytes(job, source) for source in job.sources}
     workers = settings.workers
     if workers is None:
         most = context.gpus if settings.head == "mlp" and context.gpus else context.cpus // 2
         workers = min(math.ceil(needed["embedding"] / limit_bytes), most)
-        # A group of one on the machine of the driver would only cost its start, but for a GPU's sake.
+        # One worker on the driver's machine only costs time to start (about 20 s), unless it is there to have a
+        # GPU.
         is_alone = workers <= 1 and (context.is_local or needed["embedding"] <= limit_bytes)
         workers = 0 if is_alone and not (settings.head == "mlp" and context.gpus) else max(1, workers)
-    # Networks are worth a GPU; logistic heads take a dozen passes, which processors do as fast as they can read.
+    # Networks gain from a GPU. Logistic heads take a dozen passes, which CPUs compute as fast as they read the
+    # rows.
     device = "cuda" if settings.head == "mlp" and 0 < workers <= context.gpus else "cpu"
-    held = tuple(part for part in job.parts if needed[part] <= limit_bytes * max(workers, 1))
-    return WorkerPlacement(workers, held, device)
+    cached = tuple(source for source in job.sources if needed[source] <= limit_bytes * max(workers, 1))
+    return WorkerPlacement(workers, cached, device)
 
 
-def _feature_bytes(job: TrainJob, part: ClassifierInput) -> int:
-    """Float32 features of all rows, and the vectors that they are made of."""
-    fourier = _fourier_features(part) if _settings(job, part).head == "kernel" else 0
-    return 4 * (2 * job.tables.dimensions(part) + fourier) * sum(job.rows.values())
+def _feature_bytes(job: TrainJob, source: ClassifierInput) -> int:
+    """Return the memory of all rows' float32 features and the vectors they are computed from, in bytes."""
+    fourier = _fourier_features(source) if _settings(job, source).head == "kernel" else 0
+    return 4 * (2 * job.tables.dimensions(source) + fourier) * sum(job.rows.values())
 
 
-def _settings(job: TrainJob, part: ClassifierInput) -> ClassifierConfig:
-    """File facts are few and their sizes matter in no simple way: for them it is always the kernel head."""
-    return job.settings if part == "embedding" else job.settings.model_copy(update={"head": "kernel"})
+def _settings(job: TrainJob, source: ClassifierInput) -> ClassifierConfig:
+    """Return the settings; for file metadata with the kernel head, as its few dimensions act non-linearly."""
+    return job.settings if source == "embedding" else job.settings.model_copy(update={"head": "kernel"})
 
 
-def _fourier_features(part: ClassifierInput) -> int:
-    return FOURIER_FEATURES if part == "embedding" else _FACT_FOURIER_FEATURES
+def _fourier_features(source: ClassifierInput) -> int:
+    return FOURIER_FEATURES if source == "embedding" else _METADATA_FOURIER_FEATURES
 
 
 def _train(job: TrainJob, placement: WorkerPlacement) -> None:
-    """What each Ray Train worker does: fit with sums over all workers; rank 0 reads what was kept, and writes."""
+    """Fit the classifiers that are not done, in each Ray Train worker; rank 0 loads and writes all files."""
     world = ray.train.get_context()
     rank, size = world.get_world_rank(), world.get_world_size()
     if placement.workers:
-        # Ray gives a worker one thread; its node's others would idle.
+        # Ray sets one thread a worker; share out all of the node's.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.get_local_world_size()))
-    for part in job.parts:
-        if not _agreed(functools.partial(_is_done, job, part), rank, size):
-            _fit_part(job, placement, part, (rank, size))
+    for source in job.sources:
+        if not _from_rank_0(functools.partial(_is_done, job, source), rank, size):
+            _fit_source(job, placement, source, (rank, size))
     if size > 1:
         torch.distributed.barrier()
 
 
-def _agreed(ask: Callable[[], Any], rank: int, size: int) -> Any:
-    """Return what rank 0 finds: storage may show its workers different moments."""
-    found = [ask() if rank == 0 else None]
+def _from_rank_0(read: Callable[[], Any], rank: int, size: int) -> Any:
+    """Broadcast what rank 0 reads, as workers could read different states of the storage."""
+    result = [read() if rank == 0 else None]
     if size > 1:
-        torch.distributed.broadcast_object_list(found)
-    return found[0]
+        torch.distributed.broadcast_object_list(result)
+    return result[0]
 
 
-def _fit_part(job: TrainJob, placement: WorkerPlacement, part: ClassifierInput, place: tuple[int, int]) -> None:
-    rank, size = place
+def _fit_source(
+    job: TrainJob, placement: WorkerPlacement, source: ClassifierInput, rank_and_size: tuple[int, int]
+) -> None:
+    """Fit the classifier of one input over all workers; rank 0 writes model and summary, drops the checkpoint."""
+    rank, size = rank_and_size
     run, shards = job.tables.run, job.shards[rank::size]
-    kept = FitCheckpoint(run, run.path("classifier", f"{part}.state"), writes=rank == 0)
-    resume = FitState(_agreed(kept.load, rank, size), kept.offer)
+    checkpoint = FitCheckpoint(run, run.path("classifier", f"{source}.state"), writes=rank == 0)
+    resume = FitState(_from_rank_0(checkpoint.load, rank, size), checkpoint.save_if_due)
     training = TrainingData(
         views=job.tables.views,
-        dimensions=job.tables.dimensions(part),
-        blocks=lambda name: _ahead(job.tables, shards, part, name),
+        dimensions=job.tables.dimensions(source),
+        blocks=lambda name: _prefetch(job.tables, shards, source, name),
         sample=job.sample,
         rows=job.rows,
-        is_cached=part in placement.cached,
-        workers=FitContext(_reducer(size), size > 1, placement.device if part == "embedding" else "cpu", resume),
-        fourier_features=_fourier_features(part),
-        is_refitted=part == "embedding",
+        is_cached=source in placement.cached,
+        workers=FitContext(
+            _all_reduce(size), size > 1, placement.device if source == "embedding" else "cpu", resume
+        ),
+        fourier_features=_fourier_features(source),
+        is_refitted=source == "embedding",
         matched=frozenset(job.tables.sizes),
     )
-    model, fits = fit_classifier(training, _settings(job, part))
-    if part == "embedding":
+    model, fits = fit_classifier(training, _settings(job, source))
+    if source == "embedding":
         model = replace(model, directions=find_directions(model, training))
     if rank == 0:
-        fsys.write_bytes(model_path(run, part), model.to_bytes(), run.storage)
-        # Last: it says that the part is done.
-        run.write_json(_summary_name(part), model.summaries(fits))
-        fsys.remove(kept.path, run.storage)
+        fsys.write_bytes(model_path(run, source), model.to_bytes(), run.storage)
+        # The summary is written after the model, because its presence marks the fit as done.
+        run.write_json(_summary_name(source), model.summaries(fits))
+        fsys.remove(checkpoint.path, run.storage)
 
 
-def _ahead(
-    tables: TrainingReader, shards: list[Shard], part: ClassifierInput, name: str | None
+def _prefetch(
+    tables: TrainingReader, shards: list[Shard], source: ClassifierInput, name: str | None
 ) -> Iterator[VectorBlock]:
-    """Yield the blocks of some shards, reading the next shard while one is worked on."""
+    """Yield the blocks of some shards; a thread reads the next shard while the current one is processed."""
 
     def read(shard: Shard) -> list[VectorBlock]:
-        return list(tables.blocks(shard, part, name))
+        return list(tables.blocks(shard, source, name))
 
     with ThreadPoolExecutor(1) as pool:
         waiting = [pool.submit(read, shard) for shard in shards[:1]]
@@ -229,7 +258,9 @@ def _ahead(
             yield from current
 
 
-def _reducer(size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+def _all_reduce(size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return torch.distributed's all-reduce by sum, which adds in place; the identity for one worker."""
+
     def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.contiguous()
         torch.distributed.all_reduce(tensor)
@@ -239,23 +270,29 @@ def _reducer(size: int) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 class FitCheckpoint:
-    """The state of a fit in the run directory; written whole or not at all, every few seconds."""
+    """Checkpoint file of a fit in the run directory, replaced atomically every few seconds.
+
+    Attributes:
+        path: of the ``.npz`` file.
+    """
 
     def __init__(self, run: RunDirectory, path: str, *, writes: bool) -> None:
         self.path, self._run, self._writes, self._last = path, run, writes, time.monotonic()
 
     def load(self) -> dict[str, torch.Tensor]:
-        """Return what was kept last; nothing at the first start."""
+        """Return the tensors of the last checkpoint; an empty dict if there is none."""
         if not fsys.exists(self.path, self._run.storage):
             return {}
         with np.load(io.BytesIO(fsys.read_bytes(self.path, self._run.storage))) as arrays:
-            _log.info("classify: the fit goes on from %s", self.path)
+            _log.info("classify: resuming the fit from %s", self.path)
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
-    def offer(self, give: Callable[[], dict[str, torch.Tensor]]) -> None:
-        """Keep the state if the last time is long enough ago."""
-        if self._writes and time.monotonic() - self._last >= _KEEP_EVERY_S:
+    def save_if_due(self, get_state: Callable[[], dict[str, torch.Tensor]]) -> None:
+        """Write a checkpoint if the last one is ``_CHECKPOINT_EVERY_S`` old; only rank 0 writes."""
+        if self._writes and time.monotonic() - self._last >= _CHECKPOINT_EVERY_S:
             out = io.BytesIO()
-            np.savez(out, allow_pickle=False, **{name: tensor.cpu().numpy() for name, tensor in give().items()})
+            np.savez(
+                out, allow_pickle=False, **{name: tensor.cpu().numpy() for name, tensor in get_state().items()}
+            )
             fsys.write_bytes(self.path, out.getvalue(), self._run.storage)
             self._last = time.monotonic()

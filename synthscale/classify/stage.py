@@ -1,8 +1,9 @@
-"""Classify: ``embeddings/`` and ``groups/`` -> ``classifier/`` (folds, fitted heads) and ``predictions/``.
+"""Classify stage: assign folds, fit the classifiers and predict every row out of fold.
 
-Near-duplicate groups are dealt to folds, one Ray Train run fits every fold of every generator, and Ray Data
-answers out of fold. A second, small classifier sees the files' facts alone: where it tells the sets apart, the
-first may have looked at the file format.
+Reads ``embeddings/``, ``groups/``, ``nearest/`` and ``manifest/``; writes ``classifier/`` (folds, fitted heads)
+and ``predictions/``. Near-duplicate groups are assigned to folds, one Ray Train run fits every fold of every
+generator, and Ray Data predicts. A second, small classifier sees only file metadata: if it separates the sets,
+the first one may have learnt the file format (the confounder check).
 """
 
 from typing import Any
@@ -18,7 +19,7 @@ from synthscale.tables.schemas import REAL
 
 
 def fingerprint(context: StageContext) -> dict[str, Any]:
-    """Return what the predictions depend on."""
+    """Return what the predictions depend on: the neighbors stage, the classifier's settings, the algorithm's version."""
     return {
         "input": context.run.completed("neighbors").digest,
         "settings": context.config.result_settings("classifier"),
@@ -27,28 +28,34 @@ def fingerprint(context: StageContext) -> dict[str, Any]:
 
 
 def run(context: StageContext) -> StageOutcome:
-    """Deal the folds, fit all heads, predict every row by the heads that did not see it."""
+    """Assign folds, fit all heads, and predict every row by the heads fitted without its fold.
+
+    Raises:
+        StageError: the number of predicted rows is not the number of rows with a fold.
+    """
     plans = plan_all_folds(context)
     write_folds(context, plans)
     tables = TrainingReader.of(context, plans)
-    # Precomputed vectors come without files.
-    parts: tuple[ClassifierInput, ...] = (
+    # Precomputed vectors come without files, and so without file metadata.
+    sources: tuple[ClassifierInput, ...] = (
         ("embedding",) if context.vectors is not None else ("embedding", "file_facts")
     )
-    done: dict[str, Any] = {}
+    fit: dict[str, Any] = {}
     if tables.views:
-        done = train(context, _job(context, plans, tables, parts))
-    rows, sums = predict(context, tables, parts)
+        fit = train(context, _job(context, plans, tables, sources))
+    rows, sums = predict(context, tables, sources)
     expected = {name: len(plans[name].row) for name in tables.repeats}
     if rows != expected:
-        raise StageError(f"classify: rows predicted {rows}, expected {expected}; rerun with --redo-from classify")
-    info = {name: _info(name, plan, done, sums.get(name, [])) for name, plan in plans.items()}
-    how = {name: done[name] for name in ("workers", "cached") if name in done}
-    return StageOutcome({"rows": sum(rows.values())}, {"generators": info, "fit": how})
+        raise StageError(
+            f"classify: predicted rows by generator {rows}, expected {expected}; rerun with --redo-from classify"
+        )
+    info = {name: _info(name, plan, fit, sums.get(name, [])) for name, plan in plans.items()}
+    placement = {name: fit[name] for name in ("workers", "cached") if name in fit}
+    return StageOutcome({"rows": sum(rows.values())}, {"generators": info, "fit": placement})
 
 
 def _job(
-    context: StageContext, plans: dict[str, FoldPlan], tables: TrainingReader, parts: tuple[ClassifierInput, ...]
+    context: StageContext, plans: dict[str, FoldPlan], tables: TrainingReader, sources: tuple[ClassifierInput, ...]
 ) -> TrainJob:
     first = next(iter(plans.values()))
     rows = {name: int((~plan.is_real).sum()) for name, plan in plans.items()}
@@ -58,16 +65,16 @@ def _job(
         settings=context.config.classifier,
         sample=bandwidth_sample(first),
         rows={REAL: int(first.is_real.sum()), **rows},
-        parts=parts,
+        sources=sources,
     )
 
 
-def _info(name: str, plan: FoldPlan, done: dict[str, Any], repeats: list[ClassifierSums]) -> dict[str, Any]:
-    """What reduce and people need to know of one generator's classifier."""
+def _info(name: str, plan: FoldPlan, fit: dict[str, Any], repeats: list[ClassifierSums]) -> dict[str, Any]:
+    """Return one generator's entry in the stage's marker, which the reduce stage copies to metrics.json."""
     views = plan.views(name)
     if not views:
         return {"folds": 0}
-    fits = {part: summaries[name] for part, summaries in done["summaries"].items()}
+    fits = {source: summaries[name] for source, summaries in fit["summaries"].items()}
     return {
         "folds": views[0].folds,
         **fits["embedding"],

@@ -1,4 +1,8 @@
-"""What a classifier is fitted on: views dealt to folds, rows in blocks, and how workers pass over them."""
+"""Input of a classifier fit: fold assignments of each generator's rows, blocks of vectors, and the training data.
+
+`plan_folds` reads rows, classes and near-duplicate groups, and returns a `FoldPlan`; `TrainingData` is the
+argument of `classifier.fit_classifier`. Nothing is written.
+"""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -15,19 +19,20 @@ from synthscale.statistics.size_matching import matched_block_codes
 from synthscale.tables.id_hashes import Hashes, hash_groups, mix
 
 _BANDWIDTH_STREAM = 11
+"""Hash stream that draws the bandwidth's sample."""
 
 
 @dataclass(frozen=True)
 class FoldPlan:
-    """One generator's view dealt to folds, arrays over its rows, ascending.
+    """Fold assignments of one generator's rows and the real rows.
 
     Attributes:
-        row: (n,) row numbers.
-        is_real: (n,).
-        key: (n,) the rows' own keys.
-        group: (n,) the keys of their near-duplicate groups.
-        fold: (n, deals); no column where no deal leaves both classes in every training part.
-        is_copy: (n,) equal to a row of a smaller id in its own set.
+        row: (n,) row numbers, ascending.
+        is_real: (n,) classes.
+        key: (n,) hashes of the ids.
+        group: (n,) hashes of the near-duplicate groups.
+        fold: (n, repeats); no columns if no assignment leaves both classes in every training part.
+        is_copy: (n,) whether the row equals one with a smaller id in its own set.
     """
 
     row: NDArray[np.int64]
@@ -38,20 +43,25 @@ class FoldPlan:
     is_copy: NDArray[np.bool_]
 
     def block(self, size: int | None) -> NDArray[np.int8]:
-        """Return the code of each row's block, (n,), where the matched subsample has so many rows (matched.py)."""
+        """Return the jackknife block code of each row (`size_matching.matched_block_codes`): (n,) int8.
+
+        Args:
+            size: synthetic rows of the matched subsample; None without one.
+        """
         return matched_block_codes(self.group, self.is_real, int((~self.is_real).sum()), size)
 
     def views(self, generator: str) -> list[FoldView]:
-        """Return a view for each deal; none where no classifier can be fitted."""
+        """Return the view of each repeat; an empty list if no classifier can be fitted."""
         return [FoldView(generator, i, int(self.fold[:, i].max()) + 1) for i in range(self.fold.shape[1])]
 
     @property
     def log_prior(self) -> NDArray[np.float64]:
-        """Log of synthetic over real rows that each row's heads are trained on, mean over deals: (n,)."""
+        """Log of synthetic over real rows outside each row's fold, mean over repeats: (n,)."""
         prior = np.zeros(len(self.row))
         for fold in self.fold.T:
             inside = [
-                np.bincount(fold[own], minlength=int(fold.max()) + 1) for own in (self.is_real, ~self.is_real)
+                np.bincount(fold[of_class], minlength=int(fold.max()) + 1)
+                for of_class in (self.is_real, ~self.is_real)
             ]
             real, synthetic = (count.sum() - count for count in inside)
             prior += np.log(synthetic / real)[fold] / self.fold.shape[1]
@@ -66,15 +76,15 @@ def plan_folds(
     groups: tuple[NDArray[np.int64], NDArray[np.int64]],
     settings: ClassifierConfig,
 ) -> FoldPlan:
-    """Deal one generator's view to folds by near-duplicate group, as often as ``settings.repeats`` says.
+    """Assign one generator's rows and the real rows to folds by near-duplicate group, ``settings.repeats`` times.
 
     Args:
-        rows: (n,) row numbers of the view, ascending.
-        keys: (n,) their keys.
+        rows: (n,) row numbers, ascending.
+        keys: (n,) hashes of their ids.
         is_real: (n,) their classes.
-        is_copy: (n,) which equal a row of a smaller id in their own set.
-        groups: member rows and the group of each.
-        settings: folds, repeats and seed.
+        is_copy: (n,) whether they equal a row with a smaller id in their own set.
+        groups: row numbers of all group members, and the group of each.
+        settings: number of folds and repeats, and the seed; repeat i has seed + i.
     """
     group = hash_groups(keys, rows, groups)
     repeats = [
@@ -87,20 +97,27 @@ def plan_folds(
 
 
 def bandwidth_sample(plan: FoldPlan) -> Hashes:
-    """Return the numbers, ascending, of the few distinct real rows that give the bandwidth."""
+    """Draw the distinct real rows that the bandwidth is computed from; return their sampling hashes, ascending."""
     return np.sort(sample_sizes(plan.key[plan.is_real & ~plan.is_copy]))[:BANDWIDTH_ROWS]
 
 
 def sample_sizes(keys: Hashes) -> Hashes:
-    """Return the number of each row by which the bandwidth's sample is drawn."""
+    """Return the sampling hash of each row, (n,); the rows with the smallest ones are the bandwidth's sample."""
     return mix(keys, _BANDWIDTH_STREAM)
 
 
 @dataclass(frozen=True)
 class VectorBlock:
-    """Rows of one set: name, vectors (n, d), fold in each view (n, V; -1: not in it), keys (n,), copies (n,).
+    """Some rows of one set.
 
-    ``block`` is the code of the row's block in each view (n, V; matched.py); without it nothing is refitted.
+    Attributes:
+        name: the set: `REAL` or a generator.
+        vectors: (n, d).
+        fold: (n, V) fold in each view; -1 for rows outside the view.
+        key: (n,) hashes of the ids.
+        is_copy: (n,) whether the row equals one with a smaller id in its own set.
+        block: (n, V) jackknife block code in each view (`size_matching.matched_block_codes`); None if no heads are
+            refitted.
     """
 
     name: str
@@ -113,19 +130,19 @@ class VectorBlock:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What heads are fitted on.
+    """Rows and options of a classifier fit.
 
     Attributes:
-        views: every deal of every generator; the columns of the blocks' folds.
+        views: one for each repeat of each generator, in the order of the columns of the blocks' folds.
         dimensions: d of the vectors.
-        blocks: a pass over this worker's rows, or those of the set that is named.
-        sample: what `bandwidth_sample` gives, the same on all workers.
-        rows: the number of rows of each set, over all workers.
-        is_cached: keep the features in memory; else every pass asks for the rows again.
-        workers: how they add up, and where an interrupted fit goes on.
-        fourier_features: beside the embedding, for the kernel head.
-        is_refitted: also fit heads without each block of the jackknife, whose blocks the rows then have.
-        matched: the generators that are also fitted on their matched subsamples.
+        blocks: starts a pass over this worker's rows, of all sets (None) or of the named one.
+        sample: sampling hashes from `bandwidth_sample`, the same on all workers.
+        rows: number of rows of each set, over all workers.
+        is_cached: keep the features in memory; else each pass calls ``blocks`` and computes them again.
+        workers: all-reduce, device, and state of an interrupted fit.
+        fourier_features: number of random Fourier features of the kernel head.
+        is_refitted: also fit heads without each block of the jackknife; blocks then need ``block``.
+        matched: generators whose heads are also fitted on a matched subsample.
     """
 
     views: list[FoldView]

@@ -1,4 +1,7 @@
-"""The classifier, and the metrics that are made of embeddings, for vectors in memory, in this process."""
+"""Classifier and embedding-based metric families for vectors in memory, in this process, without Ray.
+
+Takes arrays and fold assignments and returns logits and metrics; reads and writes no files.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +33,15 @@ from synthscale.tables.schemas import DIRECTIONS, REAL
 
 @dataclass
 class ClassifierOutput:
-    """What a generator's classifier says of its view's rows (NaN without one), and how it was fitted."""
+    """Out-of-fold output of a generator's classifier on the n rows of its view.
+
+    Attributes:
+        logit: (n,) logit of being synthetic, the mean over fold assignments; NaN without a classifier.
+        direction_coordinates: (n, DIRECTIONS) coordinates along the separating directions; NaN without one.
+        refitted: logits by heads refitted without jackknife blocks, to the matched subsample, and with other fold
+            assignments.
+        fit: summary of the fit for metrics.json; ``folds`` is 0 without a classifier.
+    """
 
     logit: NDArray[np.float64]
     direction_coordinates: NDArray[np.float64]
@@ -41,8 +52,14 @@ class ClassifierOutput:
 def classify(
     vectors: NDArray[np.float32], plans: dict[str, FoldPlan], config: Config
 ) -> dict[str, ClassifierOutput]:
-    """Fit every generator's heads and answer its view's rows out of fold."""
-    answers = {
+    """Fit every generator's heads and return their out-of-fold outputs.
+
+    Args:
+        vectors: (N, D) embeddings of all rows.
+        plans: fold assignment of each generator's view.
+        config: the sections ``classifier`` and ``metrics`` are used.
+    """
+    outputs = {
         name: ClassifierOutput(
             np.full(n, np.nan), np.full((n, DIRECTIONS), np.nan), RefittedLogits(), {"folds": 0}
         )
@@ -50,7 +67,7 @@ def classify(
     }
     views = [view for name, plan in plans.items() for view in plan.views(name)]
     if not views:
-        return answers
+        return outputs
     sizes = matched_sizes({name: int((~plan.is_real).sum()) for name, plan in plans.items()})
     blocks = _blocks(vectors, plans, views, sizes)
     first = next(iter(plans.values()))
@@ -69,21 +86,22 @@ def classify(
         plan, rows = plans[name], vectors[plans[name].row]
         logits, direction_coordinates = model.answers(name, rows, plan.fold)
         repeats = [sum_classifier_errors(logit, plan.is_real) for logit in logits.T] if logits.shape[1] > 1 else []
-        answers[name] = ClassifierOutput(
-            # As in a run, where predictions/ holds float32.
+        outputs[name] = ClassifierOutput(
+            # Rounded to float32, as predictions/ stores it in a run, so that both give the same numbers.
             logits.mean(1).astype(np.float32).astype(np.float64),
             direction_coordinates,
             _as_stored(model.refitted(name, rows, plan.fold[:, 0], plan.block(sizes.get(name)))),
             {"folds": plan.views(name)[0].folds, **summary, "repeats": metrics_over_deals(repeats)},
         )
-    return answers
+    return outputs
 
 
-def _as_stored(found: RefittedLogits) -> RefittedLogits:
+def _as_stored(refitted: RefittedLogits) -> RefittedLogits:
+    """Round refitted logits to float16, as predictions/ stores them in a run."""
     return RefittedLogits(
         *(
             None if logits is None else logits.astype(np.float16).astype(np.float64)
-            for logits in (found.without, found.matched, found.reassigned)
+            for logits in (refitted.without, refitted.matched, refitted.reassigned)
         )
     )
 
@@ -91,46 +109,54 @@ def _as_stored(found: RefittedLogits) -> RefittedLogits:
 def _blocks(
     vectors: NDArray[np.float32], plans: dict[str, FoldPlan], views: list[FoldView], sizes: dict[str, int]
 ) -> list[VectorBlock]:
-    """Return the rows of each set."""
+    """Return the training rows of each set, with their folds and jackknife blocks in every view: (rows, views)."""
     blocks = []
     first = next(iter(plans.values()))
     columns = view_columns(views)
     for kind, plan in [(REAL, first), *((name, plans[name]) for name in columns)]:
-        own = plan.is_real == (kind == REAL)
-        fold, block = (np.full((int(own.sum()), len(views)), -1, np.int8) for _ in range(2))
-        for name, own_columns in columns.items():
+        in_set = plan.is_real == (kind == REAL)
+        fold, block = (np.full((int(in_set.sum()), len(views)), -1, np.int8) for _ in range(2))
+        for name, view_indices in columns.items():
             if kind in (REAL, name):
-                # The real rows have one order in every view.
-                there = plans[name].is_real == (kind == REAL)
-                fold[:, own_columns] = plans[name].fold[there]
-                block[:, own_columns] = plans[name].block(sizes.get(name))[there, None]
-        blocks.append(VectorBlock(kind, vectors[plan.row[own]], fold, plan.key[own], plan.is_copy[own], block))
+                # Real rows are in the same order in every view, so they can be assigned by position.
+                in_view = plans[name].is_real == (kind == REAL)
+                fold[:, view_indices] = plans[name].fold[in_view]
+                block[:, view_indices] = plans[name].block(sizes.get(name))[in_view, None]
+        blocks.append(
+            VectorBlock(kind, vectors[plan.row[in_set]], fold, plan.key[in_set], plan.is_copy[in_set], block)
+        )
     return blocks
 
 
 def vector_families(
     vectors: NDArray[np.float32], plans: dict[str, FoldPlan], labels: Sequence[str | None], settings: MetricsConfig
 ) -> dict[str, Families]:
-    """Return each generator's metrics of the families that are made of embeddings."""
-    wanted = requested_families(settings.families)
-    if not wanted:
+    """Return each generator's metrics of the requested families that are computed from embeddings.
+
+    Args:
+        vectors: (N, D) embeddings of all rows.
+        plans: fold assignment of each generator's view.
+        labels: label of each of the N rows, None where it has none.
+        settings: requested families and options.
+    """
+    requested = requested_families(settings.families)
+    if not requested:
         return {name: {} for name in plans}
     parts = PARTS if settings.frechet_infinity else 1
-    found = {}
+    families = {}
     for name, plan in plans.items():
         sums = {}
         for kind in (REAL, name):
-            own = plan.is_real == (kind == REAL)
-            fold = plan.fold[own, :1] if plan.fold.shape[1] else fold_from_hash(plan.key[own])[:, None]
-            label = [labels[row] for row in plan.row[own].tolist()]
-            rows = VectorRows(
-                vectors[plan.row[own]], plan.key[own], (plan.key if kind == REAL else plan.group)[own], label, fold
-            )
+            in_set = plan.is_real == (kind == REAL)
+            key, row = plan.key[in_set], plan.row[in_set]
+            fold = plan.fold[in_set, :1] if plan.fold.shape[1] else fold_from_hash(key)[:, None]
+            group = key if kind == REAL else plan.group[in_set]
+            rows = VectorRows(vectors[row], key, group, [labels[i] for i in row.tolist()], fold)
             sums[kind] = VectorSums.of(rows, len(rows.key), parts)
         moments = None
-        if "vendi" in wanted:
+        if "vendi" in requested:
             features = VendiMap.of(sums[REAL])
-            real, own = (features.moment(vectors[plan.row[plan.is_real == kind]]) for kind in (True, False))
-            moments = (real, own)
-        found[name] = embedding_families((sums[REAL], sums[name]), moments, 0, wanted)
-    return found
+            real, synthetic = (features.moment(vectors[plan.row[plan.is_real == kind]]) for kind in (True, False))
+            moments = (real, synthetic)
+        families[name] = embedding_families((sums[REAL], sums[name]), moments, 0, requested)
+    return families

@@ -104,7 +104,7 @@ def analyse(
 
 
 def search_two_sets(sets: Mapping[str, NDArray[np.float32]]) -> ViewNeighbors:
-    """Run the searches behind precision, recall, density and coverage for ``real`` and one other set of vectors."""
+    """Run the searches of precision, recall, density and coverage for ``real`` and one other set of vectors."""
     vectors, rows, start = np.concatenate(list(sets.values())), {}, 0
     for name, own in sets.items():
         rows[name] = np.arange(start, start + len(own))

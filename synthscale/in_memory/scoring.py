@@ -1,4 +1,7 @@
-"""``score_features``: the main job on vectors in memory, in this process, without Ray. The same pure modules."""
+"""``score_features``: scores embeddings in memory, in this process, without Ray.
+
+Uses the same array code as a run, so it gives the same numbers; reads and writes no files.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -30,21 +33,28 @@ from synthscale.tables.schemas import DISTINCT_REAL, REAL, SYNTHETIC
 
 @dataclass(frozen=True)
 class FeatureScores:
-    """What ``score_features`` gives.
+    """Result of `score_features`.
 
     Attributes:
-        metrics: as ``metrics.json["generators"]``.
+        metrics: block of each generator, by name, as ``metrics.json["generators"]``.
     """
 
     metrics: dict[str, Any]
     _scores: dict[str, pd.DataFrame]
 
     def scores(self, generator: str | None = None) -> pd.DataFrame:
-        """Return one generator's rows and all real rows with the columns of ``scores/``."""
+        """Return the scores of one generator's rows and all real rows, with the columns of ``scores/``.
+
+        Args:
+            generator: name of the generator; may be omitted if there is only one.
+
+        Raises:
+            InputError: there is no such generator, or several and none is named.
+        """
         if generator is None and len(self._scores) == 1:
             return next(iter(self._scores.values()))
         if generator not in self._scores:
-            raise InputError(f"name a generator: {', '.join(self._scores)}")
+            raise InputError(f"scores: generator must be one of {', '.join(self._scores)}; got {generator!r}")
         return self._scores[generator]
 
 
@@ -60,56 +70,57 @@ def score_features(
     """Score embeddings that are already in memory.
 
     Args:
-        features: (n, D) finite numbers; no row all zero.
-        real_or_synthetic: n times ``real`` or ``synthetic``.
-        generator: the generator of each synthetic row; one called ``synthetic`` when not given.
-        labels: a label for each row, for the metrics by label.
-        ids: unique ids; the row numbers when not given (results then depend on the order of the rows).
-        config: the sections ``neighbors``, ``classifier`` and ``metrics`` are used, the last without ``slice_by``.
+        features: (n, D) embeddings: finite numbers, no row all zeros.
+        real_or_synthetic: n strings, ``real`` or ``synthetic``.
+        generator: generator of each synthetic row; by default all are of one called ``synthetic``.
+        labels: label of each row, for the metrics by label; None where a row has none.
+        ids: n unique ids; by default the row numbers, which makes results depend on the order of the rows.
+        config: the sections ``neighbors``, ``classifier`` and ``metrics`` are used, without ``metrics.slice_by``.
 
     Raises:
-        InputError: the input cannot be scored; the message names the rows.
+        InputError: the input cannot be scored; the message names the argument and the first such row.
     """
     config = config or Config()
-    vectors, kinds, names, unique_ids = _checked(features, real_or_synthetic, generator, labels, ids)
+    vectors, kinds, names, unique_ids = _validated(features, real_or_synthetic, generator, labels, ids)
     n = len(vectors)
     sets = {name: np.flatnonzero(names == name) for name in dict.fromkeys([REAL, *names])}
-    copies = copies_from_pairs(equal_pairs(vector_keys(vectors[own], name), own) for name, own in sets.items())
+    copies = copies_from_pairs(equal_pairs(vector_keys(vectors[rows], name), rows) for name, rows in sets.items())
     families = config.metrics.families
     analysis = analyse(vectors, sets, copies, config.neighbors, counts="manifold" in families)
-    later = copies.later(dict(enumerate(unique_ids)))
-    is_copy = np.isin(np.arange(n), later)
+    copy_rows = copies.later(dict(enumerate(unique_ids)))
+    is_copy = np.isin(np.arange(n), copy_rows)
     groups = {view.generator: view.groups for view in analysis.views}
     keys, plans = hash_ids(unique_ids), {}
     for name, near in analysis.nearest.items():
         rows, members = np.sort(near.row), (groups[name].row, groups[name].near_duplicate_id)
         plans[name] = plan_folds(rows, keys[rows], kinds[rows] == REAL, is_copy[rows], members, config.classifier)
     texts = _texts(labels, n)
-    answers = classify(vectors, plans, config)
-    of_vectors = vector_families(vectors, plans, texts, config.metrics)
+    classified = classify(vectors, plans, config)
+    from_vectors = vector_families(vectors, plans, texts, config.metrics)
     manifest = _manifest(unique_ids, texts, kinds)
     sizes = matched_sizes({name: len(rows) for name, rows in sets.items() if name != REAL})
     metrics, scores = {}, {}
     for view in analysis.views:
         name, plan = view.generator, plans[view.generator]
-        nearest = arrow_tables.nearest(name, analysis.nearest[name], later)
+        nearest = arrow_tables.nearest(name, analysis.nearest[name], copy_rows)
         nearest = nearest.take(pa.array(np.argsort(nearest.column("row").to_numpy())))
         rows = manifest.take(pa.array(plan.row))
-        own = ViewRows(rows, nearest, arrow_tables.groups(name, view.groups), answers[name].logit)
-        known = ViewFacts(
+        view_rows = ViewRows(rows, nearest, arrow_tables.groups(name, view.groups), classified[name].logit)
+        facts = ViewFacts(
             config.classifier.head,
-            answers[name].fit,
+            classified[name].fit,
             {**view.summary(), "spreads": view.spreads},
             families,
-            of_vectors[name],
-            _complete([texts[row] for row in plan.row.tolist()], plan.is_real),
+            from_vectors[name],
+            _label_completeness([texts[row] for row in plan.row.tolist()], plan.is_real),
             sizes.get(name),
         )
-        metrics[name], scores[name] = _view_figures(own, plan, answers[name], known)
+        metrics[name], scores[name] = _score_view(view_rows, plan, classified[name], facts)
     return FeatureScores(metrics, scores)
 
 
 def _manifest(ids: list[str], labels: list[str | None], kinds: NDArray[np.str_]) -> pa.Table:
+    """Return the rows with the columns of ``manifest/`` that scores need."""
     return pa.table(
         {
             "row": np.arange(len(ids)),
@@ -122,10 +133,10 @@ def _manifest(ids: list[str], labels: list[str | None], kinds: NDArray[np.str_])
     )
 
 
-def _view_figures(
-    view: ViewRows, plan: FoldPlan, answer: ClassifierOutput, known: ViewFacts
+def _score_view(
+    view: ViewRows, plan: FoldPlan, classified: ClassifierOutput, facts: ViewFacts
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """One generator's block of metrics and its scores."""
+    """Return a generator's block of ``metrics.json`` and its scores."""
     real = pa.table(
         {
             "row": plan.row[plan.is_real],
@@ -133,9 +144,9 @@ def _view_figures(
             DISTINCT_REAL: to_float64(view.nearest.column(DISTINCT_REAL), np.inf)[plan.is_real],
         }
     )
-    scores = score_rows(view, real, known.neighbors["median_distance"])
+    scores = score_rows(view, real, facts.neighbors["median_distance"])
     unknown = np.full(len(plan.row), np.nan)
-    size = known.matched_size
+    size = facts.matched_size
     matched = None if size is None else (size, int((~plan.is_real).sum()))
     fold = plan.fold[:, 0] if plan.fold.shape[1] else np.empty(0, np.int8)
     evidence = Evidence(
@@ -143,20 +154,20 @@ def _view_figures(
         plan.group,
         unknown,
         unknown,
-        answer.direction_coordinates,
+        classified.direction_coordinates,
         fold,
-        answer.refitted.without,
-        answer.refitted.matched,
-        answer.refitted.reassigned,
+        classified.refitted.without,
+        classified.refitted.matched,
+        classified.refitted.reassigned,
         matched,
-        **row_evidence(known.families, view.nearest, plan.is_real, real),
+        **row_evidence(facts.families, view.nearest, plan.is_real, real),
     )
     sums = sum_view(view, scores, evidence, [choose_slices("label", count_values(scores.column("label")))])
-    return generator_figures(sums, known).block, scores.to_pandas()
+    return generator_figures(sums, facts).block, scores.to_pandas()
 
 
-def _complete(labels: list[str | None], is_real: NDArray[np.bool_]) -> dict[str, Any]:
-    """What a run reads off its manifest: here the labels alone."""
+def _label_completeness(labels: list[str | None], is_real: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return the counts of the completeness family; a run counts all columns of its manifest, here only labels."""
     real, synthetic = ([labels[i] for i in np.flatnonzero(is_real == kind)] for kind in (True, False))
     has_labels = any(label is not None for label in [*real, *synthetic])
     nulls, seen = synthetic.count(None) if has_labels else 0, set(synthetic) - {None}
@@ -174,17 +185,18 @@ def _texts(labels: Sequence[Any] | None, n: int) -> list[str | None]:
     return [None] * n if labels is None else [None if pd.isna(label) else str(label) for label in labels]
 
 
-def _checked(
+def _validated(
     features: ArrayLike,
     real_or_synthetic: Sequence[str],
     generator: Sequence[str | None] | None,
     labels: Sequence[Any] | None,
     ids: Sequence[str] | None,
 ) -> tuple[NDArray[np.float32], NDArray[np.str_], NDArray[np.object_], list[str]]:
+    """Return vectors (n, D), classes (n,), set names (n,) and n ids; raise InputError where they are invalid."""
     try:
         vectors = np.asarray(features, dtype=np.float32)
     except (TypeError, ValueError) as error:
-        raise InputError(f"features must be numbers, in vectors of equal length: {error}") from error
+        raise InputError(f"features must be an array of numbers with rows of equal length: {error}") from error
     if vectors.ndim != 2 or vectors.shape[0] == 0 or vectors.shape[1] == 0:
         raise InputError(f"features must be an (n, D) array with rows and columns, got shape {vectors.shape}")
     kinds = np.asarray([str(kind) for kind in real_or_synthetic])
@@ -197,13 +209,15 @@ def _checked(
         raise InputError(f"real_or_synthetic must be 'real' or 'synthetic', found {unknown[:3]}")
     for kind in (REAL, SYNTHETIC):
         if kind not in kinds:
-            raise InputError(f"there are no {kind} rows; both real and synthetic rows are needed")
+            raise InputError(f"real_or_synthetic has no {kind} rows; both real and synthetic rows are needed")
     for reason, bad in (
-        ("hold NaN or infinity", ~np.isfinite(vectors).all(axis=1)),
-        ("are all zeros and have no direction", ~(vectors != 0).any(axis=1)),
+        ("contain NaN or infinity", ~np.isfinite(vectors).all(axis=1)),
+        ("are all zeros, for which cosine distance is undefined", ~(vectors != 0).any(axis=1)),
     ):
         if bad.any():
-            raise InputError(f"features: {int(bad.sum())} rows {reason}, the first is row {int(np.argmax(bad))}")
+            raise InputError(
+                f"features: {int(bad.sum()):,} of {n:,} rows {reason}; the first is row {int(np.argmax(bad))}"
+            )
     given = generator if generator is not None else [SYNTHETIC] * n
     names = np.array(
         [REAL if k == REAL else (SYNTHETIC if pd.isna(g) else str(g)) for k, g in zip(kinds, given, strict=True)],
@@ -215,7 +229,7 @@ def _checked(
         except ValueError as error:
             raise InputError(str(error)) from error
     unique_ids = [str(i) for i in ids] if ids is not None else [f"{i:012d}" for i in range(n)]
-    twice = [name for name, times in Counter(unique_ids).items() if times > 1]
-    if twice:
-        raise InputError(f"ids must be unique; {', '.join(twice[:5])} occur more than once")
+    repeated = [name for name, count in Counter(unique_ids).items() if count > 1]
+    if repeated:
+        raise InputError(f"ids must be unique; {', '.join(repeated[:5])} occur more than once")
     return vectors, kinds, names, unique_ids

@@ -196,7 +196,7 @@ def core_metrics(sums: CoreSums, context: MetricContext) -> dict[str, Estimate]:
 
 
 def _mean_quality_metric(sums: CoreSums, kind: str) -> Estimate:
-    """Return 1 - mean q of a class with its interval: fidelity (``synthetic``) or representativeness (``real``)."""
+    """Return 1 - mean q and its interval: fidelity (of synthetic rows) or representativeness (of real)."""
     count = sums[kind]
     if not count or not sums["scored"]:
         return Estimate.none(f"no {kind} rows" if not count else NO_CLASSIFIER)

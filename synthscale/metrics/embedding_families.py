@@ -96,7 +96,7 @@ class VectorSums:
         )
         return VectorSums(moments, sample)
 
-    def drawn(self) -> VectorRows:
+    def ordered_sample(self) -> VectorRows:
         """Return the sample in an order given by the hashes of group and id, whatever the order of the rows."""
         return self.sample.take(np.lexsort((self.sample.key, mix(self.sample.group, _STREAM))))
 
@@ -129,7 +129,7 @@ class VendiMap:
         whole = real.whole
         deviation = np.sqrt(np.maximum(np.diag(whole.scatter) / max(1.0, whole.count), 0))
         scale = np.where(deviation > 1e-6 * np.abs(whole.mean), deviation, 1.0)
-        few = (real.drawn().vectors[:_BANDWIDTH_ROWS].astype(np.float64) - whole.mean) / scale
+        few = (real.ordered_sample().vectors[:_BANDWIDTH_ROWS].astype(np.float64) - whole.mean) / scale
         median = float(np.median(pdist(few))) if len(few) > 1 else 0.0
         bandwidth = median if median > 0 else math.sqrt(len(scale))
         return cls(whole.mean, scale, fourier_map(len(scale), bandwidth, _VENDI_FEATURES, seed=0))
@@ -183,24 +183,24 @@ def embedding_families(
     return families
 
 
-def frechet_family(real: VectorSums, own: VectorSums) -> Family:
+def frechet_family(real: VectorSums, synthetic: VectorSums) -> Family:
     """Return the Frechet distance and, if the moments are split into parts, its extrapolation (FD-infinity)."""
     metrics = {
         "frechet_distance": _without_interval(
-            frechet_distance(real.whole, own.whole), "fewer than two rows in a set"
+            frechet_distance(real.whole, synthetic.whole), "fewer than two rows in a set"
         )
     }
     if len(real.moments) > 1:
-        value, error = extrapolated(real.moments, own.moments)
+        value, error = extrapolated(real.moments, synthetic.moments)
         metrics["frechet_distance_infinity"] = _with_t_interval(value, error, PARTS - 1, "too few rows in a part")
     else:
         metrics["frechet_distance_infinity"] = Estimate.none("metrics.frechet_infinity is not set")
     return metrics
 
 
-def kernel_family(real: VectorSums, own: VectorSums) -> Family:
+def kernel_family(real: VectorSums, synthetic: VectorSums) -> Family:
     """Return KID as the mean over disjoint blocks of the samples, with an interval from their spread."""
-    x, y = real.drawn().vectors, own.drawn().vectors
+    x, y = real.ordered_sample().vectors, synthetic.ordered_sample().vectors
     usable = min(len(x), len(y))
     blocks = _BLOCKS[1] if usable >= _BLOCKS[1] * _BLOCK_ROWS else _BLOCKS[0]
     size = min(_BLOCK_ROWS, usable // blocks)
@@ -211,17 +211,17 @@ def kernel_family(real: VectorSums, own: VectorSums) -> Family:
     return {"kid": _with_t_interval(value, error, blocks - 1, "undefined")}
 
 
-def vendi_family(real: SecondMoment, own: SecondMoment) -> Family:
+def vendi_family(real: SecondMoment, synthetic: SecondMoment) -> Family:
     """Return the Vendi score of the generator, with that of the real set as the reference."""
-    value = own.score()
+    value = synthetic.score()
     if not math.isfinite(value):
         return {"vendi_score": Estimate.none("no rows")}
     return {"vendi_score": Estimate(value, reason=NO_VENDI_INTERVAL, reference=real.score())}
 
 
-def utility_family(real: VectorSums, own: VectorSums, view: int) -> Family:
+def utility_family(real: VectorSums, synthetic: VectorSums, view: int) -> Family:
     """Return the accuracies of label classifiers trained on either set; ``view`` is the generator's index."""
-    x, y = real.drawn(), own.drawn()
+    x, y = real.ordered_sample(), synthetic.ordered_sample()
     result = utility(x.vectors, x.label, x.fold[:, view], y.vectors, y.label)
     if isinstance(result, str):
         return {name: Estimate.none(result) for name in ("utility", "accuracy_synthetic", "accuracy_real")}

@@ -108,22 +108,24 @@ class ViewReader:
         view = ViewRows(chosen.drop_columns(["generator"]), nearest, tables["groups"], logit)
         size = matched_sizes(self.rows).get(name)
         matched = None if size is None else (size, self.rows[name])
-        return view, replace(evidence, matched=matched, **family_inputs)
+        return view, replace(
+            evidence, matched=matched, fields=family_inputs["fields"], values=family_inputs["values"]
+        )
 
 
 def _check_alignment(
-    name: str, table: str, shard: Shard, rows: NDArray[np.int64], found: NDArray[np.int64]
+    name: str, table: str, shard: Shard, rows: NDArray[np.int64], table_rows: NDArray[np.int64]
 ) -> None:
-    """Raise SchemaError unless ``found``, the rows of ``table``, are exactly those of nearest/."""
-    if np.array_equal(found, rows):
+    """Raise SchemaError unless the rows of ``table`` are exactly ``rows``, those of nearest/."""
+    if np.array_equal(table_rows, rows):
         return
-    missing, unexpected = len(np.setdiff1d(rows, found)), len(np.setdiff1d(found, rows))
-    duplicated = len(found) - len(np.unique(found))
+    missing, unexpected = len(np.setdiff1d(rows, table_rows)), len(np.setdiff1d(table_rows, rows))
+    duplicated = len(table_rows) - len(np.unique(table_rows))
     # Rows that only this table has were lost by nearest/, so the earlier stage must be repeated.
     stage = "classify" if np.array_equal(rows, np.unique(rows)) and not unexpected else "neighbors"
     raise SchemaError(
-        f"{name}: {table} and nearest do not align in {shard.name}: {len(found)} and {len(rows)} rows; {missing} "
-        f"missing, {unexpected} unexpected, {duplicated} duplicated; run again with --redo-from {stage}"
+        f"{name}: {table} and nearest do not align in {shard.name}: {len(table_rows)} and {len(rows)} rows; "
+        f"{missing} missing, {unexpected} unexpected, {duplicated} duplicated; run again with --redo-from {stage}"
     )
 
 

@@ -1,7 +1,8 @@
-"""Reduce: all tables -> ``scores/``, ``metrics.json`` and ``metrics.parquet``, in one Ray Data pass over shards.
+"""The stage reduce: joins all tables and writes ``scores/``, ``metrics.json`` and ``metrics.parquet``.
 
-Every table is cut by the same row ranges, so shard i of one joins shard i of the others in one task and nothing
-is shuffled. A task writes its scores and gives back sums; the driver adds them up.
+Reads ``manifest/``, ``embeddings/``, ``nearest/``, ``groups/``, ``classifier/`` and ``predictions/``. All tables
+have the same shards (row ranges), so one Ray Data task joins shard i of each without a shuffle. A task writes the
+shard's scores and returns sums, which the driver adds up.
 """
 
 import pickle
@@ -31,7 +32,7 @@ from synthscale.tables.schemas import CONTROL, METRICS, REAL, SCORES, conform
 
 
 def fingerprint(context: StageContext) -> dict[str, Any]:
-    """Return what scores and metrics depend on."""
+    """Return the inputs, settings and versions that determine scores and metrics."""
     return {
         "input": context.run.completed("classify").digest,
         "settings": context.config.result_settings("metrics"),
@@ -40,62 +41,72 @@ def fingerprint(context: StageContext) -> dict[str, Any]:
 
 
 def run(context: StageContext) -> StageOutcome:
-    """Write scores and metrics; verify that every usable row of every view was scored once."""
+    """Write scores and metrics; raise SchemaError unless every usable row of every view was scored once."""
     embedded = context.run.completed("embed").counts
     fits = context.run.completed("classify").info["generators"]
     views = context.run.completed("neighbors").info["views"]
-    cuts = slicings(context)
+    column_slicings = slicings(context)
     totals = {name: ViewSums() for name in context.generators}
-    for part in _reduce_shards(context, fits, views, cuts):
+    for part in _reduce_shards(context, fits, views, column_slicings):
         for name, sums in part.items():
             totals[name] = totals[name] + sums
     for name, sums in totals.items():
-        found = (int(sums.overall["real"]), int(sums.overall["synthetic"]))
-        expected = (embedded["sets"][REAL]["ok"], embedded["sets"][name]["ok"])
-        if found != expected:
-            raise SchemaError(f"{name}: {found} real and synthetic rows were scored, {expected} are usable")
+        scored = (int(sums.overall["real"]), int(sums.overall["synthetic"]))
+        usable = (embedded["sets"][REAL]["ok"], embedded["sets"][name]["ok"])
+        if scored != usable:
+            raise SchemaError(
+                f"{name}: {scored[0]:,} real and {scored[1]:,} synthetic rows were scored, but {usable[0]:,} and "
+                f"{usable[1]:,} are usable; run again with --redo-from neighbors"
+            )
         if sums.grouped != views[name]["rows_in_groups"]:
             raise SchemaError(
-                f"{name}: groups/ has {sums.grouped} lines, {views[name]['rows_in_groups']} were written; "
-                "repeat with --redo-from neighbors"
+                f"{name}: groups/ has {sums.grouped} rows, but {views[name]['rows_in_groups']} were written; "
+                "run again with --redo-from neighbors"
             )
     families, head = context.config.metrics.families, context.config.classifier.head
-    of_vectors = vector_families(context, {name: own["ok"] for name, own in embedded["sets"].items()})
+    from_vectors = vector_families(context, {name: counts["ok"] for name, counts in embedded["sets"].items()})
     complete = completeness(context)
     sizes = matched_sizes({name: embedded["sets"][name]["ok"] for name in context.generators})
     figures = {
         name: generator_figures(
             sums,
             ViewFacts(
-                head, fits[name], views[name], families, of_vectors[name], complete.get(name, {}), sizes.get(name)
+                head,
+                fits[name],
+                views[name],
+                families,
+                from_vectors[name],
+                complete.get(name, {}),
+                sizes.get(name),
             ),
         )
         for name, sums in totals.items()
     }
-    _write(context, embedded, cuts, figures)
-    rows = sum(sum(own.block["counts"].values()) for own in figures.values())
+    _write(context, embedded, column_slicings, figures)
+    rows = sum(sum(generator.block["counts"].values()) for generator in figures.values())
     return StageOutcome({"rows": rows})
 
 
 def _write(
     context: StageContext,
     embedded: dict[str, Any],
-    cuts: list[Slicing],
+    column_slicings: list[Slicing],
     figures: dict[str, GeneratorFigures],
 ) -> None:
-    blocks = {name: own.block for name, own in figures.items()}
+    """Write ``metrics.parquet`` and ``metrics.json``, the latter without gates."""
+    blocks = {name: generator.block for name, generator in figures.items()}
     control = CONTROL if context.config.control else None
-    notes = [text for own in cuts if (text := own.warning)]
-    lines = metric_lines({name: own.lines for name, own in figures.items()})
+    slice_warnings = [text for slicing in column_slicings if (text := slicing.warning)]
+    lines = metric_lines({name: generator.lines for name, generator in figures.items()})
     fsys.write_table(context.run.path("metrics.parquet"), conform(lines, METRICS, "metrics"), context.run.storage)
     metrics = {
         "schema_version": 1,
         "run_id": context.run.read_json("run.json")["run_id"],
         "counts": _counts(embedded),
-        "generators": {name: {**b, "warnings": [*b["warnings"], *notes]} for name, b in blocks.items()},
+        "generators": {name: {**b, "warnings": [*b["warnings"], *slice_warnings]} for name, b in blocks.items()},
         **between(
-            {name: own.whole for name, own in figures.items()},
-            {name: own.at_smallest for name, own in figures.items()},
+            {name: generator.whole for name, generator in figures.items()},
+            {name: generator.at_smallest for name, generator in figures.items()},
             control,
         ),
     }
@@ -105,7 +116,10 @@ def _write(
 
 
 def decide_gates(context: StageContext) -> bool:
-    """Decide the configured gates anew: they may change without the metrics. Tell whether they did."""
+    """Evaluate the configured gates and update metrics.json. Return True if the decisions changed.
+
+    Gates are not part of the fingerprint, so they are evaluated again even if the stage itself is skipped.
+    """
     metrics = context.run.read_json("metrics.json")
     gates = decide(context.config.gates, metrics["generators"], CONTROL if context.config.control else None)
     if gates == metrics["gates"]:
@@ -115,6 +129,8 @@ def decide_gates(context: StageContext) -> bool:
 
 
 def _counts(embedded: dict[str, Any]) -> dict[str, Any]:
+    """Return the block ``counts`` of metrics.json from the counts of the stage embed."""
+
     def tally(names: list[str]) -> dict[str, int]:
         ok = sum(embedded["sets"][name]["ok"] for name in names)
         failed = sum(embedded["sets"][name]["failed"] for name in names)
@@ -129,31 +145,30 @@ def _counts(embedded: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# The pass.
-
-
 def _reduce_shards(
-    context: StageContext, fits: dict[str, Any], views: dict[str, Any], cuts: list[Slicing]
+    context: StageContext, fits: dict[str, Any], views: dict[str, Any], column_slicings: list[Slicing]
 ) -> Iterator[dict[str, ViewSums]]:
+    """Score every shard in Ray Data tasks; yield the sums of each shard by generator."""
     classified = {name: bool(info["folds"]) for name, info in fits.items()}
     medians = {name: view["median_distance"] for name, view in views.items()}
-    # Made by a task, and read in place by those of its node: the driver holds no row.
+    # Built in a task and shared through the object store, so that the driver holds no rows.
     lookup = ray.remote(real_lookup).options(num_cpus=1).remote(context.run, context.shards)
     embedded = context.run.completed("embed").counts["sets"]
     rows = {name: embedded[name]["ok"] for name in context.generators}
     reader = ViewReader(context.run, classified, context.config.metrics.families, rows)
-    for answer in context.on_every_shard(_ReduceTask(reader, context.shards, medians, cuts, lookup), "reduce"):
-        yield pickle.loads(answer["sums"])
+    task = _ReduceTask(reader, context.shards, medians, column_slicings, lookup)
+    for row in context.on_every_shard(task, "reduce"):
+        yield pickle.loads(row["sums"])
 
 
 @dataclass(frozen=True)
 class _ReduceTask:
-    """Shard number -> its rows of ``scores/``, written; gives the pickled sums of each generator."""
+    """Writes the scores of one shard; maps a batch with a shard number to the pickled sums by generator."""
 
     reader: ViewReader
     shards: list[Shard]
     medians: dict[str, float | None]
-    cuts: list[Slicing]
+    slicings: list[Slicing]
     lookup: Any
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -165,5 +180,5 @@ class _ReduceTask:
             if scores.num_rows:
                 path = run.path("scores", f"generator={name}", shard.name)
                 fsys.write_table(path, conform(scores, SCORES, "scores"), run.storage)
-            sums[name] = sum_view(view, scores, evidence, self.cuts)
+            sums[name] = sum_view(view, scores, evidence, self.slicings)
         return pa.table({"shard": [shard.index], "sums": pa.array([pickle.dumps(sums)], pa.binary())})

@@ -1,4 +1,7 @@
-"""Puts a generator's sums and facts together to its block of metrics.json."""
+"""Computes a generator's block of ``metrics.json`` and rows of ``metrics.parquet`` from the sums over its view.
+
+Takes `ViewSums` and what the stages recorded (`ViewFacts`) in memory; reads and writes no files.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,11 +31,19 @@ from synthscale.tables.schemas import NEAREST_REAL
 
 NO_P_INTERVAL = "a p-value has no interval"
 NO_IMAGES = "not run: the input is vectors, or neighbors.self_test_images is 0"
+"""Reason why the self-test of the near-duplicate search has no result."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A metric of a generator, over all its rows (``slice_by`` is empty) or a slice: a line of metrics.parquet."""
+    """A row of ``metrics.parquet``: a metric of a generator over all its rows or over a slice.
+
+    Attributes:
+        real: number of real rows that it is computed over.
+        synthetic: number of synthetic rows.
+        slice_by: column of the slice; empty over all rows.
+        slice: name of the slice.
+    """
 
     family: str
     metric: str
@@ -45,7 +56,13 @@ class Line:
 
 @dataclass(frozen=True)
 class GeneratorFigures:
-    """A generator's block of metrics.json, and its lines of metrics.parquet."""
+    """A generator's metrics in all their forms.
+
+    Attributes:
+        block: its block of ``metrics.json``.
+        lines: its rows of ``metrics.parquet``.
+        matched: core metrics on a subsample of the smallest generator's size; empty for the smallest.
+    """
 
     block: dict[str, Any]
     lines: list[Line]
@@ -53,74 +70,79 @@ class GeneratorFigures:
 
     @property
     def whole(self) -> dict[str, Figure]:
-        """What it is compared by with generators of its size."""
-        found = {
+        """Metrics over all rows, for comparisons with generators of similar size."""
+        estimates = {
             line.metric: line.estimate for line in self.lines if not line.slice_by and line.family != "matched"
         }
-        return _figures(found, self.block["counts"]["synthetic"])
+        return _figures(estimates, self.block["counts"]["synthetic"])
 
     @property
     def at_smallest(self) -> dict[str, Figure]:
-        """What it is compared by with smaller generators; nothing for the smallest itself."""
+        """Metrics of the matched subsample, for comparisons with smaller generators; empty for the smallest."""
         return _figures(self.matched, self.block.get("matched", {"size": 0})["size"])
 
 
 def _figures(estimates: Mapping[str, Estimate], rows: int) -> dict[str, Figure]:
     return {
         name: Figure(
-            own.value,
-            np.nan if own.low is None else own.low,
-            np.nan if own.high is None else own.high,
-            own.deviations,
+            estimate.value,
+            np.nan if estimate.low is None else estimate.low,
+            np.nan if estimate.high is None else estimate.high,
+            estimate.deviations,
             rows,
         )
-        for name, own in estimates.items()
-        if own.value is not None
+        for name, estimate in estimates.items()
+        if estimate.value is not None
     }
 
 
 @dataclass(frozen=True)
 class ViewFacts:
-    """What is known of a generator beside the sums over its view.
+    """Results of other stages and passes that a generator's block of ``metrics.json`` includes.
 
     Attributes:
-        head: the classifier's head.
-        fit: what the fit recorded.
-        neighbors: what `View.summary` gives, ``spreads``, and ``self_test`` where there are images.
-        families: those that are asked for.
-        of_vectors: metrics that were made of the embeddings, by family.
+        head: kind of classifier head (``classifier.head``).
+        fit: summary that the classifier's fit recorded; ``folds`` is 0 where none could be fitted.
+        neighbors: summary of the view's near-duplicates, with ``spreads``, and ``self_test`` for images.
+        families: requested metric families.
+        from_vectors: metrics computed from embeddings, by family.
         complete: ``rows``, ``complete``, ``failed`` and ``nulls`` of the generator's input, ``labelled`` and
-            ``seen`` real rows (`rows.completeness_family`).
-        matched_size: rows of the smallest generator, if this one is larger.
+            ``seen`` real rows (see `row_families.completeness_family`).
+        matched_size: rows of the smallest generator if this one is larger, else None.
     """
 
     head: str
     fit: dict[str, Any]
     neighbors: dict[str, Any]
     families: Sequence[str] = ()
-    of_vectors: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
+    from_vectors: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
     complete: Mapping[str, Any] = field(default_factory=dict)
     matched_size: int | None = None
 
 
-def generator_figures(sums: ViewSums, known: ViewFacts) -> GeneratorFigures:
-    """Return what is said of a generator, from the sums over its whole view."""
-    overall, fit, neighbors = sums.overall, known.fit, known.neighbors
+def generator_figures(sums: ViewSums, facts: ViewFacts) -> GeneratorFigures:
+    """Return all metrics of a generator.
+
+    Args:
+        sums: sums over its whole view.
+        facts: results of other stages.
+    """
+    overall, fit, neighbors = sums.overall, facts.fit, facts.neighbors
     context = _context(sums, neighbors)
     lines = _lines("core", core_metrics(overall, context), overall)
     by: dict[str, dict[str, Any]] = {"label": {}}
     for (column, name), part in sorted(sums.slices.items()):
         if column != FOLD:
-            own = _lines("core", core_metrics(part, context), part, column, name)
-            lines += own
-            by.setdefault(column, {})[name] = {"counts": _counts(part), **_as_json(own)}
+            slice_lines = _lines("core", core_metrics(part, context), part, column, name)
+            lines += slice_lines
+            by.setdefault(column, {})[name] = {"counts": _counts(part), **_as_json(slice_lines)}
     confounders = confounder_figures(sums.file_facts, sums.bytes_per_pixel, bool(fit.get("folds")))
     self_test = neighbors.get("self_test") or metric(None, NO_IMAGES)
     shown = {name: value for name, value in neighbors.items() if name != "spreads"}
-    classifier = classifier_figures(sums.classifier, known.head, fit)
+    classifier = classifier_figures(sums.classifier, facts.head, fit)
     lines += _classifier_lines(classifier, confounders, overall)
-    families, further = _families(sums, known, context)
-    lines += further
+    families, family_lines = _families(sums, facts, context)
+    lines += family_lines
     block = {
         "counts": _counts(overall),
         "metrics": _as_json(lines[: len(CORE_METRICS)]),
@@ -140,50 +162,52 @@ def generator_figures(sums: ViewSums, known: ViewFacts) -> GeneratorFigures:
         "families": families,
         "warnings": [*filter(None, [confounder_warning(confounders)]), *warnings(sums, fit, neighbors)],
     }
-    matched = _matched(sums, context, known.matched_size)
+    matched = _matched_metrics(sums, context, facts.matched_size)
     if matched:
         block["matched"] = {
-            "size": known.matched_size,
+            "size": facts.matched_size,
             "counts": _counts(sums.matched),
-            "metrics": {name: own.metric() for name, own in matched.items()},
+            "metrics": {name: estimate.metric() for name, estimate in matched.items()},
         }
         lines += _lines("matched", matched, sums.matched)
     return GeneratorFigures(block, lines, matched)
 
 
-def _matched(sums: ViewSums, context: MetricContext, size: int | None) -> dict[str, Estimate]:
-    """Return the core metrics at the size of the smallest generator; none for that itself."""
+def _matched_metrics(sums: ViewSums, context: MetricContext, size: int | None) -> dict[str, Estimate]:
+    """Return the core metrics on the matched subsample of ``size`` rows; empty if ``size`` is None."""
     if size is None:
         return {}
     if not sums.matched["synthetic"]:
-        reason = f"no near-duplicate group was drawn into the subsample of about {size} rows"
+        reason = f"no near-duplicate group was sampled into the matched subsample of about {size:,} rows"
         return dict.fromkeys(CORE_METRICS, Estimate.none(reason))
     coverage = coverage_reference(sums.distinct_real, int(sums.matched["synthetic"]), K)
     at_size = replace(context, references={**context.references, "coverage": coverage})
-    # The class shares are not those of the subsample's heads.
-    return {name: replace(own, unadjusted=None) for name, own in core_metrics(sums.matched, at_size).items()}
+    # No unadjusted values: the log prior of a row is for heads fitted to all rows, not to the subsample.
+    return {
+        name: replace(estimate, unadjusted=None) for name, estimate in core_metrics(sums.matched, at_size).items()
+    }
 
 
-def _families(sums: ViewSums, known: ViewFacts, context: MetricContext) -> tuple[dict[str, Any], list[Line]]:
-    """Return the metrics of the families that are asked for, as JSON and as lines."""
-    overall, more = sums.overall, dict[str, dict[str, Any]]()
-    found: dict[str, Mapping[str, Estimate]] = dict(known.of_vectors)
+def _families(sums: ViewSums, facts: ViewFacts, context: MetricContext) -> tuple[dict[str, Any], list[Line]]:
+    """Return the metrics of the requested families, as JSON and as rows of ``metrics.parquet``."""
+    overall, extra_fields = sums.overall, dict[str, dict[str, Any]]()
+    by_family: dict[str, Mapping[str, Estimate]] = dict(facts.from_vectors)
     folds = [part for (column, _), part in sorted(sums.slices.items()) if column == FOLD]
-    if "manifold" in known.families:
-        found["manifold"] = manifold_family(overall, context, K, sums.distinct_synthetic)
-    if "copying" in known.families:
-        found["copying"] = copying_family(overall, sums.values.get(NEAREST_REAL, RankSums()))
-    if "facts" in known.families:
-        found["facts"], p_values = facts_family(sums.values)
-        more |= {name: {"p_value": value} for name, value in p_values.items()}
-    if "completeness" in known.families:
-        found["completeness"] = completeness_family(known.complete)
-        more["complete_share"] = {name: known.complete[name] for name in ("failed", "nulls")}
-    if "stability" in known.families:
-        found["stability"] = stability_family(overall, folds, context)
-    ordered = {name: found[name] for name in known.families if name in found}
+    if "manifold" in facts.families:
+        by_family["manifold"] = manifold_family(overall, context, K, sums.distinct_synthetic)
+    if "copying" in facts.families:
+        by_family["copying"] = copying_family(overall, sums.values.get(NEAREST_REAL, RankSums()))
+    if "facts" in facts.families:
+        by_family["facts"], p_values = facts_family(sums.values)
+        extra_fields |= {name: {"p_value": value} for name, value in p_values.items()}
+    if "completeness" in facts.families:
+        by_family["completeness"] = completeness_family(facts.complete)
+        extra_fields["complete_share"] = {name: facts.complete[name] for name in ("failed", "nulls")}
+    if "stability" in facts.families:
+        by_family["stability"] = stability_family(overall, folds, context)
+    ordered = {name: by_family[name] for name in facts.families if name in by_family}
     as_json = {
-        family: {name: own.metric() | more.get(name, {}) for name, own in metrics.items()}
+        family: {name: estimate.metric() | extra_fields.get(name, {}) for name, estimate in metrics.items()}
         for family, metrics in ordered.items()
     }
     lines = [line for family, metrics in ordered.items() for line in _lines(family, metrics, overall)]
@@ -191,29 +215,36 @@ def _families(sums: ViewSums, known: ViewFacts, context: MetricContext) -> tuple
 
 
 def show_control(generators: dict[str, dict[str, Any]], control: str) -> None:
-    """Put what the control got beside every metric of the other generators, as ``control``."""
+    """Add the control's value as ``control`` to every metric of the other generators, in place.
+
+    Size-dependent metrics get it only from a control of similar size (whole or matched).
+
+    Args:
+        generators: the generators' blocks of metrics.json, by name.
+        control: name of the held-out real images among them.
+    """
     reference = generators[control]
     for name, block in generators.items():
         if name == control:
             continue
-        _beside(block["metrics"], _at_size(reference, block["counts"]["synthetic"]))
+        _add_control(block["metrics"], _at_size(reference, block["counts"]["synthetic"]))
         if "matched" in block:
-            _beside(block["matched"]["metrics"], _at_size(reference, block["matched"]["size"]))
+            _add_control(block["matched"]["metrics"], _at_size(reference, block["matched"]["size"]))
         if not are_similar_sizes([reference["counts"]["synthetic"], block["counts"]["synthetic"]]):
-            # Slices and families are not matched.
+            # There are no slices and families of matched subsamples.
             continue
         slices = [(block["by_label"], reference["by_label"])]
         columns = block["by"].keys() & reference["by"].keys()
         slices += [(block["by"][column], reference["by"][column]) for column in columns]
-        for own, other in slices:
-            for value in own.keys() & other.keys():
-                _beside(own[value], other[value])
+        for metrics, control_metrics in slices:
+            for value in metrics.keys() & control_metrics.keys():
+                _add_control(metrics[value], control_metrics[value])
         for family in block["families"].keys() & reference["families"].keys():
-            _beside(block["families"][family], reference["families"][family])
+            _add_control(block["families"][family], reference["families"][family])
 
 
 def _at_size(reference: dict[str, Any], rows: int) -> dict[str, Metric]:
-    """The control's metrics at about so many rows; without those that depend on the size where it has none."""
+    """Return the control's metrics at about ``rows`` rows; without size-dependent ones if it has no such size."""
     whole: dict[str, Metric] = reference["metrics"]
     if are_similar_sizes([reference["counts"]["synthetic"], rows]):
         return whole
@@ -221,16 +252,17 @@ def _at_size(reference: dict[str, Any], rows: int) -> dict[str, Metric]:
     if are_similar_sizes([matched["size"], rows]):
         at_size: dict[str, Metric] = matched["metrics"]
         return at_size
-    return {name: own for name, own in whole.items() if name not in SIZE_DEPENDENT}
+    return {name: value for name, value in whole.items() if name not in SIZE_DEPENDENT}
 
 
-def _beside(own: dict[str, Metric], other: dict[str, Metric]) -> None:
-    for name, figure in own.items():
-        if name != "counts" and name in other and other[name]["value"] is not None:
-            figure["control"] = other[name]["value"]
+def _add_control(metrics: dict[str, Metric], control: dict[str, Metric]) -> None:
+    for name, value in metrics.items():
+        if name != "counts" and name in control and control[name]["value"] is not None:
+            value["control"] = control[name]["value"]
 
 
 def _context(sums: ViewSums, neighbors: dict[str, Any]) -> MetricContext:
+    """Return the references and spreads that all slices of the view share."""
     overall = sums.overall
     references = {
         "precision": overall["real_inside"] / overall["real"] if overall["real"] else None,
@@ -260,15 +292,15 @@ def _as_json(lines: Sequence[Line]) -> dict[str, Metric]:
 
 
 def _classifier_lines(classifier: dict[str, Any], confounders: dict[str, Any], overall: CoreSums) -> list[Line]:
-    """Return the classifier's figures as lines; their intervals are the bootstrap's."""
+    """Return the classifier's metrics, which have bootstrap intervals, as rows of ``metrics.parquet``."""
     figures = {name: classifier[name] for name in ("auc", "accuracy", "log_loss", "p_value")}
-    found = {name: _as_estimate(figure) for name, figure in figures.items()}
-    found["p_value"] = replace(found["p_value"], reason=figures["p_value"].get("reason") or NO_P_INTERVAL)
+    estimates = {name: _as_estimate(figure) for name, figure in figures.items()}
+    estimates["p_value"] = replace(estimates["p_value"], reason=figures["p_value"].get("reason") or NO_P_INTERVAL)
     files = {"file_facts_auc": _as_estimate(confounders["auc"])}
-    return _lines("classifier", found, overall) + _lines("confounders", files, overall)
+    return _lines("classifier", estimates, overall) + _lines("confounders", files, overall)
 
 
 def _as_estimate(figure: Metric) -> Estimate:
-    """A figure that was made in the shape of metrics.json."""
+    """Convert a metric in the form of metrics.json to an Estimate."""
     low, high, reason, reference = (figure.get(name) for name in ("low", "high", "reason", "reference"))
     return Estimate(figure["value"], low, high, reason, reference=reference)

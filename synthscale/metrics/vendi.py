@@ -1,14 +1,14 @@
-"""The Vendi score: how many different images a set is worth, by a kernel and without a reference.
+"""Vendi score: the effective number of different images in a set, from a similarity kernel.
 
-Range: 1 (all rows alike) to n (no two alike in the least); the unit is images. Formula: exp of the entropy of the
-eigenvalues of K/n, where K is a kernel matrix with ones on its diagonal (Friedman and Dieng 2023). It grows with n
-until the set's variety is seen in full: compare sets of one size.
+Range: 1 (all rows equal) to n (no similarity between any two); the unit is images. Formula: exp of the entropy of
+the eigenvalues of K/n, where K is a kernel matrix with ones on its diagonal (Friedman and Dieng 2023). It needs no
+reference set. It grows with n until the set's variety is fully sampled: compare only sets of equal size.
 
-At scale: K has n^2 entries, but Phi^T Phi / n has the same eigenvalues if K = Phi Phi^T. The rows of Phi are
-random Fourier features of a Gaussian kernel (Rahimi and Recht 2007; for this score, Ospanov et al. 2024), so every
-shard gives a `SecondMoment` of (2m)^2 numbers, and these add up. Such a score cannot exceed 2m and reads low, the
-more the flatter the eigenvalues fall off (1,000 CIFAR-10 images in 1,280 dimensions: an exact score of 17.7 by 18,
-9 and 5 % with m = 256, 512 and 1,024, one of 169 by 39, 22 and 12 %): compare scores of one m.
+At scale: K has n^2 entries, but Phi^T Phi / n has the same non-zero eigenvalues if K = Phi Phi^T. The rows of Phi
+are random Fourier features of a Gaussian kernel (Rahimi and Recht 2007; for this score, Ospanov et al. 2024), so
+each shard returns a `SecondMoment` of (2m)^2 numbers, and these add up. Such a score cannot exceed 2m and is
+biased low, the more the slower the eigenvalues decay (1,000 CIFAR-10 images in 1,280 dimensions: an exact score of
+17.7 by 18, 9 and 5 % with m = 256, 512 and 1,024, one of 169 by 39, 22 and 12 %): compare only scores of equal m.
 """
 
 import math
@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from scipy.special import entr
 
 _ROUNDING = 1e-4
-"""How far the diagonal of a kernel may be from 1."""
+"""Tolerance for the diagonal of a kernel, which must be 1."""
 
 
 @dataclass
 class SecondMoment:
-    """The sum of outer products of feature rows of norm 1; two of them add up.
+    """Sum of the outer products of feature rows of norm 1; merge with ``+``.
 
     Attributes:
-        count: rows.
-        total: (p, p) float64.
+        count: number of rows.
+        total: (p, p) float64 sum.
     """
 
     count: float
@@ -36,7 +36,7 @@ class SecondMoment:
 
     @classmethod
     def empty(cls, features: int) -> "SecondMoment":
-        """Return the sum over no rows of p features: the neutral element."""
+        """Return the sum over zero rows of ``features`` features, the neutral element of ``+``."""
         return cls(0.0, np.zeros((features, features)))
 
     @classmethod
@@ -51,16 +51,16 @@ class SecondMoment:
 
     def score(self) -> float:
         """Return the Vendi score of all rows, 1 to min(count, p); NaN without rows."""
-        # It makes the trace 1, so the count does not enter.
+        # vendi_of_second_moment normalises the trace, so there is no division by the count.
         return vendi_of_second_moment(self.total)
 
 
 @dataclass(frozen=True)
 class FourierMap:
-    """Maps rows to features whose products approximate a Gaussian kernel, to about 1 / sqrt(2m) an entry.
+    """Random Fourier features whose products approximate a Gaussian kernel, with an error of about 1 / sqrt(2m).
 
     Attributes:
-        frequencies: (d, m), the bandwidth included.
+        frequencies: (d, m) random frequencies, divided by the bandwidth.
     """
 
     frequencies: NDArray[np.float64]
@@ -68,7 +68,7 @@ class FourierMap:
     def __call__(self, vectors: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return [cos, sin] / sqrt(m) of rows (n, d): (n, 2m), where every row has norm 1 exactly.
 
-        The usual cos(w x + b) would have that norm in expectation alone, and the score's eigenvalues a wrong sum.
+        The other common form, cos(w x + b), has norm 1 only in expectation, so the eigenvalues would not sum to 1.
         """
         m = self.frequencies.shape[1]
         angles = vectors.astype(np.float64) @ self.frequencies
@@ -80,16 +80,16 @@ class FourierMap:
 
 
 def fourier_map(dimensions: int, bandwidth: float, features: int, seed: int) -> FourierMap:
-    """Return a map for the kernel exp(-|x - y|^2 / (2 h^2)), the same for the same arguments.
+    """Return a feature map for the kernel exp(-|x - y|^2 / (2 h^2)), deterministic in its arguments.
 
     Args:
-        dimensions: d.
+        dimensions: d, dimensions of the embedding.
         bandwidth: h, in units of the embedding; above 0.
-        features: m, the frequencies drawn: a row becomes 2m numbers, and no score exceeds 2m.
-        seed: of the draw; one seed for all sets that are compared.
+        features: m, number of random frequencies: a row gets 2m features, and no score exceeds 2m.
+        seed: random seed; use the same for all sets that are compared.
 
     Raises:
-        ValueError: where the bandwidth or m is not positive.
+        ValueError: the bandwidth or m is not positive.
     """
     if not (math.isfinite(bandwidth) and bandwidth > 0 and features > 0):
         raise ValueError(f"bandwidth ({bandwidth}) and features ({features}) must be positive")
@@ -103,17 +103,23 @@ def vendi_of_kernel(kernel: NDArray[np.floating]) -> float:
         kernel: (n, n), symmetric and positive semi-definite, with ones on its diagonal.
 
     Raises:
-        ValueError: where the diagonal is not 1: the eigenvalues would not be shares.
+        ValueError: the diagonal is not 1, so the eigenvalues would not sum to 1.
     """
     if not np.allclose(kernel.diagonal(), 1, rtol=0, atol=_ROUNDING):
-        raise ValueError("a Vendi score needs a kernel with k(x, x) = 1: divide by the roots of its diagonal")
+        raise ValueError(
+            "the Vendi score needs a kernel with k(x, x) = 1: normalise it by the roots of its diagonal"
+        )
     return vendi_of_second_moment(kernel / max(1, len(kernel)))
 
 
 def vendi_of_second_moment(moment: NDArray[np.floating]) -> float:
-    """Return the same from Phi^T Phi / n, (p, p), for features Phi whose rows have norm 1: 1 to p.
+    """Return the Vendi score from a second moment of features whose rows have norm 1: 1 to p.
 
-    Its trace is 1, and is made so again after rounding. NaN where it is 0 or not finite.
+    Args:
+        moment: (p, p) Phi^T Phi, up to a factor, since the trace is normalised to 1.
+
+    Returns:
+        The score; NaN if the trace is 0 or not finite.
     """
     trace = float(moment.trace())
     if not (math.isfinite(trace) and trace > 0):

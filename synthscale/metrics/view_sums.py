@@ -1,4 +1,7 @@
-"""Sums over some rows of a generator's view: everything that its metrics are made of, mergeable over shards."""
+"""Sums over rows of a generator's view from which all its metrics are computed, mergeable over shards.
+
+Takes scores and evidence in memory and returns `ViewSums`; reads and writes no files.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,18 +22,26 @@ from synthscale.statistics.size_matching import OUTSIDE, matched_block_codes, pr
 from synthscale.tables.schemas import DIRECTIONS, REAL
 
 FOLD = "(fold)"
-"""Names the slices by fold, which show how stable a figure is."""
+"""Pseudo-column whose slices are the folds of the classifier, for the stability family."""
 
 
 @dataclass
 class ViewSums:
-    """All sums of a generator's view, or of some of its rows; two of them add up.
+    """All sums over rows of a generator's view; merge with ``+``.
 
     Attributes:
-        matched: over the real rows and a subsample of the synthetic ones, of the size of the smallest generator.
-        slices: by column and name of the slice.
+        overall: core sums over all rows.
+        matched: core sums over the real rows and a subsample of the synthetic ones, of the smallest generator's
+            size; zeros for the smallest generator.
+        slices: core sums by column and name of the slice.
+        classifier: sums for AUC, accuracy, log-loss and calibration.
+        distinct_real: real rows that are not exact copies of another.
+        distinct_synthetic: synthetic rows that are not exact copies of another.
         grouped: rows in near-duplicate groups.
-        values: of the families of metrics that are made of ranks.
+        file_facts: histograms of the logits of the classifier of file properties.
+        bytes_per_pixel: histograms of bytes per pixel.
+        direction_coordinates: sums along each separating direction.
+        values: histograms of per-row values for the copying and facts families, by name.
     """
 
     overall: CoreSums = field(default_factory=CoreSums)
@@ -60,7 +71,7 @@ class ViewSums:
             self.grouped + other.grouped,
             self.file_facts + other.file_facts,
             self.bytes_per_pixel + other.bytes_per_pixel,
-            [one + two for one, two in zip(self.direction_coordinates, other.direction_coordinates, strict=True)],
+            [a + b for a, b in zip(self.direction_coordinates, other.direction_coordinates, strict=True)],
             {
                 name: self.values.get(name, RankSums()) + other.values.get(name, RankSums())
                 for name in dict.fromkeys([*self.values, *other.values])
@@ -69,35 +80,36 @@ class ViewSums:
 
 
 def sum_view(view: ViewRows, scores: pa.Table, evidence: Evidence, slicings: Sequence[Slicing] = ()) -> ViewSums:
-    """Sum up some rows of a view.
+    """Return the sums over rows of a view.
 
     Args:
-        view: the rows and what is known of them.
-        scores: their scores.
-        evidence: what is known of them beside their scores.
-        slicings: how columns of the scores cut them.
+        view: n rows of the view.
+        scores: n rows of ``scores/``.
+        evidence: further per-row values.
+        slicings: divisions of the rows by columns of ``scores``.
     """
     is_real = np.asarray(pc.equal(scores.column("real_or_synthetic"), REAL))
     rows = _indicators(view, scores, evidence, is_real)
-    drawn = bootstrap.poisson_weights(evidence.group_key)
+    weights = bootstrap.poisson_weights(evidence.group_key)
     ids = scores.column("id").to_pylist()
     is_copy = np.asarray(view.nearest.column("is_copy"))
     return ViewSums(
         sum_slices(rows, np.zeros(len(is_real), np.int64), 1)[0],
         _matched_sums(rows, view, evidence),
         dict(_slice_sums(rows, scores, evidence, slicings)),
-        sum_classifier_errors(view.logit, is_real, drawn),
+        sum_classifier_errors(view.logit, is_real, weights),
         int((is_real & ~is_copy).sum()),
         int((~is_real & ~is_copy).sum()),
         len(view.groups),
-        sum_ranks(evidence.logit_file_facts, is_real, drawn),
+        sum_ranks(evidence.logit_file_facts, is_real, weights),
         sum_ranks(evidence.bytes_per_pixel, is_real),
-        [sum_directions(places, is_real, ids) for places in evidence.direction_coordinates.T],
+        [sum_directions(coordinates, is_real, ids) for coordinates in evidence.direction_coordinates.T],
         {name: sum_ranks(values, is_real) for name, values in evidence.values.items()},
     )
 
 
 def _indicators(view: ViewRows, scores: pa.Table, evidence: Evidence, is_real: NDArray[np.bool_]) -> Indicators:
+    """Return the per-row inputs of the core metrics."""
     groups = view.groups
     mixed = np.asarray(groups.column("has_real").fill_null(False)) if len(groups) else np.empty(0, np.bool_)
     at = np.searchsorted(view.manifest.column("row").to_numpy(), groups.column("row").to_numpy())
@@ -123,23 +135,27 @@ def _indicators(view: ViewRows, scores: pa.Table, evidence: Evidence, is_real: N
 
 
 def _matched_sums(rows: Indicators, view: ViewRows, evidence: Evidence) -> CoreSums:
-    """Sum as if the generator had no more rows than the smallest (matched.py); nothing for that itself."""
+    """Return the core sums over the matched subsample; zeros for the smallest generator.
+
+    Whether a row repeats another, or is covered, depends on which synthetic rows are in the subsample. Both are
+    replaced by their expectation over subsamples (``statistics/size_matching.py``).
+    """
     if evidence.matched is None:
         return CoreSums()
     size, population = evidence.matched
     is_real, logits = rows.is_real, evidence.logit_matched
     code = matched_block_codes(evidence.group_key, is_real, population, size)
     unknown = np.full(len(is_real), np.nan)
-    held = view.nearest.column("synthetic_in_radius").fill_null(0).to_numpy().astype(np.int64)
-    repeated = probability_any_drawn(rows.group_size - 1, population - 1, size - 1)
+    in_radius = view.nearest.column("synthetic_in_radius").fill_null(0).to_numpy().astype(np.int64)
+    repeat_probability = probability_any_drawn(rows.group_size - 1, population - 1, size - 1)
     matched = replace(
         rows,
         q=unknown if logits is None else quality(logits[:, 0], is_real),
         q_unadjusted=unknown,
         q_without=None if logits is None else quality(logits[:, 1:], is_real[:, None]),
         q_reassigned=None,
-        in_synthetic_group=rows.in_synthetic_group * repeated,
-        covered=is_real * probability_any_drawn(held, population, size),
+        in_synthetic_group=rows.in_synthetic_group * repeat_probability,
+        covered=is_real * probability_any_drawn(in_radius, population, size),
         more={},
     )
     return sum_slices(matched, np.where(code < OUTSIDE, 0, -1), 1)[0]
@@ -148,13 +164,14 @@ def _matched_sums(rows: Indicators, view: ViewRows, evidence: Evidence) -> CoreS
 def _slice_sums(
     rows: Indicators, scores: pa.Table, evidence: Evidence, slicings: Sequence[Slicing]
 ) -> Iterator[tuple[tuple[str, str], CoreSums]]:
+    """Yield the core sums of each slice that occurs in the rows, keyed by column and name of the slice."""
     parts = [(slicing.column, slicing.names, slicing.of(scores.column(slicing.column))) for slicing in slicings]
     if len(evidence.fold):
         parts.append((FOLD, tuple(map(str, range(int(evidence.fold.max()) + 1))), evidence.fold.astype(np.int64)))
-    for column, names, own in parts:
-        # Few of a column's values occur in these rows.
-        present, place = np.unique(own, return_inverse=True)
-        unnamed = int(len(present) > 0 and present[0] < 0)
-        present, place = present[unnamed:], place - unnamed
-        for i, sums in zip(present.tolist(), sum_slices(rows, place, len(present)), strict=True):
+    for column, names, slice_index in parts:
+        # A shard has few of a column's slices, so only those present are summed.
+        present, position = np.unique(slice_index, return_inverse=True)
+        has_unsliced = int(len(present) > 0 and present[0] < 0)
+        present, position = present[has_unsliced:], position - has_unsliced
+        for i, sums in zip(present.tolist(), sum_slices(rows, position, len(present)), strict=True):
             yield (column, names[i]), sums

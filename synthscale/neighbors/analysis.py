@@ -4,7 +4,7 @@ The same description serves vectors in memory and a run on Ray; a `SearchBackend
 numbers (codes): 0 is the real set, generators follow. Every generator's view (its rows and the real rows) is
 analysed as if it were alone; the search of the real set in itself is shared.
 
-    search    k-NN within and across sets, recall where not all pairs are compared, radii for precision and coverage
+    search    k-NN within and across sets, recall where not all pairs are compared, rows within k-NN radii
     radius    median nearest-neighbour distance x threshold
     join      all pairs within the radius, one join for all views that share a radius
     groups    connected components of each view
@@ -293,7 +293,7 @@ def _count_radii(
     *,
     counts_manifold: bool,
 ) -> dict[RadiusKey, Recall | None]:
-    """Count the rows within k-NN radii that precision, recall, density and matched coverage need; return recalls."""
+    """Count the rows within k-NN radii for precision, recall, density and matched coverage; return recalls."""
     most: dict[RadiusKey, int] = {}
     for code in backend.distinct:
         most[RadiusKey(code, 0, False)] = UNLIMITED if counts_manifold and code else 1

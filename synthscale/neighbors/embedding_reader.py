@@ -1,6 +1,7 @@
-"""What the tasks of the neighbors stage read and leave behind: rows of some shards, arrays by name.
+"""Reads ``embeddings/`` shard by shard for the tasks of the neighbors stage, and saves their intermediate arrays.
 
-Everything that a killed run can use again lies under ``_neighbors/`` in the run directory until the stage ends.
+Intermediate arrays lie under ``_neighbors/`` in the run directory until the stage ends; a run that was killed
+reuses them.
 """
 
 import io
@@ -27,24 +28,26 @@ FOLDER = "_neighbors"
 
 @dataclass(frozen=True)
 class EmbeddingBlock:
-    """Embedded rows of some shards, ascending: numbers, sets (by code) and search vectors (n, d) as stored."""
+    """n embedded rows, ascending: row numbers, codes of their sets, and search vectors (n, d) as stored."""
 
     row: Rows
     code: Codes
     vectors: NDArray[np.floating]
 
     def of_set(self, code: int) -> "EmbeddingBlock":
-        """Return the rows of one set."""
+        """Return the rows of the set with this code."""
         own = self.code == code
         return EmbeddingBlock(self.row[own], self.code[own], self.vectors[own])
 
 
 @dataclass(frozen=True)
 class EmbeddingReader:
-    """The run's tables as the stage's tasks see them; picklable.
+    """Reads a run's embeddings; picklable.
 
     Attributes:
-        names: the sets; a set's code is its place, 0 is ``real``.
+        run: the run directory.
+        layout: which dimensions are searched.
+        names: of the sets; a set's code is its position, 0 is ``real``.
     """
 
     run: RunDirectory
@@ -52,22 +55,20 @@ class EmbeddingReader:
     names: tuple[str, ...]
 
     def block(self, shards: Sequence[Shard], copies: Copies | None = None) -> EmbeddingBlock:
-        """Read the rows of some shards; given the copies, the distinct ones only."""
+        """Read the rows of some shards; only the distinct ones if the copies are given."""
         parts = [self._shard(shard) for shard in shards]
         row, code, vectors = (
             np.concatenate([getattr(p, name) for p in parts]) for name in ("row", "code", "vectors")
         )
+        block = EmbeddingBlock(row, code, vectors)
         if copies is None:
-            return EmbeddingBlock(row, code, vectors)
+            return block
         keep = copies.are_distinct(row)
-        return (
-            EmbeddingBlock(row, code, vectors)
-            if keep.all()
-            else EmbeddingBlock(row[keep], code[keep], vectors[keep])
-        )
+        # Without copies the vectors, the bulk of the memory, are not copied.
+        return block if keep.all() else EmbeddingBlock(row[keep], code[keep], vectors[keep])
 
     def rows(self, shards: Sequence[Shard]) -> EmbeddingBlock:
-        """Read numbers and sets only."""
+        """Read row numbers and set codes, without vectors."""
         parts = [self._numbers(shard, self.run.read_shard("embeddings", shard, ["row"])) for shard in shards]
         row, code = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
         return EmbeddingBlock(row, code.astype(np.int32), np.empty((len(row), 0), np.float32))
@@ -87,28 +88,28 @@ class EmbeddingReader:
         row = table.column("row").to_numpy()
         if len(row) and not (shard.start <= row[0] and row[-1] < shard.stop and (np.diff(row) > 0).all()):
             raise SchemaError(
-                f"{self.run.path('embeddings', shard.name)}: holds rows that are not its own; "
+                f"{self.run.path('embeddings', shard.name)}: holds rows of another shard; "
                 "repeat with --redo-from embed"
             )
         codes = {name: number for number, name in enumerate(self.names)}
         generators = self.run.read_shard("manifest", shard, ["generator"]).column("generator").to_pylist()
         return row, np.array([codes[generators[r - shard.start] or REAL] for r in row.tolist()], np.int32)
 
-    # Arrays that a task leaves for later ones, whole or not at all.
+    # Intermediate arrays; a file appears whole or not at all.
 
     def save(self, name: str, arrays: Mapping[str, Any]) -> None:
-        """Write arrays under a name."""
+        """Save arrays under a name, ``FOLDER/NAME``."""
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
         fsys.write_bytes(self._path(name), buffer.getvalue(), self.run.storage)
 
     def load(self, name: str) -> dict[str, NDArray[Any]]:
-        """Read them again."""
+        """Load arrays that were saved under a name."""
         with np.load(io.BytesIO(fsys.read_bytes(self._path(name), self.run.storage))) as arrays:
             return dict(arrays)
 
     def saved(self, folder: str) -> set[str]:
-        """Return the names of what was saved in a folder, with the folder."""
+        """Return the names, ``folder/name``, that were saved in a folder."""
         path = self.run.path(FOLDER, folder)
         if not fsys.is_folder(path, self.run.storage):
             return set()

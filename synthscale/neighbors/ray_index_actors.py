@@ -219,7 +219,7 @@ def _count_within(
 
 @dataclass(frozen=True)
 class SearchResults:
-    """The saved results of a run's searches, by chunk of queries, merged over the parts of the index; picklable."""
+    """The saved results of a run's searches by chunk of queries, merged over the index's parts; picklable."""
 
     reader: EmbeddingReader
     chunks: list[list[Shard]]

@@ -1,8 +1,8 @@
 """k-NN searches of all rows, and counts within k-NN radii: FAISS indexes sharded over actors.
 
 An actor holds as many rows as ``neighbors.actor_memory_gib`` allows; where there are more parts than actors each
-actor loads one part after another, so that memory does not grow with the number of rows. A rerun searches only what
-has no saved result.
+actor loads one part after another, so that memory does not grow with the number of rows. A rerun searches only
+what has no saved result.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -33,7 +33,9 @@ from synthscale.runtime.task_pool import TaskPool
 from synthscale.tables.layout import Shard
 
 _CELL_NUMBERS = 64
+"""float32 numbers that an index keeps for each row beside its vector: the projected point."""
 _CORES_AN_ACTOR = 4
+"""Cores per index actor, so that the products of one part use several threads."""
 
 
 class IndexCluster:
@@ -42,12 +44,12 @@ class IndexCluster:
     def __init__(
         self, reader: EmbeddingReader, shards: Sequence[Shard], chunks: list[list[Shard]], pool: TaskPool
     ) -> None:
-        """Start the actors; about four cores each, so that BLAS can use its threads, or a GPU."""
+        """Start the actors, each with a GPU or about four cores."""
         self._reader, self._shards, self._chunks, self._pool = reader, shards, chunks, pool
         count = pool.gpus or max(1, min(pool.workers // _CORES_AN_ACTOR, len(shards)))
-        # On a single core the tasks that train and sample would wait for the actor's, for ever.
+        # An actor that takes the only core would block the tasks that it waits for.
         cpus, gpus = int(pool.workers > count), int(pool.gpus > 0)
-        # Ray's SPREAD of single actors is a wish: two raylets may choose the same node.
+        # For single actors Ray's SPREAD is best effort: two raylets may choose the same node.
         places = placement_group([{"CPU": cpus, "GPU": gpus}] * count, "SPREAD") if count > 1 else None
         threads = max(1, pool.workers // count)
         self._places = places
@@ -66,12 +68,12 @@ class IndexCluster:
         self._parts: list[IndexPart] = []
 
     def hold(self, scanned: CopyScan, memory_bytes: int) -> None:
-        """Deal the distinct rows to the actors, in parts that fit in so much memory."""
+        """Divide the distinct rows into parts that fit into memory, and train the indexes of large sets."""
         self._scan, self._shared = scanned, ray.put(scanned)
         width = self._reader.layout.search[1] - self._reader.layout.search[0]
         rows = max(1, memory_bytes // (4 * (width + _CELL_NUMBERS) + 16))
         count, needed = len(self._actors), -(-sum(scanned.distinct.values()) // rows)
-        # As many parts as give every actor the same number; shards in turn, so that no part holds one set alone.
+        # Every actor gets the same number of parts. Shards alternate, so that each part has rows of every set.
         self.parts = min(len(self._shards), count * -(-needed // count))
         train = ray.remote(_train).options(num_cpus=1)
         trained = tuple(

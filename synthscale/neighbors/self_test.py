@@ -14,12 +14,12 @@ from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 
 from synthscale.embed.edited_copies import EDITS, _edited_pixels
 from synthscale.embed.encoders.protocol import Encoder
 from synthscale.neighbors.distance import Floats, Rows, cosine_distance, unit
 from synthscale.statistics.estimates import Metric, metric
+from synthscale.statistics.jackknife import binomial_interval
 from synthscale.tables.faults import ImageFault
 
 WARN_BELOW = 0.9
@@ -62,7 +62,7 @@ class SelfTest:
             return metric(None, "no image of the sample could be read and edited again")
         distance = np.stack(list(self.distances.values()), axis=1)
         found = (distance < radius) | (distance == 0)
-        low, high = _interval(int(found.sum()) / found.shape[1], len(found))
+        low, high = binomial_interval(float(found.mean()), len(found))
         shares, medians = found.mean(axis=0).tolist(), np.median(distance, axis=0).tolist()
         return {
             "value": float(found.mean()),
@@ -73,13 +73,6 @@ class SelfTest:
             "by_edit": dict(zip(self.distances, shares, strict=True)),
             "median_distance_by_edit": dict(zip(self.distances, medians, strict=True)),
         }
-
-
-def _interval(successes: float, trials: int) -> tuple[float, float]:
-    """Clopper and Pearson's 95 % interval of a share; ``successes`` need not be whole."""
-    low = betaincinv(successes, trials - successes + 1, 0.025) if successes > 0 else 0.0
-    high = betaincinv(successes + 1, trials - successes, 0.975) if successes < trials else 1.0
-    return float(low), float(high)
 
 
 def warning(summary: Metric) -> str | None:

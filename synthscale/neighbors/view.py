@@ -1,7 +1,7 @@
-"""One generator's near-duplicates and nearest rows, as if it were alone with the real set.
+"""One generator's view: its near-duplicates and nearest rows, as if it were alone with the real set.
 
-Pure: what searches over *distinct* rows found goes in, arrays over all rows come out; the same functions serve a
-shard of a run and a whole set in memory.
+Takes the results of searches over *distinct* rows (exact copies collapsed) and returns arrays over all rows. The
+same functions serve one shard of a run and a whole set in memory. Reads and writes no files.
 """
 
 from collections.abc import Iterable
@@ -22,25 +22,34 @@ from synthscale.statistics.jackknife import Blocks
 from synthscale.statistics.prdc_variance import share_deviations
 
 K = 5
-"""Neighbours that make a k-NN radius for precision and coverage."""
+"""Neighbours that define the k-NN radius of precision and coverage (5: Naeem et al. 2020)."""
 DATALAB_K = 10
-"""Neighbours that cleanlab Datalab lists; a near-duplicate farther down its list does not exist for it."""
+"""Neighbours that cleanlab Datalab lists for each row; it misses near-duplicates beyond them."""
 
 
 def neighbors_listed(config: NeighborsConfig) -> int:
-    """Return how many neighbours a search lists."""
+    """Return k of the searches within a set."""
     return DATALAB_K if config.mode == "datalab" else K
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """Nearest neighbours of rows in one generator's view; arrays over its rows (-1 and inf: there is none).
+    """Nearest neighbours of n rows of one generator's view: (n,) arrays; -1 and inf where there is no neighbour.
 
     Attributes:
-        distinct_real_distance: of real rows, to the nearest other real row that is no copy.
-        held: of real rows, the synthetic rows that their k-NN radius holds; -1 where not counted.
-        real_balls: of synthetic rows, the real rows whose k-NN radius holds them; -1 where not counted.
-        in_synthetic_manifold: of real rows, 1 where a synthetic row's k-NN radius holds them; -1 where not asked.
+        row: row numbers, the real rows first.
+        is_real: whether the row is real.
+        nn_row, nn_distance: the nearest other row of the view.
+        nearest_real_row, nearest_real_distance: the nearest real row; for a real row, the nearest other one.
+        distinct_real_distance: for real rows, distance to the nearest other real row that is not an exact copy.
+        knn_radius: distance to the K-th neighbour in the row's own set.
+        in_real_manifold: whether the row is within the k-NN radius of another real row.
+        covered: for real rows, whether their k-NN radius contains a synthetic row.
+        exact: whether the distances come from searches that compared all pairs.
+        synthetic_in_radius: for real rows, number of synthetic rows within their k-NN radius; -1 if not counted.
+        real_radii_containing: for synthetic rows, the number of real rows whose k-NN radius contains them; -1 if not
+            counted.
+        in_synthetic_manifold: for real rows, 1 if within the k-NN radius of a synthetic row; -1 if not searched.
     """
 
     row: Rows
@@ -61,30 +70,36 @@ class Nearest:
 
 @dataclass(frozen=True)
 class RadiusCounts:
-    """How many rows of a set, other than itself, have a k-NN radius that holds a distinct row: (m,) each.
+    """Counts of rows within k-NN radii, for m distinct rows.
 
-    Beyond 1 the counts are right only where they were asked for.
+    Attributes:
+        row: (m,) row numbers, ascending.
+        count: (m,) other rows whose radius contains the row, or rows within its own radius; may be saturated at 1.
     """
 
     row: Rows
     count: NDArray[np.integer] | NDArray[np.bool_]
 
     def of(self, rows: Rows) -> NDArray[np.bool_]:
-        """Tell which of some of the rows lie inside some radius."""
+        """Return whether the count of each of the given rows is positive: (r,)."""
         return self.counts_of(rows) > 0
 
     def counts_of(self, rows: Rows) -> NDArray[np.int32]:
-        """Return the counts of some of the rows."""
+        """Return the counts of the given rows: (r,)."""
         result: NDArray[np.int32] = self.count[np.searchsorted(self.row, rows)].astype(np.int32)
         return result
 
 
 @dataclass(frozen=True)
 class ViewNeighbors:
-    """What searches found for one view: for all its distinct rows, or at least those that are asked about.
+    """Search results for one view, over its distinct rows or some of them.
 
-    ``recalled`` tells which real rows lie inside the generator's radii, where that was asked; then the counts of
-    ``own_inside`` are right as well. ``held`` counts the generator's rows inside each real row's radius, if asked.
+    Attributes:
+        searches: nearest rows within and across the two sets.
+        real_inside: for real rows, the real radii that contain them.
+        own_inside: for the generator's rows, the real radii that contain them; not saturated if ``recalled`` is given.
+        recalled: for real rows, the generator's radii that contain them (recall and density); None if not searched.
+        synthetic_in_radius: for real rows, the generator's rows within their radius; None if not searched.
     """
 
     searches: ViewSearches
@@ -95,13 +110,13 @@ class ViewNeighbors:
 
 
 def nearest_rows(found: ViewNeighbors, copies: Copies, real: Rows, own: Rows) -> Nearest:
-    """Return the nearest neighbours of real rows and a generator's rows, exact copies expanded again.
+    """Return the nearest neighbours of real rows and a generator's rows; copies take their representative's.
 
     Args:
-        found: holds the representative of every row.
-        copies: of all sets.
-        real: some real rows, ascending.
-        own: some of the generator's rows, ascending.
+        found: search results that include the representative of every row.
+        copies: exact copies within each set.
+        real: real rows, ascending.
+        own: rows of the generator, ascending.
     """
     searches, (real_of, own_of) = found.searches, (copies.representatives(real), copies.representatives(own))
     real_copy, own_copy = copies.another(real), copies.another(own)
@@ -114,13 +129,15 @@ def nearest_rows(found: ViewNeighbors, copies: Copies, real: Rows, own: Rows) ->
     d_nr, r_nr = _first(searches.own_real, own_of)
     real_radius = _kth(searches.real_real, real_of)
     n, m = len(real), len(own)
-    synthetic_in_radius, balls = np.full(n + m, -1, np.int32), np.full(n + m, -1, np.int32)
+    synthetic_in_radius, containing = np.full(n + m, -1, np.int32), np.full(n + m, -1, np.int32)
     recalled = np.full(n + m, -1, np.int8)
     if found.synthetic_in_radius is not None:
         synthetic_in_radius[:n] = found.synthetic_in_radius.counts_of(real_of)
     if found.recalled is not None:
-        balls[n:], recalled[:n] = found.own_inside.counts_of(own_of), found.recalled.of(real_of)
-    sure = [r.recall is None for r in (searches.real_real, searches.real_own, searches.own_own, searches.own_real)]
+        containing[n:], recalled[:n] = found.own_inside.counts_of(own_of), found.recalled.of(real_of)
+    exact = [
+        r.recall is None for r in (searches.real_real, searches.real_own, searches.own_own, searches.own_real)
+    ]
     return Nearest(
         row=np.concatenate([real, own]),
         is_real=np.arange(len(real) + len(own)) < len(real),
@@ -134,20 +151,20 @@ def nearest_rows(found: ViewNeighbors, copies: Copies, real: Rows, own: Rows) ->
             [found.real_inside.of(real_of) | (real_copy >= 0), found.own_inside.of(own_of)]
         ),
         covered=np.concatenate([d_cross <= real_radius, np.zeros(len(own), np.bool_)]),
-        exact=np.concatenate([np.full(n, sure[0] and sure[1]), np.full(m, sure[2] and sure[3])]),
+        exact=np.concatenate([np.full(n, exact[0] and exact[1]), np.full(m, exact[2] and exact[3])]),
         synthetic_in_radius=synthetic_in_radius,
-        real_radii_containing=balls,
+        real_radii_containing=containing,
         in_synthetic_manifold=recalled,
     )
 
 
-def _first(relation: KnnResult, rows: Rows) -> tuple[Floats, Rows]:
-    distance, neighbor = relation.of(rows)
+def _first(result: KnnResult, rows: Rows) -> tuple[Floats, Rows]:
+    distance, neighbor = result.of(rows)
     return distance[:, 0], neighbor[:, 0]
 
 
-def _kth(relation: KnnResult, rows: Rows) -> Floats:
-    distance, neighbor = relation.of(rows)
+def _kth(result: KnnResult, rows: Rows) -> Floats:
+    distance, neighbor = result.of(rows)
     return KnnResult(rows, distance, neighbor).radius(K)
 
 
@@ -156,15 +173,16 @@ def _with_copies(distance: Floats, row: Rows, copy: Rows) -> tuple[Floats, Rows]
 
 
 def listed_edges(searches: ViewSearches, copies: Copies, radius: float, codes: tuple[int, int]) -> Edges:
-    """Return the edges that Datalab sees: from each row to those of its ten nearest that are within the radius.
+    """Return the edges that cleanlab Datalab finds: from each row to those of its ten nearest within the radius.
 
-    A row's own copies come first on its list, and every other row there counts as often as it has copies; copies
-    are connected whatever their number: by edges of their own, and across the sets here.
+    Searches see distinct rows, Datalab sees all: a row's own copies fill the first places of its list, and every
+    other row takes as many places as it has copies. Copies are always connected, whatever their number: within a
+    set by edges of their own (`Copies.edges`), across sets here.
 
     Args:
-        searches: of distinct rows, DATALAB_K neighbours each.
-        copies: of all sets.
-        radius: strict.
+        searches: results over distinct rows, DATALAB_K neighbours each.
+        copies: exact copies within each set.
+        radius: distances below it make an edge.
         codes: of the real set and the generator.
     """
     real, own = codes
@@ -180,20 +198,26 @@ def listed_edges(searches: ViewSearches, copies: Copies, radius: float, codes: t
         distance, neighbor = np.take_along_axis(distance, order, 1), np.take_along_axis(neighbor, order, 1)
         counts = copies.counts(neighbor.ravel()).reshape(neighbor.shape)
         before = np.cumsum(counts, axis=1) - counts + (copies.counts(same.row) - 1)[:, None]
-        who, column = np.nonzero((distance < radius) & ((before < DATALAB_K) | (distance == 0)))
-        left: Codes = np.full(len(who), code, np.int32)
+        line, column = np.nonzero((distance < radius) & ((before < DATALAB_K) | (distance == 0)))
+        left: Codes = np.full(len(line), code, np.int32)
         parts.append(
-            Edges(same.row[who], neighbor[who, column], distance[who, column], left, ends[order[who, column]])
+            Edges(same.row[line], neighbor[line, column], distance[line, column], left, ends[order[line, column]])
         )
     return distinct_edges(parts)
 
 
 @dataclass(frozen=True)
 class NeighborView:
-    """What one generator's rows and the real rows are to each other: the numbers behind metrics.json.
+    """Radius, groups and quality of the searches of one generator's view.
 
-    ``is_whole`` tells that every near-duplicate pair was looked for: not so in datalab mode. ``spreads`` are
-    those of precision and coverage (manifold.py).
+    Attributes:
+        generator: its name.
+        calibration: the radius.
+        groups: near-duplicate groups.
+        rows: rows of the view, copies included.
+        searches: whether the nearest rows are exact, and their recall (`searches_summary`).
+        is_whole: whether all near-duplicate pairs were searched; not so in mode ``datalab``.
+        spreads: how precision, coverage, recall and density vary between data sets (statistics/prdc_variance.py).
     """
 
     generator: str
@@ -206,18 +230,22 @@ class NeighborView:
 
     @property
     def median_distance(self) -> float | None:
-        """The median that distances are measured by."""
+        """Median nearest-neighbour distance, the unit of ``near_duplicate_score``; None if there is none."""
         return self.calibration.median
 
     @property
     def radius(self) -> float:
-        """Below which rows are near-duplicates."""
+        """Cosine distance below which rows are near-duplicates."""
         return self.calibration.radius
 
     def summary(self) -> dict[str, Any]:
-        """Return the block ``neighbors`` of metrics.json, but for what the reducer adds."""
+        """Return the block ``neighbors`` of metrics.json; the stage reduce adds to it."""
         calibrated = self.radius > EXACT_COPIES_ONLY
-        reason = {} if self.is_whole else {"reason": "datalab mode knows ten neighbours of a row and no more"}
+        reason = (
+            {}
+            if self.is_whole
+            else {"reason": "mode datalab lists ten neighbours of a row and misses pairs beyond them"}
+        )
         if not calibrated or self.median_distance is None:
             reason = {"reason": "too few distinct real rows"}
         ids, first = np.unique(self.groups.near_duplicate_id, return_index=True)
@@ -238,7 +266,7 @@ class NeighborView:
 
 
 def prdc_deviations(real: NDArray[np.floating], own: NDArray[np.floating]) -> dict[str, Blocks]:
-    """Return how precision, coverage, recall and density vary between data sets, for k = K (prdc_variance.py).
+    """Return how precision, coverage, recall and density vary between data sets, for k = K.
 
     Args:
         real: (n, d) distinct real rows, or a sample of them; none zero.
@@ -248,7 +276,7 @@ def prdc_deviations(real: NDArray[np.floating], own: NDArray[np.floating]) -> di
 
 
 def searches_summary(recalls: Iterable[Recall | None]) -> dict[str, Any]:
-    """Return whether a view's nearest neighbours are exact, and with what recall if some search is not."""
+    """Return whether a view's nearest neighbours are exact, and the lowest recall of its searches if not."""
     measured = [recall for recall in recalls if recall is not None]
     if not measured:
         return {"exact": True, "recall": 1.0, "recall_all": 1.0, "queries": 0}

@@ -1,1 +1,1 @@
-"""Jackknife, bootstrap, subsample variance, size matching, estimates with intervals: arrays only."""
+"""Uncertainty of metrics: jackknife, bootstrap, subsampling, size matching, intervals. Pure functions."""

@@ -1,8 +1,8 @@
-"""The area under the ROC curve with its interval, from sums that merge over shards.
+"""Area under the ROC curve with its interval and p-value, from sums that merge over shards.
 
-Ranks come from sparse histograms of the values. The one for the AUC keeps 11 bits of mantissa: values closer than
-0.05 % count as tied, which bounds its size whatever the number of rows. The bootstrap's keeps 4 bits, for only the
-deviations of its replicates are used.
+Ranks come from sparse histograms of the values. The histogram for the AUC keeps 11 bits of the mantissa: values
+within 0.05 % of one another count as tied, which bounds its size whatever the number of rows. The bootstrap's
+histogram keeps 4 bits, which is enough because only the deviations of its replicates are used.
 """
 
 import math
@@ -17,26 +17,30 @@ from scipy.special import expit, logit, ndtr
 
 from synthscale.statistics.bootstrap import REPLICATES
 from synthscale.statistics.estimates import Metric, metric
+from synthscale.statistics.jackknife import binomial_interval
 
-_DROPPED_BITS = 12
-_COARSE_BITS = 19
+_FINE_DROPPED_BITS = 12
+"""Bits dropped from a float32's 23-bit mantissa for the AUC's histogram; 11 remain."""
+_COARSE_DROPPED_BITS = 19
+"""Bits dropped for the bootstrap's histogram; 4 remain."""
 ERRORS = 1.959963984540054 * math.sqrt(2)
-"""Bootstrap standard errors on either side of a 95 % interval of an out-of-fold figure.
+"""Half-width of a 95 % interval of an out-of-fold metric, in standard errors of the bootstrap.
 
-The bootstrap holds the fitted heads still. But each two rows meet twice: either is in the training part of the
-other. Where there is little to learn, or the heads have many dimensions, that doubles the variance (simulated: 1.7
-to 2.3 times; near 1 where few dimensions separate the sets well, where these intervals are too wide by 1.4).
+The bootstrap holds the fitted heads fixed. But each pair of rows acts twice: either row is in the training part of
+the other. Where there is little to learn, or the heads have many dimensions, that doubles the variance, hence the
+root of 2 (simulated: 1.7 to 2.3 times the variance; near 1 where few dimensions separate the sets well, where
+these intervals are too wide by 1.4).
 """
 
 
 @dataclass
 class RankSums:
-    """Histograms by class (0 real, 1 synthetic) of some value; two of them add up.
+    """Histograms of a value by class (0 real, 1 synthetic), plain and weighted by the bootstrap; merge with ``+``.
 
     Attributes:
-        fine: counts by code.
-        codes: (u,) ascending codes of the coarse histogram.
-        replicates: (u, 2, REPLICATES) weighted counts.
+        fine: counts by code (see `value_of`) of real and of synthetic rows.
+        codes: (u,) codes of the coarse histogram, ascending.
+        replicates: (u, 2, REPLICATES) bootstrap-weighted counts by coarse code and class.
     """
 
     fine: tuple[Counter[int], Counter[int]] = field(default_factory=lambda: (Counter(), Counter()))
@@ -44,7 +48,7 @@ class RankSums:
     replicates: NDArray[np.floating] = field(default_factory=lambda: np.zeros((0, 2, REPLICATES)))
 
     def __add__(self, other: "RankSums") -> "RankSums":
-        """Return the histograms of both sets of rows."""
+        """Return the histograms over both sets of rows."""
         codes = np.union1d(self.codes, other.codes)
         replicates = np.zeros((len(codes), 2, REPLICATES))
         for part in (self, other):
@@ -54,52 +58,60 @@ class RankSums:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Real and synthetic rows."""
+        """Number of real and of synthetic rows."""
         return self.fine[0].total(), self.fine[1].total()
 
     @property
-    def independent(self) -> float:
-        """Return how many independent rows the smaller class is worth; see `independent_rows`."""
+    def effective_rows(self) -> float:
+        """Effective sample size of the smaller class; see `independent_rows`."""
         return min(independent_rows(weighted) for weighted in self.replicates.sum(0, dtype=np.float64))
 
 
 def sum_ranks(
     values: NDArray[np.float64], is_real: NDArray[np.bool_], weights: NDArray[np.uint8] | None = None
 ) -> RankSums:
-    """Sum over rows with values (n,) and classes (n,); NaN is left out.
+    """Count the values of a shard's rows in histograms.
 
-    ``weights``, (n, REPLICATES), are the bootstrap's; without them there is no interval.
+    Args:
+        values: (n,); rows with NaN are left out.
+        is_real: (n,) class of each row.
+        weights: (n, REPLICATES) bootstrap weights; without them there will be no standard error and no interval.
     """
-    known = ~np.isnan(values)
-    values, is_real = values[known], is_real[known]
+    is_known = ~np.isnan(values)
+    values, is_real = values[is_known], is_real[is_known]
     ordered = _ordered(values)
-    fine = tuple(Counter(_counts(_rounded(ordered[is_real == kind], _DROPPED_BITS))) for kind in (True, False))
+    fine = tuple(
+        Counter(_counts(_rounded(ordered[is_real == kind], _FINE_DROPPED_BITS))) for kind in (True, False)
+    )
     sums = RankSums((fine[0], fine[1]))
     if weights is None or not len(values):
         return sums
-    codes, own = np.unique(_rounded(ordered, _COARSE_BITS), return_inverse=True)
+    codes, index = np.unique(_rounded(ordered, _COARSE_DROPPED_BITS), return_inverse=True)
     shape = (2 * len(codes), len(values))
-    cell = csr_array((np.ones(len(values)), (2 * own + ~is_real, np.arange(len(values)))), shape=shape)
-    # Whole numbers: exact in float32 for the rows of a shard, and half to send.
-    replicates = (cell.astype(np.float32) @ weights[known].astype(np.float32)).reshape(len(codes), 2, REPLICATES)
+    cell = csr_array((np.ones(len(values)), (2 * index + ~is_real, np.arange(len(values)))), shape=shape)
+    # Sums of integers: float32 is exact for the rows of a shard, and half as large to send.
+    replicates = (cell.astype(np.float32) @ weights[is_known].astype(np.float32)).reshape(
+        len(codes), 2, REPLICATES
+    )
     return RankSums(sums.fine, codes, replicates)
 
 
 def _ordered(values: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Integers that order as the values do in float32: its bits, the sign folded."""
+    """Return integers that sort as the values in float32 do: bit patterns, negated for negative values."""
     bits = values.astype(np.float32).view(np.int32).astype(np.int64)
     result: NDArray[np.int64] = np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
     return result
 
 
 def value_of(code: int) -> float:
-    """Return the value that a code of the fine histogram stands for, to 0.05 % of it."""
-    bits = code << _DROPPED_BITS
+    """Return the value that a code of the fine histogram represents, to a relative precision of 0.05 %."""
+    bits = code << _FINE_DROPPED_BITS
     sign = np.uint32(0x80000000 if bits < 0 else 0)
     return float((np.uint32(abs(bits)) | sign).view(np.float32))
 
 
 def _rounded(ordered: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
+    """Return histogram codes: ordered integers rounded to multiples of 2^bits, then divided by it."""
     result: NDArray[np.int64] = np.round(ordered / 2**bits).astype(np.int64)
     return result
 
@@ -110,14 +122,17 @@ def _counts(codes: NDArray[np.int64]) -> dict[int, int]:
 
 
 def auc(sums: RankSums) -> float:
-    """Return the area under the ROC curve: the chance that a synthetic row's value is above a real row's."""
-    keys = sorted(set(sums.fine[0]) | set(sums.fine[1]))
-    counts = np.array([[sums.fine[kind][k] for k in keys] for kind in (0, 1)], np.float64)
+    """Return the area under the ROC curve: the probability that a synthetic row's value exceeds a real row's.
+
+    Ties count one half. NaN if either class has no rows.
+    """
+    codes = sorted(set(sums.fine[0]) | set(sums.fine[1]))
+    counts = np.array([[sums.fine[kind][code] for code in codes] for kind in (0, 1)], np.float64)
     return float(_area(counts[0][:, None], counts[1][:, None])[0])
 
 
 def _area(real: NDArray[np.floating], synthetic: NDArray[np.floating]) -> NDArray[np.float64]:
-    """AUCs of histograms (u, m) over ascending values: (m,)."""
+    """Return the AUCs of m pairs of histograms, (u, m) counts over ascending values each: (m,)."""
     below = np.cumsum(real, axis=0) - real
     with np.errstate(invalid="ignore", divide="ignore"):
         result: NDArray[np.float64] = (synthetic * (below + real / 2)).sum(0) / (real.sum(0) * synthetic.sum(0))
@@ -125,46 +140,51 @@ def _area(real: NDArray[np.floating], synthetic: NDArray[np.floating]) -> NDArra
 
 
 def auc_error(sums: RankSums) -> float:
-    """Return the standard error of the AUC by the bootstrap over groups; NaN without its weights."""
+    """Return the standard error of the AUC by the bootstrap over groups; NaN without bootstrap weights."""
     replicates = sums.replicates.astype(np.float64)
     return standard_error(_area(replicates[:, 0], replicates[:, 1]))
 
 
 def standard_error(replicates: NDArray[np.float64]) -> float:
-    """Return the standard deviation of a figure over replicates, those left out where a class was not drawn."""
-    drawn = replicates[np.isfinite(replicates)]
-    return float(drawn.std(ddof=1)) if len(drawn) > 1 else float("nan")
+    """Return the standard deviation of a metric over bootstrap replicates, (REPLICATES,).
+
+    Replicates that are not finite, because they drew no row of a class, are left out; NaN if fewer than two
+    remain.
+    """
+    finite = replicates[np.isfinite(replicates)]
+    return float(finite.std(ddof=1)) if len(finite) > 1 else float("nan")
 
 
 def independent_rows(weighted: NDArray[np.float64]) -> float:
-    """Return how many independent rows some rows in groups are worth: (sum c)^2 / sum c^2 over group sizes.
+    """Return the effective sample size (sum c)^2 / sum c^2 over the sizes c of near-duplicate groups, at least 1.
 
-    Read off the weighted counts, (REPLICATES,): their variance is the sum of the squares.
+    It is estimated from the bootstrap-weighted row counts, ``weighted``, (REPLICATES,): their mean estimates sum c
+    and their variance sum c^2.
     """
     variance = float(weighted.var(ddof=1))
     return max(1.0, float(weighted.mean()) ** 2 / variance) if variance > 0 else 1.0
 
 
 def certain_up_to(rows: float) -> float:
-    """Return the lower end of the exact 95 % binomial interval of a share that is 1 over so many rows."""
-    return float(0.025 ** (1 / rows))
+    """Return the lower end of the exact 95 % binomial interval of a share that is 1 over independent ``rows``."""
+    return binomial_interval(1.0, rows)[0]
 
 
 def auc_metric(sums: RankSums) -> Metric:
-    """Return the AUC with its 95 % interval, which is symmetric in its log-odds.
+    """Return the AUC with its 95 % interval, which is symmetric in the log-odds.
 
-    Where all pairs are ordered the bootstrap sees no error at all; the interval is then the exact binomial one
-    over the groups of the smaller class.
+    An AUC of exactly 0 or 1 has no error in any replicate; its interval is the exact binomial one, with the
+    effective sample size of the smaller class.
     """
     value, error = auc(sums), auc_error(sums)
     if not np.isfinite(error):
         low = high = error
     elif value in (0.0, 1.0):
-        bound = certain_up_to(sums.independent)
+        bound = certain_up_to(sums.effective_rows)
         low, high = (bound, 1.0) if value else (0.0, 1 - bound)
     else:
-        away = ERRORS * error / (value * (1 - value))
-        low, high = expit(logit(value) - away), expit(logit(value) + away)
+        margin = ERRORS * error / (value * (1 - value))
+        low, high = expit(logit(value) - margin), expit(logit(value) + margin)
     return interval(value, low, high, reference=0.5)
 
 
@@ -175,7 +195,15 @@ def interval(
     within: tuple[float, float] = (0.0, 1.0),
     reference: float | None = None,
 ) -> Metric:
-    """Return a metric with its 95 % interval, cut to its range; without one where it is not finite."""
+    """Return a metric with its 95 % interval in the form of metrics.json.
+
+    Args:
+        value: the metric.
+        low: lower end of the interval.
+        high: upper end of the interval; the metric gets no interval unless both ends are finite.
+        within: range of the metric, to which the interval is clipped.
+        reference: the value that an ideal generator would get.
+    """
     result: dict[str, Any] = metric(value, reference=reference)
     if not (np.isfinite(low) and np.isfinite(high)):
         return result
@@ -185,16 +213,19 @@ def interval(
 
 
 def two_sample_test(sums: RankSums) -> dict[str, Any]:
-    """Return the p-value of "these cannot be told apart" against an AUC above one half.
+    """Return the p-value of the hypothesis that the two sets cannot be told apart, against an AUC above 0.5.
 
-    A classifier two-sample test (Lopez-Paz and Oquab 2017) on the out-of-fold AUC, one-sided and normal, with the
+    A classifier two-sample test (Lopez-Paz and Oquab 2017) on the out-of-fold AUC: one-sided, normal, with the
     bootstrap's standard error times the root of 2 (see `ERRORS`).
+
+    Returns:
+        ``value``, the p-value; None, with a ``reason``, if there is no standard error.
     """
     excess, error = auc(sums) - 0.5, auc_error(sums)
     if not np.isfinite(error):
         return {"value": None, "reason": "too few rows or groups for a standard error"}
     if error == 0:
-        # Every row was answered alike, or every pair is ordered: then as far as the rows can say.
-        value = 1.0 if excess <= 0 else 0.5**sums.independent
+        # All values are tied, or every pair is ordered: the smallest p-value that the sample size allows.
+        value = 1.0 if excess <= 0 else 0.5**sums.effective_rows
         return {"value": value}
     return {"value": float(ndtr(-excess / (math.sqrt(2) * error)))}

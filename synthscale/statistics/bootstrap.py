@@ -1,7 +1,7 @@
-"""Poisson bootstrap weights that are drawn from keys, so that they are the same on whatever shard a row lies.
+"""Poisson bootstrap weights drawn from group hashes, so that a row has the same weights on whatever shard it lies.
 
-Each replicate weighs each near-duplicate group by a number from Poisson(1), the limit of drawing groups with
-replacement (Chamandy et al. 2012). Rows of one group share the number: their errors are not independent.
+Each replicate gives each near-duplicate group a weight from Poisson(1), the limit of drawing groups with
+replacement (Chamandy et al. 2012). All rows of a group share the weight, because their errors are not independent.
 """
 
 import math
@@ -12,17 +12,25 @@ from numpy.typing import NDArray
 from synthscale.tables.id_hashes import Hashes, mix
 
 REPLICATES = 200
+"""Bootstrap replicates. A standard error from 200 is itself known to 5 %; time and memory grow in proportion."""
 _STREAM = 10_000
-# P(X <= i) of Poisson(1), as 64-bit thresholds; more than 15 is rarer than 2^-44.
-_BELOW = np.array(
+# P(X <= i) of Poisson(1), i < 15, as 64-bit thresholds. Weights above 15 have a probability below 2^-44.
+_THRESHOLDS = np.array(
     [int(sum(math.exp(-1) / math.factorial(j) for j in range(i + 1)) * 2**53) << 11 for i in range(15)], np.uint64
 )
 
 
 def poisson_weights(group_keys: Hashes) -> NDArray[np.uint8]:
-    """Return the weight of each row in each replicate: (n,) -> (n, REPLICATES)."""
+    """Return the Poisson(1) weight of each row in each bootstrap replicate.
+
+    Args:
+        group_keys: (n,) hash of each row's near-duplicate group.
+
+    Returns:
+        (n, REPLICATES) uint8, 0..15; equal in all rows of a group.
+    """
     result = np.empty((len(group_keys), REPLICATES), np.uint8)
     base = mix(group_keys, 0)
-    for b in range(REPLICATES):
-        result[:, b] = np.searchsorted(_BELOW, mix(base, _STREAM + b), side="right")
+    for replicate in range(REPLICATES):
+        result[:, replicate] = np.searchsorted(_THRESHOLDS, mix(base, _STREAM + replicate), side="right")
     return result

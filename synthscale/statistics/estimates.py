@@ -1,4 +1,4 @@
-"""A metric with its interval, and its shape in metrics.json."""
+"""A metric with its 95 % interval, and the form it takes in metrics.json."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +8,7 @@ import numpy as np
 from synthscale.statistics.jackknife import Blocks
 
 Metric = dict[str, Any]
+"""One metric in metrics.json: ``value``, ``low``, ``high``, and others where they apply (docs/metrics.md)."""
 
 NO_CLASSIFIER = "no classifier: too few rows or groups in a class to cross-validate"
 NO_INTERVAL = "no interval: too few rows or groups"
@@ -18,10 +19,14 @@ class Estimate:
     """A metric with its 95 % interval.
 
     Attributes:
-        value: None where it is undefined; ``reason`` then says why.
+        value: the metric; None if it is undefined.
+        low: lower end of the interval; None if there is no interval.
+        high: upper end of the interval; None if there is no interval.
         reason: why there is no value, or no interval.
-        deviations: (BLOCKS,) numbers whose squares add up to its variance (jackknife.py).
-        is_small: whether it rests on too few rows to say much.
+        unadjusted: the metric with the class sizes put back into the odds; fidelity and representativeness only.
+        reference: the value that an ideal generator would get, where one is known.
+        deviations: (BLOCKS,) numbers whose squares add up to the variance (statistics/jackknife.py).
+        is_small: whether the metric is computed from too few independent rows to be reliable.
     """
 
     value: float | None
@@ -35,11 +40,11 @@ class Estimate:
 
     @classmethod
     def none(cls, reason: str) -> "Estimate":
-        """Return an undefined metric."""
+        """Create an undefined metric."""
         return cls(None, reason=reason)
 
     def metric(self) -> Metric:
-        """Return it in the shape of metrics.json."""
+        """Return the estimate in the form of metrics.json."""
         if self.value is None:
             return metric(None, self.reason)
         result = metric(self.value, unadjusted=self.unadjusted, reference=self.reference)
@@ -52,7 +57,16 @@ class Estimate:
 
 
 def metric(value: float | None, reason: str | None = None, **more: float | None) -> Metric:
-    """Return one metric in the shape of metrics.json: a null value has a reason, and so has a missing interval."""
+    """Return a metric without an interval in the form of metrics.json.
+
+    Args:
+        value: the metric; None or not finite if it is undefined.
+        reason: why it is undefined.
+        **more: further numbers, such as ``reference``; those that are None or not finite are left out.
+
+    Returns:
+        ``value``, ``low`` and ``high`` (None), and ``reason``: that of a missing value, or else `NO_INTERVAL`.
+    """
     if value is None or not np.isfinite(value):
         return {"value": None, "low": None, "high": None, "reason": reason or "undefined"}
     result: Metric = {"value": float(value), "low": None, "high": None}

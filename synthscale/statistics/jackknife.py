@@ -1,54 +1,85 @@
-"""Delete-a-block jackknife: how far a figure would move between data sets of these sizes.
+"""Delete-a-block jackknife: standard errors and 95 % intervals of metrics over data sets of the same sizes.
 
-Near-duplicate groups are dealt to 20 blocks by key, so that a row's block depends on nothing but its group. A
-figure's 20 **deviations** are numbers whose squares add up to its variance: of a ratio of sums by linearisation,
-of what is fitted by leaving each block out of the fit (Busing et al. 1999, for blocks of unequal size). Figures
-whose blocks hold the same rows can be compared in pairs: the deviations of a difference are the differences of
-deviations, so that what two figures share cancels.
+Near-duplicate groups are assigned to 20 blocks by hash, so a row's block depends on its group only. The
+uncertainty of a metric is stored as 20 **deviations**, one per block, whose squares add up to the metric's
+variance. For a ratio of sums they come from linearisation; for a metric of fitted heads, from refits that leave
+out one block each (Busing et al. 1999, for blocks of unequal size). Metrics whose blocks hold the same rows (of
+two generators against one real set, say) can be compared in pairs: the deviations of a difference are the
+differences of the deviations, so the variance that both metrics share cancels.
+
+Pure: works on arrays; reads and writes no files.
 """
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit
-from scipy.stats import beta, t
+from scipy.special import betaincinv, expit, logit
+from scipy.stats import t
 
 from synthscale.tables.id_hashes import Hashes, mix
 from synthscale.tables.schemas import BLOCKS
 
 ERRORS = float(t.ppf(0.975, BLOCKS - 1))
-"""Standard errors on either side of a 95 % interval: Student's t, for so many blocks say only so much of a
-variance."""
+"""Half-width of a 95 % interval in standard errors: the 97.5 % quantile of Student's t with BLOCKS - 1 degrees of
+freedom (2.09), because the variance is itself estimated from BLOCKS numbers."""
 _STREAM = 20_000
-_NOTHING = 1e-9
-_FEW = 5.0
-"""Within so many independent rows of 0 or 1 a share's interval is the exact binomial one."""
+_NO_ROWS = 1e-9
+"""Numbers of rows below this are rounding errors and count as 0."""
+_EXACT_BELOW_ROWS = 5.0
+"""A share within this many effective rows of 0 or 1 gets the exact binomial interval: with so few, most blocks
+contain none of them, and the jackknife sees little or nothing of the variance."""
 
 Blocks = NDArray[np.float64]
 """(..., BLOCKS): sums over the rows of each block, or deviations."""
 
 
 def jackknife_blocks(group_keys: Hashes) -> NDArray[np.int8]:
-    """Return the block of each row, 0..BLOCKS-1, from the key of its group: (n,)."""
+    """Return the jackknife block of each row, 0..BLOCKS-1, from the hash of its near-duplicate group: (n,)."""
     result: NDArray[np.int8] = (mix(group_keys, _STREAM) % np.uint64(BLOCKS)).astype(np.int8)
     return result
 
 
 def reassigned_folds(block: NDArray[np.int8], reassignment: int, folds: int) -> NDArray[np.int8]:
-    """Return another fold for each row: blocks (n,) are dealt to folds at random, in one way for each number."""
-    fold_of = np.random.default_rng(reassignment).permutation(BLOCKS) % folds
-    result: NDArray[np.int8] = fold_of.astype(np.int8)[block]
+    """Return the fold of each row under an alternative fold assignment, which assigns whole blocks at random.
+
+    Args:
+        block: (n,) jackknife block of each row.
+        reassignment: seed of the permutation of blocks.
+        folds: k.
+
+    Returns:
+        (n,) folds, 0..k-1.
+    """
+    fold_of_block = np.random.default_rng(reassignment).permutation(BLOCKS) % folds
+    result: NDArray[np.int8] = fold_of_block.astype(np.int8)[block]
     return result
 
 
 def add_variance(deviations: Blocks, values: NDArray[np.float64]) -> Blocks:
-    """Return deviations that also hold the variance of ``values`` (r,): the figure under other fold assignments."""
-    own = float(np.square(deviations).sum())
+    """Scale deviations so that their variance grows by the sample variance of ``values``.
+
+    Args:
+        deviations: (BLOCKS,).
+        values: (r,) the metric under r other fold assignments. With fewer than two, or any that is not finite,
+            nothing is added.
+
+    Returns:
+        (BLOCKS,); unchanged where all deviations are 0, which leaves nothing to scale.
+    """
+    variance = float(np.square(deviations).sum())
     added = float(values.var(ddof=1)) if len(values) > 1 and np.isfinite(values).all() else 0.0
-    return deviations * np.sqrt(1 + added / own) if own > 0 else deviations
+    return deviations * np.sqrt(1 + added / variance) if variance > 0 else deviations
 
 
 def ratio_deviations(total: Blocks, count: Blocks) -> Blocks:
-    """Return the deviations of sum(total) / sum(count): (..., BLOCKS) each; NaN where nothing was counted."""
+    """Return the deviations of sum(total) / sum(count), by linearisation of the ratio (Cochran 1977, section 6.3).
+
+    Args:
+        total: (..., BLOCKS) numerator, summed by block.
+        count: (..., BLOCKS) denominator, summed by block.
+
+    Returns:
+        (..., BLOCKS); NaN where the counts add up to 0.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         n = count.sum(-1, keepdims=True)
         value = total.sum(-1, keepdims=True) / n
@@ -57,79 +88,98 @@ def ratio_deviations(total: Blocks, count: Blocks) -> Blocks:
 
 
 def replicate_deviations(value: float, replicates: Blocks, removed: Blocks) -> Blocks:
-    """Return the deviations of a figure from what it is without each block.
+    """Return the deviations of a metric from its delete-a-block replicates.
 
     Args:
-        value: over all rows.
-        replicates: (BLOCKS,) without each block.
-        removed: (BLOCKS,) the share of the rows in each block.
+        value: the metric over all rows.
+        replicates: (BLOCKS,) the metric without each block.
+        removed: (BLOCKS,) share of the rows in each block, which weights blocks of unequal size.
+
+    Returns:
+        (BLOCKS,), centred.
     """
-    moved = (value - replicates) * (1 - removed)
-    result: Blocks = np.sqrt(BLOCKS / (BLOCKS - 1)) * (moved - moved.mean())
+    changes = (value - replicates) * (1 - removed)
+    result: Blocks = np.sqrt(BLOCKS / (BLOCKS - 1)) * (changes - changes.mean())
     return result
 
 
 def standard_error(deviations: Blocks) -> float:
-    """Return the standard error that deviations stand for."""
+    """Return the standard error: the root of the sum of the squared deviations, (BLOCKS,)."""
     return float(np.sqrt(np.square(deviations).sum(-1)))
 
 
-def larger_variance(one: Blocks, two: Blocks) -> Blocks:
-    """Return the deviations of the larger variance; the first where they are equal."""
-    return two if standard_error(two) > standard_error(one) else one
+def larger_variance(first: Blocks, second: Blocks) -> Blocks:
+    """Return whichever deviations have the larger variance; ``first`` if they are equal."""
+    return second if standard_error(second) > standard_error(first) else first
 
 
-def interval(value: float, error: float, independent: float, *, is_share: bool) -> tuple[float, float] | None:
-    """Return the 95 % interval of a figure in 0..1; None where there are too few rows to say.
+def interval(value: float, error: float, effective_rows: float, *, is_share: bool) -> tuple[float, float] | None:
+    """Return the 95 % interval of a metric in 0..1, or None if there are too few rows for one.
 
-    That of a share is symmetric in the log-odds; within a few rows of 0 or 1, where 20 blocks see little or
-    nothing of its variance, it is the exact binomial one (Clopper and Pearson 1934). For others: `_from_chance`.
+    The interval of a share is symmetric in the log-odds. Within `_EXACT_BELOW_ROWS` effective rows of 0 or 1 it is
+    the exact binomial one instead (`binomial_interval`). For mean quality scores see `_mean_quality_interval`.
 
     Args:
-        value: the figure.
+        value: the metric; values that rounding puts outside 0..1 are clipped.
         error: its standard error.
-        independent: how many independent rows it rests on: groups, at most.
-        is_share: whether it is the share of rows that have some property.
+        effective_rows: effective sample size, at most the number of near-duplicate groups.
+        is_share: whether the metric is the share of rows with some property.
+
+    Returns:
+        (low, high) within 0..1. None if ``value`` or ``error`` is not finite, if ``effective_rows`` is at most 1,
+        or if a metric that is not a share is exactly 0 or 1.
     """
-    if not np.isfinite(value) or not np.isfinite(error) or independent <= 1:
+    if not np.isfinite(value) or not np.isfinite(error) or effective_rows <= 1:
         return None
     value = min(max(value, 0.0), 1.0)
-    if is_share and min(value, 1 - value) * independent < _FEW:
-        return binomial_interval(value, independent)
+    if is_share and min(value, 1 - value) * effective_rows < _EXACT_BELOW_ROWS:
+        return binomial_interval(value, effective_rows)
     if value in (0.0, 1.0):
         return None
     if not is_share:
-        return _from_chance(value, error)
-    away = ERRORS * error / (value * (1 - value))
-    return float(expit(logit(value) - away)), float(expit(logit(value) + away))
+        return _mean_quality_interval(value, error)
+    margin = ERRORS * error / (value * (1 - value))
+    return float(expit(logit(value) - margin)), float(expit(logit(value) + margin))
 
 
-def _from_chance(value: float, error: float) -> tuple[float, float]:
-    """Return the 95 % interval of a mean quality, on a scale where its error hardly depends on it.
+def _mean_quality_interval(value: float, error: float) -> tuple[float, float]:
+    """Return the 95 % interval of 1 - mean q, on a variance-stabilising scale.
 
-    How far it lies from chance (0.5) grows with the square of how far the sets are apart, and so its error with
-    the root: the nearer an estimate happens to be to chance, the smaller its error is taken for. Towards 0 and 1
-    the error shrinks with the value. The scale artanh(sqrt(1 - 2 value)) does both; an offset of the error keeps
-    it smooth at 0.5.
+    The metric's distance from chance (0.5) grows with the square of the separation of the sets, and its standard
+    error therefore with the root of that distance: an estimate that happens to fall near chance comes with too
+    small an error. Near 0 and 1 the error shrinks with the value. The interval is symmetric on the scale
+    artanh(sqrt(1 - 2 value)), mirrored above 0.5, which corrects both. An offset of twice the error keeps the
+    scale smooth at 0.5.
     """
     if error == 0:
         return value, value
     offset = 2 * error
 
-    def back(at: float) -> float:
-        distance = (np.tanh(abs(at)) + np.sqrt(offset)) ** 2 - offset
-        return float(np.clip((1 - np.sign(at) * distance) / 2, 0, 1))
+    def from_scale(position: float) -> float:
+        distance = (np.tanh(abs(position)) + np.sqrt(offset)) ** 2 - offset
+        return float(np.clip((1 - np.sign(position) * distance) / 2, 0, 1))
 
     distance = abs(1 - 2 * value)
     root = np.sqrt(distance + offset) - np.sqrt(offset)
-    at = np.sign(1 - 2 * value) * np.arctanh(root)
-    away = ERRORS * error / (np.sqrt(distance + offset) * (1 - root**2))
-    return back(at + away), back(at - away)
+    position = np.sign(1 - 2 * value) * np.arctanh(root)
+    # The derivative of the scale converts the standard error (delta method).
+    margin = ERRORS * error / (np.sqrt(distance + offset) * (1 - root**2))
+    return from_scale(position + margin), from_scale(position - margin)
 
 
 def binomial_interval(share: float, rows: float) -> tuple[float, float]:
-    """Return the exact 95 % interval of a share of so many independent rows (Clopper and Pearson 1934)."""
-    found = share * rows
-    low = beta.ppf(0.025, found, rows - found + 1) if found > _NOTHING else 0.0
-    high = beta.ppf(0.975, found + 1, rows - found) if rows - found > _NOTHING else 1.0
+    """Return the exact 95 % interval of a share (Clopper and Pearson 1934), as quantiles of beta distributions.
+
+    Args:
+        share: successes / rows, 0..1.
+        rows: number of independent rows. Neither ``rows`` nor the number of successes needs to be an integer, so
+            an effective sample size may be given.
+
+    Returns:
+        (low, high); low is 0 without a success, high is 1 without a failure.
+    """
+    successes = share * rows
+    failures = rows - successes
+    low = betaincinv(successes, failures + 1, 0.025) if successes > _NO_ROWS else 0.0
+    high = betaincinv(successes + 1, failures, 0.975) if failures > _NO_ROWS else 1.0
     return float(low), float(high)

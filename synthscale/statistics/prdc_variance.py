@@ -1,11 +1,14 @@
-"""How far precision and coverage vary between data sets, from disjoint subsamples of both sets.
+"""Variance of precision, recall, density and coverage between data sets, estimated from disjoint subsamples.
 
-Rows do not enter these shares independently: one real row's radius holds many synthetic rows, and one synthetic
-row lies in many radii. Measured, their variance is 0.9 to 7 times that of as many independent rows, and the
-jackknife is no help (it is 2 to 5 times too large: a row is uncovered only if every row that covers it is left
-out). But both shares stay as they are when both sets shrink together, so the spread of the shares of small
-disjoint subsamples, each searched by itself, tells that of the whole (subsampling: Politis and Romano 1994). It
-is given in units of a share's standard error over independent rows, the root of survey sampling's design effect.
+Rows do not contribute to these shares independently: one real row's radius contains many synthetic rows, and one
+synthetic row lies within many radii. The measured variance is 0.9 to 7 times that of the same number of
+independent rows. The jackknife does not help: it is 2 to 5 times too large, because a row becomes uncovered only
+if every row that covers it is left out. But the shares stay the same when both sets shrink together, so the spread
+of the shares over small disjoint subsamples, each searched by itself, gives the variance for the whole
+(subsampling: Politis and Romano 1994). It is expressed in units of a share's standard error over independent rows,
+that is as the root of survey sampling's design effect.
+
+Pure: works on arrays; reads and writes no files.
 """
 
 import numpy as np
@@ -17,76 +20,81 @@ from synthscale.tables.schemas import BLOCKS
 
 _STREAM = 30_000
 _PARTS = ((2000, 20), (600, 10), (0, 5))
-"""Rows of the smaller set, and the parts that it is then cut into; fewer parts are cut in several ways."""
-_FEWEST_ROWS = 8
+"""Pairs of (least rows of the smaller set, disjoint parts it is divided into).
+
+With fewer than BLOCKS parts the division is repeated with other random numbers, until there are BLOCKS parts in
+all.
+"""
+_MIN_PART_ROWS = 8
+"""Least average number of rows in a part; with fewer no variance is estimated."""
 _ROUNDING = 1e-12
 SAMPLE_ROWS = 4096
-"""Rows of the larger set that are looked at, at most."""
+"""Most rows of the larger set that are used; bounds time and memory, as every part compares all its pairs."""
 
 
 def sample_rows(real: int, synthetic: int) -> tuple[int, int]:
-    """Return how many distinct rows of each set to sample: in the sets' proportion."""
+    """Return how many distinct real and synthetic rows to sample, in the proportion of the set sizes."""
     largest = max(real, synthetic)
     share = min(1.0, SAMPLE_ROWS / largest)
     return int(np.ceil(real * share)), int(np.ceil(synthetic * share))
 
 
 def share_deviations(
-    real: NDArray[np.float64], synthetic: NDArray[np.float64], keys: tuple[Hashes, Hashes], k: int
+    real: NDArray[np.float64], synthetic: NDArray[np.float64], hashes: tuple[Hashes, Hashes], k: int
 ) -> dict[str, Blocks]:
-    """Return the deviations of the shares, (BLOCKS,) each, whose squares add up to a design effect.
+    """Return deviations of precision, coverage, recall and density whose squares add up to the design effect.
 
     Args:
-        real: (n, d) distinct real rows of length 1, or a sample of them.
-        synthetic: (m, d), of length 1, in the sets' proportion.
-        keys: (n,) and (m,) hashes of the rows, by which they are dealt to subsamples.
-        k: neighbours that make a radius.
+        real: (n, d) distinct real rows of unit length, or a sample of them.
+        synthetic: (m, d) synthetic rows of unit length, sampled in the proportion of the set sizes.
+        hashes: (n,) and (m,) hashes of the rows, which assign them to subsamples.
+        k: number of neighbours that defines the k-NN radius.
 
     Returns:
-        ``precision``, ``coverage``, ``recall`` and ``density``; without those that cannot be measured: too few
-        rows, or shares of 0 or 1.
+        Metric name to (BLOCKS,) deviations. A metric is left out if it is 0 or 1 on average; all are, if there are
+        too few rows. Those of density, which is not a share, are relative to its value.
     """
     parts = next(parts for rows, parts in _PARTS if min(len(real), len(synthetic)) >= rows)
-    if min(len(real), len(synthetic)) < parts * _FEWEST_ROWS:
+    if min(len(real), len(synthetic)) < parts * _MIN_PART_ROWS:
         return {}
     shares = []
-    for cut in range(BLOCKS // parts):
-        own = [mix(key, _STREAM + cut) % np.uint64(parts) for key in keys]
+    for division in range(BLOCKS // parts):
+        part_of = [mix(row_hashes, _STREAM + division) % np.uint64(parts) for row_hashes in hashes]
         for part in range(parts):
-            inside = [x[of == part] for x, of in zip((real, synthetic), own, strict=True)]
-            if len(inside[0]) <= k or len(inside[1]) == 0:
+            real_part, synthetic_part = real[part_of[0] == part], synthetic[part_of[1] == part]
+            if len(real_part) <= k or len(synthetic_part) == 0:
                 return {}
-            shares.append(_shares(inside[0], inside[1], k))
-    found = {}
-    by_cut = np.array(shares).reshape(-1, parts, 4)
+            shares.append(_shares(real_part, synthetic_part, k))
+    result = {}
+    by_division = np.array(shares).reshape(-1, parts, 4)
     rows = {"precision": len(synthetic), "coverage": len(real), "recall": len(real), "density": len(synthetic)}
     for i, (name, count) in enumerate(rows.items()):
-        share = by_cut[..., i]
+        share = by_division[..., i]
         mean = share.mean()
-        # Density is no share: its deviations are relative to it.
+        # Density is not a share, so its deviations are relative to its value.
         unit_variance = mean**2 if name == "density" else mean * (1 - mean)
         if not unit_variance > 0:
             continue
-        away = (share - share.mean(1, keepdims=True)).ravel() / np.sqrt((parts - 1) * len(share))
-        found[name] = away * np.sqrt(count / parts / unit_variance)
-    return found
+        deviations = (share - share.mean(1, keepdims=True)).ravel() / np.sqrt((parts - 1) * len(share))
+        result[name] = deviations * np.sqrt(count / parts / unit_variance)
+    return result
 
 
 def _shares(real: NDArray[np.float64], synthetic: NDArray[np.float64], k: int) -> list[float]:
-    """Precision, coverage, recall and density of unit rows; all pairs."""
-    across = 1 - real @ synthetic.T
-    # A copy of a row at the radius is inside whatever the rounding.
-    inside = across <= _radius(real, k)[:, None] + _ROUNDING
-    recalled = across <= _radius(synthetic, k)[None, :] + _ROUNDING
-    shares = (inside.any(0), inside.any(1), recalled.any(1), inside.sum(0) / k)
+    """Return precision, coverage, recall and density of unit rows (n, d) and (m, d), from all pairs."""
+    distance = 1 - real @ synthetic.T
+    # The tolerance keeps a copy of a row that lies exactly on a radius inside, whatever the rounding.
+    in_real = distance <= _radius(real, k)[:, None] + _ROUNDING
+    in_synthetic = distance <= _radius(synthetic, k)[None, :] + _ROUNDING
+    shares = (in_real.any(0), in_real.any(1), in_synthetic.any(1), in_real.sum(0) / k)
     return [float(share.mean()) for share in shares]
 
 
 def _radius(units: NDArray[np.float64], k: int) -> NDArray[np.float64]:
-    """The distance of each row's k-th neighbour, or of the last there is."""
+    """Return each row's distance to its k-th nearest other row, or to the farthest if there are fewer: (n,)."""
     if len(units) < 2:
         return np.full(len(units), -np.inf)
-    own = 1 - units @ units.T
-    np.fill_diagonal(own, np.inf)
+    distance = 1 - units @ units.T
+    np.fill_diagonal(distance, np.inf)
     last = min(k, len(units) - 1) - 1
-    return np.partition(own, last, axis=1)[:, last]
+    return np.partition(distance, last, axis=1)[:, last]

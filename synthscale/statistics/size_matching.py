@@ -1,10 +1,12 @@
-"""Generators of different sizes, compared as if all were as small as the smallest.
+"""Comparison of generators at the size of the smallest one.
 
-Diversity, coverage and, a little, what a classifier can learn depend on how many synthetic images there are. So
-for each generator that is larger than the smallest of a run a subsample of about that size, of whole
-near-duplicate groups, is drawn by key: its rows alone are judged, by heads that saw no other (refits.py). What
-depends on rows that are left out is the expectation over subsamples, in closed form (rarefaction: Hurlbert
-1971).
+Diversity, coverage and, to a small degree, what a classifier can learn depend on the number of synthetic images.
+For each generator larger than the smallest of a run, a subsample of about the smallest size is therefore drawn by
+hash, in whole near-duplicate groups. Its rows alone are scored, by heads fitted to the subsample alone
+(classify/jackknife_refits.py). Where a metric depends on which rows were left out, its expectation over subsamples
+is taken in closed form (rarefaction: Hurlbert 1971).
+
+Pure: works on arrays; reads and writes no files.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,33 +19,49 @@ from synthscale.statistics.jackknife import jackknife_blocks
 from synthscale.tables.id_hashes import Hashes, mix, sampling_threshold
 
 OUTSIDE = 32
-"""Added to the jackknife's block of a row that is not in its generator's subsample."""
+"""Added to the jackknife block of rows outside their generator's subsample.
+
+Must be at least BLOCKS, so that block and membership can be told apart, and OUTSIDE + BLOCKS must fit an int8.
+"""
 _STREAM = 60_000
-_ALIKE = 1.05
-"""Sets whose sizes differ by less than this factor are compared as they are."""
+_SIMILAR_SIZE_RATIO = 1.05
+"""Sets whose sizes differ by at most this factor are compared without matching."""
 
 
 def matched_sizes(rows: Mapping[str, int]) -> dict[str, int]:
-    """Return the size to compare at for each generator that is larger; ``rows`` are those of each generator."""
-    least = min(rows.values(), default=0)
-    return {name: least for name, count in rows.items() if least > 0 and not are_similar_sizes([count, least])}
+    """Return the subsample size of each generator that is more than 5 % larger than the smallest.
+
+    Args:
+        rows: number of synthetic rows of each generator.
+
+    Returns:
+        Generator name to subsample size, which is the size of the smallest generator. Generators of similar size
+        are left out; empty if the smallest generator has no rows.
+    """
+    smallest = min(rows.values(), default=0)
+    return {
+        name: smallest for name, count in rows.items() if smallest > 0 and not are_similar_sizes([count, smallest])
+    }
 
 
 def are_similar_sizes(sizes: Sequence[int]) -> bool:
-    """Tell whether sets are about as large as one another."""
-    return not sizes or max(sizes) <= _ALIKE * min(sizes)
+    """Return True if set sizes differ by at most 5 %."""
+    return not sizes or max(sizes) <= _SIMILAR_SIZE_RATIO * min(sizes)
 
 
 def matched_block_codes(
     group: Hashes, is_real: NDArray[np.bool_], rows: int, size: int | None
 ) -> NDArray[np.int8]:
-    """Return the jackknife's block of each row, plus `OUT` for those outside the subsample: (n,).
+    """Return the jackknife block of each row, plus `OUTSIDE` for rows outside the subsample.
 
     Args:
-        group: (n,) keys of near-duplicate groups.
+        group: (n,) hashes of the rows' near-duplicate groups.
         is_real: (n,); real rows are in every subsample.
-        rows: synthetic rows of the generator.
-        size: of the subsample; None where there is none.
+        rows: number of synthetic rows of the generator.
+        size: number of rows of the subsample; None if there is none, which leaves all rows inside.
+
+    Returns:
+        (n,) int8: 0..BLOCKS-1 inside, OUTSIDE..OUTSIDE+BLOCKS-1 outside.
     """
     code = jackknife_blocks(group)
     if size is not None:
@@ -52,19 +70,22 @@ def matched_block_codes(
 
 
 def probability_any_drawn(others: NDArray[np.int64], population: int, drawn: int) -> NDArray[np.float64]:
-    """Return the chance that some of ``others`` (n,) rows are among those drawn: 1 - C(N - c, m) / C(N, m).
+    """Return the probability that a sample contains any of some given rows: 1 - C(N - c, m) / C(N, m).
 
     Args:
-        others: c, of a population of N.
-        population: N.
-        drawn: m, without replacement.
+        others: (n,) numbers of given rows, c, each out of the same population.
+        population: N, rows of the population.
+        drawn: m, rows of the sample, drawn without replacement.
+
+    Returns:
+        (n,) probabilities, 0..1.
     """
-    free = population - others - drawn
+    remaining = population - others - drawn
     with np.errstate(invalid="ignore", divide="ignore"):
         log_none = (
             gammaln(population - others + 1.0)
-            - gammaln(np.maximum(free, 0) + 1.0)
+            - gammaln(np.maximum(remaining, 0) + 1.0)
             - gammaln(population + 1.0)
             + gammaln(population - drawn + 1.0)
         )
-    return np.where(free < 0, 1.0, np.where(others == 0, 0.0, -np.expm1(np.minimum(log_none, 0.0))))
+    return np.where(remaining < 0, 1.0, np.where(others == 0, 0.0, -np.expm1(np.minimum(log_none, 0.0))))

@@ -1,1 +1,1 @@
-"""What crosses rooms: Arrow schemas, shards, reasons of faults, columns as arrays, id hashes."""
+"""Types shared by all rooms: Arrow schemas, shards, reasons for unusable rows, column conversions, id hashes."""

@@ -1,10 +1,10 @@
-"""Reasons why a row cannot be used, and the fault that carries one."""
+"""Reasons why an image or vector cannot be used, and the exception that carries one to ``failures/``."""
 
 from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why a row could not be used."""
+    """Why a row cannot be used: the column ``reason`` of ``failures/``; docs/storage.md explains each."""
 
     NOT_FOUND = "not_found"
     ACCESS_DENIED = "access_denied"
@@ -22,7 +22,12 @@ class Reason(StrEnum):
 
 
 class ImageFault(Exception):  # noqa: N818 (a row's fault is data, not a program error)
-    """One image cannot be used; ``reason`` is the typed cause and ``detail`` the words for a person."""
+    """One image cannot be used. Caught per row and recorded, so it never ends a run.
+
+    Attributes:
+        reason: cause, from a closed list.
+        detail: explanation for a person.
+    """
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(reason, detail)

@@ -1,8 +1,9 @@
-"""Numbers that stand for ids: what is drawn, dealt or weighted by them depends on no row number and no other row.
+"""Stable 64-bit hashes of ids, used for sampling, fold assignment, mini-batches and bootstrap weights.
 
-A key is 64 bits of BLAKE2b of an id. `mixed` turns keys into fresh random numbers (splitmix64, Steele et al.
-2014), one stream for each number, so that folds, samples, batches and bootstrap weights need no generator that is
-passed from row to row.
+An id is hashed to 64 bits with BLAKE2b. `mix` turns a hash into pseudo-random numbers (splitmix64, Steele et al.
+2014), one per stream number. A row's random numbers therefore depend on its id and the stream only: not on its row
+number, its shard or any other row, and no generator state passes between tasks. Modules that draw independently
+of one another use different stream numbers.
 """
 
 import hashlib
@@ -15,15 +16,24 @@ Hashes = NDArray[np.uint64]
 
 
 def hash_ids(ids: Iterable[str]) -> Hashes:
-    """Return the key of each id: (n,)."""
+    """Return the 64-bit BLAKE2b hash of each id (UTF-8): (n,) uint64."""
     digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in ids)
     return np.frombuffer(digests, np.uint64)
 
 
-def mix(keys: Hashes, stream: int) -> Hashes:
-    """Return a random 64-bit number for each key, the same for the same key and stream; shape as the keys."""
+def mix(hashes: Hashes, stream: int) -> Hashes:
+    """Return a pseudo-random 64-bit number for each hash, the same whenever hash and stream are the same.
+
+    Args:
+        hashes: uint64 of any shape.
+        stream: number of the stream, 0 or more: the result is output ``stream`` of splitmix64 seeded with the
+            hash.
+
+    Returns:
+        uint64, uniform over 0..2^64-1, of the shape of ``hashes``. Different hashes give different numbers.
+    """
     with np.errstate(over="ignore"):
-        value = keys + np.uint64((stream + 1) * 0x9E3779B97F4A7C15 % 2**64)
+        value = hashes + np.uint64((stream + 1) * 0x9E3779B97F4A7C15 % 2**64)
         value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         result: Hashes = value ^ (value >> np.uint64(31))
@@ -31,26 +41,33 @@ def mix(keys: Hashes, stream: int) -> Hashes:
 
 
 def hash_groups(
-    keys: Hashes, rows: NDArray[np.int64], groups: tuple[NDArray[np.int64], NDArray[np.int64]]
+    hashes: Hashes, rows: NDArray[np.int64], groups: tuple[NDArray[np.int64], NDArray[np.int64]]
 ) -> Hashes:
-    """Return the key of each row's group: the smallest key among its members, its own where it has no group.
+    """Return the hash of each row's group: the smallest hash of the group's members.
 
     Args:
-        keys: (n,) of the rows.
+        hashes: (n,) hashes of the rows' ids.
         rows: (n,) row numbers, ascending.
-        groups: member rows and the group of each.
+        groups: row number and group number of each group member, (m,) each; every member is in ``rows``.
+
+    Returns:
+        (n,) uint64; a row without a group keeps its own hash.
     """
-    result = keys.copy()
-    at = np.searchsorted(rows, groups[0])
-    names, own = np.unique(groups[1], return_inverse=True)
-    smallest = np.full(len(names), np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(smallest, own, keys[at])
-    result[at] = smallest[own]
+    result = hashes.copy()
+    positions = np.searchsorted(rows, groups[0])
+    numbers, index = np.unique(groups[1], return_inverse=True)
+    smallest = np.full(len(numbers), np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(smallest, index, hashes[positions])
+    result[positions] = smallest[index]
     return result
 
 
 def sampling_threshold(wanted: int, population: int) -> np.uint64:
-    """Return the number below which about ``wanted`` of ``population`` draws lie."""
+    """Return the threshold below which about ``wanted`` of ``population`` uniform 64-bit numbers lie.
+
+    Rows whose mixed hash is at most the threshold form a sample of that expected size; the largest 64-bit number
+    is returned, and so every row sampled, where ``wanted`` is not smaller than ``population``.
+    """
     if wanted >= population:
         return np.uint64(2**64 - 1)
     return np.uint64(int(wanted / population * (2**64 - 1)))

@@ -1,11 +1,17 @@
-"""Small picklable records that locate data: stored files, shards of rows, dimensions, precomputed vectors."""
+"""Picklable records that locate data: image files, shards of rows, vector dimensions, precomputed vectors."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """Where an image lies, and what the manifest knows of its file; None is unknown."""
+    """Location of an image file and what the manifest records about it; None means unknown.
+
+    Attributes:
+        uri: local path or ``s3://`` URI of the file, or of a member of an archive.
+        size_bytes: size when it was listed.
+        etag: S3 ETag when it was listed; for a local file its modification time and size.
+    """
 
     uri: str
     size_bytes: int | None = None
@@ -14,7 +20,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Shard:
-    """A range of rows, ``start <= row < stop``, that is one file of each table."""
+    """Range of rows, ``start <= row < stop``, stored as one file of each table."""
 
     index: int
     start: int
@@ -22,18 +28,24 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """The file's name in every table's folder."""
+        """File name of the shard in every table's folder; names sort by index."""
         return f"part-{self.index:06d}.parquet"
 
 
 def shards_of(stops: list[int]) -> list[Shard]:
-    """Return the shards that end at the given rows, ascending."""
+    """Return consecutive shards from row 0, given the end (exclusive) of each shard, ascending."""
     return [Shard(i, start, stop) for i, (start, stop) in enumerate(zip([0, *stops[:-1]], stops, strict=True))]
 
 
 @dataclass(frozen=True)
 class VectorLayout:
-    """What the dimensions of a run's vectors are for."""
+    """Dimensions of a run's vectors, and the half-open ranges of them that are used.
+
+    Attributes:
+        dimensions: D, length of a stored vector.
+        search: (start, stop) of the dimensions that cosine distances are computed from.
+        classify: (start, stop) of the dimensions that the classifier sees.
+    """
 
     dimensions: int
     search: tuple[int, int]
@@ -42,9 +54,14 @@ class VectorLayout:
 
 @dataclass(frozen=True)
 class VectorSource:
-    """Where precomputed vectors lie: Parquet files in row order, and the columns that hold the numbers.
+    """Location of precomputed vectors: Parquet files in row order.
 
-    ``half`` tells that they are float16, and are kept so.
+    Attributes:
+        files: local paths or ``s3://`` URIs.
+        file_rows: number of rows of each file.
+        columns: one list column of vectors, or one scalar column for each dimension.
+        dimensions: D, length of a vector.
+        half: whether the vectors are float16; they are then stored as float16 in ``embeddings/``.
     """
 
     files: list[str]

@@ -1,6 +1,8 @@
-"""The tables that cross stages: Arrow schemas, the words used in them, and the cast that each write goes through.
+"""Arrow schemas of the tables that stages exchange, and `conform`, the cast that every written table goes through.
 
-Every table is cut by the same row ranges (shards), so that shard i of one aligns with shard i of every other.
+All sharded tables are divided by the same row ranges (shards), so shard i of one table holds the same rows as
+shard i of every other. A **view** is one generator's synthetic rows together with all real rows; tables with a
+column ``generator`` have one line for each row of each view. Distances are cosine distances, 0..2.
 """
 
 import pyarrow as pa
@@ -8,37 +10,49 @@ import pyarrow as pa
 from synthscale.errors import SchemaError
 
 REAL, SYNTHETIC = "real", "synthetic"
+"""Values of the manifest's column ``real_or_synthetic``."""
+
 CONTROL = "control"
-"""The generator that a held-out half of the real set stands as."""
+"""Name of the generator whose images are the held-out half of the real set (``control: true``)."""
 
 BLOCKS = 20
+"""Blocks of the delete-a-block jackknife (statistics/jackknife.py).
 
+A standard error from 20 blocks has 19 degrees of freedom. Half as many blocks would widen every interval through
+Student's t (2.26 instead of 2.09 standard errors); twice as many would double the refits of the classifier. Must
+be a multiple of 20 (statistics/prdc_variance.py divides it by 5, 10 and 20) and at most ``OUTSIDE`` in
+statistics/size_matching.py.
+"""
 
 REASSIGNMENTS = 5
-"""Other deals of the blocks to folds, which show how far a figure hinges on the deal."""
+"""Alternative assignments of jackknife blocks to folds, each with a refit of all heads.
 
-_NAME = pa.dictionary(pa.int32(), pa.string())
+The variance of fidelity and representativeness over them is added to that of the jackknife.
+"""
+
 DIRECTIONS = 3
-"""Separating directions that a run keeps for each generator."""
+"""Directions of the embedding kept for each generator: those that separate the sets most."""
 
 NEAREST_REAL, DISTINCT_REAL = "nearest_real_distance", "distinct_real_distance"
-"""Columns of ``nearest/``: the distance to the nearest (other) real row, and, of real rows, to one that is no
-copy."""
+"""Columns of ``nearest/``: distance to the nearest other real row, and (for real rows) to the nearest other real
+row that is not an exact copy."""
+
+_CATEGORY = pa.dictionary(pa.int32(), pa.string())
 
 MANIFEST_COLUMNS = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),
         pa.field("id", pa.string(), nullable=False),
         pa.field("uri", pa.string()),  # null for precomputed vectors
-        pa.field("real_or_synthetic", _NAME, nullable=False),
+        pa.field("real_or_synthetic", _CATEGORY, nullable=False),
         pa.field("label", pa.string()),
-        pa.field("generator", _NAME),  # null for real rows
+        pa.field("generator", _CATEGORY),  # null for real rows
         pa.field("image_filename", pa.string()),
         pa.field("size_bytes", pa.int64()),
         pa.field("etag", pa.string()),
     ]
 )
-"""The columns that every manifest has; the user's own columns follow them."""
+"""``manifest/``: columns that every manifest has, one line per row of the run; the user's own columns follow."""
 
 FAILURES = pa.schema(
     [
@@ -49,14 +63,19 @@ FAILURES = pa.schema(
         ("detail", pa.string()),
     ]
 )
+"""``failures/``: rows that could not be used, with the cause (`faults.Reason`) and an explanation."""
 
 NEIGHBORS = pa.schema(
-    [("left", pa.int64()), ("right", pa.int64()), ("cosine_distance", pa.float32()), ("kind", _NAME)]
+    [("left", pa.int64()), ("right", pa.int64()), ("cosine_distance", pa.float32()), ("kind", _CATEGORY)]
 )
+"""``neighbors/``: near-duplicate pairs of row numbers.
+
+``kind`` is ``real-real``, ``real-synthetic`` or ``synthetic-synthetic``.
+"""
 
 NEAREST = pa.schema(
     [
-        ("generator", _NAME),
+        ("generator", _CATEGORY),
         ("row", pa.int64()),
         ("nn_row", pa.int64()),
         ("nn_distance", pa.float32()),
@@ -73,19 +92,29 @@ NEAREST = pa.schema(
         ("in_synthetic_manifold", pa.bool_()),
     ]
 )
-"""Per generator and row: nearest neighbours in that generator's view, and the k-NN indicators.
+"""``nearest/``: nearest neighbours of each row within its view, and the k-NN indicators.
 
-``in_real_manifold``: inside the k-NN radius of some (other) real row; ``covered``: a real row whose radius holds
-a synthetic row, null for synthetic rows; ``is_copy``: an exact copy of a row of its own set
-that has a smaller id. ``held``: how many synthetic rows a real row's radius holds, for generators that
-are larger than the smallest. Where the family ``manifold`` is asked for: ``real_balls``, of synthetic rows, how
-many distinct real rows' radii hold them, and ``in_synthetic_manifold``, of real rows, whether some synthetic
-row's holds them.
+Null means that there is no such row, or that the column was not computed.
+
+- ``nn_row``, ``nn_distance``: nearest other row of the view.
+- ``nearest_real_row``, ``nearest_real_distance``: nearest other real row.
+- ``distinct_real_distance``: for real rows, distance to the nearest other real row that is not an exact copy.
+- ``knn_radius``: distance to the k-th nearest distinct row of the row's own set.
+- ``in_real_manifold``: whether the row lies within the k-NN radius of some (other) real row.
+- ``covered``: for real rows, whether the k-NN radius contains a synthetic row.
+- ``is_copy``: whether the row is an exact copy of a row of its own set that has a smaller id.
+- ``exact``: whether neighbours come from all pairs, not from an approximate search.
+- ``synthetic_in_radius``: for real rows, number of synthetic rows within the k-NN radius; only for generators that
+  are larger than the smallest.
+- ``real_radii_containing``: for synthetic rows, number of distinct real rows whose k-NN radius contains the row;
+  only with the family ``manifold``.
+- ``in_synthetic_manifold``: for real rows, whether some synthetic row's k-NN radius contains the row; only with
+  the family ``manifold``.
 """
 
 GROUPS = pa.schema(
     [
-        ("generator", _NAME),
+        ("generator", _CATEGORY),
         ("row", pa.int64()),
         ("near_duplicate_id", pa.int64()),
         ("size", pa.int64()),
@@ -95,10 +124,16 @@ GROUPS = pa.schema(
         ("is_chain", pa.bool_()),
     ]
 )
+"""``groups/``: near-duplicate groups (connected components of two rows or more) of each view, one line per member.
+
+``near_duplicate_id`` is the smallest row number of the group and ``size`` its number of rows. ``diameter`` is the
+largest cosine distance between two members, exact up to 32 members; ``is_chain`` marks diameters of more than four
+times the radius.
+"""
 
 FOLDS = pa.schema(
     [
-        ("generator", _NAME),
+        ("generator", _CATEGORY),
         ("row", pa.int64()),
         ("fold", pa.list_(pa.int8())),
         ("is_real", pa.bool_()),
@@ -108,15 +143,16 @@ FOLDS = pa.schema(
         ("log_prior", pa.float64()),
     ]
 )
-"""``classifier/``: each row per generator: its fold in each deal (none where no classifier can be fitted).
+"""``classifier/``: the fold assignment of each row of each view.
 
-``key`` and ``group_key`` stand for its id and its near-duplicate group (keys.py); ``log_prior`` is the log of
-synthetic over real rows that its heads are trained on.
+``fold`` has the row's fold in each repeat, and is empty where there are too few groups to cross-validate. ``key``
+and ``group_key`` are the hashes of the row's id and of its near-duplicate group (tables/id_hashes.py).
+``log_prior`` is log(synthetic / real) over the rows that the row's heads are trained on.
 """
 
 PREDICTIONS = pa.schema(
     [
-        ("generator", _NAME),
+        ("generator", _CATEGORY),
         ("row", pa.int64()),
         ("fold", pa.int8()),
         ("logit_synthetic", pa.float32()),
@@ -128,13 +164,18 @@ PREDICTIONS = pa.schema(
         ("logit_reassigned", pa.list_(pa.float16(), REASSIGNMENTS)),
     ]
 )
-"""Out of fold, per generator and row: the fold (of the first deal), the balanced logit (mean over deals) with its
-standard deviation over deals (null for one deal), the logit of a classifier that sees the file's facts alone (null
-for vectors), and the row's places along the directions that separate the sets most (directions.py).
-``logit_without`` is the first deal's logit from heads that were fitted without each block of the jackknife
-(refits.py): null in the row's own block, and for ``mlp``. ``logit_matched`` are those of heads that saw the
-matched subsample of a larger generator alone (matched.py), and that without each block; null outside of it.
-``logit_reassigned`` are those under other fold assignments.
+"""``predictions/``: out-of-fold logits of each row of each view: log-odds of being synthetic, classes balanced.
+
+- ``fold``: the row's fold in the first repeat.
+- ``logit_synthetic``: mean over repeats.
+- ``logit_deviation``: standard deviation over repeats; null with a single repeat.
+- ``logit_file_facts``: logit of a classifier that sees file metadata only; null for precomputed vectors.
+- ``direction_coordinates``: coordinates along the directions that separate the sets most (classify/directions.py).
+- ``logit_without``: logit in the first repeat, from heads refitted without each jackknife block
+  (classify/jackknife_refits.py); null in the row's own block, and for ``mlp``.
+- ``logit_matched``: logit from heads fitted to the size-matched subsample (statistics/size_matching.py), then from
+  those refitted without each block; null outside the subsample, and for the smallest generator.
+- ``logit_reassigned``: logits under the other fold assignments (`REASSIGNMENTS`).
 """
 
 SCORES = pa.schema(
@@ -158,8 +199,7 @@ SCORES = pa.schema(
         ("covered", pa.bool_()),
     ]
 )
-"""The columns of ``scores/``; the user's own columns follow them."""
-
+"""``scores/``: the per-image results that users read (docs/metrics.md); the user's own columns follow."""
 
 METRICS = pa.schema(
     [
@@ -180,16 +220,22 @@ METRICS = pa.schema(
         ("deviations", pa.list_(pa.float64(), BLOCKS)),
     ]
 )
-"""``metrics.parquet``: a line for each generator, metric and slice (``slice_by`` is empty over all rows).
+"""``metrics.parquet``: one line per generator, metric and slice (``slice_by`` is empty for the whole view).
 
-``low`` and ``high`` are the ends of the 95 % interval; ``is_small`` marks what rests on too few rows to say much;
-``reason`` says why a value or an interval is null. The squares of ``deviations`` add up to the variance, and the
-deviations of a difference are the differences of deviations (jackknife.py): so lines are compared in pairs.
+``low`` and ``high`` are the ends of the 95 % interval; ``real`` and ``synthetic`` count the rows of the slice;
+``is_small`` marks values from fewer than 30 independent rows; ``reason`` says why a value or an interval is null.
+The squares of ``deviations`` add up to the variance, and the deviations of a difference are the differences of the
+deviations (statistics/jackknife.py), so two lines can be compared in pairs.
 """
 
 
 def embeddings_schema(dimensions: int, number: pa.DataType = pa.float32()) -> pa.Schema:  # noqa: B008 (immutable)
-    """Return the schema of ``embeddings/`` for vectors of ``dimensions`` numbers, float32 or float16."""
+    """Return the schema of ``embeddings/``: vectors, file metadata and pixel statistics.
+
+    Args:
+        dimensions: length of a vector.
+        number: type of its components, float32 or float16.
+    """
     return pa.schema(
         [
             ("row", pa.int64()),
@@ -209,10 +255,19 @@ def embeddings_schema(dimensions: int, number: pa.DataType = pa.float32()) -> pa
 
 
 def conform(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
-    """Cast ``table`` to ``schema`` (further columns stay, behind); raise SchemaError naming what does not fit."""
+    """Cast a table to a schema: columns in the schema's order, followed by any others unchanged.
+
+    Args:
+        table: has at least the schema's columns, in any order.
+        schema: names, types and nullability.
+        name: of the table, for messages.
+
+    Raises:
+        SchemaError: a column is missing, cannot be cast to its type, or has nulls where the schema allows none.
+    """
     missing = [field.name for field in schema if field.name not in table.column_names]
     if missing:
-        raise SchemaError(f"{name}: lacks the columns {', '.join(missing)}")
+        raise SchemaError(f"{name}: missing columns {', '.join(missing)}")
     columns, fields = [], []
     for field in schema:
         if not field.nullable and table.column(field.name).null_count:
@@ -220,7 +275,7 @@ def conform(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
         try:
             columns.append(table.column(field.name).cast(field.type))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise SchemaError(f"{name}: column {field.name} does not fit {field.type}: {error}") from error
+            raise SchemaError(f"{name}: column {field.name} cannot be cast to {field.type}: {error}") from error
         fields.append(field)
     for field in table.schema:
         if field.name not in schema.names:

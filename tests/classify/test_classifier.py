@@ -464,7 +464,7 @@ def test_the_number_of_workers_changes_no_probability(
             training,
             blocks=given(shares[rank]),
             is_cached=is_cached,
-            workers=FitContext(reduce_sum, are_several=True),
+            workers=FitContext(reduce_sum, is_distributed=True),
         )
         return sets.everything(fit_classifier(own, TWO_DEALS)[0])
 
@@ -661,7 +661,7 @@ def test_perfectly_separable_sets_give_finite_and_confident_answers(settings: Cl
 def test_a_fit_goes_on_from_a_state_kept_before() -> None:
     sets = two_generators(scale=4)
     training, states = sets.training(32), []
-    kept = replace(training.workers.resume, keep=lambda give: states.append(dict(give())))
+    saving = replace(training.workers.resume, save=lambda get_state: states.append(dict(get_state())))
     model, _ = fit_classifier(replace(training, workers=FitContext(resume=kept)), TWO_DEALS)
     expected = sets.everything(model)
     for state in (states[0], states[len(states) // 2], states[-1]):

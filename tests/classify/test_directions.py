@@ -48,7 +48,7 @@ def test_gradients_by_the_standardised_embedding_are_finite_differences(fourier_
     heads = make(1, folds, feature_map.dimensions)
     vectors = feature_map.mean + feature_map.scale * torch.from_numpy(normal(2, 50, d))
     fold = (np.arange(50) % folds).astype(np.int8)
-    found = feature_map.pulled_back(vectors, heads.gradients(feature_map(vectors), fold)).numpy()
+    found = feature_map.embedding_gradient(vectors, heads.gradients(feature_map(vectors), fold)).numpy()
     for j in range(d):
         # A step of so many standard deviations of the real images.
         aside = torch.zeros(d, dtype=torch.float64)
@@ -65,7 +65,7 @@ def test_gradients_by_the_standardised_embedding_are_those_of_autograd(fourier_f
     logits = feature_map(vectors) @ heads.weights[0] + heads.intercepts[0]
     (by_vector,) = torch.autograd.grad(logits.sum(), vectors)
     gradient = heads.gradients(feature_map(vectors.detach()), np.zeros(30, np.int8))
-    found = feature_map.pulled_back(vectors.detach(), gradient)
+    found = feature_map.embedding_gradient(vectors.detach(), gradient)
     torch.testing.assert_close(found, by_vector * feature_map.scale, rtol=1e-9, atol=1e-12)
 
 
@@ -100,7 +100,7 @@ def test_a_shift_of_the_mean_is_the_first_direction_with_synthetic_rows_at_its_p
     assert float(found.axes[0] @ torch.from_numpy(by * axis)) > 0.95
     assert found.share[0] > 0.8
     places = [
-        found.places(model.feature_map.standardise(torch.from_numpy(sets.vectors[name])))[:, 0].mean()
+        found.coordinates(model.feature_map.standardise(torch.from_numpy(sets.vectors[name])))[:, 0].mean()
         for name in ("fake", REAL)
     ]
     assert places[0] - places[1] == pytest.approx(1, abs=0.15)
@@ -184,7 +184,7 @@ def test_a_classifier_that_knows_nothing_gives_no_direction() -> None:
     found = found_in(sets, nothing)["fake"]
     assert found.axes.shape == (0, 6)
     assert found.share.shape == (0,)
-    assert found.places(torch.from_numpy(sets.vectors[REAL])).shape == (100, 0)
+    assert found.coordinates(torch.from_numpy(sets.vectors[REAL])).shape == (100, 0)
 
 
 def test_a_network_that_found_nothing_gives_no_direction() -> None:
@@ -272,7 +272,7 @@ def test_places_are_coordinates_along_the_axes() -> None:
     directions = SeparatingDirections(
         torch.tensor([[0.6, 0.8], [-0.8, 0.6]]).double(), torch.tensor([0.9, 0.1]).double()
     )
-    assert directions.places(torch.tensor([[1.0, 2.0]]).double()).tolist() == [pytest.approx([2.2, 0.4])]
+    assert directions.coordinates(torch.tensor([[1.0, 2.0]]).double()).tolist() == [pytest.approx([2.2, 0.4])]
 
 
 def test_a_saved_model_has_the_same_directions() -> None:

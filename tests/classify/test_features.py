@@ -162,7 +162,7 @@ def test_gradients_are_pulled_back_to_the_standardised_embedding(fourier_feature
     vectors = torch.from_numpy(scaled(14, 20) * 0.99)
     rng = np.random.default_rng(15)
     by_features = torch.from_numpy(rng.normal(size=(20, feature_map.dimensions)))
-    found = feature_map.pulled_back(vectors, by_features)
+    found = feature_map.embedding_gradient(vectors, by_features)
     # A step along one standardised coordinate, in the units of the embedding.
     step = 1e-5
     for j in range(5):

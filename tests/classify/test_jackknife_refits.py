@@ -214,7 +214,7 @@ def three_generators(settings: ClassifierConfig) -> Sets:
 @pytest.mark.parametrize("columns", [1000, 120, 1], ids=["together", "in twos", "one by one"])
 def test_other_generators_change_nothing(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     sets = three_generators(KERNEL)
-    monkeypatch.setattr(refits_module, "_COLUMNS", columns)
+    monkeypatch.setattr(refits_module, "_MAX_HEADS", columns)
     model, _ = fitted(sets, KERNEL)
     assert set(model.refits) == {"same", "fake", "few"}
     for name in model.refits:

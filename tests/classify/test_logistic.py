@@ -326,7 +326,7 @@ def test_heads_converge_at_the_limit_of_the_arithmetic(seed: int) -> None:
 def many(n: int, m: int, seed: int = 30) -> Rows:
     """Sets so large that a fit starts on a sample."""
     rng = np.random.default_rng(seed)
-    assert max(n, m) > 2 * descent._LEAST_SAMPLE
+    assert max(n, m) > 2 * descent._MIN_SAMPLE_ROWS
     synthetic = np.arange(n + m) >= n
     x = rng.normal(size=(n + m, 4)) * [0.2, 1, 1, 2] + 0.15 * synthetic[:, None] + [0, 1, 0, -1]
     return Rows.of(x, synthetic, rng.integers(0, FOLDS, n + m), rng.integers(0, 3, n + m))
@@ -346,7 +346,7 @@ def test_a_fit_that_starts_on_a_sample_agrees_with_scikit_learn(balanced: bool, 
 def test_the_sample_saves_passes_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     data = many(10_000, 9_000)
     fit = data.fit((1e-6, 1e-4, 1e-2, 1.0))
-    monkeypatch.setattr(descent, "_LEAST_SAMPLE", 10**9)
+    monkeypatch.setattr(descent, "_MIN_SAMPLE_ROWS", 10**9)
     whole = data.fit((1e-6, 1e-4, 1e-2, 1.0))
     assert fit.passes <= whole.passes
     assert fit.strength == whole.strength
@@ -448,7 +448,7 @@ def test_any_split_over_workers_gives_the_same_probabilities(balanced: bool, cut
     parts = [data.take(part) for part in np.split(np.random.default_rng(0).permutation(240), cuts)]
 
     def work(rank: int, reduce_sum: ReduceSum) -> LogisticFit:
-        workers = FitContext(reduce_sum, are_several=True)
+        workers = FitContext(reduce_sum, is_distributed=True)
         return fit_logistic_heads(data.views, strengths, parts[rank].blocks, balanced=balanced, workers=workers)[
             "fake"
         ]
@@ -469,7 +469,7 @@ def test_workers_agree_on_a_sampled_start() -> None:
     parts = [data.take(part) for part in np.split(np.arange(19_000), [3_000, 10_000])]
 
     def work(rank: int, reduce_sum: ReduceSum) -> LogisticFit:
-        workers = FitContext(reduce_sum, are_several=True)
+        workers = FitContext(reduce_sum, is_distributed=True)
         return fit_logistic_heads(data.views, (1e-4, 1e-2), parts[rank].blocks, balanced=True, workers=workers)[
             "fake"
         ]

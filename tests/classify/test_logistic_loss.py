@@ -120,10 +120,10 @@ def test_there_is_a_head_for_every_view_strength_and_fold() -> None:
     assert set(heads()) == expected
     assert len(heads()) == len(expected)
     columns = HeadColumns.of(iter(VIEWS), STRENGTHS)
-    assert columns.within(REAL).all()
+    assert columns.using_set(REAL).all()
     for c, (view, _, _) in enumerate(heads()):
         assert columns.generator_of(torch.tensor([c])) == VIEWS[view].generator
-        assert [bool(columns.within(name)[c]) for name in "abc"] == [
+        assert [bool(columns.using_set(name)[c]) for name in "abc"] == [
             VIEWS[view].generator == name for name in "abc"
         ]
 
@@ -131,7 +131,7 @@ def test_there_is_a_head_for_every_view_strength_and_fold() -> None:
 def test_heads_alike_are_those_of_one_generator_and_strength() -> None:
     columns, listed = HeadColumns.of(VIEWS, STRENGTHS), heads()
     chosen = torch.tensor([c for c in range(len(listed)) if c % 3])
-    groups = [group.tolist() for group in columns.alike(chosen)]
+    groups = [group.tolist() for group in columns.group_by_strength(chosen)]
     assert sorted(c for group in groups for c in group) == chosen.tolist()
     kinds = [{(VIEWS[listed[c][0]].generator, listed[c][2]) for c in group} for group in groups]
     assert all(len(kind) == 1 for kind in kinds)
@@ -185,7 +185,7 @@ def test_hessians_are_the_means_over_their_heads(balanced: bool) -> None:
         return (ones * (weights(rows, view, fold, balanced) * p * (1 - p))[:, None]).T @ ones
 
     one_each = [torch.tensor([c]) for c in range(len(heads()))]
-    for group in (one_each, problem.columns.alike(torch.arange(len(heads())))):
+    for group in (one_each, problem.columns.group_by_strength(torch.arange(len(heads())))):
         found = problem.hessians(at, group)
         assert found.shape == (len(group), D + 1, D + 1)
         for matrix, members in zip(found.numpy(), group, strict=True):
@@ -273,7 +273,7 @@ def test_logits_of_any_size_have_finite_losses_and_gradients(balanced: bool) -> 
 def everything(problem: LogisticLoss) -> list[torch.Tensor]:
     """All sums of a problem at some points."""
     at, everyone = points(11), torch.arange(len(heads()))
-    groups = problem.columns.alike(everyone)
+    groups = problem.columns.group_by_strength(everyone)
     sums = [*problem.loss_and_gradient(at, everyone), held_out(problem, at), problem.prior]
     return [*sums, *(problem.weight[name] for name in sorted(problem.weight)), problem.hessians(at, groups)]
 
@@ -341,7 +341,7 @@ def test_a_sample_stands_for_the_whole(balanced: bool) -> None:
         sample.loss_and_gradient(at, everyone), problem.loss_and_gradient(at, everyone), strict=True
     ):
         torch.testing.assert_close(part, whole, rtol=0, atol=0.05)
-    groups = problem.columns.alike(everyone)
+    groups = problem.columns.group_by_strength(everyone)
     torch.testing.assert_close(sample.hessians(at, groups), problem.hessians(at, groups), rtol=0, atol=0.02)
 
 
@@ -427,7 +427,7 @@ def test_rows_that_a_view_leaves_out_are_as_good_as_not_there(balanced: bool) ->
         torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
     torch.testing.assert_close(held_out(found, at), held_out(expected, at), rtol=0, atol=1e-11)
     torch.testing.assert_close(found.prior, expected.prior, rtol=0, atol=1e-11)
-    groups = found.columns.alike(everyone)
+    groups = found.columns.group_by_strength(everyone)
     torch.testing.assert_close(found.hessians(at, groups), expected.hessians(at, groups), rtol=0, atol=2e-6)
 
 
@@ -446,8 +446,8 @@ def test_the_states_of_several_fits_lie_side_by_side() -> None:
     first, second = whole.part("a"), whole.part("b")
     assert first.state == {}
     assert {key: value.tolist() for key, value in second.state.items()} == {"points": [7.0]}
-    first.keep(lambda: {"points": torch.tensor([1.0]), "x/y": torch.tensor([2.0])})
-    second.keep(lambda: {"points": torch.tensor([3.0])})
+    first.save(lambda: {"points": torch.tensor([1.0]), "x/y": torch.tensor([2.0])})
+    second.save(lambda: {"points": torch.tensor([3.0])})
     again = FitState(offered[-1])
     assert {key: value.tolist() for key, value in again.part("a").state.items()} == {"points": [1.0], "x/y": [2.0]}
     assert {key: value.tolist() for key, value in again.part("b").state.items()} == {"points": [3.0]}
@@ -458,5 +458,5 @@ def test_what_is_kept_is_made_only_when_it_is_asked_for() -> None:
     def give() -> dict[str, torch.Tensor]:
         raise AssertionError("nobody asked")
 
-    FitState().keep(give)
-    FitState().part("a").keep(give)
+    FitState().save(give)
+    FitState().part("a").save(give)

@@ -127,7 +127,7 @@ def test_a_saved_model_has_its_directions() -> None:
     for name, own in directions.items():
         np.testing.assert_array_equal(found.directions[name].axes, own.axes)
         np.testing.assert_array_equal(found.directions[name].share, own.share)
-        assert found.directions[name].places(rows).shape == (6, kept[name])
+        assert found.directions[name].coordinates(rows).shape == (6, kept[name])
 
 
 def refits(rng: np.random.Generator, folds: int, dimensions: int) -> JackknifeRefits:
@@ -238,7 +238,7 @@ def test_logits_are_scaled_unless_that_makes_them_clearly_worse() -> None:
 
 def test_places_are_the_coordinates_along_each_direction() -> None:
     axes = torch.tensor([[1.0, 0.0], [0.6, 0.8]]).double()
-    places = SeparatingDirections(axes, torch.tensor([0.7, 0.3]).double()).places(
+    places = SeparatingDirections(axes, torch.tensor([0.7, 0.3]).double()).coordinates(
         torch.tensor([[2.0, -1.0]]).double()
     )
     np.testing.assert_allclose(places, [[2.0, 0.4]])

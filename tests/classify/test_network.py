@@ -415,7 +415,7 @@ def test_a_step_stands_for_all_rows_whatever_the_sizes_of_the_classes() -> None:
     for block in blocks:
         for f in range(4):
             outside = block.fold[:, 0] != f
-            logit = networks.of(f).logits(block.features[outside].double())[0]
+            logit = networks.of_fold(f).logits(block.features[outside].double())[0]
             loss = loss + torch.nn.functional.softplus(-block.sign * logit).mean() / 2
     for one, expected in zip(total, torch.autograd.grad(loss, parameters), strict=True):
         torch.testing.assert_close(one, expected, rtol=1e-6, atol=1e-9)

@@ -437,7 +437,7 @@ def test_a_killed_worker_is_replaced_and_the_fit_goes_on(prepared_long, tmp_path
         # In a worker: this function travels there whole, and changes nothing here.
         from synthscale.classify import ray_train as train_run
 
-        train_run._KEEP_EVERY_S = 0.3
+        train_run._CHECKPOINT_EVERY_S = 0.3
         train_run._train(job, placement)
 
     whole = classify_alone(copy_of(prepared_long, tmp_path / "whole", head="mlp", workers=0))
@@ -489,7 +489,7 @@ _DRIVER = """
 import sys
 from synthscale import Config, score
 from synthscale.classify import ray_train as train_run
-train_run._KEEP_EVERY_S = 0.3
+train_run._CHECKPOINT_EVERY_S = 0.3
 score(Config.model_validate_json(sys.argv[1]))
 """
 
@@ -509,7 +509,7 @@ def test_a_killed_driver_goes_on_where_it_was(prepared_long, tmp_path, caplog):
     assert state.exists()
     with caplog.at_level(logging.INFO, logger="synthscale"):
         again = score(config)
-    assert [text for text in caplog.messages if "goes on from" in text and "embedding.state" in text]
+    assert [text for text in caplog.messages if "resuming the fit from" in text and "embedding.state" in text]
     passes = [r.run.completed("classify").info["generators"]["synthetic"]["passes"] for r in (again, whole)]
     assert passes[0] < passes[1]
     ours, theirs = again.scores(), whole.scores()
@@ -703,12 +703,12 @@ def test_vectors_without_files_give_no_facts(read):
 
 def test_a_worker_without_shards_has_no_rows(read):
     tables, _ = read
-    assert list(train_run._ahead(tables, [], "embedding", None)) == []
-    assert list(train_run._ahead(tables, [], "embedding", "fake")) == []
+    assert list(train_run._prefetch(tables, [], "embedding", None)) == []
+    assert list(train_run._prefetch(tables, [], "embedding", "fake")) == []
 
 
 def test_reading_ahead_keeps_the_order_of_shards(read):
     tables, shards = read
-    ahead = list(train_run._ahead(tables, shards, "embedding", None))
+    ahead = list(train_run._prefetch(tables, shards, "embedding", None))
     one_by_one = [block for shard in shards for block in tables.blocks(shard, "embedding")]
     assert [block.key.tolist() for block in ahead] == [block.key.tolist() for block in one_by_one]

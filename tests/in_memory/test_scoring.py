@@ -36,7 +36,7 @@ def kinds(n: int, m: int) -> list[str]:
 
 
 def flawed(seed: int = 0) -> tuple[Vectors, Vectors]:
-    """90 real rows and 80 synthetic ones: shifted, some repeated, some copied exactly or nearly, some fresh."""
+    """Return 90 real and 80 shifted synthetic rows; some repeat others, some copy real rows exactly or nearly."""
     rng = np.random.default_rng(seed)
     real = normal(seed, 90)
     synthetic = normal(seed + 1, 80, mean=0.4)
@@ -60,7 +60,7 @@ def scored() -> FeatureScores:
 
 
 def numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """Every number in a nested structure and where it stands."""
+    """Yield every number in a nested structure with its path."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from numbers(inner, f"{path}.{key}")
@@ -72,7 +72,7 @@ def numbers(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
 
 
 def assert_same(found: Any, expected: Any) -> None:
-    """All numbers within 1e-5 and everything else equal."""
+    """Assert that all numbers agree within 1e-5 and everything else is equal."""
     left, right = dict(numbers(found)), dict(numbers(expected))
     assert left.keys() == right.keys()
     for path, value in right.items():
@@ -80,7 +80,7 @@ def assert_same(found: Any, expected: Any) -> None:
 
 
 def nulls_without_reason(value: Any, path: str = "") -> list[str]:
-    """Places of nulls in mappings that give no reason."""
+    """Return the paths of mappings that have a null but no reason."""
     found = []
     if isinstance(value, dict):
         if any(inner is None for inner in value.values()) and not value.get("reason"):
@@ -94,7 +94,7 @@ def nulls_without_reason(value: Any, path: str = "") -> list[str]:
 
 
 def assert_honest(metrics: dict[str, Any]) -> None:
-    """Every number is finite, or null with a reason."""
+    """Assert that every number is finite, or null with a reason."""
     json.dumps(metrics, allow_nan=False)
     assert all(math.isfinite(number) for _, number in numbers(metrics))
     assert nulls_without_reason(metrics) == []
@@ -122,8 +122,8 @@ def test_the_tutorials_definitions_hold_by_label_for_the_classifier_and_groups(s
             assert block[name]["value"] == pytest.approx(value, abs=1e-9)
 
 
-def test_labels_split_the_metrics_without_rest(scored: FeatureScores) -> None:
-    # A slice keeps the groups and the manifold of the whole, so shares add up.
+def test_metrics_by_label_add_up_to_the_whole(scored: FeatureScores) -> None:
+    # A slice uses the groups and k-NN radii of the whole view, so shares add up.
     block = scored.metrics["synthetic"]
     for name, kind in (("diversity", "synthetic"), ("freshness", "synthetic"), ("coverage", "real")):
         parts = [(inner["counts"][kind], inner[name]["value"]) for inner in block["by_label"].values()]
@@ -131,7 +131,7 @@ def test_labels_split_the_metrics_without_rest(scored: FeatureScores) -> None:
         assert mean == pytest.approx(block["metrics"][name]["value"])
 
 
-def test_groups_precision_and_coverage_are_those_of_brute_force(scored: FeatureScores) -> None:
+def test_groups_precision_and_coverage_equal_brute_force(scored: FeatureScores) -> None:
     real, synthetic = flawed()
     frame, block = scored.scores(), scored.metrics["synthetic"]
     expected = brute.groups(np.vstack([real, synthetic]), 0.13 * brute.real_median(real))
@@ -227,7 +227,7 @@ def test_adding_a_generator_leaves_every_number_of_the_first() -> None:
     alone = score_features(
         np.vstack([real, first]), kinds(90, 80), generator=["a"] * 170, labels=labels[:170], ids=ids[:170]
     )
-    # The other generator comes first, in the middle of the rows, so that order and row numbers shift too.
+    # The other generator is inserted between the rows, so that order and row numbers change too.
     order = np.r_[np.arange(90), 170 + np.arange(len(second)), np.arange(90, 170)]
     names = np.array(["a"] * 170 + ["b"] * len(second), dtype=object)
     both = score_features(
@@ -264,7 +264,7 @@ def test_permuting_the_rows_with_their_ids_changes_no_number(seed: int, weight: 
 
 
 def test_exact_copies_in_a_large_real_set_do_not_make_the_order_matter() -> None:
-    # More distinct real rows than the bandwidth is taken from, and copies under several ids.
+    # More distinct real rows than the bandwidth sample, and copies with several ids.
     base = normal(8, 1100, 4)
     x = np.vstack([base, base, normal(9, 300, 4, mean=0.3)])
     kind, ids = np.array(kinds(2200, 300)), np.array([f"id-{i}" for i in range(2500)])
@@ -341,7 +341,7 @@ def test_labels_of_one_side_only_give_null_with_a_reason() -> None:
     ],
     ids=["1+1", "1+30", "30+1", "2+2", "5+5", "identical", "one real image", "one dimension"],
 )
-def test_degenerate_sets_are_scored_honestly(real: Vectors, synthetic: Vectors) -> None:
+def test_degenerate_sets_have_finite_metrics_or_reasons(real: Vectors, synthetic: Vectors) -> None:
     found = score_features(np.vstack([real, synthetic]), kinds(len(real), len(synthetic)))
     block = found.metrics["synthetic"]
     assert_honest(found.metrics)
@@ -350,15 +350,15 @@ def test_degenerate_sets_are_scored_honestly(real: Vectors, synthetic: Vectors) 
     assert len(found.scores()) == len(real) + len(synthetic)
 
 
-def test_without_a_second_distinct_real_image_there_is_no_manifold_to_be_in() -> None:
-    # A k-NN radius needs neighbours: 0 would say that the synthetic rows are bad.
+def test_precision_and_coverage_need_two_distinct_real_images() -> None:
+    # Without neighbours there is no k-NN radius; a value of 0 would wrongly blame the synthetic rows.
     metrics = score_features(normal(0, 31), kinds(1, 30)).metrics["synthetic"]["metrics"]
     for name in ("precision", "coverage"):
         assert metrics[name]["value"] is None
         assert metrics[name]["reason"]
 
 
-def test_a_class_in_one_group_leaves_only_the_classifier_out() -> None:
+def test_a_class_in_one_group_has_all_metrics_except_those_of_the_classifier() -> None:
     real, synthetic = normal(10, 40), np.repeat(normal(11, 1), 12, axis=0)
     found = score_features(np.vstack([real, synthetic]), kinds(40, 12))
     assert_honest(found.metrics)
@@ -378,12 +378,12 @@ def test_a_copier_is_not_fresh_and_a_sampler_is() -> None:
     assert found.metrics["copier"]["metrics"]["freshness"]["value"] == 0
     assert found.metrics["sampler"]["metrics"]["freshness"]["value"] > 0.98
     assert found.metrics["sampler"]["metrics"]["fidelity"]["value"] == pytest.approx(0.5, abs=0.05)
-    # Copies share their originals' folds, so they look no better than real.
+    # Copies share the fold of their originals, so fidelity does not exceed 0.5.
     assert found.metrics["copier"]["metrics"]["fidelity"]["value"] < 0.55
 
 
 def test_half_of_the_distribution_gives_a_third_and_no_coverage_of_the_rest() -> None:
-    # One of two equal modes covered perfectly: fidelity 1/3, representativeness 1/3; by mode 2/3 and 0.
+    # One of two equal modes is covered perfectly: fidelity and representativeness are 1/3; by mode 2/3 and 0.
     one, other = 8 * np.eye(8)[0], 8 * np.eye(8)[1]
     x = np.vstack([normal(14, 400) + one, normal(15, 400) + other, normal(16, 800) + one])
     labels = ["left"] * 400 + ["right"] * 400 + ["left"] * 800
@@ -467,7 +467,7 @@ def test_arguments_that_cannot_be_used_are_refused_by_name(arguments: dict[str, 
         score_features(GOOD, **{"real_or_synthetic": kinds(3, 3), **arguments})
 
 
-def test_a_generator_that_is_not_there_is_refused_with_the_names_that_are() -> None:
+def test_an_unknown_generator_is_refused_with_the_list_of_known_ones() -> None:
     found = score_features(GOOD, kinds(3, 3), generator=[None] * 3 + ["a", "a", "b"], config=Config())
     assert len(found.scores("a")) == 5
     assert len(found.scores("b")) == 4

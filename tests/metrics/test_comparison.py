@@ -1,4 +1,4 @@
-"""Differences between generators: formulas, published examples, honest intervals, and who is better."""
+"""Differences between generators: formulas, published examples, interval coverage, and rankings."""
 
 import json
 
@@ -50,7 +50,7 @@ NUMBERS = st.lists(st.floats(-1, 1).map(lambda x: round(x, 6)), min_size=BLOCKS,
 
 @given(one=NUMBERS, two=NUMBERS)
 def test_symmetric_intervals_give_the_paired_interval(one, two):
-    # What a paired jackknife does directly: the difference's deviations are the differences of deviations.
+    # A paired jackknife gives this directly: deviations of a difference are differences of deviations.
     a, b = np.array(one), np.array(two)
     found = difference(symmetric(0.4, a), symmetric(0.1, b))
     away = ERRORS * np.sqrt(np.square(a - b).sum())
@@ -132,7 +132,7 @@ def fresh(block, copied) -> Estimate:
 
 @pytest.mark.parametrize(("high", "low"), [(0.7, 0.6), (0.5, 0.5), (0.96, 0.9)])
 def test_shared_real_rows_are_paired(high, low):
-    """Both generators cover mostly the same, easy, real rows: the interval holds the difference, and is narrow."""
+    """Both generators cover mostly the same real rows: the interval contains the difference and is narrow."""
     rng = np.random.default_rng(1)
     hits, paired, unpaired, trials = 0, [], [], 1500
     for _ in range(trials):
@@ -160,7 +160,7 @@ def test_generators_that_share_nothing(one, two):
     assert hits / trials >= 0.925
 
 
-def test_equal_shares_of_one_differ_by_nothing_but_not_surely():
+def test_the_difference_of_two_shares_of_1_is_0_with_an_interval_around_it():
     rng = np.random.default_rng(3)
     a, b = (of(fresh(rng.integers(0, BLOCKS, 200), np.zeros(200))) for _ in range(2))
     found = difference(a, b, "freshness")
@@ -170,24 +170,24 @@ def test_equal_shares_of_one_differ_by_nothing_but_not_surely():
     assert found.high > 0.005
 
 
-# Who is better.
+# Which generator is better.
 
 
 @pytest.mark.parametrize("metric", sorted(HIGHER))
-def test_more_is_better(metric):
+def test_higher_is_better(metric):
     assert difference(fig(0.8, 0.7, 0.9), fig(0.3, 0.2, 0.4), metric).better == "a"
     assert difference(fig(0.3, 0.2, 0.4), fig(0.8, 0.7, 0.9), metric).better == "b"
 
 
 @pytest.mark.parametrize("metric", sorted(LOWER))
-def test_less_is_better(metric):
+def test_lower_is_better(metric):
     assert difference(fig(0.8, 0.7, 0.9), fig(0.3, 0.2, 0.4), metric).better == "b"
     assert difference(fig(0.3, 0.2, 0.4), fig(0.8, 0.7, 0.9), metric).better == "a"
 
 
 def test_every_metric_has_a_direction_here_or_is_not_compared():
     names = {*CORE_METRICS, *(name for family in FAMILIES.values() for name in family)}
-    # accuracy_real says something of the real set alone.
+    # accuracy_real describes the real set alone.
     assert names - HIGHER - LOWER - set(FAMILIES["stability"]) == {"accuracy_real"}
 
 
@@ -201,14 +201,14 @@ def test_spreads_and_p_values_are_not_compared(metric):
 
 
 @pytest.mark.parametrize("metric", ["fidelity", "auc"])
-def test_nobody_is_better_where_the_interval_holds_zero(metric):
+def test_no_generator_is_better_where_the_interval_contains_zero(metric):
     found = difference(fig(0.5, 0.3, 0.7), fig(0.45, 0.3, 0.6), metric)
     assert found.low < 0 < found.high
     assert found.better is None
 
 
 @pytest.mark.parametrize("metric", ["coverage", "kid"])
-def test_the_other_way_round_says_the_same(metric):
+def test_swapping_the_generators_negates_the_difference(metric):
     rng = np.random.default_rng(4)
     a, b = fig(0.9, 0.85, 0.93, rng.normal(size=BLOCKS)), fig(0.6, 0.5, 0.75, rng.normal(size=BLOCKS))
     there, back = difference(a, b, metric), difference(b, a, metric)
@@ -293,7 +293,7 @@ def test_figures_that_do_not_vary_are_unpaired():
 
 
 def runs(**values):
-    """Figures of coverage, each with an interval of 0.1 on either side."""
+    """Return coverage values, each with an interval of +-0.1."""
     return {name: {"coverage": fig(value, value - 0.1, value + 0.1)} for name, value in values.items()}
 
 
@@ -302,22 +302,22 @@ def places(figures, metric="coverage", control="control"):
     return [(rank["generator"], rank["rank"], rank["best"], rank["worst"]) for rank in found]
 
 
-def test_places_are_sure_where_all_differ():
+def test_ranks_are_certain_where_all_generators_differ():
     assert places(runs(b=0.5, a=0.9, c=0.1)) == [("a", 1, 1, 1), ("b", 2, 2, 2), ("c", 3, 3, 3)]
 
 
-def test_neighbours_that_cannot_be_told_apart_share_places():
-    # 0.1414 away is where two such intervals part.
+def test_generators_without_a_significant_difference_share_a_range_of_ranks():
+    # The interval of the difference excludes 0 beyond 0.1414.
     assert places(runs(a=0.9, b=0.8, c=0.5)) == [("a", 1, 1, 2), ("b", 2, 1, 2), ("c", 3, 3, 3)]
     assert places(runs(a=0.9, b=0.8, c=0.7)) == [("a", 1, 1, 2), ("b", 2, 1, 3), ("c", 3, 2, 3)]
 
 
-def test_nothing_is_sure_without_intervals():
+def test_without_intervals_every_rank_is_possible():
     figures = {name: {"coverage": fig(value)} for name, value in (("a", 0.1), ("b", 0.9), ("c", 0.5))}
     assert places(figures) == [("b", 1, 1, 3), ("c", 2, 1, 3), ("a", 3, 1, 3)]
 
 
-def test_the_least_comes_first_where_less_is_better():
+def test_the_lowest_value_ranks_first_where_lower_is_better():
     figures = {name: {"kid": own["coverage"]} for name, own in runs(a=0.9, b=0.1, c=0.5).items()}
     assert places(figures, "kid") == [("b", 1, 1, 1), ("c", 2, 2, 2), ("a", 3, 3, 3)]
 
@@ -330,7 +330,7 @@ def test_the_control_is_compared_and_not_ranked():
     assert [d["better"] for d in found["comparisons"]] == ["control", "a", "control"]
 
 
-def test_a_generator_without_the_metric_has_no_place():
+def test_a_generator_without_the_metric_has_no_rank():
     figures = {**runs(a=0.9, b=0.1), "c": {"fidelity": fig(0.5)}}
     assert places(figures) == [("a", 1, 1, 1), ("b", 2, 2, 2)]
     assert [own[0] for own in places(figures, "fidelity")] == ["c"]
@@ -344,7 +344,7 @@ def test_one_generator_is_not_ranked(figures):
 @given(
     st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=6), st.booleans()
 )
-def test_a_place_lies_between_the_best_and_the_worst(triples, lower):
+def test_a_rank_lies_between_its_best_and_worst(triples, lower):
     metric = "auc" if lower else "coverage"
     figures = {}
     for i, triple in enumerate(triples):

@@ -32,7 +32,7 @@ PLAIN_SUMS = ("real", "synthetic", "scored", "quality_real", "quality_synthetic"
 
 
 def rows_of(is_real: NDArray[np.bool_], **given: Any) -> Indicators:
-    """Rows of which nothing is known but what is given: q 0.5, in no group, inside nothing, in blocks by turns."""
+    """Return indicators with the given values; by default q 0.5, no groups, no radii, blocks assigned in turn."""
     n = len(is_real)
     none = np.zeros(n, np.bool_)
     q = given.get("q", np.full(n, 0.5))
@@ -88,7 +88,7 @@ def core(rows: Indicators, context: MetricContext = NO_REFERENCES) -> dict[str, 
 
 
 def by_loop(rows: Indicators, slices: NDArray[np.int64], chosen: int) -> dict[str, NDArray[np.float64]]:
-    """The sums of one slice by block, a row at a time."""
+    """Compute the sums of one slice by block with a loop over rows."""
     sums: dict[str, NDArray[np.float64]] = {}
 
     def add(name: str, block: int, value: float) -> None:
@@ -155,13 +155,13 @@ def test_sums_merge_over_any_split(seed: int, cuts: list[int], count: int) -> No
         np.testing.assert_allclose(merged.values, whole.values, rtol=1e-12, atol=1e-12)
 
 
-def test_slices_that_cut_the_rows_add_up_to_the_whole() -> None:
+def test_slices_that_partition_the_rows_add_up_to_the_whole() -> None:
     rows = indicators(1, 200)
     parts = sum_slices(rows, np.arange(200) % 7, 7)
     np.testing.assert_allclose(functools.reduce(operator.add, parts).values, summed(rows).values, atol=1e-12)
 
 
-def test_the_sums_of_each_block_add_up_but_for_what_was_fitted_without_blocks() -> None:
+def test_the_sums_of_each_block_add_up_except_those_of_refitted_heads() -> None:
     whole = summed(indicators(2, 300))
     parts = whole.each_block()
     assert len(parts) == BLOCKS
@@ -172,12 +172,12 @@ def test_the_sums_of_each_block_add_up_but_for_what_was_fitted_without_blocks() 
 
 
 def test_the_tutorials_arithmetic() -> None:
-    # 200 real, 202 synthetic; 18 synthetic in synthetic-only groups and 5 in groups with real.
+    # 200 real and 202 synthetic rows; 18 synthetic ones in groups without and 5 in groups with real rows.
     is_real = np.arange(402) < 200
     repeats, mixed = np.zeros(402, bool), np.zeros(402, bool)
     repeats[200:218] = True
     mixed[218:223] = True
-    # Real rows in groups count for neither.
+    # Real rows in groups change neither metric.
     mixed[:5], repeats[10:20] = True, True
     q = np.where(is_real, 0.861, 0.864)
     found = core(rows_of(is_real, q=q, in_synthetic_group=repeats, in_mixed_group=mixed))
@@ -244,7 +244,7 @@ def test_without_a_manifold_precision_and_coverage_are_null_with_that_reason() -
 
 
 def large(seed: int, n: int = 2000, m: int = 2000) -> Indicators:
-    """Independent rows, a third of them found to have each property."""
+    """Return independent rows, a third of which has each property."""
     rng, is_real = np.random.default_rng(seed), np.arange(n + m) < n
     keys = hash_ids(f"{seed}/{i}" for i in range(n + m))
     flags = rng.random((4, n + m)) < 0.3
@@ -273,22 +273,22 @@ def test_shares_of_independent_rows_have_the_binomial_standard_error() -> None:
         assert error == pytest.approx(np.std([one["value"] for one in values]), rel=0.4), name
 
 
-def test_rows_of_a_group_say_no_more_than_one() -> None:
-    # Every row four times, in one block with its copies.
+def test_a_group_of_copies_counts_as_one_independent_row() -> None:
+    # Every row occurs four times, in the same block as its copies.
     plain = large(3, 400, 400)
     four = take(plain, np.repeat(np.arange(800), 4))
     four = Indicators(**(vars(four) | {"group_size": np.full(3200, 4)}))
     one, other = core(plain), core(four)
     for name in CORE_METRICS:
         assert other[name] == pytest.approx(one[name]), name
-    # Alone, 3,200 rows would say twice as much.
+    # 3,200 independent rows would have half the standard error.
     assert half_width(core(large(3, 1600, 1600))["precision"]) < 0.7 * half_width(one["precision"])
 
 
 @pytest.mark.parametrize("found", [0, 1, 3])
 @pytest.mark.parametrize("size", [1, 4])
 def test_near_0_and_1_intervals_are_exact_over_independent_groups(found: int, size: int) -> None:
-    # `found` groups of so many rows each, of 60.
+    # `found` of 60 groups have the property, with `size` rows each.
     is_real = np.repeat(np.arange(120) < 60, size)
     group = np.repeat(np.arange(120), size)
     flags = dict.fromkeys(("in_synthetic_group", "in_mixed_group", "inside", "covered"), group % 60 < found)
@@ -307,7 +307,7 @@ def test_near_0_and_1_intervals_are_exact_over_independent_groups(found: int, si
         assert (metrics[name]["low"], metrics[name]["high"]) == pytest.approx((1 - ends.high, 1 - ends.low))
 
 
-def test_groups_of_unequal_sizes_are_worth_the_square_of_their_sum_over_the_sum_of_squares() -> None:
+def test_groups_of_unequal_sizes_have_kishs_effective_sample_size() -> None:
     # Kish's effective sample size: 40 single rows and one group of 20, all fresh.
     sizes = np.r_[np.ones(40, int), np.full(20, 20)]
     is_real = np.r_[np.ones(60, bool), np.zeros(60, bool)]
@@ -320,7 +320,7 @@ def test_groups_of_unequal_sizes_are_worth_the_square_of_their_sum_over_the_sum_
 
 
 def refitted(seed: int, sizes: NDArray[np.int64]) -> tuple[Indicators, NDArray[np.float64]]:
-    """Rows in blocks of so many, and q by block left out: what a fit to the other rows would say of them."""
+    """Return rows in blocks of the given sizes, and q of each row by heads fitted without each block."""
     rng = np.random.default_rng(seed)
     block = np.repeat(np.arange(BLOCKS), sizes).astype(np.int8)
     n = len(block)
@@ -333,7 +333,7 @@ def refitted(seed: int, sizes: NDArray[np.int64]) -> tuple[Indicators, NDArray[n
 
 
 @pytest.mark.parametrize("equal", [True, False])
-def test_fidelity_and_representativeness_move_as_without_each_block(equal: bool) -> None:
+def test_fidelity_and_representativeness_have_the_delete_a_block_jackknife_error(equal: bool) -> None:
     rng = np.random.default_rng(0)
     sizes = np.full(BLOCKS, 50) if equal else rng.integers(35, 65, BLOCKS)
     rows, _ = refitted(1, sizes)
@@ -359,7 +359,7 @@ def test_fits_that_move_with_the_data_have_wider_intervals_than_fixed_ones() -> 
     assert half_width(core(rows)["fidelity"]) > 2 * half_width(core(fixed)["fidelity"])
 
 
-def test_scores_of_heads_that_were_not_refitted_have_root_2_of_their_own_error() -> None:
+def test_without_refits_the_standard_error_is_multiplied_by_root_2() -> None:
     deviations = [core_metrics(summed(large(seed)), NO_REFERENCES)["fidelity"].deviations for seed in range(20)]
     errors = [math.sqrt(np.square(own).sum()) for own in deviations if own is not None]
     assert len(errors) == 20
@@ -377,8 +377,8 @@ def test_a_slice_within_one_block_has_a_value() -> None:
 
 
 @pytest.mark.parametrize("effect", [0.5, 1.0, 4.0])
-def test_precision_and_coverage_are_as_wide_as_rows_go_together(effect: float) -> None:
-    # Deviations whose squares add up to a design effect, in units of the binomial standard error.
+def test_intervals_of_precision_and_coverage_follow_the_design_effect(effect: float) -> None:
+    # The squared deviations sum to the design effect, in units of the binomial variance.
     rows = large(5)
     spread = np.full(BLOCKS, math.sqrt(effect / BLOCKS))
     plain = core(rows)
@@ -389,12 +389,12 @@ def test_precision_and_coverage_are_as_wide_as_rows_go_together(effect: float) -
         assert found[name]["value"] == plain[name]["value"]
         if effect == 4:
             assert half_width(found[name]) == pytest.approx(2 * binomial, rel=0.01)
-        # Never narrower than the rows' own groups say.
+        # The interval is never narrower than that of the jackknife over groups.
         assert half_width(found[name]) >= half_width(plain[name]) - 1e-12
     assert found["diversity"] == plain["diversity"]
 
 
-def test_near_1_a_share_of_rows_that_go_together_rests_on_as_many_fewer() -> None:
+def test_near_1_the_binomial_interval_uses_rows_divided_by_the_design_effect() -> None:
     is_real = np.arange(400) < 200
     spread = np.full(BLOCKS, math.sqrt(4 / BLOCKS))
     context = MetricContext(NO_REFERENCES.references, spreads={"precision": spread})
@@ -409,7 +409,7 @@ def test_slices_of_few_rows_are_marked() -> None:
         found = core(rows_of(is_real))
         assert found["diversity"].get("small", False) == small
         assert "small" not in found["coverage"]
-    # Rows that are worth few are few.
+    # The mark is decided by the effective number of rows.
     is_real = np.arange(400) < 200
     assert core(rows_of(is_real, group_size=np.full(400, 10)))["diversity"]["small"]
 
@@ -461,7 +461,7 @@ def test_a_metric_without_an_interval_says_so() -> None:
 
 
 @pytest.mark.parametrize(("n", "m", "expected"), [(500, 500, 0.9692), (2000, 500, 0.6728)])
-def test_the_coverage_reference_is_the_checked_one(n: int, m: int, expected: float) -> None:
+def test_the_coverage_reference_has_known_values(n: int, m: int, expected: float) -> None:
     assert coverage_reference(n, m, 5) == pytest.approx(expected, abs=5e-5)
 
 
@@ -474,5 +474,5 @@ def test_the_coverage_reference_is_what_a_simulation_gives() -> None:
 
 
 @pytest.mark.parametrize("n", [0, 1, 5])
-def test_there_is_no_coverage_reference_without_a_fifth_neighbour(n: int) -> None:
+def test_there_is_no_coverage_reference_for_five_real_rows_or_fewer(n: int) -> None:
     assert coverage_reference(n, 100, 5) is None

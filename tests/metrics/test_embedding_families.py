@@ -1,4 +1,4 @@
-"""Families of metrics that are made of embeddings: scipy and sklearn agree, and no split of the rows matters."""
+"""Metric families computed from embeddings: equal to scipy and sklearn, whatever the split of the rows."""
 
 import functools
 import operator
@@ -83,7 +83,7 @@ def test_the_extrapolated_distance_is_there_where_there_are_parts():
     assert set(found) == set(FAMILIES["frechet"])
     limit = found["frechet_distance_infinity"]
     assert limit.low < limit.value < limit.high
-    # Equal distributions: the bias is gone, and 0 is within reach.
+    # For equal distributions the bias is removed, and 0 is within the interval.
     assert limit.value < found["frechet_distance"].value
     assert limit.low < 0.01
 
@@ -101,7 +101,7 @@ def test_one_row_has_no_covariance(sizes):
 
 
 def unbiased_mmd(x, y):
-    """Sklearn's kernel, pairs of different rows only."""
+    """Compute MMD with sklearn's kernel over pairs of different rows."""
     d = x.shape[1]
     kernel = functools.partial(polynomial_kernel, degree=3, gamma=1 / d, coef0=1)
     n, m = len(x), len(y)
@@ -116,16 +116,16 @@ def unbiased_mmd(x, y):
 def test_kid_is_sklearns_over_disjoint_blocks():
     one, two = rows_of(6, 205), rows_of(7, 130, shift=0.3)
     found = kernel_family(sums_of(one), sums_of(two))["kid"]
-    x, y = (sums_of(rows).drawn().vectors.astype(np.float64) for rows in (one, two))
-    # Ten blocks of 13 rows: none of the smaller set is left out.
+    x, y = (sums_of(rows).ordered_sample().vectors.astype(np.float64) for rows in (one, two))
+    # Ten blocks of 13 rows use every row of the smaller set.
     values = [unbiased_mmd(x[i * 13 : (i + 1) * 13], y[i * 13 : (i + 1) * 13]) for i in range(10)]
     assert found.value == pytest.approx(np.mean(values), rel=1e-9)
     away = 2.262157 * np.std(values, ddof=1) / np.sqrt(10)  # Student, nine degrees of freedom
     assert (found.low, found.high) == pytest.approx((found.value - away, found.value + away), rel=1e-3)
 
 
-def test_kid_holds_its_expectation():
-    # ORACLES: N(0, I) against N(m, I), a = |m|^2 / d.
+def test_the_kid_interval_contains_the_closed_form():
+    # Closed form for N(0, I) against N(m, I), with a = |m|^2 / d.
     d, a = 16, 0.09
     expected = (1 + a) ** 3 - 1 + 3 / d * (a + 2 * a * a) + 6 * a / d**2
     inside = 0
@@ -187,7 +187,7 @@ def test_repeats_lower_the_vendi_score():
     assert vendi(real, one).value == pytest.approx(1)
 
 
-def test_constant_dimensions_are_no_trouble():
+def test_the_vendi_score_is_defined_with_constant_dimensions():
     real, own = rows_of(13, 60), rows_of(14, 60)
     for rows in (real, own):
         rows.vectors[:, 2] = 300.1
@@ -227,7 +227,7 @@ def test_utility_is_near_that_of_sklearns_ridge():
     assert found["utility"].low < found["utility"].value < found["utility"].high
 
 
-def test_wrong_labels_teach_nothing():
+def test_wrong_synthetic_labels_give_a_low_accuracy():
     real, own = rows_of(17, 400), rows_of(18, 400)
     wrong = [str((int(own_label) + 1) % 3) for own_label in own.label]
     own = VectorRows(own.vectors, own.key, own.group, wrong, own.fold)
@@ -238,7 +238,7 @@ def test_wrong_labels_teach_nothing():
 
 def test_the_folds_are_those_of_the_generators_view():
     real, own = rows_of(19, 200), rows_of(20, 200)
-    # In the second view all rows are in one fold: then nothing is left to learn from.
+    # In the second view all rows are in one fold, so there are no training rows.
     assert utility_family(sums_of(real), sums_of(own), 0)["accuracy_real"].value > 0.6
     found = utility_family(sums_of(real), sums_of(own), 1)
     assert found["accuracy_real"].value is None
@@ -310,7 +310,7 @@ def test_no_group_is_split_over_parts():
         [[part.count for part in sums_of(chosen(rows, rows.group == g)).moments] for g in rows.group]
     )
     assert ((counts > 0).sum(1) == 1).all()
-    # And groups are spread over all parts.
+    # Groups are spread over all parts.
     assert (np.array([part.count for part in sums_of(rows_of(31, 600)).moments]) > 20).all()
 
 
@@ -322,14 +322,14 @@ def test_parts_add_up_to_the_whole():
     assert whole.scatter / 156 == pytest.approx(np.cov(rows.vectors.astype(float).T), rel=1e-9)
 
 
-def test_samples_take_whole_groups_and_about_as_many_rows_as_asked(monkeypatch):
+def test_samples_take_whole_groups_and_about_the_requested_number_of_rows(monkeypatch):
     monkeypatch.setattr(vectors, "SAMPLE_ROWS", 1000)
     rows = rows_of(33, 8000, 3, groups=3000)
     sample = sums_of(rows, 1).sample
     assert len(sample.key) == pytest.approx(1000, abs=200)
     taken = np.isin(rows.group, sample.group)
     assert taken.sum() == len(sample.key)
-    # The same rows whatever else there is: the draw is by key.
+    # A row's selection depends only on its hash, not on the other rows.
     half = chosen(rows, np.arange(8000) % 2 == 0)
     again = sums_of(half, 1, set_rows=8000).sample
     assert set(again.key.tolist()) == set(sample.key.tolist()) & set(half.key.tolist())
@@ -340,19 +340,19 @@ def test_sets_up_to_the_sample_are_taken_whole():
     assert len(sums_of(rows).sample.key) == 500
 
 
-def test_the_samples_of_the_sets_are_in_one_order_whatever_came_first():
+def test_the_order_of_a_sample_does_not_depend_on_the_order_of_rows():
     rows = rows_of(35, 90, groups=30)
     back = rows.take(np.arange(89, -1, -1))
-    one, two = sums_of(rows).drawn(), sums_of(back).drawn()
+    one, two = sums_of(rows).ordered_sample(), sums_of(back).ordered_sample()
     assert (one.key == two.key).all()
     assert (one.vectors == two.vectors).all()
     assert one.label == two.label
-    # Rows of a group stand together, so that a cut splits one at most.
+    # Rows of a group are adjacent, so a cut splits at most one group.
     change = np.flatnonzero(one.group[1:] != one.group[:-1])
     assert len(change) + 1 == len(np.unique(one.group))
 
 
-def test_folds_of_rows_that_nobody_dealt_are_five_of_like_sizes():
+def test_folds_from_hashes_are_five_of_similar_sizes():
     fold = fold_from_hash(hash_ids(map(str, range(5000))))
     assert np.bincount(fold).min() > 900
     assert len(np.bincount(fold)) == 5
@@ -364,7 +364,7 @@ def test_families_of_embeddings_are_named_once():
     assert requested_families(("kernel",)) == ["kernel"]
 
 
-# Through the door.
+# Through score_features.
 
 
 def features(seed, n, m, d=5):
@@ -399,7 +399,7 @@ def test_the_order_of_rows_with_ids_does_not_matter():
 def test_adding_a_generator_changes_no_others_numbers():
     x, kinds = features(2, 80, 60)
     rng = np.random.default_rng(3)
-    # The second generator repeats real rows: groups of its own view.
+    # The second generator repeats real rows, which makes groups in its own view only.
     more = (x[:40] + 1e-4 * rng.normal(size=(40, 5))).astype(np.float32)
     ids = [f"r{i}" for i in range(80)] + [f"s{i}" for i in range(60)] + [f"a{i}" for i in range(40)]
     labels = [str(i % 3) for i in range(180)]

@@ -21,7 +21,7 @@ from synthscale.statistics.auc import RankSums, auc_metric, sum_ranks
 from synthscale.statistics.bootstrap import poisson_weights
 
 ENDS = 5
-"""Examples that are named at either end."""
+"""Number of examples at either end of a direction."""
 
 
 def figures_of(sums: DirectionSums) -> dict[str, Any]:
@@ -30,11 +30,11 @@ def figures_of(sums: DirectionSums) -> dict[str, Any]:
 
 
 def extremes(places: list[float], ids: list[str], sign: int) -> list[str]:
-    """The ids at one end, the outermost first; of equal places the ids in order."""
+    """Return the ids at one end, the most extreme first; ties are ordered by id."""
     return [name for _, name in sorted(zip((sign * place for place in places), ids, strict=True))][:ENDS]
 
 
-# Few different places, so that ties at the cut are common.
+# Few distinct coordinates, so that ties at the cut are common.
 rows_along = st.lists(
     st.tuples(st.sampled_from([-2.0, -0.5, 0.0, 0.25, 0.5, 3.0]), st.booleans()), min_size=2, max_size=60
 ).filter(lambda rows: len({is_real for _, is_real in rows}) == 2)
@@ -84,16 +84,16 @@ def test_a_directions_figures_are_those_of_its_rows(pieces: int) -> None:
 
 
 def test_a_class_far_from_zero_without_spread_has_a_deviation_of_zero() -> None:
-    # The sum of squares loses the difference to rounding, which may not become the root of a negative number.
+    # Rounding can make the computed variance negative, which must not give NaN.
     places = np.where(np.arange(40) < 20, 1e6 + 1 / 3, 0.1)
     found = figures_of(sum_directions(places, np.arange(40) < 20, [f"{i:02d}" for i in range(40)]))
     assert found["real"]["mean"] == pytest.approx(1e6 + 1 / 3)
-    # Places are in deviations of the real images and clipped at a few, so 1e6 is far beyond what occurs.
+    # Coordinates are in deviations of the real images and clipped, so 1e6 is far beyond what occurs.
     assert 0 <= found["real"]["deviation"] < 0.1
     assert 0 <= found["synthetic"]["deviation"] < 1e-6
 
 
-def test_rows_without_a_place_are_left_out() -> None:
+def test_rows_without_a_coordinate_are_left_out() -> None:
     places, is_real, ids = spread_out(2, 30, 20)
     more = np.append(places, [np.nan, np.nan]), np.append(is_real, [True, False]), [*ids, "a", "z"]
     assert figures_of(sum_directions(*more)) == figures_of(sum_directions(places, is_real, ids))
@@ -119,7 +119,7 @@ def ranked(seed: int, n: int, shift: float, scale: float = 1.0) -> RankSums:
     return sum_ranks(scale * value, np.arange(2 * n) < n, poisson_weights(np.arange(2 * n, dtype=np.uint64)))
 
 
-def test_the_confounder_figures_are_the_areas_of_both() -> None:
+def test_the_confounder_figures_are_both_aucs() -> None:
     facts, size = ranked(0, 200, 1.0), ranked(1, 200, 0.5)
     found = confounder_figures(facts, size, True)
     assert found["auc"] == auc_metric(facts)
@@ -128,7 +128,7 @@ def test_the_confounder_figures_are_the_areas_of_both() -> None:
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_smaller_synthetic_files_tell_as_much_as_larger_ones(sign: int) -> None:
+def test_bytes_per_pixel_auc_is_the_same_for_smaller_and_larger_files(sign: int) -> None:
     found = confounder_figures(ranked(0, 200, 1.0), ranked(1, 200, 0.8, scale=sign), True)
     assert found["bytes_per_pixel_auc"] == pytest.approx(
         confounder_figures(RankSums(), ranked(1, 200, 0.8), True)["bytes_per_pixel_auc"]
@@ -179,13 +179,13 @@ def test_neither_a_high_value_nor_the_files_sizes_warn_by_themselves() -> None:
 
 @pytest.mark.parametrize(("n", "fires"), [(12, False), (2000, True)])
 def test_few_files_that_differ_a_little_do_not_warn_and_many_do(n: int, fires: bool) -> None:
-    # N(0, 1) against N(0.6, 1): an area of 0.66.
+    # The AUC of N(0, 1) against N(0.6, 1) is 0.66.
     figures = confounder_figures(ranked(5, n, 0.6), ranked(6, n, 0.0), True)
     assert (confounder_warning(figures) is not None) == fires
 
 
 def test_two_formats_warn_and_one_does_not() -> None:
-    # A classifier of file facts answers every file of a kind alike.
+    # A classifier of file properties gives equal logits to files of one format.
     n = 50
     drawn = poisson_weights(np.arange(2 * n, dtype=np.uint64))
     is_real, size = np.arange(2 * n) < n, ranked(7, n, 0.0)

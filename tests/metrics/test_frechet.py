@@ -32,7 +32,7 @@ def distance(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
 
 
 def bias(n: int, m: int, d: int) -> float:
-    """What the distance of samples of N(0, I_d) is about."""
+    """Return the approximate bias of the distance between samples of N(0, I_d)."""
     return (1 / n + 1 / m) * (d + d * (d + 1) / 4)
 
 
@@ -73,7 +73,7 @@ def test_moments_merge_over_any_split_and_order(n: int, cuts: list[int], seed: i
 
 
 @pytest.mark.parametrize("place", ["left", "right"])
-def test_no_rows_change_nothing(place: str) -> None:
+def test_adding_empty_moments_changes_nothing(place: str) -> None:
     own, nothing = Moments.of(normal(1, 20, 3) + 5), Moments.empty(3)
     found = own + nothing if place == "right" else nothing + own
     assert found.count == 20
@@ -107,11 +107,11 @@ def test_covariances_that_do_not_commute_agree_with_the_matrix_root(seed: int) -
     assert distance(x, y) == pytest.approx(expected, rel=1e-9)
 
 
-def test_the_distance_is_symmetric_and_is_none_of_a_set_from_itself() -> None:
+def test_the_distance_is_symmetric_and_zero_from_a_set_to_itself() -> None:
     x, y = normal(0, 100, 8), normal(1, 60, 8) * 2 + 1
     assert distance(x, y) == pytest.approx(distance(y, x), rel=1e-10)
     assert 0 <= distance(x, x) < 1e-10
-    # The same scatter, moved: nothing but the means is apart.
+    # Equal covariances, shifted mean: only the mean term remains.
     assert distance(x, x + 3) == pytest.approx(8 * 9, rel=1e-10)
 
 
@@ -220,7 +220,7 @@ def test_the_extrapolation_of_equal_gaussians_is_near_zero_while_the_distance_is
     assert plain.min() > 0.05
     assert abs(found[:, 0].mean()) < 0.1 * plain.mean()
     assert np.abs(found[:, 0]).max() < 0.5 * plain.min()
-    # By chance it lies on either side.
+    # The extrapolation has both signs.
     assert (found[:, 0] < 0).any()
     assert (found[:, 0] > 0).any()
 
@@ -237,7 +237,7 @@ def test_the_extrapolation_of_different_gaussians_finds_their_distance_and_its_o
     assert covered.mean() >= 0.85
 
 
-def test_three_equal_parts_extrapolate_by_half_of_what_a_third_is_worse() -> None:
+def test_three_equal_parts_extrapolate_by_half_the_excess_of_a_third() -> None:
     x, y = np.split(normal(0, 300, 5), 3), np.split(normal(1, 600, 5) * 1.3, 3)
     whole = distance(np.concatenate(x), np.concatenate(y))
     third = np.mean([distance(a, b) for a, b in zip(x, y, strict=True)])
@@ -250,7 +250,7 @@ def test_three_equal_parts_extrapolate_by_half_of_what_a_third_is_worse() -> Non
 
 
 def test_moments_of_equal_means_and_scatter_extrapolate_to_the_distance_without_error() -> None:
-    # Nothing here depends on the size, so there is nothing to take off.
+    # The distance does not depend on the size here, so there is no bias to remove.
     real = [Moments(20, np.zeros(1), np.zeros((1, 1)))] * 6
     synthetic = [Moments(20, np.full(1, 1.5), np.zeros((1, 1)))] * 6
     assert extrapolated(real, synthetic) == pytest.approx((2.25, 0), abs=1e-12)
@@ -269,7 +269,7 @@ def test_parts_of_uneven_sizes_and_empty_ones_still_extrapolate() -> None:
     assert extrapolated(*parts)[0] == pytest.approx(value, abs=0.5 * plain)
 
 
-def test_extrapolation_says_when_it_cannot() -> None:
+def test_extrapolation_returns_nan_or_raises_without_enough_parts() -> None:
     whole = Moments.of(normal(0, 30, 3))
     assert all(math.isnan(figure) for figure in extrapolated([whole], [whole]))
     tiny = in_parts(normal(1, 3, 3), 3)

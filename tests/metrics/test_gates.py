@@ -111,14 +111,14 @@ def test_a_gate_that_cannot_be_read_says_which_and_why(text: str, message: str) 
     assert message in str(error.value)
 
 
-def test_an_unknown_metric_or_end_is_answered_by_those_there_are() -> None:
+def test_an_unknown_metric_or_end_is_refused_with_the_list_of_known_ones() -> None:
     with pytest.raises(ValueError, match=", ".join(KNOWN)):
         parse_gate("nothing>=0.3", KNOWN)
     with pytest.raises(ValueError, match="value, low, high"):
         parse_gate("fidelity.middle>=0.3", KNOWN)
 
 
-def test_a_gate_holds_for_every_generator_or_for_the_one_it_names() -> None:
+def test_a_gate_applies_to_every_generator_or_to_the_one_it_names() -> None:
     blocks = {"a": block(figure(0.5)), "b": block(figure(0.1))}
     found = decide(["fidelity>=0.3", "generator=b fidelity>=0.05"], blocks)
     assert [(d["gate"], d["generator"], d["value"], d["passed"]) for d in found] == [
@@ -134,7 +134,7 @@ def test_without_gates_nothing_is_decided() -> None:
 
 @pytest.mark.parametrize("sign", sorted(BY_SIGN))
 @pytest.mark.parametrize("limit", ["-inf", "inf", "0"])
-def test_an_undefined_metric_misses_every_gate_with_its_reason(sign: str, limit: str) -> None:
+def test_an_undefined_metric_fails_every_gate_with_its_reason(sign: str, limit: str) -> None:
     for end in ("", ".low", ".high"):
         (found,) = decide([f"fidelity{end}{sign}{limit}"], {"a": block(figure(None))})
         assert found["passed"] is False
@@ -142,7 +142,7 @@ def test_an_undefined_metric_misses_every_gate_with_its_reason(sign: str, limit:
         assert found["reason"] == "no classifier"
 
 
-def test_a_missing_end_misses_its_gate_and_the_value_does_not() -> None:
+def test_a_gate_on_a_missing_interval_end_fails_and_one_on_the_value_passes() -> None:
     blocks = {"a": block(figure(0.5))}
     value, low = decide(["fidelity>=0", "fidelity.low>=0"], blocks)
     assert value["passed"]
@@ -150,8 +150,8 @@ def test_a_missing_end_misses_its_gate_and_the_value_does_not() -> None:
     assert (low["passed"], low["value"], low["reason"], low["on"]) == (False, None, "no interval", "low")
 
 
-def test_a_gate_for_a_generator_that_is_not_there_is_not_passed_in_silence() -> None:
-    # A misspelt name would else let every run through.
+def test_a_gate_for_a_generator_that_does_not_exist_fails() -> None:
+    # Otherwise a misspelt name would make the gate pass in every run.
     found: list[dict[str, Any]] = [{"passed": False}]
     with contextlib.suppress(ValueError):
         found = decide(["generator=typo fidelity>=0.99"], {"a": block(figure(0.5))})
@@ -166,7 +166,7 @@ def test_the_metrics_of_families_can_be_gated() -> None:
     assert [d["passed"] for d in decide(["kid<=0.025", "kid.high<=0.025"], blocks)] == [True, False]
 
 
-def test_a_metric_that_one_generator_lacks_misses_its_gate_there() -> None:
+def test_a_gate_fails_for_a_generator_without_the_metric() -> None:
     blocks = {"a": block(figure(0.5), kernel={"kid": figure(0.02)}), "b": block(figure(0.5))}
     assert [d["passed"] for d in decide(["kid<=0.025"], blocks)] == [True, False]
 

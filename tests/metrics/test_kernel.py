@@ -13,13 +13,13 @@ Blocks = list[NDArray[np.floating]]
 
 
 def gaussians(seed: int, blocks: int, rows: int, d: int, shift: float) -> tuple[Blocks, Blocks]:
-    """Blocks of N(0, I_d) and of N(shift, I_d)."""
+    """Return blocks of N(0, I_d) and of N(shift, I_d)."""
     rng = np.random.default_rng(seed)
     return list(rng.normal(size=(blocks, rows, d))), list(rng.normal(size=(blocks, rows, d)) + shift)
 
 
 def closed_form(d: int, shift: float) -> float:
-    """N(0, I_d) against N(shift, I_d) under (x.y / d + 1)^3."""
+    """Return KID of N(0, I_d) against N(shift, I_d) for the kernel (x.y / d + 1)^3."""
     a = shift**2
     return (1 + a) ** 3 - 1 + 3 / d * (a + 2 * a**2) + 6 * a / d**2
 
@@ -49,7 +49,7 @@ def test_a_block_is_the_double_loop_over_pairs(n: int, m: int, d: int) -> None:
 
 @pytest.mark.parametrize("rows", [2, 3, 25])
 def test_equal_distributions_give_zero_on_average_however_small_the_blocks(rows: int) -> None:
-    # The biased estimator, with a row's pairs with itself, gives 0.5 and more here.
+    # The biased estimator, which includes pairs of a row with itself, gives 0.5 and more here.
     values = kid_blocks(*gaussians(rows, 4000, rows, 16, 0.0))
     assert abs(values.mean()) < 4 * values.std() / math.sqrt(4000)
     assert values.std() / math.sqrt(4000) < 0.03
@@ -57,12 +57,12 @@ def test_equal_distributions_give_zero_on_average_however_small_the_blocks(rows:
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.2, 0.6])
-def test_the_error_is_honest(shift: float) -> None:
+def test_the_standard_error_matches_the_spread_over_data_sets(shift: float) -> None:
     repeats, blocks = 300, 10
     values = kid_blocks(*gaussians(7, repeats * blocks, 30, 12, shift)).reshape(repeats, blocks)
     runs = [kid(*gaussians(1000 + i, blocks, 30, 12, shift)) for i in range(repeats)]
     value, error = np.array(runs).T
-    # Against the spread of means of other data, and as an interval of Student's t.
+    # Compared with the spread over other data sets, and as the coverage of a Student t interval.
     assert np.sqrt(np.mean(error**2)) == pytest.approx(values.mean(axis=1).std(ddof=1), rel=0.2)
     covered = np.abs(value - closed_form(12, shift)) < t.ppf(0.975, blocks - 1) * error
     assert 0.90 <= covered.mean() <= 0.99
@@ -75,7 +75,7 @@ def test_the_value_is_the_mean_of_blocks_and_its_error_theirs() -> None:
     assert value == pytest.approx(sum(single) / 5)
     spread = math.sqrt(sum((v - sum(single) / 5) ** 2 for v in single) / 4)
     assert error == pytest.approx(spread / math.sqrt(5))
-    # Which of the two is the real one, and in which order rows come, does not matter.
+    # KID is symmetric in the sets and does not depend on the order of rows.
     assert kid(synthetic, real)[0] == pytest.approx(value)
     assert kid([x[::-1] for x in real], synthetic)[0] == pytest.approx(value)
 
@@ -108,7 +108,7 @@ def test_narrow_rows_are_computed_in_float64() -> None:
         narrow = [[(x * scale).astype(dtype) for x in blocks] for blocks in (real, synthetic)]
         wide = [[x.astype(np.float64) for x in blocks] for blocks in narrow]
         found = kid_blocks(*narrow)
-        # Cubes of float16 products would be infinite.
+        # Cubes of float16 products would overflow.
         assert np.isfinite(found).all()
         assert found.dtype == np.float64
         np.testing.assert_allclose(found, kid_blocks(*wide), rtol=1e-12)

@@ -32,7 +32,7 @@ def balanced(is_real: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def own_weights(n: int, copies: int = 1) -> NDArray[np.uint8]:
-    """Bootstrap weights of n rows, every so many neighbours of which are a group."""
+    """Return bootstrap weights of n rows, where each run of ``copies`` consecutive rows is a group."""
     return poisson_weights(np.arange(n, dtype=np.uint64) // np.uint64(copies))
 
 
@@ -56,7 +56,7 @@ def test_classifier_figures_are_those_of_scikit_learn(seed: int, n: int, m: int,
 
 
 def per_row(logit: NDArray[np.float64], is_real: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:
-    """Each row's part of the two figures that are means."""
+    """Return each row's contribution to the two metrics that are means."""
     right = (logit >= 0) != is_real
     loss = np.logaddexp(0, np.where(is_real, logit, -logit))
     return {"accuracy": right.astype(float), "log_loss": loss}
@@ -67,8 +67,8 @@ def per_row(logit: NDArray[np.float64], is_real: NDArray[np.bool_]) -> dict[str,
 def test_intervals_of_means_are_by_the_standard_errors_of_groups(
     n: int, m: int, shift: float, copies: int
 ) -> None:
-    # Of groups, for rows that come four times say no more than once. Out-of-fold answers vary by up to 1.4 times
-    # those of a fixed classifier, which these errors are of.
+    # Groups, not rows, are independent. The factor of up to 1.4 is for out-of-fold predictions, whose errors
+    # exceed those of a fixed classifier.
     ratios: dict[str, list[float]] = {"accuracy": [], "log_loss": []}
     for seed in range(15):
         logit, is_real = answers(seed, n // copies, m // copies, shift)
@@ -84,7 +84,7 @@ def test_intervals_of_means_are_by_the_standard_errors_of_groups(
 
 
 def test_intervals_hold_the_expected_figures_in_at_least_95_of_100_data_sets() -> None:
-    # Scores of a fixed classifier: N(0, 1) against N(1, 1), log-odds x - 1/2.
+    # Logits of a fixed classifier of N(0, 1) against N(1, 1): log-odds x - 1/2.
     logit, is_real = answers(99, 200_000, 200_000)
     true = {name: float(values.mean()) for name, values in per_row(logit - 0.5, is_real).items()}
     hits = dict.fromkeys(true, 0)
@@ -107,13 +107,13 @@ def test_intervals_stay_in_the_range_of_their_figures() -> None:
 
 @pytest.mark.parametrize("answer", [-1.0, 1.0], ids=["all right", "all wrong"])
 def test_an_accuracy_of_all_or_nothing_does_not_claim_to_be_certain(answer: float) -> None:
-    # As for any share near 0 or 1 the interval is the exact binomial one; ten rows of each class cannot say more.
+    # As for any share near 0 or 1 the interval is the exact binomial one, for ten rows of each class.
     is_real = np.arange(20) < 10
     found = figures_of(np.where(is_real, answer, -answer), is_real)["accuracy"]
     widest = binomtest(10, 10).proportion_ci(0.95, method="exact").low
     tightest = binomtest(20, 20).proportion_ci(0.95, method="exact").low
     end = found["low"] if answer < 0 else 1 - found["high"]
-    # The number of groups is read off 200 replicates.
+    # The number of groups is estimated from 200 replicates.
     assert widest - 0.1 <= end <= tightest + 0.1
 
 
@@ -167,7 +167,7 @@ def test_over_confidence_shows_in_the_calibration_error() -> None:
     assert boastful["auc"]["value"] == pytest.approx(honest["auc"]["value"], abs=1e-3)
 
 
-def test_answers_that_are_certain_give_finite_figures() -> None:
+def test_saturated_logits_give_finite_figures() -> None:
     is_real = np.arange(100) < 50
     for answer in (800.0, -800.0):
         found = figures_of(np.where(is_real, -answer, answer), is_real)
@@ -177,7 +177,7 @@ def test_answers_that_are_certain_give_finite_figures() -> None:
         json.dumps(found, allow_nan=False)
 
 
-def test_rows_without_an_answer_are_left_out() -> None:
+def test_rows_with_nan_logits_are_left_out() -> None:
     logit, is_real = answers(9, 40, 30)
     more, kinds = np.append(logit, [np.nan, np.nan]), np.append(is_real, [True, False])
     assert figures_of(more, kinds) == figures_of(logit, is_real)
@@ -191,7 +191,7 @@ def test_classifier_sums_merge_over_any_split(cuts: tuple[int, ...]) -> None:
     merged = functools.reduce(operator.add, parts, ClassifierSums())
     whole = sum_classifier_errors(logit, is_real, drawn)
     found, expected = (classifier_figures(sums, "kernel", FIT) for sums in (merged, whole))
-    # The areas count rows, exactly; the rest are sums of floats.
+    # The AUC counts rows and is exact; the other metrics are sums of floats.
     assert (found["auc"], found["p_value"]) == (expected["auc"], expected["p_value"])
     for name in ("accuracy", "log_loss"):
         assert found[name] == pytest.approx(expected[name], rel=1e-12)
@@ -209,7 +209,7 @@ def test_the_figures_are_plain_json_and_say_how_they_were_made() -> None:
     assert found["head"] == "linear"
     assert (found["folds"], found["strength"], found["converged"]) == (5, 0.1, True)
     assert found["calibrated"] == {"used": False}
-    # What a head of this kind does not have is not there.
+    # Keys that do not apply to this kind of head are absent.
     assert not {"epoch", "repeats", "log_loss_by_epoch"} & set(found)
 
 
@@ -223,7 +223,7 @@ def test_without_a_classifier_every_figure_is_null_with_a_reason(fit: dict[str, 
     assert [figures[name] for name in ("strength", "brier", "ece")] == [None] * 3
 
 
-def test_the_spread_over_deals_is_that_of_figures_made_of_each_by_itself() -> None:
+def test_the_spread_over_repeats_is_the_deviation_of_the_figures_of_each_repeat() -> None:
     repeats = [answers(seed, 80, 60, 0.7) for seed in range(4)]
     found = metrics_over_deals([sum_classifier_errors(logit, is_real) for logit, is_real in repeats])
     assert found is not None
@@ -240,7 +240,7 @@ def test_the_spread_over_deals_is_that_of_figures_made_of_each_by_itself() -> No
         assert found[name]["deviation"] == pytest.approx(np.std(values, ddof=1), abs=1e-3)
 
 
-def test_one_deal_has_no_spread_and_equal_ones_a_spread_of_zero() -> None:
+def test_one_repeat_has_no_spread_and_equal_repeats_a_spread_of_zero() -> None:
     sums = sum_classifier_errors(*answers(12, 30, 30))
     assert metrics_over_deals([sums]) is None
     assert metrics_over_deals([]) is None

@@ -1,4 +1,4 @@
-"""Families of metrics that are made of rows, against brute force, scipy and prdc; merged in any way."""
+"""Metric families computed from per-row values: equal to brute force, scipy and prdc, however sums are merged."""
 
 import functools
 import json
@@ -29,7 +29,7 @@ from tests.reference import brute
 
 K = 5
 TOLERANCE = 1e-3
-"""Quantiles are of a histogram with 11 bits of mantissa."""
+"""Relative tolerance of quantiles, which come from a histogram with 11 bits of mantissa."""
 
 
 def families(real, synthetic, *names, labels=None, **more):
@@ -47,12 +47,12 @@ def drawn(seed, n, d=6, scale=1.0, shift=0.0):
 
 
 def radii(x):
-    """Distance of each row's k-th nearest other row."""
+    """Return the distance of each row to its k-th nearest other row."""
     return brute.k_smallest(brute.among(x), K)[:, -1]
 
 
 def density_and_recall(real, synthetic):
-    """Naeem et al. and Kynkaanniemi et al., with `<=` and over distinct rows for radii."""
+    """Density (Naeem et al.) and recall (Kynkaanniemi et al.), with `<=` and radii over distinct rows."""
     one, two = brute.distinct(real), brute.distinct(synthetic)
     inside = brute.cosine_distances(one, synthetic) <= radii(one)[:, None]
     recalled = brute.cosine_distances(two, real) <= radii(two)[:, None]
@@ -71,7 +71,7 @@ def density_and_recall(real, synthetic):
     ],
     ids=["equal", "narrow", "few", "repeated real", "repeated synthetic", "copies"],
 )
-def test_density_and_recall_are_those_of_all_pairs(real, synthetic):
+def test_density_and_recall_equal_brute_force(real, synthetic):
     found = families(real, synthetic, "manifold")["manifold"]
     density, recall = density_and_recall(real, synthetic)
     assert found["density"]["value"] == pytest.approx(density, abs=1e-12)
@@ -80,10 +80,10 @@ def test_density_and_recall_are_those_of_all_pairs(real, synthetic):
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.4])
-def test_the_four_of_prdc(shift):
+def test_precision_recall_density_and_coverage_equal_prdc(shift):
     prdc = pytest.importorskip("prdc")
     real, synthetic = drawn(20, 150, shift=1), drawn(21, 110, shift=1 + shift)
-    # Without ties `<` and `<=` agree, and Euclid's distance of unit vectors orders as the cosine's does.
+    # Without ties `<` and `<=` agree, and Euclidean distance orders unit vectors as cosine distance does.
     unit = [(x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float64) for x in (real, synthetic)]
     expected = prdc.compute_prdc(*unit, nearest_k=K)
     config = parse_config({"metrics": {"families": ["manifold"]}})
@@ -94,8 +94,8 @@ def test_the_four_of_prdc(shift):
         assert found[name]["value"] == pytest.approx(value, abs=1e-12), name
 
 
-def test_copies_of_repeated_rows_are_wholly_inside():
-    # prdc gives 0 here: radii of 0, and `<`.
+def test_copies_of_repeated_real_rows_are_within_radii_of_zero():
+    # prdc gives 0 here, because it compares radii of 0 with `<`.
     real = np.repeat(drawn(22, 25), 8, axis=0)
     found = families(real, real[::8], "manifold")["manifold"]
     assert found["recall"]["value"] == 1
@@ -112,9 +112,9 @@ def test_density_is_one_for_equal_distributions():
     assert all(own["low"] >= 0 for own in values)
 
 
-def test_density_of_one_row_has_no_certain_interval():
+def test_density_of_one_row_has_no_interval_of_width_zero():
     found = families(drawn(0, 20), drawn(1, 1), "manifold")["manifold"]["density"]
-    # A single row says next to nothing: an interval of no width would say all.
+    # An interval of width 0 would wrongly claim certainty for a single row.
     assert found["low"] is None or found["low"] < found["high"]
 
 
@@ -131,7 +131,7 @@ def test_there_is_no_manifold_of_one_real_row():
         assert own["reason"] == "fewer than two distinct real rows"
 
 
-def test_density_takes_the_larger_of_two_spreads():
+def test_density_uses_the_larger_of_jackknife_and_subsample_variance():
     sums = CoreSums()
     sums.by_block("real_radii")[:], sums.by_block("synthetic")[:] = 50.0, 10.0
     sums.by_block("real")[:], sums.by_block("recalled")[:] = 10.0, 5.0
@@ -140,7 +140,7 @@ def test_density_takes_the_larger_of_two_spreads():
     spread = manifold_family(sums, MetricContext({}, None, {"density": np.full(BLOCKS, 1.0)}), K, 200)["density"]
     assert plain.value == spread.value == 1
     assert plain.high - plain.low == pytest.approx(0)
-    # Relative to the density, for one row; of 200 rows: sqrt(20) / sqrt(200).
+    # The spread is relative to the density of one row; for 200 rows it is sqrt(20) / sqrt(200).
     assert spread.high - spread.value == pytest.approx(2.093 * math.sqrt(20 / 200), rel=1e-3)
 
 
@@ -152,14 +152,14 @@ def nearest_distances(real, synthetic):
     return brute.among(real).min(axis=1), to_real.min(axis=1), to_real.argmin(axis=1)
 
 
-def test_copying_is_that_of_all_pairs():
+def test_copying_metrics_equal_brute_force():
     real, synthetic = drawn(30, 90), drawn(31, 120)
     synthetic[:10], synthetic[10:30] = real[:10], real[10:30] + 0.01 * drawn(32, 20)
     found = families(real, synthetic, "copying")["copying"]
     among, nearest, which = nearest_distances(real, synthetic)
     assert found["exact_match_share"]["value"] == pytest.approx(10 / 120)
     assert found["authenticity"]["value"] == pytest.approx((nearest > among[which]).mean())
-    # `nearest/` holds float32.
+    # `nearest/` stores float32.
     ratio = np.quantile(nearest, 0.5, method="inverted_cdf") / np.quantile(among, 0.5, method="inverted_cdf")
     assert found["privacy_ratio"]["value"] == pytest.approx(ratio, rel=TOLERANCE)
     tail = np.quantile(among, 0.05, method="inverted_cdf")
@@ -167,10 +167,12 @@ def test_copying_is_that_of_all_pairs():
     assert bounds[0] <= found["privacy_tail"]["value"] <= bounds[1]
     assert found["privacy_tail"]["reference"] == 0.05
     assert found["privacy_ratio"]["reference"] == 1
-    assert found["privacy_ratio"]["reason"] == "no interval: a figure of ranks"
+    assert (
+        found["privacy_ratio"]["reason"] == "no interval: this metric is computed from quantiles or a distribution"
+    )
 
 
-def test_exact_copies_are_neither_authentic_nor_private():
+def test_exact_copies_have_no_authenticity_and_a_privacy_ratio_of_zero():
     real = drawn(33, 60)
     found = families(real, real[::-1], "copying")["copying"]
     assert found["exact_match_share"]["value"] == 1
@@ -189,7 +191,7 @@ def test_jittered_copies_are_not_authentic_and_no_exact_match():
 
 
 def test_copies_of_repeated_real_rows_are_not_authentic():
-    # Each real image is there twice; a copy is no farther from it (0) than its twin is (0).
+    # Each real image occurs twice, so a copy is as far from it (0) as its twin is (0).
     real = np.repeat(drawn(36, 40), 2, axis=0)
     found = families(real, real[::2], "copying")["copying"]
     assert found["exact_match_share"]["value"] == 1
@@ -197,14 +199,14 @@ def test_copies_of_repeated_real_rows_are_not_authentic():
 
 
 def test_authenticity_of_independent_rows_grows_with_the_dimensions():
-    # ORACLES: no fixed null. Real rows are nearer to real ones only by the number of rows.
+    # Authenticity has no fixed null value: it depends on the dimensions.
     shares = [
         families(drawn(40, 400, d), drawn(41, 400, d), "copying")["copying"]["authenticity"] for d in (3, 64)
     ]
     assert shares[0]["value"] < shares[1]["value"]
 
 
-def test_equal_distributions_have_a_tail_of_a_twentieth():
+def test_equal_distributions_have_a_privacy_tail_of_0_05():
     found = families(drawn(42, 1500, 4), drawn(43, 1500, 4), "copying")["copying"]
     assert found["privacy_tail"]["value"] == pytest.approx(0.05, abs=0.02)
     assert found["privacy_ratio"]["value"] == pytest.approx(1, abs=0.08)
@@ -218,7 +220,7 @@ def test_privacy_needs_distances_among_real_rows():
 
 
 def test_copies_among_the_real_rows_leave_the_ratio_as_it_is():
-    # Their distances are to the nearest real row that is no copy.
+    # Distances among real rows are to the nearest real row that is not a copy.
     real, synthetic = drawn(46, 10), drawn(47, 30)
     plain, copied = (families(x, synthetic, "copying")["copying"] for x in (real, np.repeat(real, 5, axis=0)))
     assert copied["privacy_ratio"]["value"] == pytest.approx(plain["privacy_ratio"]["value"], rel=2e-3)
@@ -252,12 +254,12 @@ def ranked(real, synthetic) -> RankSums:
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.2, 1.0])
-def test_facts_are_compared_as_scipy_does(shift):
+def test_ks_statistics_and_p_values_equal_scipy(shift):
     rng = np.random.default_rng(int(10 * shift))
     real, synthetic = rng.normal(0.5, 0.1, 700), rng.normal(0.5 + shift / 10, 0.1, 500)
     found, p_values = facts_family({"brightness": ranked(real, synthetic)})
     expected = stats.ks_2samp(real, synthetic, method="asymp")
-    # Values within 0.05 % count as equal: at most a few rows change places.
+    # Values within 0.05 % count as equal, so at most a few rows change order.
     assert found["brightness_ks"].value == pytest.approx(expected.statistic, abs=4 / 500)
     assert found["brightness_ks"].reference == 0
     assert p_values["brightness_ks"] == pytest.approx(
@@ -278,7 +280,7 @@ def test_sizes_in_pixels_are_compared_exactly(real, synthetic):
     assert 0 <= p_values["width_ks"] <= 1
 
 
-def test_one_size_for_all_is_no_difference():
+def test_equal_image_sizes_have_a_ks_statistic_of_zero():
     found, p_values = facts_family({"width": ranked([512.0] * 9, [512.0] * 4)})
     assert found["width_ks"].value == 0
     assert p_values["width_ks"] == 1
@@ -296,7 +298,7 @@ def test_a_fact_of_no_picture_has_a_reason_and_no_p_value():
     assert set(p_values) == {"width_ks"}
     for name in set(found) - {"width_ks"}:
         assert found[name].value is None
-        assert found[name].reason == "the input is vectors: there are no pictures to compare"
+        assert found[name].reason == "the input is vectors: there are no images to compare"
 
 
 def test_vectors_have_no_facts():
@@ -321,7 +323,7 @@ def test_completeness_counts_rows_and_labels():
     assert (own.value, own.low, own.high) == pytest.approx((0.7, exact.low, exact.high), abs=1e-9)
 
 
-def test_there_is_no_coverage_of_no_labels():
+def test_label_coverage_without_labels_has_a_reason():
     found = completeness_family({"rows": 3, "complete": 0, "labelled": 0, "seen": 0})
     assert found["complete_share"].value == 0
     assert found["label_coverage"].value is None
@@ -345,7 +347,7 @@ def test_without_labels_nothing_is_missing():
 
 
 def test_labels_beyond_the_thousand_slices_count_as_well():
-    # 1,200 labels, one real row each; synthetic rows of half of them. Slices are given for 1,000 alone.
+    # 1,200 labels with one real row each and synthetic rows of half of them; only 1,000 labels become slices.
     n = 1200
     labels = [f"{i:04d}" for i in range(n)] + [f"{2 * i:04d}" for i in range(n // 2)]
     found = families(drawn(0, n, 3), drawn(1, n // 2, 3), "completeness", labels=labels)["completeness"]
@@ -384,7 +386,7 @@ def plain_metrics(rows: Indicators, part: np.ndarray) -> dict[str, float]:
     }
 
 
-def test_spreads_are_those_over_folds_and_blocks():
+def test_stability_equals_the_deviation_over_folds_and_blocks():
     rows, fold = rows_of(0)
     n = len(fold)
     (overall,) = sum_slices(rows, np.zeros(n, np.int64), 1)
@@ -396,8 +398,8 @@ def test_spreads_are_those_over_folds_and_blocks():
         for word, parts in (("folds", by_fold), ("blocks", by_block)):
             own = found[f"{name}_over_{word}"]
             assert own.value == pytest.approx(np.std([part[name] for part in parts], ddof=1), rel=1e-9)
-            assert own.reason == "no interval: it is a spread itself"
-    # A share's linearised error, with blocks as the units.
+            assert own.reason == "no interval: this number is itself a spread"
+    # The linearised standard error of a share, with blocks as the sampling units.
     whole = plain_metrics(rows, np.ones(n, bool))["diversity"]
     units = [
         ((~rows.in_synthetic_group[own]).astype(float) - whole).sum()
@@ -405,11 +407,11 @@ def test_spreads_are_those_over_folds_and_blocks():
     ]
     error = math.sqrt(BLOCKS / (BLOCKS - 1) * np.square(units).sum()) / (~rows.is_real).sum()
     assert found["diversity_error"].value == pytest.approx(error, rel=1e-9)
-    # Which is near the binomial one, for independent rows.
+    # For independent rows it is close to the binomial standard error.
     assert error == pytest.approx(math.sqrt(whole * (1 - whole) / (~rows.is_real).sum()), rel=0.5)
 
 
-def test_the_error_of_a_whole_is_about_the_spread_over_blocks_by_root_20():
+def test_the_standard_error_is_about_the_deviation_over_blocks_over_root_20():
     rows, fold = rows_of(1, 6000)
     (overall,) = sum_slices(rows, np.zeros(len(fold), np.int64), 1)
     found = stability_family(overall, sum_slices(rows, fold, 5), MetricContext({}))
@@ -494,7 +496,7 @@ def test_any_split_gives_the_same_figures(seed, parts):
 
 
 def checked(item, path=""):
-    """Every metric of a nested block: a null value has a reason, and so has a missing interval."""
+    """Assert that every null value and every missing interval in a nested block has a reason."""
     if isinstance(item, dict) and {"value", "low", "high"} <= item.keys():
         if item["value"] is None or item["low"] is None:
             assert item.get("reason"), path
@@ -547,15 +549,15 @@ def test_degenerate_sets_have_every_metric_and_no_nan(name):
     checked(block)
 
 
-def test_metrics_that_are_not_asked_for_are_null_with_a_reason_and_not_absent():
-    # FD-infinity is a metric of its family whether or not metrics.frechet_infinity asks for it.
+def test_metrics_that_are_not_requested_are_null_with_a_reason_and_not_absent():
+    # FD-infinity is listed in its family even if metrics.frechet_infinity is not set.
     found = families(drawn(0, 40), drawn(1, 40), "frechet")["frechet"]
     assert set(found) == set(FAMILIES["frechet"])
     assert found["frechet_distance_infinity"]["value"] is None
     assert "frechet_infinity" in found["frechet_distance_infinity"]["reason"]
 
 
-def test_only_the_families_that_are_asked_for_are_there_in_one_order():
+def test_only_requested_families_are_present_in_a_fixed_order():
     found = families(drawn(0, 20), drawn(1, 20), "facts", "kernel", "manifold")
     assert list(found) == ["manifold", "kernel", "facts"]
     assert families(drawn(0, 20), drawn(1, 20), "core") == {}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 from synthscale.classify.evaluation import probability
-from synthscale.metrics.scores import near_duplicate_score, quality
+from synthscale.metrics.scores import label_quality_scores, near_duplicate_score, quality
 
 
 @given(st.lists(st.tuples(st.floats(-30, 30), st.booleans()), min_size=1, max_size=50))
@@ -19,6 +19,18 @@ def test_q_is_cleanlabs_label_quality_score(rows: list[tuple[float, bool]]) -> N
         labels=np.where(is_real, 0, 1), pred_probs=np.column_stack([1 - p, p]), method="self_confidence"
     )
     np.testing.assert_allclose(quality(logit, is_real), expected, atol=1e-12)
+    np.testing.assert_allclose(label_quality_scores(logit, is_real), expected, atol=1e-12)
+
+
+@given(st.lists(st.tuples(st.floats(-800, 800) | st.just(np.nan), st.booleans()), max_size=50))
+@settings(deadline=None)
+def test_cleanlabs_scores_equal_the_vectorised_quality(rows: list[tuple[float, bool]]) -> None:
+    """Also for no rows, one class alone, saturated probabilities and NaN logits, which stay NaN."""
+    logit = np.array([logit for logit, _ in rows], np.float64)
+    is_real = np.array([real for _, real in rows], np.bool_)
+    scores = label_quality_scores(logit, is_real)
+    np.testing.assert_array_equal(np.isnan(scores), np.isnan(logit))
+    np.testing.assert_allclose(scores, quality(logit, is_real), atol=1e-12)
 
 
 def test_probabilities_neither_overflow_nor_leave_the_unit_interval() -> None:
@@ -27,8 +39,10 @@ def test_probabilities_neither_overflow_nor_leave_the_unit_interval() -> None:
         np.testing.assert_array_equal(probability(logit), [0, 0, 0.5, 1, 1])
 
 
-def test_without_a_logit_there_is_no_quality() -> None:
-    assert np.isnan(quality(np.array([np.nan, np.nan]), np.array([True, False]))).all()
+def test_nan_logits_have_nan_quality() -> None:
+    logit, is_real = np.array([np.nan, np.nan]), np.array([True, False])
+    assert np.isnan(quality(logit, is_real)).all()
+    assert np.isnan(label_quality_scores(logit, is_real)).all()
 
 
 def test_the_qualities_of_both_labels_add_up_to_one() -> None:
@@ -50,7 +64,7 @@ def test_the_near_duplicate_score_at_known_distances() -> None:
     assert found.tolist() == pytest.approx([0, 0, 1 - np.exp(-1), 0.5])
 
 
-def test_what_is_unknown_gives_an_unknown_score_and_copies_a_known_one() -> None:
+def test_the_near_duplicate_score_is_nan_where_distance_or_median_is_unknown_except_for_copies() -> None:
     d = np.array([0.0, 0.1, np.nan])
     np.testing.assert_array_equal(near_duplicate_score(d, None), [0, np.nan, np.nan])
     found = near_duplicate_score(d, 0.1)

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synthscale.metrics.slices import MOST, Counts, Slicing, as_text, choose_slices, count_values
+from synthscale.metrics.slices import MAX_SLICES, Counts, Slicing, as_text, choose_slices, count_values
 
 Columns = pa.Array | pa.ChunkedArray
 
 
 def counted(column: Columns, cuts: tuple[int, ...] = ()) -> Counts:
-    """Rows by value, added up over shards as a run does it."""
+    """Count rows by value shard by shard and merge the counts, as a run does."""
     total: Counts = Counter()
     stops = [0, *cuts, len(column)]
     for start, stop in itertools.pairwise(stops):
@@ -30,7 +30,7 @@ def cut(column: Columns, cuts: tuple[int, ...] = ()) -> Slicing:
 
 
 def members(column: Columns, cuts: tuple[int, ...] = ()) -> dict[str, list[int]]:
-    """The rows of each slice by its name."""
+    """Return the row numbers of each slice by its name."""
     found = cut(column, cuts)
     assert len(set(found.names)) == len(found.names), "two slices have one name"
     rows: dict[str, list[int]] = {name: [] for name in found.names}
@@ -118,7 +118,7 @@ def test_every_known_number_is_in_one_slice_and_slices_are_ordered(values: list[
     found = cut(column, places)
     of = found.of(column)
     assert ((of >= 0) == np.array([value is not None for value in values])).all()
-    # Neither the order of shards nor their cuts matter.
+    # The result does not depend on the order of shards or on where they are split.
     assert found == cut(column.take(pa.array(np.arange(len(values))[::-1])))
     known = sorted((value, place) for value, place in zip(values, of.tolist(), strict=True) if value is not None)
     assert [place for _, place in known] == sorted(place for _, place in known)
@@ -157,7 +157,7 @@ def test_the_names_of_ranges_are_their_ends() -> None:
 @pytest.mark.parametrize("share", [0.05, 0.11, 0.5, 0.95])
 @pytest.mark.parametrize("value", [-1, 40, 1000], ids=["least", "middle", "greatest"])
 def test_one_number_may_have_most_of_the_rows(share: float, value: int) -> None:
-    # Counts of objects, scores of filters: most are 0.
+    # As in counts of objects, where most values are 0.
     often = [value] * int(share / (1 - share) * 100)
     column = pa.array([*often, *range(100)])
     rows = members(column)
@@ -167,7 +167,7 @@ def test_one_number_may_have_most_of_the_rows(share: float, value: int) -> None:
 
 
 def test_ranges_of_numbers_far_from_0_have_names_of_their_own() -> None:
-    # Timestamps, ids: six digits do not tell them apart.
+    # As in timestamps or ids, which six digits do not distinguish.
     column = pa.array([1_700_000_000 + i for i in range(50)])
     rows = members(column)
     assert len(rows) == 10
@@ -176,7 +176,7 @@ def test_ranges_of_numbers_far_from_0_have_names_of_their_own() -> None:
 
 @pytest.mark.parametrize("kind", [pa.int64(), pa.uint64()])
 def test_numbers_of_64_bits_are_cut_into_ranges(kind: pa.DataType) -> None:
-    # Seeds are often drawn from all of them.
+    # Random seeds often use the whole 64-bit range.
     column = pa.array([2**62 + i * 10**15 for i in range(60)], kind)
     rows = members(column)
     assert sum(map(len, rows.values())) == 60
@@ -212,24 +212,24 @@ def test_infinite_numbers_are_in_the_outermost_ranges() -> None:
 
 
 def test_of_more_than_a_thousand_values_those_with_the_most_rows_are_kept() -> None:
-    values = [f"prompt {i:04d}" for i in range(MOST + 500)]
+    values = [f"prompt {i:04d}" for i in range(MAX_SLICES + 500)]
     column = pa.array([*values, *values[700:], *values[1490:]])
     found = cut(column)
-    assert len(found.names) == MOST
+    assert len(found.names) == MAX_SLICES
     assert found.left_out == 500
-    # 800 have two rows or more; ties go by name.
+    # 800 values have two rows or more; ties are resolved by name.
     assert set(found.names) == {*values[700:], *values[:200]}
     of = found.of(column)
     assert set(of[200:700].tolist()) == {-1}
-    assert (of[700 : MOST + 500] >= 0).all()
+    assert (of[700 : MAX_SLICES + 500] >= 0).all()
     assert found.warning is not None
     assert "column" in found.warning
     assert "1,500" in found.warning
     assert "1,000" in found.warning
-    assert cut(pa.array(values[:MOST])).warning is None
+    assert cut(pa.array(values[:MAX_SLICES])).warning is None
 
 
-def test_which_values_are_kept_depends_on_no_order() -> None:
+def test_the_values_kept_do_not_depend_on_the_order_of_rows() -> None:
     values = np.array([f"{i}" for i in range(1300)] * 2 + [f"{i}" for i in range(300)])
     moved = np.random.default_rng(0).permutation(values)
     assert cut(pa.array(values)) == cut(pa.array(moved), (17, 900))

@@ -1,4 +1,4 @@
-"""Reduce over Ray: what it writes of a small run, read without the package, and what stops it."""
+"""The stage reduce over Ray: the files of a small run, read without the package, and the errors that stop it."""
 
 import json
 import shutil
@@ -45,16 +45,16 @@ COLUMNS = [
     "in_real_manifold",
     "covered",
 ]
-"""The design's, in its order."""
+"""Columns of scores/ in the order of DESIGN.md."""
 USERS = ["prompt", "seed"]
 REAL, KDE, COPIER = 240, 160, 90
-"""Images of each set; one of ``kde`` cannot be read."""
+"""Number of images of each set; one of ``kde`` cannot be read."""
 
 
 def write_images(folder):
-    """Digits, their manifest with a text and a number of the user's, and one file that is no image.
+    """Write digits, their metadata table with a text and a numeric user column, and one file that is not an image.
 
-    ``copier`` has real images, saved larger; half of those are in the control.
+    ``copier`` contains real images, saved larger; half of their originals are in the control.
     """
     sets = make_sets()
     rng = np.random.default_rng(0)
@@ -116,7 +116,7 @@ def metrics(finished):
 
 
 def metrics_in(item, path=()):
-    """Every metric of a nested block, with its path."""
+    """Yield every metric of a nested block with its path."""
     if isinstance(item, dict) and {"value", "low", "high"} <= item.keys():
         yield path, item
     elif isinstance(item, dict):
@@ -170,7 +170,7 @@ def test_completeness_counts_failures_and_nulls(metrics, manifest):
     frame = pq.read_table(manifest).to_pandas()
     own = metrics["generators"]["kde"]["families"]["completeness"]["complete_share"]
     rows = frame[frame["generator"] == "kde"]
-    # The broken file is the first of the set, and has a prompt or not.
+    # The unreadable file is the first of its set and may or may not have a prompt.
     nulls = int(rows["prompt"].isna().sum())
     complete = int(rows.iloc[1:]["prompt"].notna().sum())
     assert own["value"] == pytest.approx(complete / KDE)
@@ -192,7 +192,7 @@ def test_the_controls_values_stand_beside_those_of_generators_of_its_size(metric
         block = metrics["generators"][name]
         own_rows = block["counts"]["synthetic"]
         if max(rows, own_rows) > 1.05 * min(rows, own_rows):
-            # Slices and families are not matched.
+            # There are no slices and families of matched subsamples.
             parts = [path for part in ("by_label", "by", "families") for path in metrics_in(block[part])]
             assert all("control" not in own for _, own in parts)
             continue
@@ -213,7 +213,7 @@ def test_a_held_out_half_is_what_a_perfect_generator_would_be(metrics):
 def test_generators_are_compared_in_pairs_and_ranked_without_the_control(metrics):
     pairs = {frozenset((d["one"], d["two"])) for d in metrics["comparisons"]}
     assert pairs == {frozenset(pair) for pair in (("kde", "copier"), ("kde", "control"), ("copier", "control"))}
-    # Of a larger generator what it has at the smallest one's size.
+    # A larger generator is compared by its metrics on the matched subsample.
     values = {name: block.get("matched", block)["metrics"] for name, block in metrics["generators"].items()}
     for metric in CORE_METRICS:
         ranks = metrics["ranking"][metric]
@@ -372,7 +372,7 @@ def test_polars_reads_them(finished):
 
 
 def six(frame: pd.DataFrame, whole: pd.DataFrame) -> dict[str, float | None]:
-    """The six metrics of some rows of a partition, by their definitions."""
+    """Compute the six metrics of rows of a partition of scores/ from their definitions."""
     own, real = frame[frame["real_or_synthetic"] == "synthetic"], frame[frame["real_or_synthetic"] == "real"]
     mixed = set(whole.loc[whole["real_or_synthetic"] == "real", "near_duplicate_id"].dropna())
     with_real = own["near_duplicate_id"].isin(mixed)
@@ -436,7 +436,7 @@ def test_small_slices_are_marked(metrics):
 def test_gates_are_decided_for_each_generator_they_hold_for(metrics):
     found = {(gate["gate"], gate["generator"]): gate["passed"] for gate in metrics["gates"]}
     assert found == {
-        # The control's marks are the real set's: a gate holds for it only by name.
+        # Gates apply to the control only if they name it.
         **{("fidelity>=0", name): True for name in ("kde", "copier")},
         ("generator=copier freshness>=0.9", "copier"): False,
         ("generator=kde auc.high<=1", "kde"): True,
@@ -445,7 +445,7 @@ def test_gates_are_decided_for_each_generator_they_hold_for(metrics):
 
 
 def copied(finished, folder) -> Path:
-    """The run in another folder, for tests that change it."""
+    """Copy the run to another folder, for tests that modify it."""
     shutil.copytree(finished.run.uri, folder / "run")
     return folder / "run"
 
@@ -470,7 +470,7 @@ def test_other_gates_redo_no_stage_and_end_with_three(finished, manifest, tmp_pa
     assert [(gate["generator"], gate["passed"]) for gate in gates] == [("kde", False), ("copier", False)]
     after = {path: (output / path).stat().st_mtime_ns for path in before}
     assert after == before
-    # And with none the run is good.
+    # Without gates the exit code is 0.
     assert main(["score", "--config", str(tmp_path / "run.yaml")]) == 0
     assert json.loads((output / "metrics.json").read_text())["gates"] == []
     assert main(["score", "--config", str(tmp_path / "run.yaml"), "--gate", "generator=kde fidelity>=0"]) == 0
@@ -478,7 +478,7 @@ def test_other_gates_redo_no_stage_and_end_with_three(finished, manifest, tmp_pa
 
 @pytest.mark.parametrize("gate", ["frechet_distance_infinity<=1e9", "generator=sdlx fidelity>=0"])
 def test_a_gate_that_nothing_can_decide_is_not_passed_nor_a_crash(finished, manifest, tmp_path, gate):
-    # A metric that was not asked for; a generator that there is not: what holds for nobody guards nothing.
+    # A metric of a family that is not requested, and a generator that does not exist: both gates must fail.
     values = settings(manifest, copied(finished, tmp_path))
     del values["gates"]
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
@@ -511,7 +511,7 @@ def reduce_again(output, manifest):
 
 
 def shard_of(output, table, generator):
-    """The first shard of a table with rows of a generator, and the line of one of those."""
+    """Return the first shard of a table that has rows of a generator, and the index of one of these rows."""
     for path in sorted((output / table).glob("*.parquet")):
         rows = pq.read_table(path)
         at = np.flatnonzero(pc.equal(rows.column("generator").cast(pa.string()), generator).to_numpy())
@@ -521,7 +521,9 @@ def shard_of(output, table, generator):
 
 
 @pytest.mark.parametrize("table", ["predictions", "classifier"])
-@pytest.mark.parametrize(("change", "words"), [("lost", "1 missing, 0 more"), ("doubled", "0 missing, 0 more")])
+@pytest.mark.parametrize(
+    ("change", "words"), [("lost", "1 missing, 0 unexpected"), ("doubled", "0 missing, 0 unexpected")]
+)
 def test_lost_and_doubled_rows_stop_the_stage_with_counts(finished, manifest, tmp_path, table, change, words):
     output = copied(finished, tmp_path)
     path, rows, at = shard_of(output, table, "kde")
@@ -533,7 +535,7 @@ def test_lost_and_doubled_rows_stop_the_stage_with_counts(finished, manifest, tm
     assert f"kde: {table} and nearest" in text
     assert path.name in text
     assert words in text
-    assert f"{int(change == 'doubled')} doubled" in text
+    assert f"{int(change == 'doubled')} duplicated" in text
     assert "--redo-from classify" in text
 
 
@@ -561,7 +563,7 @@ def test_lost_rows_of_earlier_tables_stop_it_too(finished, manifest, tmp_path, t
 def vectors():
     rng = np.random.default_rng(7)
     real, one = rng.normal(size=(160, 10)), rng.normal(size=(130, 10)) * 0.9 + 0.2
-    # The second generator repeats real rows: its near-duplicates are no matter of the first's.
+    # The second generator repeats real rows, which must not change the near-duplicates of the first.
     two = real[:70] + 1e-4 * rng.normal(size=(70, 10))
     return np.concatenate([real, one, two]).astype(np.float32)
 
@@ -595,7 +597,7 @@ def of_vectors(tmp_path_factory):
 
 
 def flat(item, path=()):
-    """Every leaf of a nested block, by its path."""
+    """Return every leaf of a nested block by its path."""
     if isinstance(item, dict):
         return {key: value for name, child in item.items() for key, value in flat(child, (*path, name)).items()}
     if isinstance(item, list):
@@ -619,7 +621,7 @@ def test_the_size_of_shards_changes_no_number(of_vectors, tmp_path):
 
 @pytest.fixture(scope="module")
 def in_memory():
-    """Each generator alone with the real set: what the other does must not matter."""
+    """Score each generator alone with the real set: other generators must not change its metrics."""
     x, found = vectors(), {}
     for name in ("one", "two"):
         own = [i for i, generator in enumerate(NAMES) if generator in (None, name)]

@@ -15,7 +15,7 @@ FOLDS = 5
 
 
 class World:
-    """Classes that overlap, of unequal sizes; sets drawn from it are of one distribution."""
+    """Distribution of overlapping classes of unequal sizes."""
 
     def __init__(self, seed: int, labels: int = 4, d: int = 12, apart: float = 0.6) -> None:
         self.rng = np.random.default_rng(seed)
@@ -42,7 +42,7 @@ def found(*args: object, **more: object) -> Utility:
 def peer(
     x: NDArray[np.floating], labels: NDArray[np.object_], queries: NDArray[np.floating]
 ) -> NDArray[np.object_]:
-    """scikit-learn's answers, every label weighing the same; its loss is a sum where ours is a mean."""
+    """Return the predictions of scikit-learn, with equal weight of each label; its loss is a sum, ours a mean."""
     counts = {label: (labels == label).sum() for label in labels}
     weight = np.array([1 / (len(counts) * counts[label]) for label in labels])
     scaler = StandardScaler().fit(x, sample_weight=weight)
@@ -69,18 +69,18 @@ def test_accuracies_are_those_of_scikit_learns_ridge_classifier(labels: int, d: 
     assert result.labels == tuple(world.names)
 
 
-def test_single_answers_on_digits_are_those_of_scikit_learn() -> None:
+def test_single_predictions_on_digits_equal_scikit_learn() -> None:
     digits = load_digits()
     x, s = digits.data[:900], digits.data[900:]
     y, z = digits.target[:900].astype(str).astype(object), digits.target[900:].astype(str).astype(object)
     fold = np.arange(900) % FOLDS
-    # With the peer's answers for the truth, accuracy is agreement.
+    # With scikit-learn's predictions as labels, the accuracy is the agreement.
     assert found(x, peer(s, z, x), fold, s, z).synthetic > 0.99
     result = found(x, y, fold, s, z)
     assert min(result.real, result.synthetic) > 0.85
 
 
-def test_one_distribution_gives_a_ratio_near_one_and_an_honest_error() -> None:
+def test_equal_distributions_give_a_ratio_near_one_within_its_error() -> None:
     ratios, errors, apart = [], [], []
     for seed in range(30):
         world = World(seed)
@@ -93,7 +93,7 @@ def test_one_distribution_gives_a_ratio_near_one_and_an_honest_error() -> None:
     assert np.mean(ratios) == pytest.approx(1, abs=0.01)
     assert np.abs(np.array(ratios) - 1).max() < 0.1
     assert 0.002 < np.mean(errors) < 0.03
-    # Errors hold the fits still, so they are somewhat small.
+    # The errors hold the fits fixed, so they are slightly too small.
     assert np.std(apart) < 2.5
 
 
@@ -111,7 +111,7 @@ def test_shuffled_synthetic_labels_give_chance() -> None:
     assert result.difference < -5 * result.difference_error
 
 
-def test_more_noise_in_the_labels_or_less_spread_in_the_images_teaches_less() -> None:
+def test_noisier_labels_or_less_varied_images_have_lower_utility() -> None:
     world = World(1, labels=5, apart=0.5)
     x, y = world.draw(3000)
     s, z = world.draw(1500)
@@ -127,8 +127,8 @@ def test_more_noise_in_the_labels_or_less_spread_in_the_images_teaches_less() ->
     assert values[0] > values[-1] + 0.05
 
 
-def test_more_rows_teach_more_also_where_there_are_about_as_many_as_dimensions() -> None:
-    # A ridge of 1e-3, fixed, falls to its worst at 200 rows.
+def test_accuracy_grows_with_rows_even_near_the_number_of_dimensions() -> None:
+    # With a fixed ridge of 1e-3 the accuracy has its minimum at 200 rows.
     d, world = 200, World(2, labels=5, d=200, apart=0.15)
     x, y = world.draw(1000)
     s, z = world.draw(1600)
@@ -153,8 +153,8 @@ def test_the_order_of_rows_does_not_matter_and_a_second_run_is_the_same() -> Non
         assert dataclasses.astuple(again)[7:] == dataclasses.astuple(once)[7:]
 
 
-def test_how_often_a_label_occurs_does_not_tilt_the_answers() -> None:
-    # Repeats change the ridge alone, a little.
+def test_the_frequency_of_a_label_does_not_bias_the_predictions() -> None:
+    # Repeated rows change only the ridge, slightly.
     world = World(4, labels=3, apart=0.4)
     x, y = world.draw(3000)
     s, z = world.draw(3000)
@@ -189,7 +189,7 @@ def test_narrow_rows_far_from_zero_are_widened() -> None:
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, 7777.7])
-def test_a_dimension_that_is_constant_where_a_head_learns_has_no_say(constant: float) -> None:
+def test_a_dimension_that_is_constant_in_the_training_rows_is_ignored(constant: float) -> None:
     world = World(7)
     x, y = world.draw(400)
     s, z = world.draw(400)
@@ -200,7 +200,7 @@ def test_a_dimension_that_is_constant_where_a_head_learns_has_no_say(constant: f
     assert mixed.synthetic == plain.synthetic
 
 
-def test_rows_all_alike_teach_nothing_and_break_nothing() -> None:
+def test_equal_rows_give_chance_accuracy_without_errors() -> None:
     world = World(8)
     x, y = world.draw(200)
     _, z = world.draw(200)
@@ -211,7 +211,7 @@ def test_rows_all_alike_teach_nothing_and_break_nothing() -> None:
     assert nothing.real == pytest.approx(nothing.chance)
 
 
-def test_labels_that_one_set_lacks_or_has_too_few_rows_of_take_no_part() -> None:
+def test_labels_with_too_few_rows_in_one_set_are_left_out() -> None:
     world = World(9, labels=6)
     x, y = world.draw(1200)
     s, z = world.draw(1200)
@@ -224,14 +224,14 @@ def test_labels_that_one_set_lacks_or_has_too_few_rows_of_take_no_part() -> None
     result = found(x, y, fold, s, z)
     assert result.labels == tuple(world.names[3:])
     kept, kept_s = np.isin(y, world.names[3:]), np.isin(z, world.names[3:])
-    # As if those rows had never been.
+    # The result is the same as without those rows.
     assert result == found(x[kept], y[kept], fold[kept], s[kept_s], z[kept_s])
     assert result.rows == kept.sum()
     assert result.synthetic_rows == kept_s.sum()
     assert found(x, y, fold, s, z, least_rows=4).labels == tuple(world.names[1:])
 
 
-def test_rows_without_a_label_take_no_part() -> None:
+def test_rows_without_a_label_are_left_out() -> None:
     world = World(10)
     x, y = world.draw(400)
     s, z = world.draw(400)
@@ -242,7 +242,7 @@ def test_rows_without_a_label_take_no_part() -> None:
     assert found(x, list(y), fold, s, list(z)) == plain
 
 
-def test_a_label_whose_rows_all_lie_in_one_fold_cannot_be_answered_out_of_fold() -> None:
+def test_a_label_whose_rows_all_lie_in_one_fold_is_left_out() -> None:
     world = World(11)
     x, y = world.draw(400)
     s, z = world.draw(400)
@@ -251,8 +251,8 @@ def test_a_label_whose_rows_all_lie_in_one_fold_cannot_be_answered_out_of_fold()
     assert found(x, y, fold, s, z).labels == tuple(world.names[[0, 1, 3]])
 
 
-def test_folds_keep_copies_from_answering_each_other() -> None:
-    # Labels mean nothing; but every row has a copy, whose label it shares.
+def test_a_row_is_not_predicted_from_its_copy_in_the_same_fold() -> None:
+    # Labels are random, but every row has a copy with the same label.
     rng = np.random.default_rng(12)
     x = np.repeat(rng.normal(size=(150, 100)), 2, axis=0)
     y = np.repeat(rng.choice(["a", "b"], 150), 2)
@@ -291,7 +291,7 @@ def test_labels_may_be_numbers() -> None:
 
 
 def test_errors_are_the_spread_over_draws_of_real_rows_with_the_classifier_held() -> None:
-    # One classifier of synthetic rows answers many real sets.
+    # One classifier trained on synthetic rows predicts many real sets.
     world = World(14, apart=0.5)
     s, z = world.draw(600)
     results = []
@@ -300,7 +300,7 @@ def test_errors_are_the_spread_over_draws_of_real_rows_with_the_classifier_held(
         results.append(found(x, y, world.folds(250), s, z))
     spread = np.std([result.synthetic for result in results], ddof=1)
     assert np.mean([result.synthetic_error for result in results]) == pytest.approx(spread, rel=0.2)
-    # Out of fold the fits vary too, and pairs cancel: the errors of those figures are merely near.
+    # Out of fold the fits vary too and paired errors cancel, so those standard errors are only approximate.
     for name in ("real", "difference", "ratio"):
         spread = np.std([getattr(result, name) for result in results], ddof=1)
         stated = np.mean([getattr(result, f"{name}_error") for result in results])
@@ -308,7 +308,7 @@ def test_errors_are_the_spread_over_draws_of_real_rows_with_the_classifier_held(
 
 
 def test_errors_of_a_known_pattern_of_mistakes() -> None:
-    # Two points in space. Of label a 8 rows in 10 lie at the one, of label b 6 in 10 at the other.
+    # Two points in space: 8 of 10 rows of label a lie at one, 6 of 10 rows of label b at the other.
     x = np.array([0.0] * 8 + [1.0] * 2 + [1.0] * 6 + [0.0] * 4)[:, None]
     y = ["a"] * 10 + ["b"] * 10
     contrary = ["b"] * 10 + ["a"] * 10
@@ -316,21 +316,21 @@ def test_errors_of_a_known_pattern_of_mistakes() -> None:
     error = math.sqrt(0.8 * 0.2 / 9 + 0.6 * 0.4 / 9) / 2
     assert (result.real, result.synthetic) == pytest.approx((0.7, 0.3))
     assert (result.real_error, result.synthetic_error) == pytest.approx((error, error))
-    # Where the one is right the other is wrong, so that their difference moves twice as far.
+    # One classifier is right where the other is wrong, so the difference varies twice as much.
     assert result.difference_error == pytest.approx(2 * error)
     # d(s / r) = ds / r - s dr / r^2 with ds = -dr.
     assert result.ratio_error == pytest.approx(error / 0.7 + 0.3 * error / 0.7**2)
 
 
-def test_a_classifier_without_mistakes_states_no_error() -> None:
+def test_a_classifier_without_mistakes_has_a_standard_error_of_zero() -> None:
     x = np.repeat([[0.0, 1.0], [1.0, 0.0]], 10, axis=0) + 0.01 * np.random.default_rng(0).normal(size=(20, 2))
     result = found(x, ["a"] * 10 + ["b"] * 10, np.arange(20) % 5, x, ["b"] * 10 + ["a"] * 10)
     assert (result.real, result.synthetic, result.ratio) == (1, 0, 0)
     assert (result.real_error, result.synthetic_error, result.difference_error) == (0, 0, 0)
 
 
-def test_where_real_rows_teach_nothing_right_there_is_no_ratio() -> None:
-    # What the one fold teaches is the opposite of the other.
+def test_there_is_no_ratio_where_the_accuracy_from_real_rows_is_zero() -> None:
+    # The two folds have opposite labels.
     x = np.tile([[0.0, 1.0], [1.0, 0.0]], (10, 1)) + 0.01 * np.random.default_rng(0).normal(size=(20, 2))
     result = found(x, ["a", "b"] * 5 + ["b", "a"] * 5, np.arange(20) // 10, x, ["a", "b"] * 10)
     assert (result.real, result.synthetic) == (0, 0.5)

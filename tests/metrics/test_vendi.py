@@ -28,7 +28,7 @@ def unit_rows(seed: int, n: int, p: int) -> NDArray[np.float64]:
 
 
 def clusters(seed: int, n: int, d: int) -> NDArray[np.float64]:
-    """Rows about 20 centres, none of which is as common as the next."""
+    """Return rows around 20 centres of different frequencies."""
     rng = np.random.default_rng(seed)
     share = np.arange(1, 21) / 210
     return 4 * rng.normal(size=(20, d))[rng.choice(20, n, p=share)] + rng.normal(size=(n, d))
@@ -41,7 +41,7 @@ def test_published_examples() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 50])
-def test_rows_all_alike_are_worth_one_and_rows_all_different_their_number(n: int) -> None:
+def test_equal_rows_score_one_and_orthogonal_rows_their_number(n: int) -> None:
     assert vendi_of_kernel(np.ones((n, n))) == pytest.approx(1, abs=1e-9)
     assert vendi_of_kernel(np.eye(n)) == pytest.approx(n, rel=1e-12)
     alike = np.repeat(unit_rows(0, 1, 9), n, axis=0)
@@ -51,7 +51,7 @@ def test_rows_all_alike_are_worth_one_and_rows_all_different_their_number(n: int
 
 
 @pytest.mark.parametrize("shares", [[0.5, 0.5], [0.7, 0.2, 0.1], [0.97, 0.01, 0.01, 0.01]])
-def test_classes_that_share_nothing_are_worth_the_exponent_of_their_entropy(shares: list[float]) -> None:
+def test_orthogonal_classes_score_the_exponential_of_their_entropy(shares: list[float]) -> None:
     rows = np.repeat(np.eye(len(shares)), [round(100 * share) for share in shares], axis=0)
     expected = math.exp(-sum(share * math.log(share) for share in shares))
     assert SecondMoment.of(rows).score() == pytest.approx(expected, rel=1e-9)
@@ -110,13 +110,13 @@ def test_products_of_fourier_features_are_the_gaussian_kernel_within_their_noise
     features = fourier_map(8, bandwidth, m, 1)(x)
     apart = features @ features.T - gaussian_kernel(x, bandwidth)
     assert np.abs(apart).max() < 5 / math.sqrt(2 * m)
-    # No bias: the mean over seeds comes nearer to the kernel than one.
+    # The features are unbiased: the mean over seeds is closer to the kernel than one seed.
     few = [fourier_map(8, bandwidth, 50, seed)(x) for seed in range(200)]
     mean = np.mean([f @ f.T for f in few], axis=0)
     assert np.abs(mean - gaussian_kernel(x, bandwidth)).max() < 6 / math.sqrt(2 * 50 * 200)
 
 
-def test_a_map_is_decided_by_its_seed() -> None:
+def test_a_feature_map_is_deterministic_in_its_seed() -> None:
     same = [fourier_map(5, 2.0, 10, seed).frequencies for seed in (3, 3, 4)]
     np.testing.assert_array_equal(same[0], same[1])
     assert not np.array_equal(same[0], same[2])
@@ -131,7 +131,7 @@ def test_a_map_without_bandwidth_or_features_is_refused(bandwidth: float, featur
 @pytest.mark.parametrize(
     ("rows", "share", "tolerance"),
     [
-        # A flat tail of small eigenvalues is what the features' noise hides, so that scores are low.
+        # A flat tail of small eigenvalues is below the features' noise, so the score is biased low.
         (normal(1, 300, 4), 1.0, 0.03),
         (normal(2, 300, 16), 1.0, 0.04),
         (clusters(0, 400, 32), 0.5, 0.05),
@@ -186,7 +186,7 @@ def test_adding_up_leaves_the_parts_as_they_were() -> None:
     assert (one.score(), two.score()) == before
 
 
-def test_the_authors_package_finds_the_same() -> None:
+def test_the_score_equals_that_of_the_vendi_score_package() -> None:
     peer = pytest.importorskip("vendi_score.vendi")
     kernel = gaussian_kernel(normal(0, 40, 5), 2.0)
     assert peer.score_K(kernel) == pytest.approx(vendi_of_kernel(kernel), rel=1e-6)

@@ -1,4 +1,4 @@
-"""The sums over a view's rows: joined from its tables, cut by columns and folds, merged over shards."""
+"""Sums over a view's rows: from its tables, sliced by columns and folds, merged over shards."""
 
 import functools
 import operator
@@ -29,7 +29,7 @@ COLUMNS = ("label", "prompt", "seed")
 
 @dataclass(frozen=True)
 class World:
-    """A view of 40 real and 60 synthetic rows whose numbers have gaps; groups of 2 to 4 of the first 60 places."""
+    """View of 40 real and 60 synthetic rows with gaps in the row numbers; the first 60 are in groups of 2 to 4."""
 
     view: ViewRows
     evidence: Evidence
@@ -45,7 +45,7 @@ class World:
         return sum_view(self.view, self.scores(), self.evidence, slicings)
 
     def take(self, chosen: NDArray[np.int64]) -> "World":
-        """Some places, ascending: a shard of the view."""
+        """Return the rows at ascending positions, as a shard of the view."""
         index, rows = pa.array(chosen), self.view.manifest.column("row").to_numpy()[chosen]
         kept = np.isin(self.view.groups.column("row").to_numpy(), rows)
         view = ViewRows(
@@ -122,7 +122,7 @@ def world(seed: int = 0, *, classified: bool = True) -> World:
 
 
 def by_row(own: World, place: int) -> dict[str, NDArray[np.float64]]:
-    """What one row adds to the sums, by block."""
+    """Return what one row adds to each sum, by block."""
     sums: dict[str, NDArray[np.float64]] = {}
     block = int(jackknife_blocks(own.evidence.group_key)[place])
 
@@ -227,7 +227,7 @@ def test_sums_merge_over_any_shards(seed: int, cuts: list[int], scattered: bool)
         assert one.ends == other.ends
 
 
-def test_a_slice_that_only_one_shard_has_is_kept() -> None:
+def test_a_slice_of_only_one_shard_is_kept() -> None:
     own = world()
     slicings = own.slicings()
     cats = np.flatnonzero(np.array(own.view.manifest.column("label").to_pylist()) == "cat")
@@ -238,7 +238,7 @@ def test_a_slice_that_only_one_shard_has_is_kept() -> None:
     np.testing.assert_allclose(both.slices["label", "cat"].values, parts[0].slices["label", "cat"].values)
 
 
-def test_a_column_that_no_slicing_names_and_other_rows_groups_change_nothing() -> None:
+def test_the_core_sums_do_not_depend_on_direction_coordinates() -> None:
     own = world()
     moved = replace(
         own, evidence=replace(own.evidence, direction_coordinates=own.evidence.direction_coordinates * 2)
@@ -264,7 +264,7 @@ def test_scores_of_a_shard_are_those_rows_of_the_whole() -> None:
     own = world(4)
     chosen = np.r_[3:11, 38:60]
     assert own.take(chosen).scores().equals(own.scores().take(pa.array(chosen)))
-    # Nothing is left of a generator without rows here.
+    # A shard may have no rows of a generator.
     assert own.take(np.arange(0)).scores().num_rows == 0
     empty = own.take(np.arange(0)).sums(own.slicings())
     assert (empty.overall.values == 0).all()

@@ -22,8 +22,8 @@ from scipy.spatial import cKDTree
 
 from synthscale import Config
 from synthscale.errors import SchemaError, StorageError
-from synthscale.neighbors import embedding_reader as row_blocks
 from synthscale.neighbors import analysis
+from synthscale.neighbors import embedding_reader as row_blocks
 from synthscale.neighbors import stage as neighbors
 from synthscale.neighbors.ray_index_cluster import IndexCluster
 from synthscale.pipeline import Options, score

@@ -1,3 +1,5 @@
+"""AUC from mergeable histograms, its bootstrap error and interval, and the two-sample test."""
+
 import functools
 import math
 import operator
@@ -20,7 +22,7 @@ DATA_SETS = 120
 
 
 class Rows(NamedTuple):
-    """Values, classes, and the keys of near-duplicate groups."""
+    """Values, classes, and hashes of near-duplicate groups: (n,) each."""
 
     value: NDArray[np.float64]
     is_real: NDArray[np.bool_]
@@ -38,7 +40,7 @@ class Rows(NamedTuple):
 
 
 def gaussians(seed: int, n: int, m: int, shift: float, copies: int = 1) -> Rows:
-    """N(0, 1) against N(shift, 1), every row so many times in a group of its own."""
+    """n rows of N(0, 1) against m of N(shift, 1), each row ``copies`` times in a group of its own."""
     rng = np.random.default_rng(seed)
     rows = Rows(
         np.concatenate([rng.normal(size=n), rng.normal(size=m) + shift]),
@@ -55,11 +57,11 @@ def rows_of(real: list[float], synthetic: list[float]) -> Rows:
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1.0, 1e3, 1e30])
 @pytest.mark.parametrize(("n", "m", "shift"), [(200, 202, 0.5), (1000, 50, 3.0), (30, 700, -1.0), (300, 300, 0.0)])
-def test_the_auc_is_that_of_scikit_learn_whatever_the_scale_of_the_values(
+def test_the_auc_agrees_with_scikit_learn_at_any_scale_of_the_values(
     n: int, m: int, shift: float, scale: float
 ) -> None:
     rows = gaussians(0, n, m, shift)
-    # Values closer than 0.05 % are tied.
+    # Values within 0.05 % of one another are tied.
     assert auc(sum_ranks(scale * rows.value, rows.is_real)) == pytest.approx(rows.auc, abs=1e-3)
 
 
@@ -72,7 +74,7 @@ coarse = st.lists(
 
 @given(coarse)
 @settings(deadline=None)
-def test_the_auc_is_the_share_of_pairs_in_order_and_ties_count_one_half(rows: list[tuple[float, bool]]) -> None:
+def test_the_auc_is_the_share_of_ordered_pairs_with_ties_as_one_half(rows: list[tuple[float, bool]]) -> None:
     real = [value for value, is_real in rows if is_real]
     synthetic = [value for value, is_real in rows if not is_real]
     wins = sum((s > r) + 0.5 * (s == r) for s in synthetic for r in real)
@@ -94,21 +96,21 @@ def test_sums_merge_over_any_split_and_order(rows: list[tuple[float, bool]], cut
     assert two_sample_test(merged) == two_sample_test(expected)
 
 
-def test_many_shards_of_many_values_give_the_answer_of_one() -> None:
+def test_sums_over_many_shards_give_the_metric_of_a_single_one() -> None:
     rows = gaussians(1, 900, 700, 0.4)
     parts = [rows.take(part).sums() for part in np.array_split(np.random.default_rng(0).permutation(1600), 13)]
     merged = functools.reduce(operator.add, parts)
     assert auc_metric(merged) == auc_metric(rows.sums())
 
 
-def test_adding_up_leaves_the_parts_as_they_were() -> None:
+def test_addition_does_not_change_its_operands() -> None:
     one, two = gaussians(2, 20, 20, 0.4).sums(), gaussians(3, 20, 20, 0.4).sums()
     before = auc_metric(one), auc_metric(two)
     _ = one + two
     assert (auc_metric(one), auc_metric(two)) == before
 
 
-def test_values_that_are_not_known_are_left_out() -> None:
+def test_nan_values_are_left_out() -> None:
     rows = gaussians(4, 60, 50, 0.5)
     both = zip(rows, ([np.nan, np.nan], [True, False], np.array([7, 8], np.uint64)), strict=True)
     more = Rows(*(np.append(known, unknown) for known, unknown in both))
@@ -134,10 +136,10 @@ def test_ordered_and_tied_values_have_exact_areas(
 
 
 def delong(rows: Rows) -> float:
-    """The standard error by DeLong et al. 1988, for rows in groups as Obuchowski 1997 has it."""
+    """Return the standard error of DeLong et al. (1988), extended to rows in groups by Obuchowski (1997)."""
     real, synthetic = rows.value[rows.is_real], rows.value[~rows.is_real]
     wins = (synthetic[:, None] > real) + 0.5 * (synthetic[:, None] == real)
-    # Each row's influence on the area; those of one group go up and down together.
+    # Each row's influence on the area; rows of one group vary together.
     influence = np.empty(len(rows.value))
     influence[rows.is_real] = (wins.mean(0) - wins.mean()) / len(real)
     influence[~rows.is_real] = (wins.mean(1) - wins.mean()) / len(synthetic)
@@ -148,18 +150,18 @@ def delong(rows: Rows) -> float:
 
 @pytest.mark.parametrize("copies", [1, 4])
 @pytest.mark.parametrize(("n", "m", "shift"), [(150, 150, 0.5), (40, 400, 0.7), (300, 60, 1.5), (100, 100, 0.0)])
-def test_the_standard_error_is_delongs(n: int, m: int, shift: float, copies: int) -> None:
+def test_the_standard_error_agrees_with_delong(n: int, m: int, shift: float, copies: int) -> None:
     ratios = []
     for seed in range(12):
         rows = gaussians(seed, n, m, shift, copies)
         ratios.append(auc_error(rows.sums()) / delong(rows))
-    # 200 replicates give each a deviation of 5 %; small classes add a little of their own.
+    # 200 replicates give each error a deviation of 5 %; small classes add a little.
     assert np.mean(ratios) == pytest.approx(1, abs=0.06)
     assert np.abs(np.array(ratios) - 1).max() < 0.25
 
 
 def spread_of_the_auc(n: int, m: int, shift: float) -> float:
-    """The standard deviation of the AUC over 2,000 data sets, by counting pairs."""
+    """Return the standard deviation of the AUC over 2,000 data sets, by counting pairs."""
     rng = np.random.default_rng(1)
     real, synthetic = rng.normal(size=(2000, n, 1)), rng.normal(size=(2000, 1, m)) + shift
     areas = [float((s > r).mean()) for r, s in zip(real, synthetic, strict=True)]
@@ -168,8 +170,8 @@ def spread_of_the_auc(n: int, m: int, shift: float) -> float:
 
 @pytest.mark.parametrize("copies", [1, 4])
 @pytest.mark.parametrize(("n", "m", "shift"), [(60, 60, 0.8), (40, 200, 0.0)])
-def test_the_standard_error_is_the_spread_over_data_sets(n: int, m: int, shift: float, copies: int) -> None:
-    # Rows that come four times say no more than once.
+def test_the_standard_error_is_that_over_data_sets(n: int, m: int, shift: float, copies: int) -> None:
+    # Rows that occur four times add no information.
     errors = [auc_error(gaussians(seed, n, m, shift, copies).sums()) for seed in range(25)]
     assert np.mean(errors) == pytest.approx(spread_of_the_auc(n, m, shift), rel=0.08)
 
@@ -183,8 +185,8 @@ def test_rows_in_groups_of_four_have_twice_the_error_of_as_many_single_rows() ->
     assert np.mean(ratios) == pytest.approx(2, abs=0.1)
 
 
-def test_groups_of_a_real_row_and_its_copy_move_together() -> None:
-    # Every synthetic row is near a real one, so their values go up and down together and the area varies less.
+def test_the_error_accounts_for_groups_of_a_real_row_and_its_copy() -> None:
+    # Every synthetic row is near a real one, so their values vary together and the area varies less.
     ratios, errors, areas = [], [], []
     for seed in range(40):
         rng = np.random.default_rng(seed)
@@ -196,17 +198,17 @@ def test_groups_of_a_real_row_and_its_copy_move_together() -> None:
         errors.append(auc_error(rows.sums()))
         ratios.append(errors[-1] / delong(rows))
     assert np.mean(ratios) == pytest.approx(1, abs=0.05)
-    # The deviation of 40 areas is itself known to 11 %.
+    # The standard deviation of 40 areas is itself known to 11 %.
     assert np.mean(errors) == pytest.approx(np.std(areas), rel=0.35)
 
 
 @pytest.mark.parametrize(
     ("n", "m", "shift", "copies"), [(80, 80, 0.7, 1), (40, 300, 1.2, 1), (20, 20, 0.0, 1), (50, 50, 0.7, 4)]
 )
-def test_the_interval_holds_the_true_area_in_at_least_95_of_100_data_sets(
+def test_the_interval_covers_the_true_area_in_at_least_95_percent_of_data_sets(
     n: int, m: int, shift: float, copies: int
 ) -> None:
-    # More often than that, for values of a fixed classifier vary less than out-of-fold ones.
+    # More often than 95 %, because values of a fixed classifier vary less than out-of-fold ones.
     true = norm.cdf(shift / 2**0.5)
     hits, widths, errors = 0, [], []
     for seed in range(DATA_SETS):
@@ -217,12 +219,12 @@ def test_the_interval_holds_the_true_area_in_at_least_95_of_100_data_sets(
         widths.append(found["high"] - found["low"])
         errors.append(delong(rows))
     assert hits / DATA_SETS >= 0.93
-    # But no wider than that takes.
+    # But it is not much wider than needed.
     assert np.mean(widths) < 1.5 * 2 * 1.96 * np.mean(errors)
 
 
 def out_of_fold(seed: int, n: int, d: int, shift: float) -> RankSums:
-    """The sums over scikit-learn's out-of-fold logits: N(0, I) against N(shift, I), n rows each."""
+    """Return the sums over scikit-learn's out-of-fold logits: N(0, I) against N(shift, I), n rows each."""
     rng = np.random.default_rng(seed)
     is_real = np.arange(2 * n) < n
     x = rng.normal(size=(2 * n, d)) + shift * ~is_real[:, None]
@@ -232,10 +234,10 @@ def out_of_fold(seed: int, n: int, d: int, shift: float) -> RankSums:
 
 
 @pytest.mark.parametrize(("d", "shift"), [(8, 0.3), (60, 0.0), (60, 0.1)])
-def test_the_interval_of_out_of_fold_answers_holds_their_expected_area_in_about_95_of_100(
+def test_the_interval_of_out_of_fold_logits_covers_the_expected_area_in_about_95_percent(
     d: int, shift: float
 ) -> None:
-    # Each two rows meet twice, as either is in the training part of the other: answers of many dimensions vary by
+    # Each pair of rows acts twice, as either is in the training part of the other: logits in many dimensions vary
     # more than those of a fixed classifier.
     found = [auc_metric(out_of_fold(seed, 60, d, shift)) for seed in range(100)]
     expected = np.mean([metric["value"] for metric in found])
@@ -243,14 +245,14 @@ def test_the_interval_of_out_of_fold_answers_holds_their_expected_area_in_about_
 
 
 @pytest.mark.parametrize(("n", "m", "shift"), [(40, 40, 3.0), (200, 200, 4.0)])
-def test_near_one_the_interval_still_holds_the_true_area(n: int, m: int, shift: float) -> None:
-    # Most generators are this easy to tell from photographs; a symmetric interval then ends too high.
+def test_the_interval_covers_the_true_area_near_one(n: int, m: int, shift: float) -> None:
+    # Most generators are this easy to tell from photographs; a symmetric interval would end too high.
     true = norm.cdf(shift / 2**0.5)
     found = [auc_metric(gaussians(3000 + seed, n, m, shift).sums()) for seed in range(DATA_SETS)]
     assert np.mean([metric["low"] <= true <= metric["high"] for metric in found]) >= 0.9
 
 
-def test_the_metric_is_in_the_shape_of_metrics_json() -> None:
+def test_the_metric_has_the_keys_of_metrics_json() -> None:
     rows = gaussians(5, 60, 50, 0.5)
     found = auc_metric(rows.sums())
     assert set(found) == {"value", "low", "high", "reference"}
@@ -258,7 +260,7 @@ def test_the_metric_is_in_the_shape_of_metrics_json() -> None:
     assert found["value"] == pytest.approx(rows.auc, abs=1e-3)
 
 
-def test_without_weights_there_is_a_value_and_a_reason_for_no_interval() -> None:
+def test_without_weights_there_is_a_value_and_a_reason_why_there_is_no_interval() -> None:
     rows = gaussians(6, 60, 50, 0.5)
     for value in (rows.value, np.where(rows.is_real, -1.0, 1.0)):
         sums = sum_ranks(value, rows.is_real)
@@ -271,7 +273,7 @@ def test_without_weights_there_is_a_value_and_a_reason_for_no_interval() -> None
 
 
 @pytest.mark.parametrize("known", [(0, 0), (3, 0), (0, 3)])
-def test_without_a_class_the_area_is_null_with_a_reason(known: tuple[int, int]) -> None:
+def test_with_an_empty_class_the_auc_is_null_with_a_reason(known: tuple[int, int]) -> None:
     sums = rows_of([1.0] * known[0], [2.0] * known[1]).sums() if sum(known) else RankSums()
     found = auc_metric(sums)
     assert (found["value"], found["low"], found["high"]) == (None, None, None)
@@ -282,35 +284,35 @@ def test_without_a_class_the_area_is_null_with_a_reason(known: tuple[int, int]) 
 
 @pytest.mark.parametrize(("n", "m"), [(10, 10), (200, 12), (5, 400)])
 @pytest.mark.parametrize("is_reversed", [False, True])
-def test_with_every_pair_in_order_the_interval_ends_where_the_exact_binomial_one_does(
+def test_with_every_pair_in_order_the_interval_is_the_exact_binomial_one(
     n: int, m: int, is_reversed: bool
 ) -> None:
     sums = rows_of([1.0 if is_reversed else -1.0] * n, [-1.0 if is_reversed else 1.0] * m).sums()
     found = auc_metric(sums)
     exact = binomtest(min(n, m), min(n, m)).proportion_ci(0.95, method="exact").low
     expected = (0.0, 0.0, 1 - exact) if is_reversed else (1.0, exact, 1.0)
-    # The number of groups is known from 200 replicates alone.
+    # The number of groups is only estimated, from 200 replicates.
     assert (found["value"], found["low"], found["high"]) == pytest.approx(expected, abs=0.1)
 
 
-def test_rows_of_one_group_count_once_where_every_pair_is_in_order() -> None:
-    # Ten images, each ten times, do not make the interval of a hundred.
+def test_rows_of_one_group_count_once_if_every_pair_is_in_order() -> None:
+    # Ten images, ten times each, must not get the interval of a hundred.
     value, is_real = np.repeat([-1.0, 1.0], 100), np.repeat([True, False], 100)
     rows = Rows(value, is_real, np.repeat(np.arange(20, dtype=np.uint64), 10))
     exact = binomtest(10, 10).proportion_ci(0.95, method="exact").low
-    # The number of groups is known from 200 replicates alone at best.
+    # The number of groups is only estimated, from 200 replicates.
     assert auc_metric(rows.sums())["low"] == pytest.approx(exact, abs=0.12)
     assert two_sample_test(rows.sums())["value"] > 1e-8
 
 
-def test_p_values_of_equal_distributions_are_about_uniform_out_of_fold() -> None:
+def test_out_of_fold_p_values_of_equal_distributions_are_about_uniform() -> None:
     values = [two_sample_test(out_of_fold(2000 + seed, 60, 60, 0.0))["value"] for seed in range(DATA_SETS)]
     assert kstest(values, "uniform").pvalue > 1e-3
     assert np.mean(np.array(values) < 0.05) <= 0.10
 
 
 @pytest.mark.parametrize(("n", "m", "copies"), [(100, 100, 1), (150, 40, 1), (40, 40, 4)])
-def test_p_values_of_equal_distributions_are_not_small_more_often_than_uniform_ones(
+def test_p_values_of_equal_distributions_are_at_most_as_often_small_as_uniform_ones(
     n: int, m: int, copies: int
 ) -> None:
     values = np.array(
@@ -321,28 +323,28 @@ def test_p_values_of_equal_distributions_are_not_small_more_often_than_uniform_o
     assert np.median(values) == pytest.approx(0.5, abs=0.13)
 
 
-def test_p_values_are_tiny_where_classes_differ_and_near_one_where_the_order_is_reversed() -> None:
+def test_p_values_are_tiny_if_classes_differ_and_near_one_if_the_order_is_reversed() -> None:
     assert two_sample_test(gaussians(7, 300, 300, 1.0).sums())["value"] < 1e-9
     assert two_sample_test(gaussians(7, 300, 300, -1.0).sums())["value"] > 1 - 1e-9
     assert two_sample_test(rows_of([0.0] * 50, [1.0] * 50).sums())["value"] < 1e-9
     assert two_sample_test(rows_of([1.0] * 50, [0.0] * 50).sums())["value"] == 1.0
 
 
-def test_the_p_value_is_one_sided_and_normal_in_the_excess_over_an_error_somewhat_above_delongs() -> None:
+def test_the_p_value_is_one_sided_and_normal_with_an_error_above_delongs() -> None:
     rows = gaussians(8, 200, 150, 0.2)
     excess = (rows.auc - 0.5) / delong(rows)
     assert 0.6 * norm.sf(excess) < two_sample_test(rows.sums())["value"] < 1.4 * norm.sf(excess / 1.5)
 
 
 @pytest.mark.parametrize("answer", [0.0, -3.7, 0.1])
-def test_rows_that_are_all_answered_alike_cannot_be_told_apart(answer: float) -> None:
+def test_constant_values_have_an_auc_of_one_half_and_a_p_value_of_one(answer: float) -> None:
     sums = rows_of([answer] * 37, [answer] * 41).sums()
     assert two_sample_test(sums)["value"] == 1.0
     found = auc_metric(sums)
     assert (found["value"], found["low"], found["high"]) == (0.5, 0.5, 0.5)
 
 
-def test_two_rows_have_figures_and_no_claim() -> None:
+def test_two_rows_have_a_wide_interval_and_a_large_p_value() -> None:
     sums = rows_of([0.0], [1.0]).sums()
     found = auc_metric(sums)
     assert found["value"] == 1.0

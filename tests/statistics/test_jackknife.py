@@ -1,3 +1,5 @@
+"""Jackknife deviations and intervals against literal jackknives, textbook formulas and simulation."""
+
 import math
 
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.special import logit
+from scipy.special import betainc, logit
 from scipy.stats import binom, binomtest, t
 
 from synthscale.statistics import jackknife
@@ -24,22 +26,23 @@ Floats = NDArray[np.float64]
 
 
 def by_block(values: Floats, block: NDArray[np.int64]) -> Floats:
+    """Return the sum of the values in each block: (BLOCKS,)."""
     return np.array([values[block == b].sum() for b in range(BLOCKS)])
 
 
 def left_out(values: Floats, count: Floats, block: NDArray[np.int64]) -> Floats:
-    """The ratio over the rows that are not in each block, one after another."""
+    """Return the ratio over the rows outside each block: (BLOCKS,)."""
     return np.array([values[block != b].sum() / count[block != b].sum() for b in range(BLOCKS)])
 
 
 def rows(seed: int, n: int, equal: bool = True) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    """Values, counts and blocks; in blocks of equal size or as keys would deal them."""
+    """Return values, counts and blocks: blocks of equal size, or random ones as hashes would give."""
     rng = np.random.default_rng(seed)
     block = rng.permutation(np.arange(n) % BLOCKS) if equal else rng.integers(0, BLOCKS, n)
     return rng.gamma(2.0, size=n), rng.integers(1, 4, n).astype(float), block
 
 
-def test_a_block_depends_on_the_groups_key_alone_and_blocks_are_about_equal() -> None:
+def test_a_block_depends_only_on_the_group_hash_and_blocks_are_of_similar_size() -> None:
     keys = hash_ids(f"{i}" for i in range(40_000))
     found = jackknife_blocks(keys)
     assert found.dtype == np.int8
@@ -53,8 +56,8 @@ def test_a_block_depends_on_the_groups_key_alone_and_blocks_are_about_equal() ->
     assert (np.square(counts - 2000) / 2000).sum() < 43.8
 
 
-def test_a_ratios_deviations_are_a_literal_delete_a_block_jackknife() -> None:
-    # Linearised: equal up to the square of a block's share in the whole.
+def test_deviations_of_a_ratio_agree_with_a_literal_delete_a_block_jackknife() -> None:
+    # The linearisation is exact up to the square of a block's share of the rows.
     for seed in range(10):
         total, count, block = rows(seed, 4000)
         value = total.sum() / count.sum()
@@ -62,13 +65,13 @@ def test_a_ratios_deviations_are_a_literal_delete_a_block_jackknife() -> None:
         expected = (BLOCKS - 1) / BLOCKS * np.square(replicates - replicates.mean()).sum()
         found = ratio_deviations(by_block(total, block), by_block(count, block))
         assert standard_error(found) == pytest.approx(math.sqrt(expected), rel=0.02)
-        # A block's deviation has the sign of what its rows do to the figure.
+        # A block's deviation has the sign of its effect on the ratio.
         away = value - replicates
         clear = np.abs(away) > np.abs(away).max() / 10
         assert (np.sign(found)[clear] == np.sign(away)[clear]).all()
 
 
-def test_a_ratios_deviations_give_the_textbook_variance_of_blocks() -> None:
+def test_deviations_of_a_ratio_give_the_textbook_variance_over_blocks() -> None:
     # Cochran 1977, section 6.3: n/(n-1) times the residuals' squares over the squared total.
     total, count, block = rows(1, 3000, equal=False)
     y, x = by_block(total, block), by_block(count, block)
@@ -77,7 +80,7 @@ def test_a_ratios_deviations_give_the_textbook_variance_of_blocks() -> None:
     assert standard_error(ratio_deviations(y, x)) ** 2 == pytest.approx(variance)
 
 
-def test_a_means_standard_error_is_right_on_average() -> None:
+def test_the_squared_standard_error_of_a_mean_is_unbiased() -> None:
     errors = []
     for seed in range(400):
         values = np.random.default_rng(seed).exponential(size=600)
@@ -85,11 +88,12 @@ def test_a_means_standard_error_is_right_on_average() -> None:
         errors.append(
             standard_error(ratio_deviations(by_block(values, block), by_block(np.ones(600), block))) ** 2
         )
-    # The variance of 600 exponential numbers' mean; 400 estimates with 19 degrees of freedom are within 2 %.
+    # The variance of the mean of 600 exponential numbers; the mean of 400 estimates with 19 degrees of freedom has
+    # a relative error of 2 %.
     assert np.mean(errors) == pytest.approx(1 / 600, rel=0.06)
 
 
-def test_ratios_of_many_slices_are_those_of_each_alone() -> None:
+def test_ratio_deviations_of_stacked_slices_equal_those_of_each_slice() -> None:
     rng = np.random.default_rng(2)
     total, count = rng.random((3, 4, BLOCKS)), rng.random((3, 4, BLOCKS))
     found = ratio_deviations(total, count)
@@ -98,35 +102,35 @@ def test_ratios_of_many_slices_are_those_of_each_alone() -> None:
             np.testing.assert_allclose(found[i, j], ratio_deviations(total[i, j], count[i, j]))
 
 
-def test_where_nothing_was_counted_deviations_are_unknown() -> None:
+def test_ratio_deviations_are_nan_where_nothing_was_counted() -> None:
     assert np.isnan(ratio_deviations(np.zeros(BLOCKS), np.zeros(BLOCKS))).all()
 
 
 @given(st.integers(0, 10_000), st.booleans())
 @settings(deadline=None, max_examples=50)
 def test_replicates_of_a_mean_give_the_deviations_of_its_ratio(seed: int, equal: bool) -> None:
-    # For a mean nothing is lost by linearisation, whatever the sizes of the blocks.
+    # For a mean the linearisation is exact, whatever the block sizes.
     values, _, block = rows(seed, 200, equal)
     ones = np.ones(len(values))
     found = replicate_deviations(values.mean(), left_out(values, ones, block), by_block(ones, block) / len(values))
     np.testing.assert_allclose(found, ratio_deviations(by_block(values, block), by_block(ones, block)), atol=1e-12)
 
 
-def test_replicates_of_equal_blocks_have_the_jackknifes_variance() -> None:
-    # Of any figure; here the standard deviation.
+def test_replicates_of_equal_blocks_give_the_jackknife_variance() -> None:
+    # For any statistic; here the standard deviation.
     values, _, block = rows(3, 800)
     replicates = np.array([values[block != b].std() for b in range(BLOCKS)])
     found = replicate_deviations(values.std(), replicates, np.full(BLOCKS, 1 / BLOCKS))
     expected = (BLOCKS - 1) / BLOCKS * np.square(replicates - replicates.mean()).sum()
     assert standard_error(found) ** 2 == pytest.approx(expected)
-    # The variance of a standard deviation by its fourth moment.
+    # The variance of a standard deviation from the fourth moment.
     centred = values - values.mean()
     expected = (np.mean(centred**4) - np.mean(centred**2) ** 2) / (4 * 800 * values.var())
     assert standard_error(found) == pytest.approx(math.sqrt(expected), rel=0.4)
 
 
-def test_replicates_of_unequal_blocks_are_weighed_as_busing_et_al_do() -> None:
-    # Their pseudo-values; the two agree where blocks differ no more than keys make them.
+def test_replicates_of_unequal_blocks_agree_with_busing_et_al() -> None:
+    # Their pseudo-values. The two agree for blocks whose sizes differ as much as random assignment makes them.
     for seed in range(10):
         values, _, block = rows(seed, 2000, equal=False)
         share = np.bincount(block, minlength=BLOCKS) / 2000
@@ -139,45 +143,55 @@ def test_replicates_of_unequal_blocks_are_weighed_as_busing_et_al_do() -> None:
         assert standard_error(found) == pytest.approx(math.sqrt(expected), rel=0.05)
 
 
-def test_the_deviations_of_a_difference_are_the_differences_of_deviations() -> None:
+def test_deviations_of_a_difference_are_differences_of_deviations() -> None:
     rng = np.random.default_rng(4)
     shared, block = rng.normal(size=2000), rng.integers(0, BLOCKS, 2000)
     one, two = (by_block(shared + 0.1 * rng.normal(size=2000), block) for _ in range(2))
     count = by_block(np.ones(2000), block)
     apart = ratio_deviations(one, count) - ratio_deviations(two, count)
     np.testing.assert_allclose(apart, ratio_deviations(one - two, count), atol=1e-15)
-    # What both share cancels: 0.1 sqrt(2 / 2000), where each alone has 1 / sqrt(2000).
+    # Shared variance cancels: the error is 0.1 sqrt(2 / 2000), where each alone has 1 / sqrt(2000).
     assert standard_error(apart) == pytest.approx(0.1 * math.sqrt(2 / 2000), rel=0.5)
     assert standard_error(ratio_deviations(one, count)) > 4 * standard_error(apart)
 
 
-def test_the_errors_on_either_side_are_students_for_the_blocks() -> None:
+def test_the_half_width_in_standard_errors_is_students_t_quantile() -> None:
     assert t.cdf(ERRORS, BLOCKS - 1) - t.cdf(-ERRORS, BLOCKS - 1) == pytest.approx(0.95)
 
 
 @given(st.integers(0, 4), st.integers(12, 500), st.booleans())
 @settings(deadline=None)
-def test_near_0_and_1_a_shares_interval_is_clopper_and_pearsons(few: int, n: int, complement: bool) -> None:
+def test_a_share_near_0_or_1_has_the_clopper_pearson_interval(few: int, n: int, complement: bool) -> None:
     found = n - few if complement else few
     expected = binomtest(found, n).proportion_ci(0.95, method="exact")
-    # Whatever the standard error, which blocks see little of here.
+    # The standard error must not matter here, because blocks see little of it.
     for error in (0.0, 0.01, 0.3):
         ends = interval(found / n, error, n, is_share=True)
         assert ends is not None
         assert ends == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
-def test_clopper_and_pearsons_ends_make_the_share_just_unlikely() -> None:
-    # By the tails themselves: at either end what was found has a probability of 2.5 %.
+def test_at_the_clopper_pearson_ends_the_tail_probability_is_2_5_percent() -> None:
+    # From the binomial tails directly.
     ends = interval(3 / 80, 0.01, 80, is_share=True)
     assert ends is not None
     assert binom.sf(2, 80, ends[0]) == pytest.approx(0.025)
     assert binom.cdf(3, 80, ends[1]) == pytest.approx(0.025)
 
 
+@pytest.mark.parametrize(("successes", "rows"), [(1 / 3, 32), (2.5, 7.25), (31 + 2 / 3, 32), (400.1, 1e5)])
+def test_the_binomial_interval_takes_numbers_that_are_not_integers(successes: float, rows: float) -> None:
+    low, high = jackknife.binomial_interval(successes / rows, rows)
+    # The binomial tails as incomplete beta functions, which are defined between the integers as well.
+    assert betainc(successes, rows - successes + 1, low) == pytest.approx(0.025)
+    assert betainc(successes + 1, rows - successes, high) == pytest.approx(0.975)
+    assert jackknife.binomial_interval(0.0, rows) == pytest.approx((0.0, 1 - 0.025 ** (1 / rows)))
+    assert jackknife.binomial_interval(1.0, rows) == pytest.approx((0.025 ** (1 / rows), 1.0))
+
+
 @given(st.floats(0.02, 0.98), st.floats(1e-4, 0.2))
 @settings(deadline=None)
-def test_elsewhere_a_shares_is_symmetric_in_the_log_odds(value: float, error: float) -> None:
+def test_elsewhere_the_interval_of_a_share_is_symmetric_in_the_log_odds(value: float, error: float) -> None:
     ends = interval(value, error, 1000, is_share=True)
     assert ends is not None
     assert 0 <= ends[0] <= value <= ends[1] <= 1
@@ -186,25 +200,26 @@ def test_elsewhere_a_shares_is_symmetric_in_the_log_odds(value: float, error: fl
         assert below == pytest.approx(above, rel=1e-5)
         assert below == pytest.approx(ERRORS * error / (value * (1 - value)), rel=1e-5)
     if error < 1e-2 * min(value, 1 - value):
-        # A small error gives the plain interval.
+        # With a small error it equals the normal interval.
         assert ends[1] - ends[0] == pytest.approx(2 * ERRORS * error, rel=0.01)
 
 
 @given(st.floats(0.001, 0.999), st.floats(1e-5, 0.3))
 @settings(deadline=None)
-def test_a_mean_qualitys_holds_it_and_is_mirrored_at_chance(value: float, error: float) -> None:
+def test_the_interval_of_a_mean_quality_contains_it_and_is_mirrored_at_0_5(value: float, error: float) -> None:
     ends = interval(value, error, 1000, is_share=False)
     assert ends is not None
     assert 0 <= ends[0] < value < ends[1] <= 1
     mirrored = interval(1 - value, error, 1000, is_share=False)
     assert mirrored == pytest.approx((1 - ends[1], 1 - ends[0]), abs=1e-9)
     if error < 1e-3 * min(value, 1 - value):
-        # A small error gives the plain interval, unless it is of the size of the distance to chance.
+        # With a small error it equals the normal interval, unless the error is as large as the distance to 0.5.
         assert ends[1] - ends[0] == pytest.approx(2 * ERRORS * error, rel=0.05 if abs(value - 0.5) > 0.1 else 0.7)
 
 
-def test_a_mean_qualitys_is_longer_away_from_chance_which_makes_errors_small() -> None:
-    # As of the square of a normal number: estimates near 0 go with errors that are too small.
+def test_the_interval_of_a_mean_quality_covers_where_errors_near_chance_are_too_small() -> None:
+    # The distance from 0.5 is the square of a normal number, so estimates near 0.5 come with errors that are too
+    # small.
     rng = np.random.default_rng(0)
     drawn = 0.3 + 0.06 * rng.standard_normal(4000)
     value, error = 0.5 - drawn**2, 2 * drawn.clip(1e-3) * 0.06
@@ -213,13 +228,13 @@ def test_a_mean_qualitys_is_longer_away_from_chance_which_makes_errors_small() -
         for v, e in zip(value, error, strict=True):
             low, high = interval(v, e, 1e9, is_share=is_share) or (0, 0)
             held[is_share] += low <= expected <= high
-    # 95 in 100 for Student's t with 19 degrees of freedom, whose error here is known: 96.4.
+    # Student's t gives 95 % with an estimated error; with the known error used here it gives 96.4 %.
     assert held[False] / 4000 == pytest.approx(0.964, abs=0.01)
     assert held[True] < held[False] - 40
 
 
-def test_a_mean_that_is_no_share_has_no_binomial_interval() -> None:
-    # Quality scores of 0.01 on average may hardly vary.
+def test_a_mean_quality_near_0_does_not_get_the_binomial_interval() -> None:
+    # Quality scores with a mean of 0.01 may hardly vary.
     ends = interval(0.01, 0.0001, 100, is_share=False)
     assert ends == pytest.approx((0.01 - ERRORS * 1e-4, 0.01 + ERRORS * 1e-4), abs=1e-5)
     assert interval(0.0, 0.0, 100, is_share=False) is None
@@ -238,18 +253,20 @@ def test_a_mean_that_is_no_share_has_no_binomial_interval() -> None:
     ],
 )
 @pytest.mark.parametrize("is_share", [True, False])
-def test_too_few_rows_have_no_interval(value: float, error: float, independent: float, is_share: bool) -> None:
+def test_too_few_rows_or_an_unknown_error_give_no_interval(
+    value: float, error: float, independent: float, is_share: bool
+) -> None:
     assert interval(value, error, independent, is_share=is_share) is None
 
 
-def test_a_value_that_rounding_puts_outside_0_and_1_is_read_as_0_or_1() -> None:
+def test_a_value_that_rounding_puts_outside_0_and_1_is_clipped() -> None:
     for value, plain in ((1 + 1e-16, 1.0), (1 + 1e-12, 1.0), (-1e-12, 0.0)):
         assert interval(value, 0.0, 40, is_share=True) == interval(plain, 0.0, 40, is_share=True)
 
 
 @given(st.floats(0, 1), st.floats(0, 0.5), st.floats(1.5, 1e6))
 @settings(deadline=None)
-def test_a_shares_interval_holds_it_and_stays_within_0_and_1(
+def test_the_interval_of_a_share_contains_it_and_stays_within_0_and_1(
     value: float, error: float, independent: float
 ) -> None:
     ends = interval(value, error, independent, is_share=True)
@@ -258,7 +275,7 @@ def test_a_shares_interval_holds_it_and_stays_within_0_and_1(
     assert value - 1e-9 <= ends[1] <= 1
 
 
-def test_the_variance_over_deals_is_added() -> None:
+def test_the_variance_over_fold_assignments_is_added() -> None:
     rng = np.random.default_rng(0)
     deviations, values = rng.normal(size=BLOCKS), rng.normal(size=5)
     found = jackknife.add_variance(deviations, values)

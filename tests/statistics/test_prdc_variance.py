@@ -1,4 +1,4 @@
-"""How precision and coverage spread, beside simulated data sets and brute force."""
+"""Design effects of precision and coverage against simulated data sets and brute force."""
 
 import math
 
@@ -21,24 +21,24 @@ BOTH = ("precision", "coverage")
 
 
 def around_a_mean(seed: int, n: int, d: int = 8, shift: float = 0.0) -> Vectors:
-    """Around a mean away from 0, as embeddings are."""
+    """Return normal vectors (n, d) around a mean away from 0, as embeddings are."""
     return centred(seed, n, d) + np.r_[3 + shift, np.zeros(d - 1)]
 
 
 def spreads(real: Vectors, synthetic: Vectors, k: int) -> dict[str, Blocks]:
-    """Of vectors of any length, dealt by what they are."""
+    """Return the deviations for vectors of any length, assigned to parts by the hashes of the vectors."""
     return prdc_variance.share_deviations(
         unit(real), unit(synthetic), (vector_hashes(real), vector_hashes(synthetic)), k
     )
 
 
 def effects(real: Vectors, synthetic: Vectors) -> dict[str, float]:
-    """The design effects: sums of the squares of deviations."""
+    """Return the design effects, which are the sums of the squared deviations."""
     return {name: float(np.square(part).sum()) for name, part in spreads(real, synthetic, K).items()}
 
 
 @pytest.mark.parametrize(("n", "m"), [(120, 90), (700, 650)])
-def test_the_order_of_rows_changes_nothing(n: int, m: int) -> None:
+def test_the_order_of_rows_does_not_matter(n: int, m: int) -> None:
     real, synthetic = around_a_mean(0, n), around_a_mean(1, m, shift=0.5)
     expected = spreads(real, synthetic, K)
     assert set(BOTH) <= set(expected)
@@ -50,8 +50,8 @@ def test_the_order_of_rows_changes_nothing(n: int, m: int) -> None:
             np.testing.assert_allclose(found[name], deviations, atol=1e-9)
 
 
-def test_the_order_of_rows_changes_nothing_where_synthetic_rows_copy_real_ones() -> None:
-    # Then a synthetic row lies exactly on the radius of whoever has its original as the last neighbour.
+def test_the_order_of_rows_does_not_matter_with_copies_of_real_rows() -> None:
+    # A synthetic row then lies exactly on the radius of every row that has its original as the k-th neighbour.
     for data in range(20):
         real, synthetic = (around_a_mean(2 * data + i, 90).astype(np.float32) for i in range(2))
         synthetic[:14] = real[:14]
@@ -64,25 +64,25 @@ def test_the_order_of_rows_changes_nothing_where_synthetic_rows_copy_real_ones()
                 np.testing.assert_allclose(found[name], deviations, atol=1e-9)
 
 
-def test_the_length_of_vectors_is_of_no_account() -> None:
+def test_the_length_of_vectors_does_not_matter() -> None:
     real, synthetic = around_a_mean(2, 150), around_a_mean(3, 150)
     scale = np.random.default_rng(0).uniform(0.1, 10, 150)[:, None]
-    # Another length is another draw of parts, so only what the vectors look like can be compared: on average.
+    # Scaled vectors have other hashes and so other parts; results can only be compared on average.
     found = [effects(size * real, size * synthetic)["coverage"] for size in (1, 2, 3, 0.5, 7)]
     other = [effects(size * scale * real, synthetic)["coverage"] for size in (1, 2, 3, 0.5, 7)]
     assert np.mean(found) == pytest.approx(np.mean(other), rel=0.5)
 
 
-def test_there_is_a_deviation_for_each_block_and_they_add_up_to_nothing_within_a_cut() -> None:
+def test_there_is_a_deviation_per_block_and_they_sum_to_0_within_each_division() -> None:
     found = spreads(around_a_mean(4, 300), around_a_mean(5, 300, shift=0.5), K)
     for name in BOTH:
         assert found[name].shape == (BLOCKS,)
-        # Fewer rows than 600 are cut into five parts in four ways.
+        # Fewer than 600 rows are divided into five parts, four times.
         np.testing.assert_allclose(found[name].reshape(-1, 5).sum(1), 0, atol=1e-12)
 
 
 def data_sets(count: int, n: int, m: int, d: int, shift: float) -> tuple[dict[str, float], dict[str, float]]:
-    """The true design effects over data sets, and the mean of those that each data set shows."""
+    """Return the true design effects over data sets, and the mean of the estimates from each data set."""
     shares, shown = [], []
     for seed in range(count):
         real, synthetic = around_a_mean(2 * seed, n, d), around_a_mean(2 * seed + 1, m, d, shift)
@@ -99,22 +99,22 @@ def data_sets(count: int, n: int, m: int, d: int, shift: float) -> tuple[dict[st
     ("n", "m", "d", "shift"),
     [(150, 150, 8, 0.0), (150, 150, 8, 1.0), (240, 120, 8, 0.5), (100, 200, 16, 0.5), (150, 150, 2, 0.3)],
 )
-def test_they_tell_the_variance_over_data_sets_within_a_factor_of_two(
+def test_the_estimated_variance_is_within_a_factor_of_two_of_that_over_data_sets(
     n: int, m: int, d: int, shift: float
 ) -> None:
     true, shown = data_sets(120, n, m, d, shift)
     for name in BOTH:
-        # 120 data sets know a variance to 13 %.
+        # The variance over 120 data sets is known to 13 %.
         assert 1 / 2 < shown[name] / true[name] < 2.2, (name, true, shown)
 
 
-def test_rows_whose_fate_is_independent_have_a_design_effect_near_1() -> None:
-    # Half of the synthetic rows are among the real ones and half are nowhere near: precision is one half.
+def test_independent_rows_have_a_design_effect_near_1() -> None:
+    # Half of the synthetic rows lie among the real ones and half far away, independently: precision is one half.
     found = []
     for seed in range(200):
         rng = np.random.default_rng(seed)
         real, synthetic = (around_a_mean(s, 300, 3) + np.r_[5, 0, 0] for s in (seed, seed + 1000))
-        # Well within the real ones.
+        # Shrunk, to lie well within the real rows.
         synthetic[:, 1:] *= 0.3
         away = rng.random(300) < 0.5
         synthetic[away] = -synthetic[away]
@@ -123,12 +123,12 @@ def test_rows_whose_fate_is_independent_have_a_design_effect_near_1() -> None:
 
 
 @pytest.mark.parametrize(("n", "m"), [(39, 200), (200, 39), (3, 3), (1, 1), (6, 6)])
-def test_too_few_rows_tell_nothing(n: int, m: int) -> None:
+def test_too_few_rows_give_no_estimate(n: int, m: int) -> None:
     found = spreads(around_a_mean(0, n), around_a_mean(1, m), K)
     assert not set(BOTH) & set(found)
 
 
-def test_shares_of_0_or_1_tell_nothing() -> None:
+def test_shares_of_0_or_1_give_no_estimate() -> None:
     far = np.r_[30, np.zeros(7)]
     nowhere = spreads(around_a_mean(0, 200) + far, -(around_a_mean(1, 200) + far), K)
     assert not set(BOTH) & set(nowhere)
@@ -137,7 +137,7 @@ def test_shares_of_0_or_1_tell_nothing() -> None:
     assert "precision" not in everywhere
 
 
-def test_deviations_are_finite_for_rows_all_nearly_alike() -> None:
+def test_deviations_are_finite_for_nearly_identical_rows() -> None:
     real, synthetic = (np.ones(6) + 1e-9 * centred(seed, 200, 6) for seed in (0, 1))
     for deviations in spreads(real, synthetic, K).values():
         assert np.isfinite(deviations).all()
@@ -146,7 +146,7 @@ def test_deviations_are_finite_for_rows_all_nearly_alike() -> None:
 @pytest.mark.parametrize(
     ("real", "synthetic"), [(10, 10), (SAMPLE_ROWS, 7), (10**6, 10**6), (10**9, 10**4), (1, 10**7), (9000, 30_000)]
 )
-def test_samples_are_in_the_sets_proportion_and_no_larger_than_they_may_be(real: int, synthetic: int) -> None:
+def test_sample_sizes_are_proportional_to_the_sets_and_bounded(real: int, synthetic: int) -> None:
     found = sample_rows(real, synthetic)
     assert max(found) <= SAMPLE_ROWS
     assert 1 <= found[0] <= real
@@ -160,6 +160,6 @@ def test_samples_are_in_the_sets_proportion_and_no_larger_than_they_may_be(real:
 
 
 @pytest.mark.parametrize(("rows", "parts"), [(599, 5), (600, 10), (2000, 20)])
-def test_more_rows_are_cut_into_more_parts(rows: int, parts: int) -> None:
+def test_more_rows_are_divided_into_more_parts(rows: int, parts: int) -> None:
     found = spreads(around_a_mean(0, rows), around_a_mean(1, rows, shift=1), K)["coverage"]
     np.testing.assert_allclose(found.reshape(-1, parts).sum(1), 0, atol=1e-9)

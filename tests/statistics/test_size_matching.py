@@ -1,4 +1,4 @@
-"""Generators of different sizes: subsamples, rarefaction, and what is compared."""
+"""Generators of different sizes: subsamples, rarefaction, and which metrics are compared."""
 
 import itertools
 import math
@@ -27,7 +27,7 @@ def normal(seed, n, d=6, mean=0.0):
     return np.random.default_rng(seed).normal(size=(n, d)) + mean + 2
 
 
-def test_only_generators_that_are_larger_have_a_size_to_match():
+def test_only_larger_generators_have_a_matched_size():
     assert matched_sizes({"a": 100, "b": 104, "c": 106, "d": 5000}) == {"c": 100, "d": 100}
     assert matched_sizes({"a": 100}) == {}
     assert matched_sizes({}) == {}
@@ -35,7 +35,7 @@ def test_only_generators_that_are_larger_have_a_size_to_match():
 
 @given(population=st.integers(2, 12), data=st.data())
 @settings(deadline=None)
-def test_the_chance_is_that_of_all_draws(population, data):
+def test_the_probability_agrees_with_enumerating_all_samples(population, data):
     others = data.draw(st.integers(0, population))
     drawn = data.draw(st.integers(0, population))
     sets = list(itertools.combinations(range(population), drawn))
@@ -44,7 +44,7 @@ def test_the_chance_is_that_of_all_draws(population, data):
     assert found[0] == pytest.approx(expected, abs=1e-9)
 
 
-def test_the_chance_is_right_for_large_sets():
+def test_the_probability_is_accurate_for_large_sets():
     found = probability_any_drawn(np.array([0, 1, 3, 10**6]), 10**8, 10**6)
     assert found == pytest.approx([0, 0.01, 1 - 0.99**3, 1], abs=1e-6)
 
@@ -62,7 +62,7 @@ def test_a_subsample_has_all_real_rows_and_whole_groups():
 def test_matched_coverage_and_diversity_are_the_means_over_subsamples():
     rng = np.random.default_rng(0)
     real, large = normal(1, 150), normal(2, 300)
-    # A fifth repeats others, nearly.
+    # A fifth of the rows nearly repeats others.
     large[:60] = large[100:160] + 1e-5 * rng.normal(size=(60, 6))
     small = normal(3, 100)
     found = scored(real, large=large, small=small)["large"]["matched"]["metrics"]
@@ -72,11 +72,11 @@ def test_matched_coverage_and_diversity_are_the_means_over_subsamples():
         for name, values in means.items():
             values.append(own[name]["value"])
     assert found["coverage"]["value"] == pytest.approx(np.mean(means["coverage"]), abs=0.02)
-    # Diversity is of the subsample's rows alone, which are drawn in whole groups.
+    # Diversity uses the rows of one subsample only, which is drawn in whole groups, so it varies more.
     assert found["diversity"]["value"] == pytest.approx(np.mean(means["diversity"]), abs=0.05)
 
 
-def test_exact_copies_count_as_often_as_they_are():
+def test_exact_copies_count_as_often_as_near_copies():
     base, real, small = normal(4, 60), normal(5, 200), normal(6, 60)
     copies = np.repeat(base, 5, axis=0)
     jittered = copies + 1e-6 * np.random.default_rng(0).normal(size=copies.shape)
@@ -87,7 +87,7 @@ def test_exact_copies_count_as_often_as_they_are():
     assert values[0] == pytest.approx(values[1], abs=0.05)
 
 
-def test_rows_within_a_querys_radius_are_counted_with_their_copies():
+def test_rows_within_a_query_radius_are_counted_with_their_multiplicity():
     rng = np.random.default_rng(7)
     rows, queries = rng.normal(size=(40, 5)), rng.normal(size=(9, 5))
     counts, radii = rng.integers(1, 9, 40), rng.uniform(0.1, 1, 9)
@@ -97,7 +97,7 @@ def test_rows_within_a_querys_radius_are_counted_with_their_copies():
     np.testing.assert_array_equal(index.count_within(queries, np.arange(100, 109), radii, counts), expected)
 
 
-def test_a_subsample_without_any_group_says_so():
+def test_an_empty_subsample_gives_a_reason():
     large = np.repeat(normal(8, 2), 150, axis=0)
     for seed in range(20):
         found = scored(normal(9, 60), str(seed), large=large, small=normal(50, 12))["large"]["matched"]
@@ -114,7 +114,7 @@ def figures(value, rows):
     return {name: Figure(value, value - 0.1, value + 0.1, None, rows) for name in ("coverage", "precision")}
 
 
-def test_generators_of_one_size_are_compared_as_they_are_whatever_a_third_ones():
+def test_generators_of_similar_size_are_compared_without_matching_whatever_a_third_ones_size():
     whole = {"a": figures(0.5, 1000), "b": figures(0.6, 1010), "c": figures(0.7, 10)}
     matched = {"a": figures(0.1, 10), "b": figures(0.2, 10)}
     found = {(d.one, d.two, d.metric): d.difference for d in pairwise(whole, matched)}
@@ -122,7 +122,7 @@ def test_generators_of_one_size_are_compared_as_they_are_whatever_a_third_ones()
     assert found["a", "c", "coverage"] == pytest.approx(0.1 - 0.7)
 
 
-def test_what_depends_on_the_size_is_not_compared_between_sizes():
+def test_size_dependent_metrics_are_not_compared_between_sizes_without_matching():
     found = {(d.one, d.metric) for d in pairwise({"a": figures(0.5, 1000), "c": figures(0.7, 10)}, {})}
     assert found == {("a", "precision")}
 
@@ -133,14 +133,14 @@ def control_block(rows, value, matched=None):
     return block if matched is None else block | {"matched": matched}
 
 
-def test_a_control_of_another_size_is_no_reference_for_what_depends_on_it():
+def test_a_control_of_another_size_is_no_reference_for_size_dependent_metrics():
     generators = {"small": control_block(200, 0.3), "control": control_block(5000, 0.9)}
     show_control(generators, "control")
     assert "control" not in generators["small"]["metrics"]["coverage"]
     assert generators["small"]["metrics"]["precision"]["control"] == 0.9
 
 
-def test_a_control_that_is_larger_is_shown_at_the_smallests_size():
+def test_a_larger_control_is_shown_at_the_matched_size():
     matched = {"size": 204, "metrics": {"coverage": {"value": 0.4}, "precision": {"value": 0.8}}}
     generators = {"small": control_block(200, 0.3), "control": control_block(5000, 0.9, matched)}
     show_control(generators, "control")

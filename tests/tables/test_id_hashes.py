@@ -1,3 +1,5 @@
+"""Hashes of ids: published values, independence of other rows and of numbering, uniformity."""
+
 import hashlib
 
 import numpy as np
@@ -11,21 +13,21 @@ from synthscale.tables.id_hashes import Hashes, hash_groups, hash_ids, mix
 
 @pytest.mark.parametrize(
     ("name", "digest"),
-    # By `printf NAME | b2sum -l 64`: folds on disk depend on these numbers, so they may never change.
+    # From `printf NAME | b2sum -l 64`. Folds on disk depend on these numbers, so they must never change.
     [("img/0001.png", "bd3bc8e2868cb099"), ("é", "cb1abf8beff3192f"), ("", "e4a6a0577479b2b4")],
 )
-def test_the_key_of_an_id_is_its_blake2b_digest_of_64_bits(name: str, digest: str) -> None:
+def test_the_hash_of_an_id_is_its_64_bit_blake2b_digest(name: str, digest: str) -> None:
     assert hash_ids([name]).tolist() == [int.from_bytes(bytes.fromhex(digest), "little")]
 
 
-def test_a_key_depends_on_its_own_id_alone() -> None:
+def test_a_hash_depends_only_on_its_own_id() -> None:
     ids = [f"cat/{i}.jpg" for i in range(50)]
-    keys = hash_ids(ids)
-    assert keys.shape == (50,)
-    assert keys.dtype == np.uint64
-    assert len(set(keys.tolist())) == 50
-    assert hash_ids(reversed(ids)).tolist() == keys[::-1].tolist()
-    assert hash_ids(iter(ids[7:9])).tolist() == keys[7:9].tolist()
+    hashes = hash_ids(ids)
+    assert hashes.shape == (50,)
+    assert hashes.dtype == np.uint64
+    assert len(set(hashes.tolist())) == 50
+    assert hash_ids(reversed(ids)).tolist() == hashes[::-1].tolist()
+    assert hash_ids(iter(ids[7:9])).tolist() == hashes[7:9].tolist()
     assert hash_ids([]).shape == (0,)
 
 
@@ -45,48 +47,48 @@ def test_a_key_depends_on_its_own_id_alone() -> None:
         ),
     ],
 )
-def test_the_streams_of_a_key_are_the_published_outputs_of_splitmix64(seed: int, outputs: list[int]) -> None:
-    key = np.array([seed], np.uint64)
-    assert [int(mix(key, stream)[0]) for stream in range(len(outputs))] == outputs
+def test_streams_are_the_published_outputs_of_splitmix64(seed: int, outputs: list[int]) -> None:
+    state = np.array([seed], np.uint64)
+    assert [int(mix(state, stream)[0]) for stream in range(len(outputs))] == outputs
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=2, max_size=30, unique=True), st.integers(0, 2**64))
-def test_different_keys_never_mix_to_one_number(keys: list[int], stream: int) -> None:
-    numbers = mix(np.array(keys, np.uint64), stream)
-    assert len(set(numbers.tolist())) == len(keys)
+def test_different_hashes_never_mix_to_the_same_number(hashes: list[int], stream: int) -> None:
+    numbers = mix(np.array(hashes, np.uint64), stream)
+    assert len(set(numbers.tolist())) == len(hashes)
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20), st.integers(0, 2**64), st.data())
-def test_a_number_depends_on_its_own_key_and_the_stream_alone(
-    keys: list[int], stream: int, data: st.DataObject
+def test_a_mixed_number_depends_only_on_its_own_hash_and_the_stream(
+    hashes: list[int], stream: int, data: st.DataObject
 ) -> None:
-    array = np.array(keys, np.uint64)
+    array = np.array(hashes, np.uint64)
     before = array.copy()
     numbers = mix(array, stream)
-    chosen = data.draw(st.lists(st.integers(0, len(keys) - 1), max_size=10))
+    chosen = data.draw(st.lists(st.integers(0, len(hashes) - 1), max_size=10))
     assert mix(array[chosen], stream).tolist() == numbers[chosen].tolist()
     assert mix(array[:, None], stream).tolist() == numbers[:, None].tolist()
     assert array.tolist() == before.tolist()
 
 
 @pytest.mark.parametrize("kind", ["digests", "counted"])
-def test_numbers_are_uniform_and_streams_independent(kind: str) -> None:
+def test_mixed_numbers_are_uniform_and_streams_are_uncorrelated(kind: str) -> None:
     n = 20_000
-    keys = hash_ids(f"{i}" for i in range(n)) if kind == "digests" else np.arange(n, dtype=np.uint64)
-    streams = np.stack([mix(keys, stream) / 2.0**64 for stream in range(4)])
+    hashes = hash_ids(f"{i}" for i in range(n)) if kind == "digests" else np.arange(n, dtype=np.uint64)
+    streams = np.stack([mix(hashes, stream) / 2.0**64 for stream in range(4)])
     assert min(stats.kstest(row, "uniform").pvalue for row in streams) > 1e-3
     correlation = np.corrcoef(streams)[np.triu_indices(4, 1)]
     assert np.abs(correlation).max() < 5 / n**0.5
-    # The low bits deal rows to samples and batches.
-    counts = np.bincount((mix(keys, 5) % np.uint64(7)).astype(int), minlength=7)
+    # The remainder assigns rows to blocks, parts and batches.
+    counts = np.bincount((mix(hashes, 5) % np.uint64(7)).astype(int), minlength=7)
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
-def test_a_number_mixed_twice_is_fresh() -> None:
-    keys = hash_ids(f"{i}" for i in range(10_000))
-    once, twice = mix(keys, 0), mix(mix(keys, 0), 3)
+def test_mixing_twice_gives_numbers_unrelated_to_the_first_ones() -> None:
+    hashes = hash_ids(f"{i}" for i in range(10_000))
+    once, twice = mix(hashes, 0), mix(mix(hashes, 0), 3)
     assert abs(np.corrcoef(once / 2.0**64, twice / 2.0**64)[0, 1]) < 0.05
-    assert not np.isin(twice, np.stack([mix(keys, stream) for stream in range(8)])).any()
+    assert not np.isin(twice, np.stack([mix(hashes, stream) for stream in range(8)])).any()
 
 
 @given(
@@ -94,30 +96,29 @@ def test_a_number_mixed_twice_is_fresh() -> None:
     st.randoms(use_true_random=False),
 )
 @settings(max_examples=200)
-def test_a_rows_group_has_the_smallest_key_of_its_members(
-    rows: list[tuple[int, int | None]], random: object
-) -> None:
+def test_a_group_has_the_smallest_hash_of_its_members(rows: list[tuple[int, int | None]], random: object) -> None:
     number = np.cumsum([step for step, _ in rows]).astype(np.int64)
-    keys = hash_ids(f"image-{n}" for n in number)
-    before = keys.copy()
+    hashes = hash_ids(f"image-{n}" for n in number)
+    before = hashes.copy()
     members = [(n, group) for n, (_, group) in zip(number.tolist(), rows, strict=True) if group is not None]
     random.shuffle(members)  # type: ignore[attr-defined]
     member, group = np.array([m for m, _ in members], np.int64), np.array([g for _, g in members], np.int64)
-    found = hash_groups(keys, number, (member, group))
-    key_of = dict(zip(number.tolist(), keys.tolist(), strict=True))
-    for n, own, (_, name) in zip(number.tolist(), found.tolist(), rows, strict=True):
-        mates = [m for m, g in members if g == name] if name is not None else [n]
-        assert own == min(key_of[m] for m in mates)
-    assert keys.tolist() == before.tolist()
+    group_hashes = hash_groups(hashes, number, (member, group))
+    hash_of = dict(zip(number.tolist(), hashes.tolist(), strict=True))
+    for n, group_hash, (_, name) in zip(number.tolist(), group_hashes.tolist(), rows, strict=True):
+        group_members = [m for m, g in members if g == name] if name is not None else [n]
+        assert group_hash == min(hash_of[m] for m in group_members)
+    assert hashes.tolist() == before.tolist()
 
 
-def test_the_group_of_a_row_does_not_hang_on_how_rows_and_groups_are_numbered() -> None:
+def test_group_hashes_do_not_depend_on_the_numbering_of_rows_and_groups() -> None:
     ids = [f"{hashlib.md5(str(i).encode()).hexdigest()}.png" for i in range(60)]
     group = np.arange(60) // 4
     order = np.random.default_rng(0).permutation(60)
 
-    def keys_of(chosen: np.ndarray, names: np.ndarray) -> dict[str, int]:
-        own: Hashes = hash_groups(hash_ids(ids[i] for i in chosen), np.arange(60) * 3, (np.arange(60) * 3, names))
-        return dict(zip([ids[i] for i in chosen], own.tolist(), strict=True))
+    def group_hashes(chosen: np.ndarray, numbers: np.ndarray) -> dict[str, int]:
+        rows = np.arange(60) * 3
+        result: Hashes = hash_groups(hash_ids(ids[i] for i in chosen), rows, (rows, numbers))
+        return dict(zip([ids[i] for i in chosen], result.tolist(), strict=True))
 
-    assert keys_of(np.arange(60), group) == keys_of(order, 1000 - group[order])
+    assert group_hashes(np.arange(60), group) == group_hashes(order, 1000 - group[order])

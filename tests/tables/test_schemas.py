@@ -1,4 +1,4 @@
-"""The cast that each written table goes through, and the words of the contract."""
+"""`conform`, the cast that every written table goes through, and the columns of the schemas."""
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,7 @@ def loose(**change):
     return pa.table(columns | change)
 
 
-def test_columns_are_cast_and_put_into_the_contracts_order():
+def test_columns_are_cast_and_put_into_the_order_of_the_schema():
     table = conform(loose(), SCHEMA, "things")
     assert table.schema.names == ["row", "name", "x", "ok", "extra"]
     assert pa.schema(list(table.schema)[:4]) == SCHEMA
@@ -39,14 +39,14 @@ def test_columns_are_cast_and_put_into_the_contracts_order():
     assert table.column("name").to_pylist() == ["a", "a"]
 
 
-def test_further_columns_stay_behind_with_their_own_types():
+def test_other_columns_follow_with_their_own_types():
     table = conform(loose(more=pa.array([1, 2], pa.uint8())), SCHEMA, "things")
     assert table.schema.names[4:] == ["extra", "more"]
     assert table.schema.field("more").type == pa.uint8()
     assert table.column("extra").to_pylist() == [[1], [2]]
 
 
-def test_missing_columns_are_all_named():
+def test_the_error_names_all_missing_columns():
     with pytest.raises(SchemaError, match=r"things: .*name, ok"):
         conform(loose().drop_columns(["name", "ok"]), SCHEMA, "things")
 
@@ -54,12 +54,12 @@ def test_missing_columns_are_all_named():
 @pytest.mark.parametrize(
     ("column", "values"), [("row", ["1", "x"]), ("row", [0.5, 1.0]), ("x", [[1.0], [2.0]]), ("ok", ["yes", "no"])]
 )
-def test_a_column_that_does_not_fit_is_named(column, values):
+def test_the_error_names_the_column_that_cannot_be_cast(column, values):
     with pytest.raises(SchemaError, match=f"things: column {column}"):
         conform(loose(**{column: values}), SCHEMA, "things")
 
 
-def test_a_null_where_the_contract_has_none_is_refused():
+def test_a_null_in_a_column_that_is_not_nullable_is_an_error():
     schema = pa.schema([pa.field("id", pa.string(), nullable=False)])
     with pytest.raises(SchemaError, match="id"):
         conform(pa.table({"id": ["a", None]}), schema, "manifest")
@@ -70,12 +70,12 @@ def test_an_empty_table_conforms():
     assert conform(empty, SCHEMA, "things").schema == SCHEMA
 
 
-def test_chunks_do_not_matter():
+def test_a_table_in_chunks_conforms():
     pieces = pa.concat_tables([loose(), loose()])
     assert conform(pieces, SCHEMA, "things").num_rows == 4
 
 
-def test_vectors_are_cast_to_lists_of_their_length():
+def test_vectors_are_cast_to_fixed_size_lists():
     schema = embeddings_schema(3)
     values = pa.array(np.ones((2, 3), np.float64).tolist(), pa.list_(pa.float64()))
     blank = {name: pa.nulls(2) for name in schema.names}
@@ -86,7 +86,7 @@ def test_vectors_are_cast_to_lists_of_their_length():
         conform(pa.table(blank | {"row": [0, 1], "vector": bad}), schema, "embeddings")
 
 
-def test_embeddings_hold_float32_or_float16_as_told():
+def test_embeddings_are_float32_by_default_or_float16():
     schema = embeddings_schema(3, pa.float16())
     assert schema.field("vector").type == pa.list_(pa.float16(), 3)
     assert embeddings_schema(3).field("vector").type == pa.list_(pa.float32(), 3)
@@ -100,7 +100,7 @@ def test_embeddings_hold_float32_or_float16_as_told():
     assert stored.tobytes() == values.tobytes()
 
 
-def test_scores_hold_the_columns_that_the_design_promises():
+def test_scores_have_the_documented_columns():
     assert SCORES.names == [
         "id",
         "image_filename",
@@ -122,7 +122,7 @@ def test_scores_hold_the_columns_that_the_design_promises():
     ]
 
 
-def test_the_manifest_and_failures_hold_the_columns_that_the_design_promises():
+def test_other_tables_have_the_documented_columns():
     promised = {"row", "id", "uri", "real_or_synthetic", "label", "generator", "size_bytes", "etag"}
     assert promised <= set(MANIFEST_COLUMNS.names)
     assert schemas.FAILURES.names == ["row", "id", "uri", "reason", "detail"]
@@ -138,10 +138,10 @@ def test_the_manifest_and_failures_hold_the_columns_that_the_design_promises():
     }
 
 
-def test_predictions_without_further_answers_conform():
-    # One deal, vectors instead of files, and a classifier that knows of a single direction.
-    places = pa.array([[0.5, None, None], [-0.25, None, None]])
-    # Nothing was refitted for the first row; the second is in the last block.
+def test_predictions_with_null_columns_conform():
+    # One repeat, vectors instead of files, and a classifier with a single direction.
+    coordinates = pa.array([[0.5, None, None], [-0.25, None, None]])
+    # The first row has no refits; the second is in the last block.
     without = pa.array([None, [0.5] * 19 + [None]], pa.list_(pa.float16(), 20))
     matched = pa.array([None, [0.5] * 20 + [None]], pa.list_(pa.float16(), 21))
     lines = pa.table(
@@ -152,7 +152,7 @@ def test_predictions_without_further_answers_conform():
             "logit_synthetic": [0.1, -2.5],
             "logit_deviation": pa.nulls(2),
             "logit_file_facts": pa.nulls(2),
-            "direction_coordinates": places,
+            "direction_coordinates": coordinates,
             "logit_without": without,
             "logit_matched": matched,
             "logit_reassigned": pa.nulls(2, pa.list_(pa.float16(), 5)),
@@ -160,13 +160,13 @@ def test_predictions_without_further_answers_conform():
     )
     table = conform(lines, schemas.PREDICTIONS, "predictions")
     assert table.schema == schemas.PREDICTIONS
-    assert table.column("direction_coordinates").to_pylist() == places.to_pylist()
+    assert table.column("direction_coordinates").to_pylist() == coordinates.to_pylist()
     assert table.column("logit_without").to_pylist() == without.to_pylist()
     assert table.column("logit_matched").to_pylist() == matched.to_pylist()
     assert table.column("logit_deviation").null_count == 2
     with pytest.raises(SchemaError, match="predictions: column fold"):
         conform(lines.set_column(2, "fold", pa.array([128, 0])), schemas.PREDICTIONS, "predictions")
-    with pytest.raises(SchemaError, match="predictions: column along"):
+    with pytest.raises(SchemaError, match="predictions: column direction_coordinates"):
         conform(
             lines.set_column(6, "direction_coordinates", pa.array([[0.5], [0.1]])),
             schemas.PREDICTIONS,
@@ -174,7 +174,7 @@ def test_predictions_without_further_answers_conform():
         )
 
 
-def test_folds_hold_a_fold_for_each_deal_and_what_stands_for_a_row():
+def test_folds_have_a_fold_per_repeat_and_hashes_up_to_the_largest_uint64():
     assert schemas.FOLDS.names[:3] == ["generator", "row", "fold"]
     assert {"is_real", "is_copy", "key", "group_key", "log_prior"} == set(schemas.FOLDS.names[3:])
     largest = 2**64 - 1
@@ -195,12 +195,12 @@ def test_folds_hold_a_fold_for_each_deal_and_what_stands_for_a_row():
     assert table.column("fold").to_pylist() == [[0, 4, 1], None]
 
 
-def test_file_names_of_shards_sort_as_their_rows_do():
+def test_file_names_of_shards_sort_by_row():
     names = [Shard(i, i, i + 1).name for i in (0, 9, 10, 99, 100, 99999)]
     assert names == sorted(names)
     assert len(set(names)) == 6
 
 
-def test_reasons_are_plain_words():
+def test_reasons_are_words_joined_by_underscores():
     assert {str(reason) for reason in Reason} >= {"not_found", "truncated", "too_large", "zero_vector"}
     assert all(str(reason).replace("_", "").isalpha() for reason in Reason)
