@@ -3,9 +3,9 @@
 Reads blocks of features and folds, returns an `MlpFit` for one generator. The epoch is chosen like the strength
 of the logistic heads: one for all folds and repeats, by the least class-balanced out-of-fold log-loss; epoch 0 is
 the constant network (every row 0.5). A row's batch is drawn by the hash of its id, so with features cached in
-memory batches depend neither on the order of rows nor on the number of workers; on a CPU all arithmetic is in
-float64, and neither do the logits. Without the cache, a step's rows come from a few files, which are read in turn
-along the epoch. On a GPU matrix products are in bfloat16.
+memory batches depend neither on the order of rows nor on the number of workers. On a CPU all arithmetic is in
+float64, so the logits do not depend on them either; on a GPU matrix products are in bfloat16. Without the cache, a
+step's rows come from a few files, which are read in turn along the epoch.
 """
 
 import math

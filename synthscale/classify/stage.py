@@ -19,7 +19,7 @@ from synthscale.tables.schemas import REAL
 
 
 def fingerprint(context: StageContext) -> dict[str, Any]:
-    """Return what the predictions depend on: the neighbors stage, the classifier's settings, the algorithm's version."""
+    """Return what predictions depend on: the neighbors stage, the settings and the algorithm's version."""
     return {
         "input": context.run.completed("neighbors").digest,
         "settings": context.config.result_settings("classifier"),

@@ -1,7 +1,7 @@
-"""Files below a folder, or objects below an S3 prefix, in the order of their paths, a few thousand at a time.
+"""Listings of local folders and S3 prefixes, sorted by path, in pages of a few thousand files.
 
-Prefixes below one are listed beside one another, so that a large set takes minutes and not hours; what is listed
-ahead of its turn is bounded, and no one holds the whole listing.
+An S3 prefix is split into sub-prefixes that are listed in parallel, so that a large set takes minutes and not
+hours. The number of pages that are prefetched is bounded, and the whole listing is never in memory.
 """
 
 import os
@@ -20,16 +20,27 @@ from synthscale.storage import filesystems as fsys
 from synthscale.storage.filesystems import FileInfo
 from synthscale.storage.objects import client, file_info_of, listing_errors, try_listing
 
-_LISTERS = 16
-"""Prefixes that are listed at once."""
+_LIST_THREADS = 16
+"""Number of S3 prefixes listed in parallel, one thread each."""
 _PAGE = 5000
+"""Files per page."""
 _PAGES_AHEAD = 8
-_DEPTH = 3
-_MOST_BRANCHES = 4096
+"""Maximum number of pages prefetched per prefix: with 16 prefixes up to 640,000 files are in memory."""
+_MAX_DEPTH = 3
+"""Maximum number of folder levels by which a prefix is split."""
+_MAX_PREFIXES = 4096
+"""A split into more sub-prefixes than this is not used."""
 
 
 def walk(uri: str, storage: StorageConfig) -> Iterator[list[FileInfo]]:
-    """Yield the files below a folder or prefix; raise StorageError where they cannot be listed."""
+    """Yield all files below a local folder or S3 prefix, sorted by path.
+
+    Yields:
+        Pages of up to ``_PAGE`` files; a page may be empty.
+
+    Raises:
+        StorageError: the folder or prefix cannot be listed.
+    """
     if fsys.is_s3(uri):
         yield from _objects(uri, storage)
         return
@@ -44,10 +55,10 @@ def walk(uri: str, storage: StorageConfig) -> Iterator[list[FileInfo]]:
 
 
 def _files(folder: str) -> Iterator[FileInfo]:
-    """Yield a folder's files; links to files are followed, those to folders are not."""
-    with os.scandir(folder) as found:
-        entries = list(found)
-    # So that the order is that of whole paths.
+    """Yield the files below a folder, sorted by path; follow links to files, but not links to folders."""
+    with os.scandir(folder) as iterator:
+        entries = list(iterator)
+    # With the slash, names sort as they do within whole paths: "a-b/c" comes before "a/b".
     entries.sort(key=lambda entry: f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name)
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
@@ -56,7 +67,7 @@ def _files(folder: str) -> Iterator[FileInfo]:
             try:
                 state = entry.stat()
             except FileNotFoundError:
-                # A link to nothing fails as its row.
+                # A broken link stays in the listing, so that it is recorded as a failure of its row.
                 state = entry.stat(follow_symlinks=False)
             yield FileInfo(entry.path, state.st_size, fsys.file_etag(state))
 
@@ -67,13 +78,13 @@ def _objects(uri: str, storage: StorageConfig) -> Iterator[list[FileInfo]]:
     with listing_errors(uri, "list"):
         try_listing(bucket, prefix, storage)
         store = client(bucket, storage)
-        branches = _branches(store, prefix)
-        yield from _pages(store, bucket, prefix) if branches is None else _in_order(store, bucket, branches)
+        prefixes = _sub_prefixes(store, prefix)
+        yield from _pages(store, bucket, prefix) if prefixes is None else _in_order(store, bucket, prefixes)
 
 
-def _branches(store: S3Store, prefix: str) -> list[str] | None:
-    """Return prefixes that hold all that lies below one, ascending; None where there is nothing to divide."""
-    found = [prefix]
+def _sub_prefixes(store: S3Store, prefix: str) -> list[str] | None:
+    """Split a prefix into sub-prefixes that can be listed in parallel, sorted; None if it cannot be split."""
+    prefixes = [prefix]
     for _ in range(_DEPTH):
         deeper = []
         for each in found:
@@ -87,44 +98,47 @@ def _branches(store: S3Store, prefix: str) -> list[str] | None:
         if deeper == found or len(deeper) > _MOST_BRANCHES:
             break
         found = deeper
-        if len(found) >= _LISTERS:
+        if len(found) >= _LIST_THREADS:
             break
     return sorted(found) if len(found) > 1 else None
 
 
 def _is_flat(store: S3Store, prefix: str) -> bool:
-    """Tell whether a prefix begins with objects of its own; by folders, all of them would be listed at once."""
+    """Return True if the first page of a prefix has objects directly below it.
+
+    ``list_with_delimiter`` would return all of those objects in one list.
+    """
     first = next(iter(store.list(prefix, chunk_size=_PAGE)), [])
     return any("/" not in item["path"].removeprefix(prefix) for item in first)
 
 
-def _in_order(store: S3Store, bucket: str, branches: list[str]) -> Iterator[list[FileInfo]]:
-    """Yield the pages of branch after branch, while those that follow are listed already."""
-    over = threading.Event()
-    waiting: deque[queue.Queue[Any]] = deque()
-    following = iter(branches)
-    with ThreadPoolExecutor(_LISTERS) as pool:
+def _in_order(store: S3Store, bucket: str, prefixes: list[str]) -> Iterator[list[FileInfo]]:
+    """Yield the pages of each prefix in turn, while the next prefixes are listed in threads."""
+    stop = threading.Event()
+    queues: deque[queue.Queue[Any]] = deque()
+    remaining = iter(prefixes)
+    with ThreadPoolExecutor(_LIST_THREADS) as pool:
         try:
             while True:
-                while len(waiting) < _LISTERS and (branch := next(following, None)) is not None:
-                    waiting.append(queue.Queue(_PAGES_AHEAD))
-                    pool.submit(_fill, store, bucket, branch, waiting[-1], over)
-                if not waiting:
+                while len(queues) < _LIST_THREADS and (prefix := next(remaining, None)) is not None:
+                    queues.append(queue.Queue(_PAGES_AHEAD))
+                    pool.submit(_list_into, queues[-1], store, bucket, prefix, stop)
+                if not queues:
                     return
-                while (page := waiting[0].get()) is not None:
+                while (page := queues[0].get()) is not None:
                     if isinstance(page, Exception):
                         raise page
                     yield page
-                waiting.popleft()
+                queues.popleft()
         finally:
-            over.set()
+            stop.set()
 
 
-def _fill(store: S3Store, bucket: str, branch: str, pages: "queue.Queue[Any]", over: threading.Event) -> None:
-    """Put a branch's pages into a queue, and None, or the error, behind them."""
+def _list_into(pages: "queue.Queue[Any]", store: S3Store, bucket: str, prefix: str, stop: threading.Event) -> None:
+    """Put the pages of a prefix into a queue, then None; or, if listing fails, the error."""
 
     def put(item: Any) -> None:
-        while not over.is_set():
+        while not stop.is_set():
             try:
                 pages.put(item, timeout=1)
                 return
@@ -132,9 +146,9 @@ def _fill(store: S3Store, bucket: str, branch: str, pages: "queue.Queue[Any]", o
                 continue
 
     try:
-        for page in _pages(store, bucket, branch):
+        for page in _pages(store, bucket, prefix):
             put(page)
-            if over.is_set():
+            if stop.is_set():
                 return
     except (BaseError, FileNotFoundError) as error:
         put(error)
@@ -144,5 +158,5 @@ def _fill(store: S3Store, bucket: str, branch: str, pages: "queue.Queue[Any]", o
 
 def _pages(store: S3Store, bucket: str, prefix: str) -> Iterator[list[FileInfo]]:
     for page in store.list(prefix, chunk_size=_PAGE):
-        # A place holder of a folder, as some tools make them, is no file.
+        # Some tools create empty objects "folder/" as placeholders of folders; they are not files.
         yield [file_info_of(bucket, item) for item in page if not item["path"].endswith("/")]

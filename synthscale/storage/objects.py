@@ -1,9 +1,10 @@
-"""GETs of whole objects and of ranges from S3, by the hundred: obstore's synchronous calls, made from threads.
+"""GET requests for S3 objects and byte ranges, with retries, through obstore.
 
-s3fs is the way to everything else on S3; this is the hot one, at a tenth of its CPU time per object
-(benchmarks/stream.py). Endpoint, region, profile and credentials are found where s3fs finds them, by botocore.
-obstore retries refusals (429, 5xx), resets and time-outs with jittered back-off; bodies that end early are retried
-here, since only the manifest knows their length.
+obstore's synchronous calls are made from many threads. They cost a tenth of the CPU time of s3fs per object
+(benchmarks/stream.py), so images are fetched and prefixes listed (listing.py) with obstore; everything else on S3
+goes through s3fs (filesystems.py). Endpoint, region, profile and credentials come from botocore, as they do for s3fs. obstore retries
+throttling (429), server errors (5xx), connection resets and time-outs with jittered back-off. Truncated bodies are
+retried here, because only the manifest knows the expected length.
 """
 
 import os
@@ -30,37 +31,47 @@ from synthscale.storage.filesystems import FileInfo
 from synthscale.tables.faults import ImageFault, Reason
 from synthscale.tables.layout import StoredFile
 
-_TRIES = 4
-"""GETs of an object whose body ends early or breaks off."""
+_MAX_ATTEMPTS = 4
+"""GET requests for an object whose body is truncated, the first one included."""
 _FIRST_PAUSE_S = 0.2
+"""Scale of the random pause before a retry in seconds: retry i waits 0 to ``_FIRST_PAUSE_S * 2**i``."""
 _RETRY: dict[str, Any] = {
     "max_retries": 8,
     "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=10), "base": 2},
     "retry_timeout": timedelta(seconds=120),
 }
-_BRIEFLY: dict[str, Any] = {**_RETRY, "max_retries": 2, "retry_timeout": timedelta(seconds=8)}
+"""obstore's retries: at most 8 within two minutes per request."""
+_SHORT_RETRY: dict[str, Any] = {**_RETRY, "max_retries": 2, "retry_timeout": timedelta(seconds=8)}
+"""Retries of `try_listing`, so that a wrong endpoint, bucket or key is reported within seconds."""
 _CLIENT: dict[str, Any] = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=10)}
-_MAKING = threading.Lock()
-_CREDENTIALS_FOR = timedelta(minutes=10)
+_CLIENT_LOCK = threading.Lock()
+_CREDENTIALS_LIFETIME = timedelta(minutes=10)
+"""Time after which obstore asks botocore for the credentials again."""
+
+# S3 error codes, by what the user has to know.
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
-_REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AccessDenied"}
-_ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
-_SLOWER = {"SlowDown", "ServiceUnavailable", "TooManyRequests", "RequestLimitExceeded"}
+_DENIED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AccessDenied"}
+_OTHER_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+_THROTTLED = {"SlowDown", "ServiceUnavailable", "TooManyRequests", "RequestLimitExceeded"}
 
 
 def get(
     stored: StoredFile, storage: StorageConfig, limit_bytes: int, span: tuple[int, int] | None = None
 ) -> bytes:
-    """Return the bytes of an object, or those of ``start <= offset < stop``; raise ImageFault with the reason.
+    """Return the content of an object, or of one byte range of it.
 
     Args:
-        stored: where it is, and what the manifest knows of it: another etag, or size, is a fault.
-        storage: how it is reached.
-        limit_bytes: larger objects are refused, before their body is read.
-        span: reads a range.
+        stored: URI, and size and etag from the manifest; None of these is not checked.
+        storage: S3 settings.
+        limit_bytes: maximum size of the object or range; larger ones are refused before their body is read.
+        span: (start, stop) of the range in bytes, ``start <= offset < stop``; None reads the whole object.
+
+    Raises:
+        ImageFault: with the reason. CHANGED if the etag differs from the manifest's, TRUNCATED if the size still
+            differs after ``_MAX_ATTEMPTS`` requests, otherwise what `fault_of` or the size limit says.
     """
     bucket, _, key = stored.uri.removeprefix("s3://").partition("/")
-    for attempt in range(_TRIES):
+    for attempt in range(_MAX_ATTEMPTS):
         if attempt:
             time.sleep(random.uniform(0, _FIRST_PAUSE_S * 2**attempt))
         try:
@@ -70,10 +81,10 @@ def get(
             if fault.reason is not Reason.TRUNCATED:
                 raise fault from error
             continue
-        wanted = stored.size_bytes if span is None else span[1] - span[0]
-        if wanted is None or len(data) == wanted:
+        expected = stored.size_bytes if span is None else span[1] - span[0]
+        if expected is None or len(data) == expected:
             return data
-        fault = ImageFault(Reason.TRUNCATED, f"{stored.uri}: {len(data)} bytes came of {wanted}")
+        fault = ImageFault(Reason.TRUNCATED, f"{stored.uri}: received {len(data):,} of {expected:,} bytes")
     raise fault
 
 
@@ -84,35 +95,35 @@ def _get(store: S3Store, key: str, stored: StoredFile, limit_bytes: int, span: t
         raise ImageFault(Reason.CHANGED, f"{stored.uri}: has changed since it was listed (etag {etag})")
     size = result.meta["size"] if span is None else span[1] - span[0]
     if size > limit_bytes:
-        raise ImageFault(Reason.TOO_LARGE, f"{stored.uri}: {size} bytes, limit {limit_bytes}")
+        raise ImageFault(Reason.TOO_LARGE, f"{stored.uri}: {size:,} bytes, limit {limit_bytes:,}")
     return result.bytes().to_bytes()
 
 
 def fault_of(error: Exception, uri: str) -> ImageFault:
-    """Say what obstore's error means; its words hold the answer's status and S3's code."""
-    words = str(error).partition("Debug source")[0]
-    code = found[1] if (found := re.search(r"<Code>(\w+)</Code>", words)) else ""
-    status = found[1] if (found := re.search(r"status code: (\d{3})", words)) else ""
+    """Convert an obstore error to an ImageFault; HTTP status and S3 error code are parsed from its message."""
+    message = str(error).partition("Debug source")[0]
+    code = match[1] if (match := re.search(r"<Code>(\w+)</Code>", message)) else ""
+    status = match[1] if (match := re.search(r"status code: (\d{3})", message)) else ""
     if code == "NoSuchBucket":
         return ImageFault(Reason.NOT_FOUND, f"{uri}: there is no such bucket")
     if isinstance(error, FileNotFoundError):
         return ImageFault(Reason.NOT_FOUND, f"{uri}: not found")
     if code in _EXPIRED:
         return ImageFault(Reason.ACCESS_DENIED, f"{uri}: the credentials have expired")
-    if code in _REFUSED or isinstance(error, PermissionDeniedError | UnauthenticatedError):
+    if code in _DENIED or isinstance(error, PermissionDeniedError | UnauthenticatedError):
         return ImageFault(Reason.ACCESS_DENIED, f"{uri}: access denied{f' ({code})' if code else ''}")
-    if code in _ELSEWHERE or "redirect" in words:
+    if code in _OTHER_REGION or "redirect" in message:
         return ImageFault(Reason.READ_ERROR, f"{uri}: the bucket is in another region; set storage.region")
-    if code in _SLOWER or status in {"429", "503"}:
-        return ImageFault(Reason.THROTTLED, f"{uri}: the server wants fewer requests ({status} {code})")
-    if "response body" in words:
-        return ImageFault(Reason.TRUNCATED, f"{uri}: the connection broke off in the body")
-    return ImageFault(Reason.READ_ERROR, f"{uri}: {' '.join(words.split())}")
+    if code in _THROTTLED or status in {"429", "503"}:
+        return ImageFault(Reason.THROTTLED, f"{uri}: the server is throttling requests ({status} {code})")
+    if "response body" in message:
+        return ImageFault(Reason.TRUNCATED, f"{uri}: the connection closed before the end of the body")
+    return ImageFault(Reason.READ_ERROR, f"{uri}: {' '.join(message.split())}")
 
 
 @contextmanager
 def listing_errors(uri: str, doing: str) -> Iterator[None]:
-    """Turn what goes wrong between a listing and S3 into a StorageError that says what was tried."""
+    """Convert errors of S3 listings to StorageError: "cannot ``doing`` ``uri``: reason"."""
     try:
         yield
     except (BaseError, FileNotFoundError) as error:
@@ -122,40 +133,52 @@ def listing_errors(uri: str, doing: str) -> Iterator[None]:
 
 
 def try_listing(bucket: str, prefix: str | None, storage: StorageConfig) -> None:
-    """List one object at most: what is wrong with an address, a name or a key shows in seconds."""
+    """Request one listed object, with few retries.
+
+    A wrong endpoint, bucket or key then raises within seconds and not after minutes of retries.
+    """
     next(iter(client(bucket, storage, is_patient=False).list(prefix, chunk_size=1)), None)
 
 
 def is_denied(error: BaseError) -> bool:
-    """Tell whether credentials are good, and what was asked is not allowed with them."""
+    """Return True if the credentials are valid but do not permit the request."""
     return "<Code>AccessDenied</Code>" in str(error)
 
 
 def file_info_of(bucket: str, item: Any) -> FileInfo:
-    """Return what obstore says of an object."""
+    """Convert obstore's metadata of a listed object to a FileInfo."""
     return FileInfo(f"{bucket}/{item['path']}", item["size"], (item["e_tag"] or "").strip('"') or None)
 
 
 def client(bucket: str, storage: StorageConfig, *, is_patient: bool = True) -> S3Store:
-    """Return this process's client of a bucket; an impatient one gives up in seconds."""
-    # Making one takes a tenth of a second: the threads of a process wait for the first.
-    with _MAKING:
+    """Return this process's obstore client of a bucket.
+
+    Args:
+        bucket: name of the bucket.
+        storage: S3 settings.
+        is_patient: retry for up to two minutes; False gives up after 8 seconds.
+
+    Raises:
+        ImageFault: there are no credentials, or botocore cannot be configured.
+    """
+    # A client takes 0.1 s to create: without the lock, every thread would create its own.
+    with _CLIENT_LOCK:
         return _store(bucket, storage, os.getpid(), is_patient)
 
 
 @lru_cache(maxsize=16)
 def _store(bucket: str, storage: StorageConfig, pid: int, is_patient: bool) -> S3Store:
-    """Return a process's client of a bucket; one must never be used across a fork."""
-    settings = {**_settings(bucket, storage, pid), "retry_config": _RETRY if is_patient else _BRIEFLY}
+    """Create a client; ``pid`` is part of the cache key because obstore is not fork-safe."""
+    settings = {**_settings(bucket, storage, pid), "retry_config": _RETRY if is_patient else _SHORT_RETRY}
     return S3Store(bucket, **settings)
 
 
 @lru_cache(maxsize=16)
 def _settings(bucket: str, storage: StorageConfig, pid: int) -> dict[str, Any]:
-    """Return what all of a process's clients of a bucket share; asks the bucket for its region."""
+    """Return the S3Store arguments that all clients of a bucket share; requests the bucket's region."""
     try:
         session = botocore.session.Session(profile=storage.profile)
-        client = session.create_client(
+        s3 = session.create_client(
             "s3",
             region_name=storage.region or session.get_config_variable("region") or "us-east-1",
             endpoint_url=storage.endpoint_url,
@@ -172,9 +195,9 @@ def _settings(bucket: str, storage: StorageConfig, pid: int) -> dict[str, Any]:
                 Reason.ACCESS_DENIED,
                 f"s3://{bucket}: no credentials were found; set storage.anon for a public bucket",
             )
-        endpoint = str(client.meta.endpoint_url)
+        endpoint = str(s3.meta.endpoint_url)
         settings: dict[str, Any] = {
-            "region": _region_of(bucket, client),
+            "region": _region_of(bucket, s3),
             "client_options": {**_CLIENT, "allow_http": endpoint.startswith("http://")},
             "skip_signature": storage.anon,
         }
@@ -187,27 +210,28 @@ def _settings(bucket: str, storage: StorageConfig, pid: int) -> dict[str, Any]:
         raise ImageFault(Reason.READ_ERROR, f"s3://{bucket}: {error}") from error
 
 
-def _region_of(bucket: str, client: Any) -> str:
-    """Return the region that a bucket says it is in, which may not be the configured one."""
+def _region_of(bucket: str, s3: Any) -> str:
+    """Return the region that S3 reports for a bucket, or the configured one if it reports none."""
     try:
-        answer = client.head_bucket(Bucket=bucket)
+        response = s3.head_bucket(Bucket=bucket)
     except ClientError as error:
-        answer = error.response
-    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    return str(headers.get("x-amz-bucket-region") or client.meta.region_name)
+        # S3 sends the region even when it denies access.
+        response = error.response
+    headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return str(headers.get("x-amz-bucket-region") or s3.meta.region_name)
 
 
 class _Credentials:
-    """Gives obstore what botocore has, renewed before it expires."""
+    """Credential provider for obstore backed by botocore, which renews credentials before they expire."""
 
     def __init__(self, credentials: Any) -> None:
         self._credentials = credentials
 
     def __call__(self) -> Any:
-        now = self._credentials.get_frozen_credentials()
+        current = self._credentials.get_frozen_credentials()
         return {
-            "access_key_id": now.access_key,
-            "secret_access_key": now.secret_key,
-            "token": now.token,
-            "expires_at": datetime.now(UTC) + _CREDENTIALS_FOR,
+            "access_key_id": current.access_key,
+            "secret_access_key": current.secret_key,
+            "token": current.token,
+            "expires_at": datetime.now(UTC) + _CREDENTIALS_LIFETIME,
         }

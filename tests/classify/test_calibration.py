@@ -21,7 +21,7 @@ Distort = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
 class Answers(NamedTuple):
-    """Out-of-fold logits (n, deals), folds (n, deals), and which rows are synthetic."""
+    """Out-of-fold logits (n, repeats), folds (n, repeats), and which rows are synthetic."""
 
     logit: NDArray[np.float64]
     fold: NDArray[np.int8]
@@ -39,7 +39,7 @@ class Answers(NamedTuple):
         return fit_platt_scaling(self.blocks(), self.fold.shape[1], int(self.fold.max()) + 1, reduce_sum)
 
     def loss(self, logit: NDArray[np.float64]) -> float:
-        """Class-balanced log-loss over all deals, by scikit-learn."""
+        """Class-balanced log-loss over all repeats, by scikit-learn."""
         repeats = logit.shape[1]
         y = np.repeat(self.synthetic, repeats)
         weight = np.where(y, 0.5 / y.sum(), 0.5 / (~y).sum())
@@ -50,7 +50,7 @@ class Answers(NamedTuple):
 
 
 def honest(seed: int, n: int, m: int, *, mean: float = 1.2, repeats: int = 1, folds: int = 5) -> Answers:
-    """The true log-odds of N(0, 1) against N(mean, 1): a perfect classifier's logits in every deal."""
+    """The true log-odds of N(0, 1) against N(mean, 1): a perfect classifier's logits in every repeat."""
     rng = np.random.default_rng(seed)
     x = np.concatenate([rng.normal(size=n), mean + rng.normal(size=m)])
     fold = np.stack([np.concatenate([rng.permutation(n), rng.permutation(m)]) % folds for _ in range(repeats)], 1)
@@ -64,7 +64,7 @@ def distorted(answers: Answers, by: Distort) -> Answers:
 
 
 def by_scikit_learn(answers: Answers) -> tuple[Answers, NDArray[np.float64], NDArray[np.float64]]:
-    """Each fold's logits scaled by a regression on the other folds'; slopes and offsets (deals, folds)."""
+    """Scale each fold's logits by a regression on the other folds'; slopes and offsets are (repeats, folds)."""
     result, shape = np.empty_like(answers.logit), (answers.fold.shape[1], int(answers.fold.max()) + 1)
     slope, offset = np.empty(shape), np.empty(shape)
     for i in range(shape[0]):
@@ -87,25 +87,25 @@ DISTORTIONS: dict[str, Distort] = {
 
 
 @pytest.mark.parametrize("kind", DISTORTIONS)
-@pytest.mark.parametrize(("n", "m", "deals"), [(3000, 3000, 1), (6000, 1500, 1), (2000, 2000, 3)])
-def test_distorted_logits_are_put_right_as_scikit_learn_would(kind: str, n: int, m: int, repeats: int) -> None:
+@pytest.mark.parametrize(("n", "m", "repeats"), [(3000, 3000, 1), (6000, 1500, 1), (2000, 2000, 3)])
+def test_distorted_logits_are_corrected_as_by_scikit_learn(kind: str, n: int, m: int, repeats: int) -> None:
     answers = distorted(honest(0, n, m, repeats=repeats), DISTORTIONS[kind])
     calibration = answers.fitted()
     expected, slope, offset = by_scikit_learn(answers)
     assert calibration.is_used
-    # Slopes are pulled towards 1, which shows most where logits are small and rows are few.
+    # The ridge pulls slopes towards 1, most of all with small logits and few rows.
     np.testing.assert_allclose(calibration.slope, slope, rtol=0.03)
     np.testing.assert_allclose(calibration.offset, offset, atol=0.03)
     found = calibration(answers.logit, answers.fold)
     assert answers.loss(found) == pytest.approx(expected.loss(expected.logit), abs=5e-4)
     np.testing.assert_allclose(expit(found), expit(expected.logit), atol=0.01)
-    # No scaling at all would do better than the true odds, but for what this sample happens to be.
+    # Nothing beats the true odds in expectation; the sample allows for a small difference.
     assert answers.loss(found) == pytest.approx(
         honest(0, n, m, repeats=repeats).loss(honest(0, n, m).logit.repeat(repeats, 1)), abs=0.01
     )
 
 
-def pulled(answers: Answers, f: int) -> NDArray[np.float64]:
+def map_estimate(answers: Answers, f: int) -> NDArray[np.float64]:
     """Slope and offset of most likely fit to the rows outside a fold, each known before to 0.5 from 1 and 0.
 
     The rows of both classes weigh as many as the smaller class has.
@@ -125,15 +125,15 @@ def pulled(answers: Answers, f: int) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("kind", DISTORTIONS)
 @pytest.mark.parametrize(("n", "m"), [(200, 200), (30, 12), (600, 40), (6, 5)])
-def test_slope_and_offset_are_the_most_likely_ones(kind: str, n: int, m: int) -> None:
+def test_slope_and_offset_are_the_maximum_a_posteriori_estimate(kind: str, n: int, m: int) -> None:
     answers = distorted(honest(0, n, m), DISTORTIONS[kind])
     calibration = answers.fitted()
     for f in range(5):
         found = (calibration.slope[0, f], calibration.offset[0, f])
-        np.testing.assert_allclose(found, pulled(answers, f), atol=3e-3)
+        np.testing.assert_allclose(found, map_estimate(answers, f), atol=3e-3)
 
 
-def test_the_losses_that_decide_are_those_of_the_logits() -> None:
+def test_reported_log_losses_are_those_of_the_logits() -> None:
     answers = distorted(honest(1, 400, 300, repeats=2), lambda x: 2 * x + 0.5)
     calibration = answers.fitted()
     assert calibration.log_loss[0] == pytest.approx(answers.loss(answers.logit), abs=2e-4)
@@ -142,7 +142,7 @@ def test_the_losses_that_decide_are_those_of_the_logits() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(("n", "m"), [(2000, 2000), (4000, 2000)])
-def test_honest_logits_hardly_move(seed: int, n: int, m: int) -> None:
+def test_calibrated_logits_hardly_change(seed: int, n: int, m: int) -> None:
     answers = honest(seed, n, m)
     found = answers.calibrated()
     # Slope and offset of 4,000 rows are known to 0.05 and 0.06.
@@ -152,7 +152,7 @@ def test_honest_logits_hardly_move(seed: int, n: int, m: int) -> None:
 
 
 def by_hand(answers: Answers, calibration: PlattScaling) -> tuple[float, float]:
-    """What scaling adds to the log-loss, and the standard error of that, row by row; one deal."""
+    """Return the change of log-loss by scaling and its standard error, from single rows, for one repeat."""
     fold = answers.fold[:, 0]
     before = answers.logit[:, 0]
     after = calibration.slope[0, fold] * before + calibration.offset[0, fold]
@@ -184,12 +184,12 @@ def test_scaling_is_used_unless_it_adds_more_than_a_standard_error_to_the_log_lo
             calibration.slopes(answers.fold),
             calibration.slope[0, answers.fold] if calibration.is_used else np.ones((500, 1)),
         )
-    # Honest logits show both.
+    # Calibrated logits show both cases.
     assert 5 < sum(used) < 40
 
 
 @pytest.mark.parametrize("rise", [-0.1, 0.0, 0.0099, 0.0101, 0.5])
-def test_the_rule_at_its_edge(rise: float) -> None:
+def test_scaling_is_dropped_just_beyond_one_standard_error(rise: float) -> None:
     calibration = PlattScaling(np.array([[2.0]]), np.array([[1.0]]), (0.6, 0.6 + rise), 0.01)
     fold = np.zeros((3, 1), np.int8)
     logit = np.array([[-1.0], [0.0], [2.0]])
@@ -198,8 +198,8 @@ def test_the_rule_at_its_edge(rise: float) -> None:
     np.testing.assert_array_equal(calibration(logit, fold), expected)
 
 
-def test_it_hardly_matters_which_of_two_near_strengths_was_chosen() -> None:
-    # A strength a little too strong or too weak leaves logits too small or too large: scaled they agree.
+def test_log_loss_hardly_depends_on_which_neighbouring_strength_was_chosen() -> None:
+    # A strength that is too large or too small gives logits that are too small or too large; scaled they agree.
     for seed in range(5):
         answers = honest(seed, 400, 400)
         means = [
@@ -210,8 +210,8 @@ def test_it_hardly_matters_which_of_two_near_strengths_was_chosen() -> None:
         assert max(means) - min(means) < 0.2 * abs(plain[1] - plain[0])
 
 
-def test_rows_that_are_left_out_count_for_nothing() -> None:
-    # Fold -1: rows of a block that the heads were fitted without.
+def test_rows_with_fold_minus_one_have_no_effect() -> None:
+    # Fold -1 marks rows of the jackknife block that a view leaves out.
     answers = distorted(honest(11, 400, 300, repeats=2), lambda x: 3 * x - 1)
     out = np.random.default_rng(0).random(answers.fold.shape) < 0.4
     masked = answers._replace(
@@ -227,14 +227,14 @@ def test_rows_that_are_left_out_count_for_nothing() -> None:
         np.testing.assert_allclose(found.offset[repeat], alone.offset[0], atol=1e-8)
 
 
-def test_logits_of_zero_are_left_as_they_are() -> None:
+def test_logits_of_zero_stay_zero() -> None:
     answers = distorted(honest(2, 100, 100), np.zeros_like)
     np.testing.assert_array_equal(answers.calibrated(), answers.logit)
 
 
 @pytest.mark.parametrize("scale", [0.3, 3.0])
 @pytest.mark.parametrize("seed", range(4))
-def test_noise_ends_near_one_half(seed: int, scale: float) -> None:
+def test_noise_is_scaled_to_probabilities_near_one_half(seed: int, scale: float) -> None:
     rng = np.random.default_rng(seed)
     answers = distorted(honest(seed, 500, 500), lambda x: scale * rng.normal(size=x.shape))
     assert (answers.fitted().slope >= 0).all()
@@ -243,8 +243,8 @@ def test_noise_ends_near_one_half(seed: int, scale: float) -> None:
     assert answers.loss(found) == pytest.approx(np.log(2), abs=0.02)
 
 
-def test_logits_that_point_the_wrong_way_are_not_read_backwards() -> None:
-    # Out of fold, the logits of equal sets lie a little on the wrong side of one half.
+def test_the_slope_is_never_negative() -> None:
+    # With equal sets, out-of-fold logits point slightly to the wrong class.
     answers = distorted(honest(3, 800, 500), np.negative)
     calibration = answers.fitted()
     assert calibration.is_used
@@ -262,7 +262,7 @@ def test_with_few_rows_the_log_loss_becomes_no_worse_by_more_than_a_standard_err
     n, m, seed, folds = sizes
     answers = distorted(honest(seed, n, m, folds=folds), lambda x: scale * x + shift)
     _, error = by_hand(answers, answers.fitted())
-    # The error is summed up in bins of 3 %.
+    # The error is computed from a histogram with bins of 3 %.
     assert answers.loss(answers.calibrated()) <= answers.loss(answers.logit) + 1.02 * error + 1e-4
 
 
@@ -274,7 +274,7 @@ def test_rows_in_few_groups_do_not_make_the_log_loss_worse() -> None:
 
 
 def loss_on_new_rows(n: int, by: Distort) -> float:
-    """What a calibration by n + n rows adds to the log-loss of other rows, mean over data sets; in nats."""
+    """Return the change of log-loss on new rows (nats) by a calibration on n + n rows, mean over data sets."""
     new, added = distorted(honest(999, 5000, 5000), by), []
     for seed in range(25):
         calibration = distorted(honest(seed, n, n), by).fitted()
@@ -282,15 +282,15 @@ def loss_on_new_rows(n: int, by: Distort) -> float:
     return float(np.mean(added))
 
 
-def test_on_new_rows_it_helps_where_logits_are_wrong_and_costs_little_where_they_are_right() -> None:
+def test_on_new_rows_calibration_helps_distorted_logits_and_hardly_hurts_calibrated_ones() -> None:
     assert loss_on_new_rows(50, lambda x: 3 * x) < -0.15
     assert loss_on_new_rows(50, lambda x: x) < 0.01
     assert loss_on_new_rows(20, lambda x: x) < 0.03
 
 
 @pytest.mark.parametrize("cuts", [(400,), (10, 300), (0, 450), (200, 600)])
-def test_workers_with_a_share_of_the_rows_each_find_the_same(cuts: tuple[int, ...]) -> None:
-    # The last cut leaves workers without a synthetic row.
+def test_workers_with_shards_of_the_rows_find_the_same(cuts: tuple[int, ...]) -> None:
+    # The last case has workers without a synthetic row.
     answers = distorted(honest(4, 400, 300, repeats=2), lambda x: 3 * x + 0.5)
     whole = answers.fitted()
     order = np.arange(700) if cuts == (200, 600) else np.random.default_rng(0).permutation(700)
@@ -315,7 +315,7 @@ def test_a_fold_is_not_calibrated_by_its_own_rows() -> None:
     assert np.abs(found.slope[0] - plain.slope[0])[[0, 1, 3, 4]].min() > 0.05
 
 
-def test_every_deal_and_fold_has_its_own_slope_and_offset() -> None:
+def test_every_repeat_and_fold_has_its_own_slope_and_offset() -> None:
     calibration = PlattScaling(
         np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[0.0, 10.0], [20.0, 30.0]]), (0.5, 0.1), 0.01
     )
@@ -323,7 +323,7 @@ def test_every_deal_and_fold_has_its_own_slope_and_offset() -> None:
     assert calibration(np.array([[1.0, 1.0], [-1.0, -1.0]]), fold).tolist() == [[1.0, 34.0], [8.0, 17.0]]
 
 
-def test_deals_to_different_numbers_of_folds_are_calibrated_side_by_side() -> None:
+def test_repeats_with_different_numbers_of_folds_are_calibrated_together() -> None:
     five, three = (distorted(honest(6, 300, 300, folds=k), lambda x: 3 * x) for k in (5, 3))
     both = five._replace(logit=np.hstack([five.logit, three.logit]), fold=np.hstack([five.fold, three.fold]))
     calibration = both.fitted()
@@ -333,7 +333,7 @@ def test_deals_to_different_numbers_of_folds_are_calibrated_side_by_side() -> No
 
 
 @pytest.mark.parametrize("size", [0.01, 1.0, 40.0, 1e4])
-def test_separable_logits_stay_finite_and_on_their_sides(size: float) -> None:
+def test_separable_logits_stay_finite_and_keep_their_sign(size: float) -> None:
     answers = honest(7, 60, 40)
     side = np.where(answers.synthetic, size, -size)[:, None] * (1 + 0.1 * np.arange(100)[:, None] / 100)
     answers = answers._replace(logit=side)
@@ -345,7 +345,7 @@ def test_separable_logits_stay_finite_and_on_their_sides(size: float) -> None:
     assert answers.loss(found) <= answers.loss(answers.logit) + 1e-9
 
 
-def test_logits_far_beyond_all_bins_are_put_right_too() -> None:
+def test_logits_beyond_the_last_bin_are_corrected_too() -> None:
     answers = distorted(honest(8, 1000, 1000), lambda x: 300 * x)
     assert answers.loss(answers.calibrated()) < answers.loss(answers.logit) - 1
 
@@ -364,8 +364,8 @@ def test_the_summary_is_plain_json_and_says_whether_it_is_used() -> None:
         assert summary["offset"] == pytest.approx(0, abs=0.15)
 
 
-def test_sums_go_through_the_workers_in_one_piece() -> None:
-    # Every sum over a cluster costs a round; and NCCL and Gloo add float64 tensors alone.
+def test_sums_take_one_all_reduce_in_float64() -> None:
+    # Each all-reduce costs a round trip, and NCCL and Gloo add float64 tensors only.
     calls: list[torch.Tensor] = []
 
     def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:

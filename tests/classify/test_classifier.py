@@ -22,7 +22,7 @@ from synthscale.classify.training import FoldPlan, TrainingData, VectorBlock, ba
 from synthscale.config import ClassifierConfig
 from synthscale.tables.id_hashes import Hashes, hash_ids
 from synthscale.tables.schemas import REAL
-from tests.classify.trainings import cut, given, normal, on_workers, shared, taken
+from tests.classify.trainings import blocks_of, cut, normal, on_workers, shard_rows, take_rows
 
 Groups = tuple[NDArray[np.int64], NDArray[np.int64]]
 Floats = NDArray[np.float64]
@@ -34,21 +34,21 @@ both_heads = pytest.mark.parametrize("settings", [LINEAR, KERNEL], ids=["linear"
 
 @dataclass(frozen=True)
 class Sets:
-    """Vectors and copies of the real set and of generators, and the generators' plans."""
+    """Vectors and copy flags of the real set and of generators, and the generators' fold plans."""
 
     vectors: dict[str, NDArray[np.floating]]
     is_copy: dict[str, NDArray[np.bool_]]
     plans: dict[str, FoldPlan]
 
     @classmethod
-    def dealt(
+    def with_folds(
         cls,
         settings: ClassifierConfig,
         groups: Groups = NO_GROUPS,
         copies: dict[str, NDArray[np.bool_]] | None = None,
         **vectors: NDArray[np.floating],
     ) -> "Sets":
-        """Groups are of rows in the order of the sets, real ones first."""
+        """Assign folds; groups number rows in the order of the sets, real ones first."""
         start = np.cumsum([0, *map(len, vectors.values())])
         rows = {name: np.arange(start[i], start[i + 1]) for i, name in enumerate(vectors)}
         is_copy = {name: (copies or {}).get(name, np.zeros(len(x), np.bool_)) for name, x in vectors.items()}
@@ -88,7 +88,7 @@ class Sets:
         return TrainingData(
             self.views,
             blocks[0].vectors.shape[1],
-            given(blocks),
+            blocks_of(blocks),
             bandwidth_sample(first),
             {block.name: len(block.key) for block in blocks},
             fourier_features=fourier_features,
@@ -107,7 +107,7 @@ class Sets:
         return model.feature_map(torch.from_numpy(np.concatenate([self.vectors[REAL], self.vectors[name]])))
 
     def probabilities(self, model: FittedClassifier, name: str = "fake") -> Floats:
-        """Calibrated, by row and deal."""
+        """Calibrated logits: (n, repeats)."""
         return expit(model.logits(name, self.features(model, name), self.plans[name].fold))
 
     def everything(self, model: FittedClassifier) -> dict[str, Floats]:
@@ -116,7 +116,7 @@ class Sets:
 
 @dataclass(frozen=True)
 class Result:
-    """One generator's out-of-fold answers."""
+    """One generator's out-of-fold logits."""
 
     sets: Sets
     model: FittedClassifier
@@ -131,7 +131,7 @@ class Result:
         return self.model.logits("fake", self.sets.features(self.model), self.plan.fold).mean(1)
 
     def fidelity(self, prior: float | Floats = 0.0) -> float:
-        """1 - mean q over synthetic rows, the logits moved by a prior."""
+        """1 - mean q over synthetic rows, after a prior is added to the logits."""
         return 1 - float(expit(self.logit + prior)[~self.plan.is_real].mean())
 
     def representativeness(self) -> float:
@@ -148,7 +148,7 @@ def classify(
     groups: Groups = NO_GROUPS,
     fourier_features: int = 512,
 ) -> Result:
-    sets = Sets.dealt(settings, groups, real=real.astype(np.float32), fake=synthetic.astype(np.float32))
+    sets = Sets.with_folds(settings, groups, real=real.astype(np.float32), fake=synthetic.astype(np.float32))
     model, fits = fit_classifier(sets.training(fourier_features), settings)
     fit = fits["fake"]
     assert isinstance(fit, LogisticFit)
@@ -156,7 +156,7 @@ def classify(
 
 
 def assert_as_scikit_learn(result: Result) -> None:
-    """Heads, before calibration, against LogisticRegression on the same features and folds."""
+    """Compare heads, before calibration, with LogisticRegression on the same features and folds."""
     features, y = result.sets.features(result.model), ~result.plan.is_real
     logits = out_of_fold_logits(result.model.heads["fake"], features, result.plan.fold)
     x, strength = features.numpy(), result.fit.strength
@@ -175,9 +175,7 @@ def assert_as_scikit_learn(result: Result) -> None:
 @pytest.mark.parametrize("head", ["linear", "kernel"])
 @pytest.mark.parametrize("fourier_features", [100, 512], ids=["fewer-features", "more-features-than-rows"])
 @pytest.mark.parametrize("collapsed", [False, True], ids=["plain", "collapsed"])
-def test_heads_on_the_mapped_features_are_those_of_scikit_learn(
-    head: str, fourier_features: int, collapsed: bool
-) -> None:
+def test_heads_on_the_features_agree_with_scikit_learn(head: str, fourier_features: int, collapsed: bool) -> None:
     real, synthetic = normal(0, 250), normal(1, 200, mean=0.3, variance=0.6)
     groups = NO_GROUPS
     if collapsed:
@@ -208,7 +206,7 @@ def test_fewer_rows_than_dimensions_agree_with_scikit_learn(
 
 @both_heads
 def test_a_generator_of_fewer_groups_than_folds_agrees_with_scikit_learn(settings: ClassifierConfig) -> None:
-    # Three images, over and over: their folds are all the folds there are.
+    # Three images, repeated: there are only three groups, and so three folds.
     synthetic = normal(24, 3, mean=0.5)[np.arange(120) % 3] + 1e-3 * normal(25, 120)
     groups = (np.arange(150, 270), 150 + np.arange(120) % 3)
     settings = settings.model_copy(update={"strengths": (1e-3,)})
@@ -219,7 +217,7 @@ def test_a_generator_of_fewer_groups_than_folds_agrees_with_scikit_learn(setting
 
 
 @both_heads
-def test_equal_distributions_cannot_be_told_apart(settings: ClassifierConfig) -> None:
+def test_equal_distributions_have_an_auc_near_one_half(settings: ClassifierConfig) -> None:
     result = classify(normal(2, 2000), normal(3, 2000), settings)
     assert result.fidelity() == pytest.approx(0.5, abs=0.02)
     assert result.representativeness() == pytest.approx(0.5, abs=0.02)
@@ -236,7 +234,7 @@ def test_unequal_sizes_do_not_move_fidelity_from_one_half(settings: ClassifierCo
 
 @pytest.mark.parametrize(("n", "m"), [(2000, 2000), (2000, 200), (200, 2000)])
 @pytest.mark.parametrize("weight", ["balanced", "none"])
-def test_a_known_shift_of_the_mean_gives_its_closed_form(n: int, m: int, weight: str) -> None:
+def test_a_known_shift_of_the_mean_gives_the_fidelity_of_its_closed_form(n: int, m: int, weight: str) -> None:
     # N(0, I_16) against N(0.25, I_16): the Bayes classifier's fidelity and representativeness are 0.397. One draw
     # of 200 rows alone has a standard error of 0.012, hence the mean over several.
     settings = ClassifierConfig(head="linear", class_weight=weight)  # type: ignore[arg-type]
@@ -245,7 +243,7 @@ def test_a_known_shift_of_the_mean_gives_its_closed_form(n: int, m: int, weight:
     assert np.mean([result.representativeness() for result in results]) == pytest.approx(0.397, abs=0.02)
 
 
-def test_only_the_kernel_head_sees_a_difference_of_spread() -> None:
+def test_only_the_kernel_head_detects_a_difference_of_spread() -> None:
     real, narrow = normal(8, 2000, 32), normal(9, 2000, 32, variance=0.5)
     kernel = classify(real, narrow, KERNEL)
     assert kernel.auc() > 0.94
@@ -283,7 +281,7 @@ def test_repeated_images_do_not_leak_through_the_folds() -> None:
     real, synthetic = normal(14, 1000), repeated(0, normal(15, 250), 4)
     grouped = (np.arange(1000, 2000), 1000 + np.arange(1000) // 4 * 4)
     assert classify(real, synthetic, KERNEL, grouped).auc() < 0.54
-    # The test can tell: dealt row by row, the copies are recognised.
+    # The test has power: with rows assigned one by one, the copies are recognised.
     assert classify(real, synthetic, KERNEL).auc() > 0.56
 
 
@@ -297,7 +295,7 @@ def test_jittered_copies_of_real_images_look_no_better_than_real(settings: Class
     assert result.representativeness() == pytest.approx(0.5, abs=0.02)
 
 
-def test_every_row_of_a_group_is_in_one_fold_of_each_deal() -> None:
+def test_every_row_of_a_group_is_in_one_fold_of_each_repeat() -> None:
     rows, is_real = np.arange(10, 110), np.arange(100) % 2 == 0
     member = np.arange(10, 70)
     settings = ClassifierConfig(repeats=3)
@@ -316,14 +314,14 @@ def test_every_row_of_a_group_is_in_one_fold_of_each_deal() -> None:
     assert plan.views("gan") == [FoldView("gan", repeat, 5) for repeat in range(3)]
 
 
-def test_the_deal_depends_on_ids_and_not_on_row_numbers() -> None:
+def test_folds_depend_on_ids_and_not_on_row_numbers() -> None:
     rng = np.random.default_rng(0)
     ids, is_real = [f"file-{i}" for i in range(60)], np.arange(60) < 30
     group = np.arange(60) // 3
     move = rng.permutation(60)
 
     def repeat(order: NDArray[np.int64]) -> dict[str, list[int]]:
-        # A group is named by its smallest row, so its name changes with the order too.
+        # A group is numbered by its smallest row, so its number changes with the order too.
         own = group[order]
         named = np.array([np.flatnonzero(own == g).min() for g in own])
         keys = hash_ids(ids[i] for i in order)
@@ -334,7 +332,7 @@ def test_the_deal_depends_on_ids_and_not_on_row_numbers() -> None:
     assert repeat(np.arange(60)) == repeat(move)
 
 
-def test_repeats_are_the_deals_of_the_seeds_that_follow() -> None:
+def test_repeat_i_is_the_fold_assignment_of_seed_plus_i() -> None:
     keys, is_real = hash_ids(f"{i}" for i in range(50)), np.arange(50) < 30
     settings = ClassifierConfig(repeats=4, seed=7)
     plan = plan_folds(np.arange(50), keys, is_real, np.zeros(50, np.bool_), NO_GROUPS, settings)
@@ -379,8 +377,8 @@ def test_the_prior_is_that_of_the_rows_outside_the_fold() -> None:
     assert len(set(plan.log_prior.tolist())) > 1
 
 
-TWO_DEALS = ClassifierConfig(head="kernel", repeats=2, strengths=(1e-4, 1e-2, float("inf")))
-"""What the answers may not depend on is tested with these settings."""
+TWO_REPEATS = ClassifierConfig(head="kernel", repeats=2, strengths=(1e-4, 1e-2, float("inf")))
+"""Settings of the tests of what logits must not depend on."""
 
 
 def two_generators(d: int = 16, scale: int = 1) -> Sets:
@@ -395,7 +393,7 @@ def two_generators(d: int = 16, scale: int = 1) -> Sets:
     member = np.sort(rng.choice(total, total // 3, replace=False))
     copies = {REAL: np.arange(75 * scale) % 10 == 3}
     narrow = {name: x.astype(np.float32) for name, x in vectors.items()}
-    return Sets.dealt(TWO_DEALS, (member, member % 37), copies, **narrow)
+    return Sets.with_folds(TWO_REPEATS, (member, member % 37), copies, **narrow)
 
 
 def assert_same(found: dict[str, Floats], expected: dict[str, Floats], atol: float = 1e-5) -> None:
@@ -406,8 +404,8 @@ def assert_same(found: dict[str, Floats], expected: dict[str, Floats], atol: flo
 
 def shuffled(training: TrainingData, seed: int) -> TrainingData:
     rng = np.random.default_rng(seed)
-    blocks = [taken(block, rng.permutation(len(block.key))) for block in training.blocks(None)]
-    return replace(training, blocks=given([blocks[i] for i in rng.permutation(len(blocks))]))
+    blocks = [take_rows(block, rng.permutation(len(block.key))) for block in training.blocks(None)]
+    return replace(training, blocks=blocks_of([blocks[i] for i in rng.permutation(len(blocks))]))
 
 
 OTHERWISE: dict[str, Callable[[TrainingData], TrainingData]] = {
@@ -418,7 +416,7 @@ OTHERWISE: dict[str, Callable[[TrainingData], TrainingData]] = {
     "row-order-read-again": lambda training: replace(shuffled(cut(training, 3), 1), is_cached=False),
     "empty-blocks": lambda training: replace(
         training,
-        blocks=given([part for b in training.blocks(None) for part in (taken(b, np.arange(0)), b)]),
+        blocks=blocks_of([part for b in training.blocks(None) for part in (take_rows(b, np.arange(0)), b)]),
     ),
 }
 
@@ -428,24 +426,24 @@ def wide() -> tuple[Sets, TrainingData, dict[str, Floats]]:
     """More rows than features: 900 of 16 + 48."""
     sets = two_generators(scale=4)
     training = sets.training(48)
-    return sets, training, sets.everything(fit_classifier(training, TWO_DEALS)[0])
+    return sets, training, sets.everything(fit_classifier(training, TWO_REPEATS)[0])
 
 
 @pytest.fixture(scope="module")
 def thin() -> tuple[Sets, TrainingData, dict[str, Floats]]:
-    """More features than rows: one worker that holds them looks at the span of the rows alone."""
+    """More features than rows: a single worker that caches them projects onto the span of the rows."""
     sets = two_generators(d=8)
     training = sets.training(256)
-    return sets, training, sets.everything(fit_classifier(training, TWO_DEALS)[0])
+    return sets, training, sets.everything(fit_classifier(training, TWO_REPEATS)[0])
 
 
 @pytest.mark.parametrize("shape", ["wide", "thin"])
 @pytest.mark.parametrize("way", OTHERWISE)
-def test_how_rows_are_held_and_ordered_changes_no_probability(
+def test_caching_and_order_of_rows_change_no_probability(
     way: str, shape: str, request: pytest.FixtureRequest
 ) -> None:
     sets, training, expected = request.getfixturevalue(shape)
-    model, _ = fit_classifier(OTHERWISE[way](training), TWO_DEALS)
+    model, _ = fit_classifier(OTHERWISE[way](training), TWO_REPEATS)
     assert_same(sets.everything(model), expected)
 
 
@@ -455,34 +453,36 @@ def test_the_number_of_workers_changes_no_probability(
     workers: int, is_cached: bool, shape: str, request: pytest.FixtureRequest
 ) -> None:
     sets, training, expected = request.getfixturevalue(shape)
-    shares = shared(training, workers)
+    shares = shard_rows(training, workers)
     # One worker has no rows at all.
-    shares.append([taken(block, np.arange(0)) for block in training.blocks(None)] if is_cached else [])
+    shares.append([take_rows(block, np.arange(0)) for block in training.blocks(None)] if is_cached else [])
 
     def work(rank: int, reduce_sum: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Floats]:
         own = replace(
             training,
-            blocks=given(shares[rank]),
+            blocks=blocks_of(shares[rank]),
             is_cached=is_cached,
             workers=FitContext(reduce_sum, is_distributed=True),
         )
-        return sets.everything(fit_classifier(own, TWO_DEALS)[0])
+        return sets.everything(fit_classifier(own, TWO_REPEATS)[0])
 
     for found in on_workers(len(shares), work):
         assert_same(found, expected)
 
 
 @pytest.mark.parametrize("shape", ["wide", "thin"])
-def test_a_generators_answers_do_not_change_beside_another(shape: str, request: pytest.FixtureRequest) -> None:
+def test_a_generators_probabilities_do_not_depend_on_another_generator(
+    shape: str, request: pytest.FixtureRequest
+) -> None:
     sets, training, expected = request.getfixturevalue(shape)
     for name, other in (("a", "b"), ("b", "a")):
         alone = sets.without(other)
         np.testing.assert_array_equal(alone.training().sample, training.sample)
-        model, _ = fit_classifier(alone.training(training.fourier_features), TWO_DEALS)
+        model, _ = fit_classifier(alone.training(training.fourier_features), TWO_REPEATS)
         assert_same(alone.everything(model), {name: expected[name]})
 
 
-def test_a_generator_that_cannot_be_dealt_leaves_the_others_as_they_are() -> None:
+def test_a_generator_without_a_fold_assignment_does_not_change_the_others() -> None:
     # Every row of the second generator is one image.
     groups = (np.arange(160, 230), np.full(70, 160))
     vectors = {
@@ -490,16 +490,16 @@ def test_a_generator_that_cannot_be_dealt_leaves_the_others_as_they_are() -> Non
         "works": normal(31, 60, mean=0.4).astype(np.float32),
         "collapsed": normal(32, 70).astype(np.float32),
     }
-    sets = Sets.dealt(TWO_DEALS, groups, **vectors)
+    sets = Sets.with_folds(TWO_REPEATS, groups, **vectors)
     assert sets.plans["collapsed"].views("collapsed") == []
-    model, fits = fit_classifier(sets.training(32), TWO_DEALS)
+    model, fits = fit_classifier(sets.training(32), TWO_REPEATS)
     assert set(fits) == set(model.heads) == {"works"}
     alone = sets.without("collapsed")
-    expected, _ = fit_classifier(alone.training(32), TWO_DEALS)
+    expected, _ = fit_classifier(alone.training(32), TWO_REPEATS)
     assert_same(sets.everything(model), alone.everything(expected))
 
 
-def test_strengths_are_shared_by_deals_and_their_heads_are_each_deals_own() -> None:
+def test_repeats_share_a_strength_and_have_separate_heads() -> None:
     real, synthetic = normal(33, 200), normal(34, 150, mean=0.2)
     both = classify(real, synthetic, ClassifierConfig(head="linear", repeats=2, seed=3))
     assert len(both.model.heads["fake"]) == 2
@@ -522,15 +522,15 @@ def fitted_map(sets: Sets, settings: ClassifierConfig = KERNEL) -> FeatureMap:
 
 def test_standardisation_and_bandwidth_come_from_the_distinct_real_rows() -> None:
     distinct = normal(35, 100) * np.geomspace(0.1, 10, 16) + 5
-    # Copies of one row many times over, and a generator far away: neither may be seen.
+    # Many copies of one row, and a distant generator: neither may affect the feature map.
     real = np.vstack([distinct, np.repeat(distinct[:1], 200, axis=0)]).astype(np.float32)
     copies = {REAL: np.arange(300) >= 100, "fake": np.arange(50) % 2 == 0}
-    sets = Sets.dealt(KERNEL, NO_GROUPS, copies, real=real, fake=100 * normal(36, 50).astype(np.float32))
+    sets = Sets.with_folds(KERNEL, NO_GROUPS, copies, real=real, fake=100 * normal(36, 50).astype(np.float32))
     found = fitted_map(sets)
     wide = real[:100].astype(np.float64)
     np.testing.assert_allclose(found.mean, wide.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(found.scale, wide.std(axis=0), rtol=1e-12)
-    plain = fitted_map(Sets.dealt(KERNEL, real=real[:100], fake=normal(37, 80).astype(np.float32)))
+    plain = fitted_map(Sets.with_folds(KERNEL, real=real[:100], fake=normal(37, 80).astype(np.float32)))
     torch.testing.assert_close(found.frequencies, plain.frequencies, rtol=1e-12, atol=0)
     # Twice the distances halve the frequencies: they are in units of the median distance.
     z = (wide - wide.mean(axis=0)) / wide.std(axis=0)
@@ -540,13 +540,13 @@ def test_standardisation_and_bandwidth_come_from_the_distinct_real_rows() -> Non
     assert median[0] - 1e-9 <= bandwidth <= median[1] + 1e-9
 
 
-def test_the_bandwidth_of_many_rows_comes_from_a_sample_by_keys() -> None:
+def test_the_bandwidth_of_many_rows_comes_from_a_sample_by_hash() -> None:
     n = 3 * BANDWIDTH_ROWS
     keys, is_real = hash_ids(f"{i}" for i in range(2 * n)), np.arange(2 * n) < n
     is_copy = np.arange(2 * n) % 3 == 1
 
     def sample(order: NDArray[np.int64]) -> Hashes:
-        moved = Sets.dealt(KERNEL, real=np.zeros((3, 1)), fake=np.zeros((3, 1))).plans["fake"]
+        moved = Sets.with_folds(KERNEL, real=np.zeros((3, 1)), fake=np.zeros((3, 1))).plans["fake"]
         return bandwidth_sample(
             replace(moved, row=order, is_real=is_real[order], key=keys[order], is_copy=is_copy[order])
         )
@@ -561,9 +561,9 @@ def test_the_bandwidth_of_many_rows_comes_from_a_sample_by_keys() -> None:
     assert sample(np.concatenate([distinct, np.flatnonzero(~is_real)[:10]])).tolist() == straight.tolist()
 
 
-def test_the_sampled_rows_and_no_others_give_the_bandwidth() -> None:
+def test_the_bandwidth_is_computed_from_the_sampled_rows_alone() -> None:
     real = normal(38, BANDWIDTH_ROWS + 400, 4).astype(np.float32)
-    sets = Sets.dealt(KERNEL, real=real, fake=normal(39, 20, 4).astype(np.float32))
+    sets = Sets.with_folds(KERNEL, real=real, fake=normal(39, 20, 4).astype(np.float32))
     training = sets.training(8)
     found = fitted_map(sets).frequencies
     chosen = replace(training, sample=training.sample[:200])
@@ -581,7 +581,7 @@ def test_vectors_in_half_precision_up_to_its_limits_are_fitted_as_in_double(sett
     synthetic = (rng.uniform(-6e4, 6e4, size=(150, 12)) * 0.5 + 2e4).astype(np.float16)
     answers = []
     for dtype in (np.float16, np.float64):
-        sets = Sets.dealt(settings, real=real.astype(dtype), fake=synthetic.astype(dtype))
+        sets = Sets.with_folds(settings, real=real.astype(dtype), fake=synthetic.astype(dtype))
         model, fits = fit_classifier(sets.training(64), settings)
         assert fits["fake"].converged
         answers.append(sets.probabilities(model))
@@ -591,7 +591,7 @@ def test_vectors_in_half_precision_up_to_its_limits_are_fitted_as_in_double(sett
 
 @both_heads
 @pytest.mark.parametrize("value", [1e3, 3e38])
-def test_a_feature_far_outside_the_real_range_tells_its_rows_and_no_others(
+def test_a_feature_far_outside_the_real_range_separates_only_its_own_rows(
     settings: ClassifierConfig, value: float
 ) -> None:
     real, synthetic = normal(41, 400), normal(42, 400)
@@ -601,7 +601,7 @@ def test_a_feature_far_outside_the_real_range_tells_its_rows_and_no_others(
     assert np.isfinite(p).all()
     assert (p[400:440] > 0.5).all()
     assert p[400:440].mean() > 0.8
-    # The other rows lose the ten per cent of odds that these rows hold, and no more.
+    # The other rows lose the ten per cent of odds of these rows, and no more.
     assert p[440:].mean() == pytest.approx(p[:400].mean(), abs=0.03)
     assert p[440:].mean() == pytest.approx(0.48, abs=0.04)
 
@@ -618,7 +618,7 @@ def test_constant_features_change_nothing_but_the_scale_of_the_penalty(settings:
 
 
 @both_heads
-def test_a_feature_constant_in_the_real_set_alone_tells_them_apart(settings: ClassifierConfig) -> None:
+def test_a_feature_constant_only_in_the_real_set_separates_the_sets(settings: ClassifierConfig) -> None:
     real, synthetic = normal(45, 200, 6), normal(46, 200, 6)
     real[:, 2] = 0.5
     synthetic[:, 2] = 0.5 + np.abs(synthetic[:, 2])
@@ -629,7 +629,7 @@ def test_a_feature_constant_in_the_real_set_alone_tells_them_apart(settings: Cla
 
 @both_heads
 @pytest.mark.parametrize("alike", [REAL, "fake", "both"])
-def test_a_set_of_rows_all_alike_is_told_apart(settings: ClassifierConfig, alike: str) -> None:
+def test_a_set_of_identical_rows_is_separated(settings: ClassifierConfig, alike: str) -> None:
     sets = {REAL: normal(47, 200, 6), "fake": normal(48, 150, 6)}
     for name in sets:
         if alike in (name, "both"):
@@ -643,14 +643,14 @@ def test_a_set_of_rows_all_alike_is_told_apart(settings: ClassifierConfig, alike
 
 @both_heads
 @pytest.mark.parametrize("value", [0.0, 1.0, 6e4])
-def test_sets_of_one_and_the_same_row_cannot_be_told_apart(settings: ClassifierConfig, value: float) -> None:
+def test_sets_of_one_identical_row_have_probability_one_half(settings: ClassifierConfig, value: float) -> None:
     result = classify(np.full((60, 4), value), np.full((40, 4), value), settings, fourier_features=16)
     np.testing.assert_allclose(expit(result.logit), 0.5, atol=1e-6)
     assert result.fit.converged
 
 
 @both_heads
-def test_perfectly_separable_sets_give_finite_and_confident_answers(settings: ClassifierConfig) -> None:
+def test_perfectly_separable_sets_give_finite_and_confident_logits(settings: ClassifierConfig) -> None:
     result = classify(normal(49, 300), normal(50, 300, mean=8), settings, fourier_features=64)
     assert result.fit.converged
     assert np.isfinite(result.logit).all()
@@ -658,15 +658,15 @@ def test_perfectly_separable_sets_give_finite_and_confident_answers(settings: Cl
     assert result.auc() == 1
 
 
-def test_a_fit_goes_on_from_a_state_kept_before() -> None:
+def test_a_fit_resumes_from_a_checkpoint() -> None:
     sets = two_generators(scale=4)
     training, states = sets.training(32), []
     saving = replace(training.workers.resume, save=lambda get_state: states.append(dict(get_state())))
-    model, _ = fit_classifier(replace(training, workers=FitContext(resume=kept)), TWO_DEALS)
+    model, _ = fit_classifier(replace(training, workers=FitContext(resume=saving)), TWO_REPEATS)
     expected = sets.everything(model)
     for state in (states[0], states[len(states) // 2], states[-1]):
         resume = replace(training.workers.resume, state=state)
-        again, _ = fit_classifier(replace(training, workers=FitContext(resume=resume)), TWO_DEALS)
+        again, _ = fit_classifier(replace(training, workers=FitContext(resume=resume)), TWO_REPEATS)
         assert_same(sets.everything(again), expected, 1e-6)
 
 
@@ -675,7 +675,7 @@ def test_fitting_leaves_vectors_and_settings_as_they_were() -> None:
     before = {name: x.copy() for name, x in sets.vectors.items()}
     for x in sets.vectors.values():
         x.setflags(write=False)
-    fit_classifier(sets.training(16), TWO_DEALS)
+    fit_classifier(sets.training(16), TWO_REPEATS)
     for name, x in before.items():
         np.testing.assert_array_equal(sets.vectors[name], x)
 

@@ -13,14 +13,14 @@ from synthscale.classify.model import FittedClassifier, SeparatingDirections
 from synthscale.classify.network import MlpHeads
 from synthscale.config import ClassifierConfig
 from synthscale.tables.schemas import DIRECTIONS, REAL
-from tests.classify.trainings import Sets, Vectors, cut, dealt, fit_on_workers, normal
+from tests.classify.trainings import Sets, Vectors, assign_sets, cut, fit_on_workers, normal
 
 LINEAR = ClassifierConfig(head="linear")
 KERNEL = ClassifierConfig(head="kernel")
 
 
 def mapped(seed: int, d: int, fourier_features: int) -> FeatureMap:
-    """A map for columns of different means and scales."""
+    """Feature map of columns with different means and scales."""
     rng = np.random.default_rng(seed)
     x = torch.from_numpy(rng.normal(size=(200, d)) * np.geomspace(0.1, 10, d) + np.arange(d))
     return fit_feature_map(x.mean(0), x.std(0, correction=0), x[:100], fourier_features, seed)
@@ -42,7 +42,7 @@ def random_networks(seed: int, folds: int, width: int) -> MlpHeads:
     [(0, random_heads), (33, random_heads), (0, random_networks)],
     ids=["linear", "kernel", "mlp"],
 )
-def test_gradients_by_the_standardised_embedding_are_finite_differences(fourier_features: int, make: Any) -> None:
+def test_embedding_gradients_are_finite_differences(fourier_features: int, make: Any) -> None:
     d, folds, step = 4, 3, 1e-5
     feature_map = mapped(0, d, fourier_features)
     heads = make(1, folds, feature_map.dimensions)
@@ -50,7 +50,7 @@ def test_gradients_by_the_standardised_embedding_are_finite_differences(fourier_
     fold = (np.arange(50) % folds).astype(np.int8)
     found = feature_map.embedding_gradient(vectors, heads.gradients(feature_map(vectors), fold)).numpy()
     for j in range(d):
-        # A step of so many standard deviations of the real images.
+        # The step is in standard deviations of the real images.
         aside = torch.zeros(d, dtype=torch.float64)
         aside[j] = step * feature_map.scale[j]
         ends = [heads.out_of_fold_logits(feature_map(vectors + sign * aside), fold) for sign in (1, -1)]
@@ -58,7 +58,7 @@ def test_gradients_by_the_standardised_embedding_are_finite_differences(fourier_
 
 
 @pytest.mark.parametrize("fourier_features", [0, 33])
-def test_gradients_by_the_standardised_embedding_are_those_of_autograd(fourier_features: int) -> None:
+def test_embedding_gradients_are_those_of_autograd(fourier_features: int) -> None:
     feature_map = mapped(3, 4, fourier_features)
     heads = random_heads(4, 1, feature_map.dimensions)
     vectors = (feature_map.mean + feature_map.scale * torch.from_numpy(normal(5, 30, 4))).requires_grad_()
@@ -92,7 +92,7 @@ def test_a_shift_of_the_mean_is_the_first_direction_with_synthetic_rows_at_its_p
     settings: ClassifierConfig, by: float
 ) -> None:
     axis = rotated(0, 12)[0]
-    sets = dealt(settings, **shifted(axis, by=by))
+    sets = assign_sets(settings, **shifted(axis, by=by))
     training = sets.training()
     model, _ = fit_classifier(training, settings)
     found = find_directions(model, training)["fake"]
@@ -114,7 +114,7 @@ def narrowed(axis: NDArray[np.float64], n: int, deviation: float) -> dict[str, V
 
 def test_a_difference_of_spread_along_one_axis_is_found_by_the_kernel_head() -> None:
     axis = rotated(1, 8)[0]
-    found = found_in(dealt(KERNEL, **narrowed(axis, 1500, 0.2)), KERNEL)["fake"]
+    found = found_in(assign_sets(KERNEL, **narrowed(axis, 1500, 0.2)), KERNEL)["fake"]
     assert abs(float(found.axes[0] @ torch.from_numpy(axis))) > 0.95
     assert found.share[0] > 0.5
 
@@ -124,7 +124,7 @@ def test_two_differences_are_found_the_stronger_first() -> None:
     sets = {REAL: normal(10, 1500, 10), "fake": normal(11, 1500, 10) + 1.5 * axes[0]}
     # Equal means along the second axis, and less spread.
     sets["fake"] -= np.outer(0.9 * (sets["fake"] @ axes[1]), axes[1])
-    found = found_in(dealt(KERNEL, **sets), KERNEL)["fake"]
+    found = found_in(assign_sets(KERNEL, **sets), KERNEL)["fake"]
     planes = (found.axes[:2] @ torch.from_numpy(axes[:2].T)).numpy()
     # The two axes and the two directions span the same plane.
     assert np.linalg.svd(planes, compute_uv=False).min() > 0.9
@@ -133,7 +133,7 @@ def test_two_differences_are_found_the_stronger_first() -> None:
 @pytest.mark.parametrize("settings", [LINEAR, KERNEL], ids=["linear", "kernel"])
 @pytest.mark.parametrize("d", [1, 2, 3, 9])
 def test_directions_are_orthonormal_and_their_shares_fall(settings: ClassifierConfig, d: int) -> None:
-    found = found_in(dealt(settings, **shifted(rotated(3, d)[0], n=150)), settings)["fake"]
+    found = found_in(assign_sets(settings, **shifted(rotated(3, d)[0], n=150)), settings)["fake"]
     kept = min(d, DIRECTIONS)
     assert found.axes.shape == (kept, d)
     torch.testing.assert_close(found.axes @ found.axes.T, torch.eye(kept).double(), rtol=0, atol=1e-9)
@@ -147,10 +147,10 @@ def test_directions_are_orthonormal_and_their_shares_fall(settings: ClassifierCo
 
 def test_a_linear_head_has_the_mean_of_its_folds_weights_as_its_direction() -> None:
     # By hand: gradients of a linear head are its weights, the same at every row.
-    sets = dealt(LINEAR, **shifted(rotated(4, 5)[0], n=400))
+    sets = assign_sets(LINEAR, **shifted(rotated(4, 5)[0], n=400))
     training = sets.training()
     model, _ = fit_classifier(training, LINEAR)
-    # As answers are scaled.
+    # Logits are calibrated, so the weights are scaled by the slopes.
     slope = model.calibrations["fake"].slopes(np.arange(5)[:, None])
     weights = model.heads["fake"][0].weights.numpy() * slope  # type: ignore[attr-defined]
     plan = sets.plans["fake"]
@@ -162,9 +162,9 @@ def test_a_linear_head_has_the_mean_of_its_folds_weights_as_its_direction() -> N
     assert float(found.share[0]) == pytest.approx(values[-1] / values.sum(), abs=1e-9)
 
 
-def test_classes_weigh_the_same_whatever_their_sizes() -> None:
-    # A network whose hidden unit is awake where the synthetic rows are and asleep at the real ones.
-    sets = dealt(LINEAR, real=normal(12, 1000, 2), fake=normal(13, 50, 2) + np.array([8, 0]))
+def test_classes_have_equal_weight_at_any_sizes() -> None:
+    # A network whose hidden unit is active at the synthetic rows and inactive at the real ones.
+    sets = assign_sets(LINEAR, real=normal(12, 1000, 2), fake=normal(13, 50, 2) + np.array([8, 0]))
     training = sets.training()
     model, _ = fit_classifier(training, LINEAR)
     hidden = torch.zeros((5, 2, 2), dtype=torch.float64)
@@ -178,28 +178,28 @@ def test_classes_weigh_the_same_whatever_their_sizes() -> None:
     assert float(found.share[0]) == pytest.approx(expected[-1] / expected.sum(), abs=0.02)
 
 
-def test_a_classifier_that_knows_nothing_gives_no_direction() -> None:
+def test_an_intercept_only_classifier_has_no_directions() -> None:
     nothing = ClassifierConfig(strengths=(float("inf"),))
-    sets = dealt(nothing, **shifted(rotated(5, 6)[0], n=100))
+    sets = assign_sets(nothing, **shifted(rotated(5, 6)[0], n=100))
     found = found_in(sets, nothing)["fake"]
     assert found.axes.shape == (0, 6)
     assert found.share.shape == (0,)
     assert found.coordinates(torch.from_numpy(sets.vectors[REAL])).shape == (100, 0)
 
 
-def test_a_network_that_found_nothing_gives_no_direction() -> None:
+def test_a_constant_network_has_no_directions() -> None:
     settings = ClassifierConfig(head="mlp")
-    sets = dealt(settings, real=normal(14, 60, 40), fake=normal(15, 60, 40))
+    sets = assign_sets(settings, real=normal(14, 60, 40), fake=normal(15, 60, 40))
     training = sets.training()
     model, fits = fit_classifier(training, settings)
     assert fits["fake"].epoch == 0  # type: ignore[union-attr]
     assert len(find_directions(model, training)["fake"].axes) == 0
 
 
-def test_a_classifier_whose_calibration_takes_all_answers_back_gives_no_direction() -> None:
-    # Over-fitted to equal sets: calibrated logits are 0 at every row, so nothing separates them.
+def test_a_classifier_calibrated_to_zero_logits_has_no_directions() -> None:
+    # Over-fitted to equal sets: calibrated logits are 0 for every row, so no direction separates them.
     settings = ClassifierConfig(strengths=(1e-3,))
-    sets = dealt(settings, real=normal(18, 500), fake=normal(19, 500))
+    sets = assign_sets(settings, real=normal(18, 500), fake=normal(19, 500))
     training = sets.training()
     model, _ = fit_classifier(training, settings)
     np.testing.assert_array_equal(sets.logits(model), 0)
@@ -209,7 +209,9 @@ def test_a_classifier_whose_calibration_takes_all_answers_back_gives_no_directio
 def two_generators() -> Sets:
     axes = rotated(6, 8)
     real = normal(16, 300, 8)
-    return dealt(KERNEL, real=real, fake=normal(17, 200, 8) + axes[0], other=normal(18, 250, 8) - 1.5 * axes[1])
+    return assign_sets(
+        KERNEL, real=real, fake=normal(17, 200, 8) + axes[0], other=normal(18, 250, 8) - 1.5 * axes[1]
+    )
 
 
 def assert_alike(found: SeparatingDirections, expected: SeparatingDirections) -> None:
@@ -223,14 +225,14 @@ def test_each_generator_has_its_own_directions() -> None:
     assert float(found["other"].axes[0] @ torch.from_numpy(-axes[1])) > 0.9
 
 
-def test_a_generators_directions_do_not_change_beside_another() -> None:
+def test_a_generators_directions_do_not_depend_on_another_generator() -> None:
     both = two_generators()
-    alone = dealt(KERNEL, real=both.vectors[REAL], fake=both.vectors["fake"])
+    alone = assign_sets(KERNEL, real=both.vectors[REAL], fake=both.vectors["fake"])
     assert_alike(found_in(both, KERNEL)["fake"], found_in(alone, KERNEL)["fake"])
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_workers_with_a_share_of_the_rows_each_find_the_same_axes(workers: int) -> None:
+def test_workers_with_shards_of_the_rows_find_the_same_axes(workers: int) -> None:
     # The last of three has no real row.
     sets = two_generators()
     expected = found_in(sets, KERNEL)
@@ -240,7 +242,7 @@ def test_workers_with_a_share_of_the_rows_each_find_the_same_axes(workers: int) 
 
 
 @pytest.mark.parametrize("is_cached", [True, False])
-def test_the_order_of_rows_and_how_they_are_cut_do_not_matter(is_cached: bool) -> None:
+def test_directions_do_not_depend_on_the_order_of_rows_or_on_blocks(is_cached: bool) -> None:
     sets = two_generators()
     training = replace(cut(sets.training(order=5), 4), is_cached=is_cached)
     found = find_directions(fit_classifier(training, KERNEL)[0], training)
@@ -248,10 +250,10 @@ def test_the_order_of_rows_and_how_they_are_cut_do_not_matter(is_cached: bool) -
         assert_alike(found[name], own)
 
 
-def test_of_many_rows_a_sample_is_enough_and_does_not_depend_on_workers() -> None:
+def test_many_rows_are_sampled_and_the_sample_does_not_depend_on_workers() -> None:
     axis = rotated(7, 6)[0]
     strong = ClassifierConfig(head="linear", strengths=(1e-3,))
-    sets = dealt(strong, **shifted(axis, n=13_000, by=0.5))
+    sets = assign_sets(strong, **shifted(axis, n=13_000, by=0.5))
     training = sets.training()
     model, _ = fit_classifier(training, strong)
     whole = find_directions(model, training)["fake"]
@@ -260,15 +262,15 @@ def test_of_many_rows_a_sample_is_enough_and_does_not_depend_on_workers() -> Non
     assert_alike(find_directions(model, pieces)["fake"], whole)
 
 
-def test_directions_average_the_deals() -> None:
+def test_directions_average_the_repeats() -> None:
     settings = ClassifierConfig(head="linear", repeats=3)
     axis = rotated(8, 6)[0]
-    sets = dealt(settings, **shifted(axis, n=300))
+    sets = assign_sets(settings, **shifted(axis, n=300))
     found = found_in(sets, settings)["fake"]
     assert float(found.axes[0] @ torch.from_numpy(axis)) > 0.95
 
 
-def test_places_are_coordinates_along_the_axes() -> None:
+def test_coordinates_are_projections_on_the_axes() -> None:
     directions = SeparatingDirections(
         torch.tensor([[0.6, 0.8], [-0.8, 0.6]]).double(), torch.tensor([0.9, 0.1]).double()
     )

@@ -36,7 +36,7 @@ def test_a_feature_does_not_depend_on_the_units_of_a_dimension() -> None:
 
 
 def test_a_small_column_beside_a_large_one_is_still_standardised() -> None:
-    # Tabular users have incomes (1e5) beside ratios (0.1) and may see the fake in the ratio alone.
+    # Tabular data may have incomes (1e5) beside ratios (0.1), with the difference in the ratio alone.
     real = np.random.default_rng(2).normal(size=(500, 2)) * [1e5, 0.1]
     z = fitted(real).standardise(torch.from_numpy(real)).numpy()
     np.testing.assert_allclose(z.std(axis=0), 1, atol=1e-6)
@@ -54,7 +54,7 @@ def test_dimensions_without_variance_stay_finite_and_bounded(fourier_features: i
     assert features.abs().max() < 20
 
 
-def test_a_constant_dimension_tells_real_rows_apart_by_no_rounding() -> None:
+def test_rounding_of_a_constant_dimension_is_not_scaled_up() -> None:
     # 0.1 in float16, read back: all equal, but their mean in float64 is off by the last bits.
     real = scaled(3, 999)
     real[:, 2] = np.float16(0.1)
@@ -62,7 +62,7 @@ def test_a_constant_dimension_tells_real_rows_apart_by_no_rounding() -> None:
     assert z[:, 2].abs().max() < 1e-6
 
 
-def test_one_value_far_outside_the_real_range_owns_no_direction() -> None:
+def test_a_value_far_outside_the_real_range_is_clipped() -> None:
     real, synthetic = scaled(3, 200), scaled(4, 50)
     far = synthetic.copy()
     far[7, 3] = 1e6
@@ -75,12 +75,12 @@ def test_one_value_far_outside_the_real_range_owns_no_direction() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_real_rows_all_alike_give_finite_features(rows: int) -> None:
+def test_identical_real_rows_give_finite_features(rows: int) -> None:
     features = fitted(np.full((rows, 4), 2.5))(torch.randn(10, 4, dtype=torch.float64))
     assert torch.isfinite(features).all()
 
 
-def test_without_fourier_features_there_is_the_embedding_alone() -> None:
+def test_without_fourier_features_the_features_are_the_standardised_embedding() -> None:
     real = scaled(5, 100)
     linear, kernel = fitted(real, 0), fitted(real, 100)
     assert linear.dimensions == 5
@@ -128,8 +128,8 @@ def test_the_seed_draws_the_random_features() -> None:
     assert not torch.equal(fitted(real, seed=1).frequencies, fitted(real, seed=2).frequencies)
 
 
-def test_a_map_answers_row_by_row() -> None:
-    # Inference runs in batches of any size: a row's features may not hang on its neighbours.
+def test_a_rows_features_do_not_depend_on_its_batch() -> None:
+    # Inference runs in batches of any size, so a row's features must not depend on other rows.
     real = scaled(8, 64)
     feature_map = fitted(real)
     whole = feature_map(torch.from_numpy(real))
@@ -139,7 +139,7 @@ def test_a_map_answers_row_by_row() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_vectors_of_less_precision_are_mapped_in_double(dtype: type) -> None:
-    # float16 holds values up to 65,504, whose squares and differences it does not.
+    # float16 represents values up to 65,504, but not their squares and differences.
     real = (np.random.default_rng(12).uniform(-6e4, 6e4, size=(200, 6))).astype(dtype)
     feature_map = fitted(real.astype(np.float64))
     narrow, wide = feature_map(torch.from_numpy(real)), feature_map(torch.from_numpy(real.astype(np.float64)))
@@ -156,7 +156,7 @@ def test_features_leave_the_vectors_as_they_were() -> None:
 
 
 @pytest.mark.parametrize("fourier_features", [0, 32])
-def test_gradients_are_pulled_back_to_the_standardised_embedding(fourier_features: int) -> None:
+def test_embedding_gradients_are_finite_differences(fourier_features: int) -> None:
     real = scaled(13, 300)
     feature_map = fitted(real, fourier_features)
     vectors = torch.from_numpy(scaled(14, 20) * 0.99)
@@ -173,7 +173,7 @@ def test_gradients_are_pulled_back_to_the_standardised_embedding(fourier_feature
         np.testing.assert_allclose(found[:, j], slope, atol=1e-6)
 
 
-def test_the_head_of_a_rows_own_fold_answers_for_it() -> None:
+def test_a_rows_logit_is_from_the_head_of_its_own_fold() -> None:
     heads = LinearHeads(torch.tensor([[1.0, 0.0], [0.0, 10.0]]).double(), torch.tensor([0.5, -0.5]).double())
     features = torch.tensor([[2.0, 3.0], [2.0, 3.0]]).double()
     assert heads.out_of_fold_logits(features, np.array([0, 1], np.int8)).tolist() == [2.5, 29.5]
@@ -182,7 +182,7 @@ def test_the_head_of_a_rows_own_fold_answers_for_it() -> None:
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 1000))
 @settings(max_examples=30, deadline=None)
-def test_a_rows_logit_is_that_of_its_fold_whatever_the_rows_beside_it(n: int, folds: int, seed: int) -> None:
+def test_a_rows_logit_does_not_depend_on_other_rows(n: int, folds: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     weights, intercepts, x = rng.normal(size=(folds, 3)), rng.normal(size=folds), rng.normal(size=(n, 3))
     fold = rng.integers(0, folds, n).astype(np.int8)

@@ -13,7 +13,7 @@ Groups = list[tuple[int, int]]
 """Real and synthetic rows of each group."""
 
 
-def dealt(
+def assign(
     keys: Hashes, is_real: list[bool] | NDArray[np.bool_], folds: int = 5, seed: int = 0
 ) -> NDArray[np.int8]:
     fold = assign_folds(keys, np.asarray(is_real), folds, seed)
@@ -26,7 +26,7 @@ def named(*names: str) -> Hashes:
 
 
 def rows_of(groups: Groups) -> tuple[Hashes, NDArray[np.bool_]]:
-    """Group key and class of the rows of groups."""
+    """Group hash and class of each row of the groups."""
     keys = hash_ids(f"{i}" for i in range(len(groups)))
     is_real = [i < real for real, synthetic in groups for i in range(real + synthetic)]
     return np.repeat(keys, np.array([real + synthetic for real, synthetic in groups], np.int64)), np.array(
@@ -51,7 +51,7 @@ def test_no_group_is_split_and_every_training_part_has_both_classes(
     fold = assign_folds(keys, is_real, folds, seed)
     groups_with = [{key for key, real in members if real is kind} for kind in (True, False)]
     if min(map(len, groups_with)) < 2:
-        # All rows of a class are in one group: the head of its fold could never see that class.
+        # All rows of a class are in one group: the head of its fold could not be fitted.
         assert fold is None
         return
     assert fold is not None
@@ -71,12 +71,12 @@ size = st.one_of(st.integers(0, 3), st.integers(0, 60))
 @example([(2, 1), (1, 7), (3, 0)], 2, 0)
 @example([(1, 1), (2, 7), (3, 0)], 2, 6)
 @settings(max_examples=300, deadline=None)
-def test_a_few_groups_of_very_unequal_sizes_are_dealt_wherever_a_deal_exists(
+def test_a_few_groups_of_very_unequal_sizes_get_folds_whenever_possible(
     groups: Groups, folds: int, seed: int
 ) -> None:
     keys, is_real = rows_of(groups)
     fold = assign_folds(keys, is_real, folds, seed)
-    # Two folds will do, each holding both classes, just where no class is in a single group.
+    # Two folds with both classes exist exactly if no class is in a single group.
     possible = any(
         all(len({f for f, group in zip(repeat, groups, strict=True) if group[kind]}) == 2 for kind in (0, 1))
         for repeat in itertools.product(range(2), repeat=len(groups))
@@ -91,7 +91,7 @@ def test_a_few_groups_of_very_unequal_sizes_are_dealt_wherever_a_deal_exists(
 @pytest.mark.parametrize(("n", "m"), [(200, 202), (500, 50), (5, 1000), (7, 7)])
 def test_single_rows_of_both_classes_are_spread_evenly(n: int, m: int) -> None:
     is_real = np.arange(n + m) < n
-    counts = class_counts(dealt(hash_ids(f"{i}" for i in range(n + m)), is_real), is_real, 5)
+    counts = class_counts(assign(hash_ids(f"{i}" for i in range(n + m)), is_real), is_real, 5)
     assert (np.ptp(counts, axis=1) <= 1).all()
 
 
@@ -110,7 +110,7 @@ def test_single_rows_fill_up_the_folds_that_big_groups_left_low(
     fold = assign_folds(keys, is_real, folds, seed)
     if fold is None:
         return
-    # k may have been lowered, and a fold beyond the last used one is then none.
+    # k may have been lowered; folds beyond the last used one do not count.
     possible = [k for k in range(folds, 1, -1) if k > fold.max()]
     filled = []
     for k in possible:
@@ -125,7 +125,7 @@ def test_single_rows_fill_up_the_folds_that_big_groups_left_low(
 @pytest.mark.parametrize("folds", [2, 5, 20])
 def test_after_one_huge_group_single_rows_go_to_the_other_folds(folds: int) -> None:
     keys, is_real = rows_of([(1000, 0)] + [(1, 0)] * 300 + [(0, 1)] * 400)
-    fold = dealt(keys, is_real, folds)
+    fold = assign(keys, is_real, folds)
     counts = class_counts(fold, is_real, folds)
     low = counts[0] < 1000
     assert low.sum() == folds - 1
@@ -140,50 +140,50 @@ def test_groups_of_many_sizes_leave_the_classes_balanced() -> None:
     keys = np.repeat(hash_ids(f"g{i}" for i in range(300)), sizes)
     # Some groups are all real, some all synthetic, some mixed.
     is_real = rng.random(len(keys)) < np.repeat(rng.choice([0.0, 0.5, 1.0], 300), sizes)
-    counts = class_counts(dealt(keys, is_real), is_real, 5)
+    counts = class_counts(assign(keys, is_real), is_real, 5)
     assert (np.abs(counts - counts.mean(axis=1, keepdims=True)) <= 0.05 * counts.mean(axis=1, keepdims=True)).all()
 
 
 def test_a_rare_class_in_groups_is_spread_as_well_as_a_frequent_one() -> None:
     keys, is_real = rows_of([(30, 0)] * 100 + [(0, 3)] * 25)
-    counts = class_counts(dealt(keys, is_real), is_real, 5)
+    counts = class_counts(assign(keys, is_real), is_real, 5)
     np.testing.assert_array_equal(counts, [[600] * 5, [15] * 5])
 
 
 @given(st.permutations(list(range(40))), st.integers(0, 5))
 @settings(max_examples=50, deadline=None)
-def test_the_deal_does_not_depend_on_the_order_of_rows(order: list[int], seed: int) -> None:
+def test_folds_do_not_depend_on_the_order_of_rows(order: list[int], seed: int) -> None:
     # Groups of three, pairs of one class, and single rows.
     keys = hash_ids(f"k{i // 3 if i < 15 else i // 2 if i < 25 else i}" for i in range(40))
     is_real = np.arange(40) % 2 == 0
-    straight = dealt(keys, is_real, seed=seed)
-    moved = dealt(keys[order], is_real[order], seed=seed)
+    straight = assign(keys, is_real, seed=seed)
+    moved = assign(keys[order], is_real[order], seed=seed)
     np.testing.assert_array_equal(moved, straight[order])
 
 
-def test_another_seed_deals_otherwise_and_the_same_seed_alike() -> None:
+def test_the_same_seed_gives_the_same_folds_and_another_seed_others() -> None:
     keys, is_real = hash_ids(f"{i}" for i in range(100)), np.arange(100) < 50
-    np.testing.assert_array_equal(dealt(keys, is_real, seed=1), dealt(keys, is_real, seed=1))
-    assert (dealt(keys, is_real, seed=1) != dealt(keys, is_real, seed=2)).any()
-    assert (dealt(keys, is_real, seed=2**63 - 1) != dealt(keys, is_real, seed=2**63)).any()
+    np.testing.assert_array_equal(assign(keys, is_real, seed=1), assign(keys, is_real, seed=1))
+    assert (assign(keys, is_real, seed=1) != assign(keys, is_real, seed=2)).any()
+    assert (assign(keys, is_real, seed=2**63 - 1) != assign(keys, is_real, seed=2**63)).any()
 
 
-def test_the_deals_of_different_seeds_are_independent() -> None:
+def test_fold_assignments_of_different_seeds_are_independent() -> None:
     keys, is_real = hash_ids(f"{i}" for i in range(5000)), np.arange(5000) < 2500
-    first, second = dealt(keys, is_real, seed=0), dealt(keys, is_real, seed=1)
+    first, second = assign(keys, is_real, seed=0), assign(keys, is_real, seed=1)
     assert np.mean(first == second) == pytest.approx(0.2, abs=0.03)
 
 
 def test_fewer_groups_than_folds_lower_k() -> None:
     # Two groups of each class: three folds would leave one empty or one class in a single fold.
-    fold = dealt(named("a", "a", "b", "c", "d", "d"), [True, True, True, False, False, False])
+    fold = assign(named("a", "a", "b", "c", "d", "d"), [True, True, True, False, False, False])
     assert set(fold.tolist()) == {0, 1}
 
 
 def test_folds_in_use_are_numbered_without_gaps() -> None:
     for groups in range(2, 9):
         keys, is_real = rows_of([(2, 0), (0, 3)] * (groups // 2 + 1) + [(1, 0)] * (groups % 3))
-        fold = dealt(keys, is_real, 7)
+        fold = assign(keys, is_real, 7)
         assert set(fold.tolist()) == set(range(fold.max() + 1))
 
 
@@ -198,10 +198,10 @@ def test_a_view_of_one_class_alone_cannot_be_cross_validated(kind: bool) -> None
     assert assign_folds(hash_ids(f"{i}" for i in range(30)), np.full(30, kind), 5, 0) is None
 
 
-def test_many_rows_are_dealt_evenly() -> None:
+def test_many_rows_are_assigned_evenly() -> None:
     rng = np.random.default_rng(1)
     group = rng.integers(0, 60_000, 100_000)
     keys, is_real = hash_ids(f"{g}" for g in range(60_000))[group], rng.random(100_000) < 0.9
-    fold = dealt(keys, is_real, 100)
+    fold = assign(keys, is_real, 100)
     assert (np.ptp(class_counts(fold, is_real, 100), axis=1) <= 1).all()
     assert np.unique(np.stack([keys, fold.astype(np.uint64)]), axis=1).shape[1] == len(np.unique(keys))

@@ -1,4 +1,4 @@
-"""Heads refitted without each block, beside heads that are really fitted to the remaining rows."""
+"""Compare the jackknife's refits with heads fitted to the remaining rows alone."""
 
 import math
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from synthscale.classify.training import TrainingData
 from synthscale.config import ClassifierConfig
 from synthscale.statistics.jackknife import reassigned_folds
 from synthscale.tables.schemas import BLOCKS, REAL, REASSIGNMENTS
-from tests.classify.trainings import Sets, cut, dealt, fit_on_workers, normal
+from tests.classify.trainings import Sets, assign_sets, cut, fit_on_workers, normal
 
 Floats = NDArray[np.float64]
 SOME = (1e-3, 1e-2, math.inf)
@@ -33,9 +33,9 @@ ways = pytest.mark.parametrize("settings", [LINEAR, KERNEL, UNWEIGHTED], ids=["l
 
 
 def one_generator(settings: ClassifierConfig, n: int = 160, m: int = 120) -> Sets:
-    """Some real rows are near-duplicates of one another, in groups of three."""
+    """Two sets; some real rows are near-duplicates of one another, in groups of three."""
     groups = (np.arange(30), np.arange(30) // 3 * 3)
-    return dealt(settings, groups, real=normal(0, n, 6), fake=normal(1, m, 6, mean=0.5))
+    return assign_sets(settings, groups, real=normal(0, n, 6), fake=normal(1, m, 6, mean=0.5))
 
 
 def fitted(
@@ -48,7 +48,7 @@ def fitted(
 
 
 def vectors_of(sets: Sets, name: str = "fake") -> NDArray[np.float32]:
-    """Of the view: the real rows first."""
+    """Vectors of the view, real rows first."""
     return np.vstack([sets.vectors[REAL], sets.vectors[name]]).astype(np.float32)
 
 
@@ -62,14 +62,14 @@ def without_blocks(sets: Sets, model: FittedClassifier, name: str = "fake") -> F
 
 
 def features_of(sets: Sets, model: FittedClassifier) -> torch.Tensor:
-    # The heads are fitted to features in single precision.
+    # The heads are fitted to float32 features.
     return model.feature_map(torch.from_numpy(vectors_of(sets))).float()
 
 
-def really_without(
+def fitted_without(
     sets: Sets, model: FittedClassifier, fit: LogisticFit, settings: ClassifierConfig, block: int
 ) -> Floats:
-    """Logits of the rows outside a block by heads fitted and scaled on these alone; NaN inside it."""
+    """Logits of the rows outside a block from heads fitted and calibrated on these alone; NaN inside it."""
     plan, features = sets.plans["fake"], features_of(sets, model)
     assert fit.start is not None
     kept = {
@@ -103,14 +103,14 @@ def really_without(
 
 
 @ways
-def test_they_are_heads_fitted_to_the_rows_without_the_block(settings: ClassifierConfig) -> None:
+def test_refits_are_heads_fitted_to_the_rows_outside_the_block(settings: ClassifierConfig) -> None:
     sets = one_generator(settings)
     model, fit = fitted(sets, settings)
     assert math.isfinite(fit.strength)
     found = without_blocks(sets, model)
     assert found.shape == (280, BLOCKS)
     for block in range(BLOCKS):
-        expected = really_without(sets, model, fit, settings, block)
+        expected = fitted_without(sets, model, fit, settings, block)
         np.testing.assert_allclose(expit(found[:, block]), expit(expected), atol=5e-4)
 
 
@@ -138,7 +138,7 @@ def test_scikit_learn_finds_the_same_heads(settings: ClassifierConfig) -> None:
 
 
 @ways
-def test_a_row_is_unknown_without_its_own_block_and_nowhere_else(settings: ClassifierConfig) -> None:
+def test_a_row_has_nan_for_its_own_block_alone(settings: ClassifierConfig) -> None:
     sets = one_generator(settings)
     model, _ = fitted(sets, settings)
     unknown = np.isnan(without_blocks(sets, model))
@@ -148,11 +148,11 @@ def test_a_row_is_unknown_without_its_own_block_and_nowhere_else(settings: Class
         assert len(set(sets.plans["fake"].block(None)[first : first + 3].tolist())) == 1
 
 
-def test_the_rows_of_a_block_leave_no_trace_without_it() -> None:
-    # Only the feature map has seen them; of the linear head it is no more than a scale, here of no account.
+def test_the_rows_of_a_block_do_not_affect_its_refit() -> None:
+    # Only the feature map depends on them, and for the linear head it is just a scale.
     sets = one_generator(LINEAR)
     model, fit = fitted(sets, LINEAR)
-    before = really_without(sets, model, fit, LINEAR, 3)
+    before = fitted_without(sets, model, fit, LINEAR, 3)
     inside = sets.plans["fake"].block(None)[160:] == 3
     moved = sets.vectors["fake"].copy()
     moved[inside] += 100
@@ -165,7 +165,7 @@ def test_the_rows_of_a_block_leave_no_trace_without_it() -> None:
         assert np.nanmax(np.abs(expit(found[:, 4]) - expit(without_blocks(sets, model)[:, 4]))) > 0.01
 
 
-def test_without_a_block_answers_stay_near_those_with_all_rows() -> None:
+def test_logits_without_a_block_stay_near_those_of_all_rows() -> None:
     sets = one_generator(KERNEL, 400, 400)
     model, _ = fitted(sets, KERNEL)
     found, whole = without_blocks(sets, model), sets.logits(model)
@@ -193,7 +193,7 @@ OTHERWISE: dict[str, Callable[[Sets], TrainingData]] = {
 
 @pytest.mark.parametrize("way", OTHERWISE)
 @pytest.mark.parametrize("settings", [LINEAR, KERNEL], ids=["linear", "kernel"])
-def test_how_rows_are_held_and_ordered_changes_nothing(settings: ClassifierConfig, way: str) -> None:
+def test_caching_and_order_of_rows_change_nothing(settings: ClassifierConfig, way: str) -> None:
     sets = one_generator(settings)
     expected = without_blocks(sets, fitted(sets, settings)[0])
     found = without_blocks(sets, fitted(sets, settings, OTHERWISE[way](sets))[0])
@@ -201,8 +201,8 @@ def test_how_rows_are_held_and_ordered_changes_nothing(settings: ClassifierConfi
 
 
 def three_generators(settings: ClassifierConfig) -> Sets:
-    """One of them cannot be told from the real set, another is far smaller."""
-    return dealt(
+    """One of them has the real distribution, another is far smaller."""
+    return assign_sets(
         settings,
         real=normal(0, 150, 5),
         same=normal(1, 140, 5),
@@ -218,15 +218,15 @@ def test_other_generators_change_nothing(columns: int, monkeypatch: pytest.Monke
     model, _ = fitted(sets, KERNEL)
     assert set(model.refits) == {"same", "fake", "few"}
     for name in model.refits:
-        alone = dealt(KERNEL, real=sets.vectors[REAL], **{name: sets.vectors[name]})
+        alone = assign_sets(KERNEL, real=sets.vectors[REAL], **{name: sets.vectors[name]})
         own, _ = fit_classifier(alone.training(is_refitted=True), KERNEL)
         np.testing.assert_allclose(
             expit(without_blocks(sets, model, name)), expit(without_blocks(alone, own, name)), atol=5e-4
         )
 
 
-def test_of_several_deals_the_first_is_refitted() -> None:
-    # At one strength: the deals choose it together.
+def test_the_first_of_several_repeats_is_refitted() -> None:
+    # With one strength only, as repeats choose the strength together.
     one = ClassifierConfig(head="linear", strengths=(1e-2,), folds=3)
     several = one.model_copy(update={"repeats": 3})
     sets, alone = one_generator(several), one_generator(one)
@@ -239,16 +239,16 @@ def test_of_several_deals_the_first_is_refitted() -> None:
     np.testing.assert_allclose(expit(found), expit(expected), atol=5e-4)
 
 
-def test_where_the_intercept_alone_was_chosen_the_strongest_heads_are_refitted() -> None:
-    # Equal sets: most often there is nothing to learn.
-    worlds = (dealt(LINEAR, real=normal(i, 200, 6), fake=normal(i + 100, 200, 6)) for i in range(30))
+def test_after_an_intercept_only_choice_the_largest_finite_strength_is_refitted() -> None:
+    # Equal sets, for which the intercept-only model is chosen most often.
+    worlds = (assign_sets(LINEAR, real=normal(i, 200, 6), fake=normal(i + 100, 200, 6)) for i in range(30))
     sets, model, fit = next((s, m, f) for s, m, f in ((s, *fitted(s, LINEAR)) for s in worlds) if f.strength > 1)
     assert math.isinf(fit.strength)
     assert fit.start is not None
     assert fit.start[0] == 1e-2
     found = without_blocks(sets, model)
     for block in (0, 7):
-        expected = really_without(sets, model, fit, LINEAR, block)
+        expected = fitted_without(sets, model, fit, LINEAR, block)
         np.testing.assert_allclose(expit(found[:, block]), expit(expected), atol=5e-4)
 
 
@@ -257,7 +257,7 @@ def test_where_the_intercept_alone_was_chosen_the_strongest_heads_are_refitted()
     [ClassifierConfig(strengths=(math.inf,)), ClassifierConfig(head="mlp", folds=2)],
     ids=["no finite strength", "mlp"],
 )
-def test_what_cannot_be_refitted_has_no_refits(settings: ClassifierConfig) -> None:
+def test_networks_and_intercept_only_models_have_no_refits(settings: ClassifierConfig) -> None:
     sets = one_generator(settings, 40, 40)
     model, _ = fit_classifier(sets.training(is_refitted=True), settings)
     plan = sets.plans["fake"]
@@ -265,23 +265,23 @@ def test_what_cannot_be_refitted_has_no_refits(settings: ClassifierConfig) -> No
     assert model.refitted("fake", vectors_of(sets), plan.fold[:, 0], plan.block(None)).without is None
 
 
-def test_nothing_is_refitted_unasked() -> None:
+def test_nothing_is_refitted_by_default() -> None:
     sets = one_generator(LINEAR, 40, 40)
     assert fit_classifier(sets.training(), LINEAR)[0].refits == {}
 
 
-def test_sets_of_so_few_groups_that_blocks_are_empty_are_refitted() -> None:
-    sets = dealt(LINEAR, real=normal(6, 9, 4), fake=normal(7, 7, 4, mean=1))
+def test_sets_with_empty_blocks_are_refitted() -> None:
+    sets = assign_sets(LINEAR, real=normal(6, 9, 4), fake=normal(7, 7, 4, mean=1))
     model, _ = fitted(sets, LINEAR)
     found, block = without_blocks(sets, model), sets.plans["fake"].block(None)
     assert (np.isnan(found) == (block[:, None] == np.arange(BLOCKS))).all()
     empty = np.setdiff1d(np.arange(BLOCKS), block)
     assert len(empty) > 3
-    # Without no row at all the answers are those of all rows, at the strength that is refitted.
+    # Without an empty block the logits are those of all rows, at the refitted strength.
     np.testing.assert_allclose(found[:, empty], np.repeat(found[:, empty[:1]], len(empty), axis=1), atol=1e-3)
 
 
-def test_other_deals_keep_groups_together_and_have_every_fold() -> None:
+def test_reassigned_folds_keep_groups_together_and_use_every_fold() -> None:
     block = np.arange(BLOCKS, dtype=np.int8).repeat(3)
     repeats = [reassigned_folds(block, reassignment, 5) for reassignment in range(1, REASSIGNMENTS + 1)]
     for fold in repeats:
@@ -290,13 +290,13 @@ def test_other_deals_keep_groups_together_and_have_every_fold() -> None:
     assert len({tuple(fold) for fold in repeats}) == REASSIGNMENTS
 
 
-def test_reassigned_heads_are_those_of_a_classifier_with_these_folds() -> None:
+def test_reassigned_heads_are_those_of_a_classifier_with_the_reassigned_folds() -> None:
     sets = one_generator(LINEAR)
     model, fit = fitted(sets, LINEAR)
     plan = sets.plans["fake"]
     found = model.refitted("fake", vectors_of(sets), plan.fold[:, 0], plan.block(None)).reassigned
     assert found is not None
-    # Deals under which that classifier scales its logits as well.
+    # Fold assignments under which that classifier calibrates its logits as well.
     for reassignment in (1, 4):
         fold = reassigned_folds(plan.block(None), reassignment, int(plan.fold.max()) + 1)
         other = Sets(sets.vectors, {"fake": replace(plan, fold=fold[:, None])})

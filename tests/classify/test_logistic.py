@@ -27,7 +27,7 @@ balanced_or_not = pytest.mark.parametrize("balanced", [True, False], ids=["balan
 
 @dataclass(frozen=True)
 class Rows:
-    """Features, class and fold in each deal of the rows of a real set and one generator."""
+    """Features, class and fold in each repeat of the rows of a real set and one generator."""
 
     x: Floats
     synthetic: NDArray[np.bool_]
@@ -108,7 +108,7 @@ def assert_close(found: Floats, expected: Floats) -> None:
 @balanced_or_not
 @pytest.mark.parametrize("strength", [1e-5, 1e-3, 1e-1, 10.0])
 @pytest.mark.parametrize(("n", "m"), [(120, 120), (300, 30), (30, 300)])
-def test_heads_are_those_of_scikit_learn(balanced: bool, strength: float, n: int, m: int) -> None:
+def test_heads_agree_with_scikit_learn(balanced: bool, strength: float, n: int, m: int) -> None:
     data = rows(0, n, m)
     fit = data.fit((strength,), balanced)
     assert fit.converged
@@ -159,7 +159,7 @@ def test_the_strength_with_the_least_balanced_log_loss_is_chosen(balanced: bool)
 
 
 @balanced_or_not
-def test_deals_share_a_strength_chosen_by_the_log_loss_of_them_all(balanced: bool) -> None:
+def test_repeats_share_the_strength_with_the_least_mean_log_loss(balanced: bool) -> None:
     data = rows(12, 90, 60, shift=0.15, repeats=3)
     strengths = (1e-4, 1e-2, 3e-2, 1e-1)
     fit = data.fit(strengths, balanced)
@@ -176,7 +176,7 @@ def test_deals_share_a_strength_chosen_by_the_log_loss_of_them_all(balanced: boo
     assert fit.strength == min(losses, key=losses.__getitem__)
 
 
-def test_deals_of_unlike_numbers_of_folds_are_fitted_beside_one_another() -> None:
+def test_repeats_with_different_numbers_of_folds_are_fitted_together() -> None:
     data = rows(13, 50, 50)
     data = Rows.of(data.x, data.synthetic, data.fold[:, 0], np.arange(100) % 2, np.arange(100) // 4 % 7)
     fit = data.fit((1e-2,))
@@ -185,8 +185,8 @@ def test_deals_of_unlike_numbers_of_folds_are_fitted_beside_one_another() -> Non
         assert_close(data.probabilities(fit, repeat), by_scikit_learn(data, 1e-2, True, repeat))
 
 
-def test_generators_choose_strengths_of_their_own_and_leave_one_another_alone() -> None:
-    # One generator is told apart easily, of the other there is only noise.
+def test_each_generator_has_its_own_strength_and_does_not_affect_others() -> None:
+    # One generator is separated easily, the other is noise.
     one, other = rows(14, 150, 60, shift=1.5), rows(15, 150, 220, shift=0.0)
     real = one.take(np.arange(150))
     sets = {"one": one.take(np.arange(150, 210)), "other": other.take(np.arange(150, 370))}
@@ -213,7 +213,7 @@ def test_generators_choose_strengths_of_their_own_and_leave_one_another_alone() 
 
 @balanced_or_not
 @pytest.mark.parametrize("strengths", [(math.inf,), (1e-3, math.inf)])
-def test_the_intercept_only_model_says_one_half(balanced: bool, strengths: tuple[float, ...]) -> None:
+def test_the_intercept_only_model_predicts_one_half(balanced: bool, strengths: tuple[float, ...]) -> None:
     rng = np.random.default_rng(3)
     # Noise in many dimensions: any other model is worse.
     data = Rows.of(rng.normal(size=(120, 60)), np.arange(120) >= 90, np.arange(120) % FOLDS)
@@ -225,7 +225,7 @@ def test_the_intercept_only_model_says_one_half(balanced: bool, strengths: tuple
     assert fit.converged
 
 
-def test_noise_is_given_the_intercept_only_model_or_nearly() -> None:
+def test_noise_gets_the_intercept_only_model_or_a_nearly_constant_one() -> None:
     rng = np.random.default_rng(4)
     data = Rows.of(rng.normal(size=(200, 50)), np.arange(200) % 2 == 0, np.arange(200) // 2 % FOLDS)
     fit = data.fit((1e-4, 1e-2, 1.0, math.inf))
@@ -233,8 +233,8 @@ def test_noise_is_given_the_intercept_only_model_or_nearly() -> None:
     assert np.abs(data.probabilities(fit) - 0.5).max() < 0.2
 
 
-def test_of_equally_good_strengths_the_strongest_is_chosen() -> None:
-    # Features that are all nought: every strength gives the same model.
+def test_ties_go_to_the_largest_strength() -> None:
+    # All features are zero, so every strength gives the same model.
     data = Rows.of(np.zeros((40, 3)), np.arange(40) % 2 == 0, np.arange(40) // 2 % FOLDS)
     assert data.fit((1e-4, 1e-2, 1.0)).strength == 1.0
     assert data.fit((1e-4, math.inf, 1.0)).strength == math.inf
@@ -255,7 +255,7 @@ def test_separable_data_converges_to_finite_heads(balanced: bool, strength: floa
 
 
 @balanced_or_not
-def test_constant_and_repeated_features_do_no_harm(balanced: bool) -> None:
+def test_constant_and_repeated_features_converge(balanced: bool) -> None:
     data = rows(6, 80, 80)
     x = np.hstack([data.x, data.x[:, :2], np.ones((160, 1)), np.zeros((160, 1))])
     data = Rows.of(x, data.synthetic, data.fold[:, 0])
@@ -265,7 +265,7 @@ def test_constant_and_repeated_features_do_no_harm(balanced: bool) -> None:
 
 
 @pytest.mark.parametrize("strength", [1e-6, 1e-10])
-def test_hundreds_of_features_of_low_rank_do_no_harm(strength: float) -> None:
+def test_hundreds_of_features_of_low_rank_converge(strength: float) -> None:
     # Grey or smooth pictures as pixels; the Hessian is singular but for a penalty below float32's rounding.
     rng = np.random.default_rng(16)
     synthetic = np.arange(400) % 2 == 0
@@ -289,7 +289,7 @@ def test_a_row_does_not_enter_the_head_of_its_own_fold() -> None:
 @balanced_or_not
 @pytest.mark.parametrize("scale", [3, 10, 100])
 def test_a_fold_unlike_the_others_still_converges(balanced: bool, scale: float) -> None:
-    # Groups are never split, so a large group of odd rows lies in one fold, and that fold's head never sees it.
+    # Groups are never split, so a large group of unusual rows is in one fold, and left out by that fold's head.
     data = rows(7, 60, 60)
     own = data.fold[:, 0] == 2
     data.x[own] = scale * np.random.default_rng(0).normal(size=data.x[own].shape)
@@ -301,7 +301,7 @@ def test_a_fold_unlike_the_others_still_converges(balanced: bool, scale: float) 
         assert_close(data.probabilities(alone), by_scikit_learn(data, strength, balanced))
 
 
-def test_a_fold_without_one_class_is_fitted_and_answers() -> None:
+def test_a_fold_without_one_class_is_fitted_and_predicted() -> None:
     data = rows(17, 60, 60)
     fold = np.where(data.synthetic, np.arange(120) % 3, np.arange(120) % FOLDS)
     data = Rows.of(data.x, data.synthetic, fold)
@@ -311,8 +311,8 @@ def test_a_fold_without_one_class_is_fitted_and_answers() -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 9, 12])
-def test_heads_converge_at_the_limit_of_the_arithmetic(seed: int) -> None:
-    # The last steps change the loss by less than its rounding: they may not be taken for failures.
+def test_heads_converge_at_the_limit_of_float64(seed: int) -> None:
+    # The last steps change the loss by less than its rounding and must not count as failures.
     rng = np.random.default_rng(seed)
     synthetic = np.arange(3000) % 2 == 0
     z = rng.normal(size=(3000, 32)) * np.where(synthetic, 0.7, 1)[:, None]
@@ -324,7 +324,7 @@ def test_heads_converge_at_the_limit_of_the_arithmetic(seed: int) -> None:
 
 
 def many(n: int, m: int, seed: int = 30) -> Rows:
-    """Sets so large that a fit starts on a sample."""
+    """Sets that are large enough for a fit to start on a sample."""
     rng = np.random.default_rng(seed)
     assert max(n, m) > 2 * descent._MIN_SAMPLE_ROWS
     synthetic = np.arange(n + m) >= n
@@ -343,7 +343,7 @@ def test_a_fit_that_starts_on_a_sample_agrees_with_scikit_learn(balanced: bool, 
         assert_close(data.probabilities(fit, repeat), by_scikit_learn(data, fit.strength, balanced, repeat))
 
 
-def test_the_sample_saves_passes_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sample_saves_passes_and_does_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     data = many(10_000, 9_000)
     fit = data.fit((1e-6, 1e-4, 1e-2, 1.0))
     monkeypatch.setattr(descent, "_MIN_SAMPLE_ROWS", 10**9)
@@ -360,8 +360,8 @@ def is_drawn(keys: Hashes) -> NDArray[np.bool_]:
 
 
 @pytest.mark.parametrize("kind", ["one-fold", "one-row-repeated", "nobody"])
-def test_a_sample_unlike_the_whole_misleads_only_for_a_while(kind: str) -> None:
-    # Which rows are in a sample is drawn from their keys: here the draw is as bad as can be.
+def test_an_unrepresentative_sample_only_costs_passes(kind: str) -> None:
+    # The sample is drawn by hash; here the hashes are chosen so that it is as unrepresentative as possible.
     data = many(9_000, 9_000)
     keys = hash_ids(f"{i}" for i in range(60_000))
     drawn = is_drawn(keys)
@@ -383,7 +383,7 @@ def test_a_sample_unlike_the_whole_misleads_only_for_a_while(kind: str) -> None:
 @balanced_or_not
 @pytest.mark.parametrize("size", [8_998, 8_900])
 def test_a_collapsed_generator_in_nearly_one_group_agrees_with_scikit_learn(balanced: bool, size: int) -> None:
-    # The head of the large group's fold sees the few other synthetic rows alone; the sample may hold none of them.
+    # The head of the large group's fold has only the few other synthetic rows; a sample may lack all of them.
     data = many(9_000, 9_000)
     missed = np.flatnonzero(data.synthetic & ~is_drawn(data.key))[: 9_000 - size]
     fold = np.where(data.synthetic, 0, np.arange(18_000) % 3)
@@ -400,7 +400,7 @@ Give = Callable[[], dict[str, torch.Tensor]]
 
 @pytest.mark.parametrize("size", [(90, 60), (9_000, 8_500)], ids=["few", "sampled"])
 @balanced_or_not
-def test_a_fit_goes_on_from_whatever_was_kept(balanced: bool, size: tuple[int, int]) -> None:
+def test_a_fit_resumes_from_any_checkpoint(balanced: bool, size: tuple[int, int]) -> None:
     data = many(*size) if size[0] > 1000 else rows(18, *size, repeats=2)
     states: list[dict[str, torch.Tensor]] = []
 
@@ -411,7 +411,7 @@ def test_a_fit_goes_on_from_whatever_was_kept(balanced: bool, size: tuple[int, i
     fit = data.fit(strengths, balanced, FitContext(resume=FitState({}, keep)))
     assert len(states) > 2
     for at in sorted({0, 1, len(states) // 2, len(states) - 1}):
-        # What was kept goes through a file.
+        # The checkpoint goes through a file.
         state = {key: torch.from_numpy(value.numpy().copy()) for key, value in states[at].items()}
         again = data.fit(strengths, balanced, FitContext(resume=FitState(state)))
         assert again.converged
@@ -489,7 +489,7 @@ def test_the_summary_is_plain_json() -> None:
     assert nothing.summary()["strength"] == "inf"
 
 
-def test_heads_that_take_turns_for_memory_end_at_the_same_optima(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_solved_in_turns_for_memory_reach_the_same_optima(monkeypatch: pytest.MonkeyPatch) -> None:
     # One Hessian at a time.
     data = rows(3, 120, 80)
     strengths = (1e-5, 1e-2)

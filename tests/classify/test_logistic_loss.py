@@ -40,7 +40,7 @@ class Rows:
         return Rows(self.name[rows], self.x[rows], self.fold[rows], self.key[rows])
 
     def blocks(self, size: int = 1000) -> list[FeatureBlock]:
-        """Blocks of one set and so many rows each."""
+        """Blocks of one set each, with at most ``size`` rows."""
         found = []
         for name in dict.fromkeys(self.name.tolist()):
             own = np.flatnonzero(self.name == name)
@@ -55,12 +55,12 @@ class Rows:
         return LogisticLoss(HeadColumns.of(VIEWS, STRENGTHS), lambda: blocks, balanced, reduce_sum)
 
 
-def world(seed: int = 0, scale: int = 1) -> Rows:
+def three_generators(seed: int = 0, scale: int = 1) -> Rows:
     """A real set and generators of different sizes, one of them small."""
     rng = np.random.default_rng(seed)
     sizes = {REAL: 41 * scale, "a": 29 * scale, "b": 67 * scale, "c": 7 * scale}
     name = np.repeat(list(sizes), list(sizes.values()))
-    # Values that float32 holds exactly, so that the oracle sees the same.
+    # Values that float32 represents exactly, so that the oracle has the same.
     x = (rng.normal(size=(len(name), D)) + 0.3 * (name != REAL)[:, None]).astype(np.float32).astype(np.float64)
     fold = np.full((len(name), len(VIEWS)), -1, np.int8)
     for v, view in enumerate(VIEWS):
@@ -80,7 +80,7 @@ def points(seed: int = 1) -> torch.Tensor:
 
 
 def held_out(problem: LogisticLoss, at: torch.Tensor) -> torch.Tensor:
-    """Each head's log-loss sums on its own fold, from the logits that are yielded: real, synthetic; loss, rows."""
+    """Each head's sums over its own fold from out-of-fold logits: class (real, synthetic) by (loss, rows)."""
     sums = torch.zeros((2, 2, len(heads())), dtype=torch.float64)
     for generator in dict.fromkeys(view.generator for view in VIEWS):
         pairs = [
@@ -128,7 +128,7 @@ def test_there_is_a_head_for_every_view_strength_and_fold() -> None:
         ]
 
 
-def test_heads_alike_are_those_of_one_generator_and_strength() -> None:
+def test_heads_are_grouped_by_generator_and_strength() -> None:
     columns, listed = HeadColumns.of(VIEWS, STRENGTHS), heads()
     chosen = torch.tensor([c for c in range(len(listed)) if c % 3])
     groups = [group.tolist() for group in columns.group_by_strength(chosen)]
@@ -139,8 +139,8 @@ def test_heads_alike_are_those_of_one_generator_and_strength() -> None:
 
 
 @balanced_or_not
-def test_losses_and_gradients_are_those_of_every_head_on_its_own(balanced: bool) -> None:
-    rows, at = world(), points()
+def test_losses_and_gradients_are_those_of_each_head_computed_alone(balanced: bool) -> None:
+    rows, at = three_generators(), points()
     found, gradient = rows.problem(balanced).loss_and_gradient(at, torch.arange(len(heads())))
     for c, (view, fold, strength) in enumerate(heads()):
         weight, point = weights(rows, view, fold, balanced), at[:, c].numpy()
@@ -152,7 +152,7 @@ def test_losses_and_gradients_are_those_of_every_head_on_its_own(balanced: bool)
 
 @balanced_or_not
 def test_gradients_are_exact(balanced: bool) -> None:
-    rows, at = world(3), points(2)
+    rows, at = three_generators(3), points(2)
     _, gradient = rows.problem(balanced).loss_and_gradient(at, torch.arange(len(heads())))
     x, sign = torch.from_numpy(rows.x), torch.from_numpy(np.where(rows.name == REAL, -1.0, 1.0))
     for c, (view, fold, strength) in enumerate(heads()):
@@ -165,8 +165,8 @@ def test_gradients_are_exact(balanced: bool) -> None:
 
 @given(st.lists(st.integers(0, len(heads()) - 1), min_size=1, unique=True))
 @settings(max_examples=30, deadline=None)
-def test_some_heads_alone_are_as_among_all(chosen: list[int]) -> None:
-    problem, at, index = world().problem(), points(), torch.tensor(chosen)
+def test_a_subset_of_heads_gives_the_same_values(chosen: list[int]) -> None:
+    problem, at, index = three_generators().problem(), points(), torch.tensor(chosen)
     every, gradients = problem.loss_and_gradient(at, torch.arange(len(heads())))
     some, gradient = problem.loss_and_gradient(at[:, index], index)
     torch.testing.assert_close(some, every[index], rtol=0, atol=1e-14)
@@ -175,7 +175,7 @@ def test_some_heads_alone_are_as_among_all(chosen: list[int]) -> None:
 
 @balanced_or_not
 def test_hessians_are_the_means_over_their_heads(balanced: bool) -> None:
-    rows, at = world(4), points(5)
+    rows, at = three_generators(4), points(5)
     problem = rows.problem(balanced)
     ones = np.hstack([rows.x, np.ones((len(rows.x), 1))])
 
@@ -193,8 +193,8 @@ def test_hessians_are_the_means_over_their_heads(balanced: bool) -> None:
             np.testing.assert_allclose(matrix, np.mean([alone(c) for c in members.tolist()], axis=0), atol=2e-6)
 
 
-def test_a_hessian_is_the_slope_of_the_gradient_without_penalty() -> None:
-    problem, at, c = world(6).problem(), points(7), 5
+def test_a_hessian_is_the_derivative_of_the_gradient_without_penalty() -> None:
+    problem, at, c = three_generators(6).problem(), points(7), 5
     index, step = torch.tensor([c]), 1e-4
     columns = []
     for j in range(D + 1):
@@ -206,16 +206,16 @@ def test_a_hessian_is_the_slope_of_the_gradient_without_penalty() -> None:
     torch.testing.assert_close(problem.hessians(at, [index])[0], slopes, rtol=0, atol=2e-6)
 
 
-def test_the_intercepts_bear_no_penalty() -> None:
+def test_intercepts_are_not_penalised() -> None:
     chosen = torch.tensor([7, 2])
-    penalty = world().problem().penalty(chosen)
+    penalty = three_generators().problem().penalty(chosen)
     for column, c in enumerate(chosen.tolist()):
         assert penalty[:, column].tolist() == [heads()[c][2]] * D + [0.0]
 
 
 @balanced_or_not
-def test_held_out_sums_are_of_a_heads_own_fold_with_the_prior_taken_out(balanced: bool) -> None:
-    rows, at = world(8), points(9)
+def test_out_of_fold_logits_are_those_of_a_heads_own_fold_without_the_prior(balanced: bool) -> None:
+    rows, at = three_generators(8), points(9)
     sums = held_out(rows.problem(balanced), at).numpy()
     for c, (view, fold, _) in enumerate(heads()):
         weight = weights(rows, view, fold, balanced)
@@ -228,7 +228,7 @@ def test_held_out_sums_are_of_a_heads_own_fold_with_the_prior_taken_out(balanced
 
 
 def test_the_prior_is_the_log_ratio_of_the_weights_outside_the_fold() -> None:
-    rows = world()
+    rows = three_generators()
     assert (rows.problem(balanced=True).prior == 0).all()
     prior = rows.problem(balanced=False).prior
     for c, (view, fold, _) in enumerate(heads()):
@@ -239,7 +239,7 @@ def test_the_prior_is_the_log_ratio_of_the_weights_outside_the_fold() -> None:
 
 @balanced_or_not
 def test_a_row_is_masked_out_of_the_heads_of_its_own_fold(balanced: bool) -> None:
-    rows, at, everyone = world(10), points(), torch.arange(len(heads()))
+    rows, at, everyone = three_generators(10), points(), torch.arange(len(heads()))
     before, gradient = rows.problem(balanced).loss_and_gradient(at, everyone)
     for name in (REAL, "a"):
         changed = np.flatnonzero((rows.name == name) & (rows.fold[:, 0] == 2))
@@ -260,7 +260,7 @@ def test_a_row_is_masked_out_of_the_heads_of_its_own_fold(balanced: bool) -> Non
 
 @balanced_or_not
 def test_logits_of_any_size_have_finite_losses_and_gradients(balanced: bool) -> None:
-    rows, everyone = world(), torch.arange(len(heads()))
+    rows, everyone = three_generators(), torch.arange(len(heads()))
     for size in (1e3, 1e6):
         value, gradient = rows.problem(balanced).loss_and_gradient(size * points(), everyone)
         assert torch.isfinite(value).all()
@@ -271,7 +271,7 @@ def test_logits_of_any_size_have_finite_losses_and_gradients(balanced: bool) -> 
 
 
 def everything(problem: LogisticLoss) -> list[torch.Tensor]:
-    """All sums of a problem at some points."""
+    """All sums of a LogisticLoss at some points."""
     at, everyone = points(11), torch.arange(len(heads()))
     groups = problem.columns.group_by_strength(everyone)
     sums = [*problem.loss_and_gradient(at, everyone), held_out(problem, at), problem.prior]
@@ -290,13 +290,13 @@ def assert_same_sums(found: LogisticLoss, expected: LogisticLoss) -> None:
 @given(st.booleans(), st.integers(1, 50), st.integers(0, 100))
 @settings(max_examples=25, deadline=None)
 def test_blocks_of_any_size_and_order_have_the_same_sums(balanced: bool, size: int, seed: int) -> None:
-    rows = world()
+    rows = three_generators()
     order = np.random.default_rng(seed).permutation(len(rows.name))
     assert_same_sums(rows.take(order).problem(balanced, size), rows.problem(balanced))
 
 
 def test_blocks_of_thousands_of_rows_have_the_same_sums_as_small_ones() -> None:
-    rows = world(scale=150)
+    rows = three_generators(scale=150)
     assert_same_sums(rows.problem(size=20_000), rows.problem(size=999))
 
 
@@ -304,8 +304,8 @@ def test_blocks_of_thousands_of_rows_have_the_same_sums_as_small_ones() -> None:
 @pytest.mark.parametrize(
     "cuts", [(70,), (10, 120), (0, 60), (41, 70, 137)], ids=["two", "three", "empty", "by-set"]
 )
-def test_rows_spread_over_workers_have_the_same_sums(balanced: bool, cuts: tuple[int, ...]) -> None:
-    rows = world()
+def test_rows_sharded_over_workers_have_the_same_sums(balanced: bool, cuts: tuple[int, ...]) -> None:
+    rows = three_generators()
     parts = [rows.take(part) for part in np.split(np.arange(len(rows.name)), cuts)]
 
     def work(rank: int, reduce_sum: ReduceSum) -> tuple[list[torch.Tensor], dict[str, int], int]:
@@ -321,18 +321,18 @@ def test_rows_spread_over_workers_have_the_same_sums(balanced: bool, cuts: tuple
         torch.testing.assert_close(sums[-1], expected[-1], rtol=0, atol=2e-6)
 
 
-def test_a_sample_of_more_rows_than_there_are_is_the_problem_itself() -> None:
-    problem = world().problem()
+def test_a_sample_of_all_rows_is_the_object_itself() -> None:
+    problem = three_generators().problem()
     assert problem.sampled(67) is problem
     assert problem.sampled(34) is problem
 
 
 @balanced_or_not
-def test_a_sample_stands_for_the_whole(balanced: bool) -> None:
-    rows, at, everyone = world(scale=300), points() / 2, torch.arange(len(heads()))
+def test_a_sample_estimates_the_sums_of_all_rows(balanced: bool) -> None:
+    rows, at, everyone = three_generators(scale=300), points() / 2, torch.arange(len(heads()))
     problem = rows.problem(balanced)
     sample = problem.sampled(4000)
-    # The small set is whole, of the others about one row in 3, 2 and 5.
+    # The small set is complete; the others have about one row in 3, 2 and 5.
     assert sample.rows["c"] == 7 * 300
     for name, one_in in ((REAL, 3), ("a", 2), ("b", 5)):
         assert sample.rows[name] == pytest.approx(problem.rows[name] / one_in, rel=0.05)
@@ -347,22 +347,22 @@ def test_a_sample_stands_for_the_whole(balanced: bool) -> None:
 
 @balanced_or_not
 def test_the_weights_of_a_sample_add_up_to_one(balanced: bool) -> None:
-    # At a point of no weight the loss is that of the intercept: in every head of a sample too.
+    # With zero weights the loss is that of the intercept, for every head of a sample too.
     at = torch.zeros((D + 1, len(heads())), dtype=torch.float64)
-    sample = world(scale=20).problem(balanced).sampled(100)
+    sample = three_generators(scale=20).problem(balanced).sampled(100)
     assert sum(sample.rows.values()) < 700
     found, _ = sample.loss_and_gradient(at, torch.arange(len(heads())))
     torch.testing.assert_close(found, torch.full_like(found, LOG_2), rtol=0, atol=1e-12)
 
 
-def test_a_sample_of_a_sample_stands_for_the_whole_too() -> None:
-    rows = world(scale=300)
+def test_a_sample_of_a_sample_estimates_the_sums_of_all_rows() -> None:
+    rows = three_generators(scale=300)
     problem = rows.problem(balanced=False)
     torch.testing.assert_close(problem.sampled(4000).sampled(1000).prior, problem.prior, rtol=0, atol=0.1)
 
 
-def test_a_sample_depends_on_keys_and_not_on_blocks_or_workers() -> None:
-    rows = world(scale=20)
+def test_a_sample_depends_on_hashes_and_not_on_blocks_or_workers() -> None:
+    rows = three_generators(scale=20)
     expected = everything(rows.problem().sampled(100))
     order = np.random.default_rng(0).permutation(len(rows.name))
     for found, one in zip(everything(rows.take(order).problem(size=50).sampled(100)), expected, strict=True):
@@ -377,8 +377,8 @@ def test_a_sample_depends_on_keys_and_not_on_blocks_or_workers() -> None:
             torch.testing.assert_close(found, one, rtol=0, atol=2e-6)
 
 
-def test_a_sample_is_read_once_and_then_held() -> None:
-    rows, passes = world(scale=20), []
+def test_a_sample_is_read_once_and_cached() -> None:
+    rows, passes = three_generators(scale=20), []
     blocks = rows.blocks()
 
     def counted() -> list[FeatureBlock]:
@@ -393,7 +393,7 @@ def test_a_sample_is_read_once_and_then_held() -> None:
 
 
 def test_chosen_rows_of_a_block_keep_their_folds_and_keys() -> None:
-    block = world().blocks()[1]
+    block = three_generators().blocks()[1]
     chosen = np.array([5, 0, 5, 11])
     some = block.rows(chosen)
     assert some.name == block.name == "a"
@@ -405,7 +405,7 @@ def test_chosen_rows_of_a_block_keep_their_folds_and_keys() -> None:
 
 
 def test_chosen_rows_of_a_block_keep_their_jackknife_blocks() -> None:
-    block = world().blocks()[1]
+    block = three_generators().blocks()[1]
     own = torch.arange(29 * 4, dtype=torch.int8).reshape(29, 4)
     chosen = np.array([5, 0, 11])
     some = replace(block, block=own).rows(chosen)
@@ -415,9 +415,9 @@ def test_chosen_rows_of_a_block_keep_their_jackknife_blocks() -> None:
 
 
 @balanced_or_not
-def test_rows_that_a_view_leaves_out_are_as_good_as_not_there(balanced: bool) -> None:
-    # Fold -1: in no loss, no class weight and no held-out sum of that view.
-    rows, at, everyone = world(12), points(13), torch.arange(len(heads()))
+def test_rows_outside_a_view_have_no_effect(balanced: bool) -> None:
+    # Fold -1: the row enters no loss, class weight or out-of-fold sum of that view.
+    rows, at, everyone = three_generators(12), points(13), torch.arange(len(heads()))
     out = np.random.default_rng(14).random(len(rows.name)) < 0.3
     masked = replace(rows, fold=np.where(out[:, None], -1, rows.fold).astype(np.int8))
     found, expected = masked.problem(balanced), rows.take(np.flatnonzero(~out)).problem(balanced)
@@ -431,8 +431,8 @@ def test_rows_that_a_view_leaves_out_are_as_good_as_not_there(balanced: bool) ->
     torch.testing.assert_close(found.hessians(at, groups), expected.hessians(at, groups), rtol=0, atol=2e-6)
 
 
-def test_the_chunks_of_a_block_are_its_rows_in_double() -> None:
-    block = world().blocks()[2]
+def test_the_chunks_of_a_block_are_its_rows_in_float64() -> None:
+    block = three_generators().blocks()[2]
     features, folds = zip(*block.chunks(10), strict=True)
     assert [len(part) for part in features] == [10] * 6 + [7]
     assert all(part.dtype == torch.float64 for part in features)
@@ -440,7 +440,7 @@ def test_the_chunks_of_a_block_are_its_rows_in_double() -> None:
     assert torch.equal(torch.cat(folds), block.fold)
 
 
-def test_the_states_of_several_fits_lie_side_by_side() -> None:
+def test_the_states_of_several_fits_share_a_checkpoint() -> None:
     offered: list[dict[str, torch.Tensor]] = []
     whole = FitState({"b//points": torch.tensor([7.0])}, lambda give: offered.append(dict(give())))
     first, second = whole.part("a"), whole.part("b")
@@ -454,7 +454,7 @@ def test_the_states_of_several_fits_lie_side_by_side() -> None:
     assert again.part("c").state == {}
 
 
-def test_what_is_kept_is_made_only_when_it_is_asked_for() -> None:
+def test_the_state_is_built_only_if_a_checkpoint_is_written() -> None:
     def give() -> dict[str, torch.Tensor]:
         raise AssertionError("nobody asked")
 

@@ -73,7 +73,7 @@ Kind = Callable[[np.random.Generator, int, int], OutOfFoldModel]
 @pytest.mark.parametrize("fourier_features", [0, 7], ids=["linear", "kernel"])
 def test_a_saved_model_gives_the_same_logits(kind: Kind, fourier_features: int) -> None:
     own_map, rng = feature_map(fourier_features), np.random.default_rng(1)
-    # As many deals as make their numbers differ in length.
+    # More than ten repeats, so that their numbers differ in length.
     sizes = {name: (1 + i % 3, 2 + i % 4) for i, name in enumerate(ODD_NAMES)} | {"many": (12, 3)}
     heads = {
         name: tuple(kind(rng, folds, own_map.dimensions) for _ in range(repeats))
@@ -90,7 +90,7 @@ def test_a_saved_model_gives_the_same_logits(kind: Kind, fourier_features: int) 
         )
 
 
-def test_generators_whose_names_end_alike_keep_heads_of_their_own() -> None:
+def test_generators_with_a_common_name_ending_keep_separate_heads() -> None:
     own_map, rng = feature_map(), np.random.default_rng(2)
     names = ["gan", "gan.npy", "gan.npy.npy", "agan", "logistic.0.weights.gan", "GAN"]
     heads = {name: (logistic(rng, 2, own_map.dimensions),) for name in names}
@@ -118,7 +118,7 @@ def test_a_saved_model_is_calibrated_as_before(gain: float) -> None:
 def test_a_saved_model_has_its_directions() -> None:
     own_map, rng = feature_map(), np.random.default_rng(4)
     heads = {name: (logistic(rng, 2, own_map.dimensions),) for name in ODD_NAMES}
-    # A classifier that answers every row alike has none.
+    # An intercept-only classifier has none.
     kept = {name: i % 4 for i, name in enumerate(ODD_NAMES[1:])}
     directions = {name: SeparatingDirections(draw(rng, a, DIMENSIONS), draw(rng, a)) for name, a in kept.items()}
     found = again(FittedClassifier(own_map, heads, {}, directions))
@@ -160,7 +160,7 @@ def test_a_saved_model_has_its_refits() -> None:
         assert not kept_own.is_matched
         for part in ("slope", "offset", "without"):
             np.testing.assert_array_equal(getattr(kept_own, part), getattr(own, part))
-        # Weights are kept in half the size.
+        # Weights are stored in float32.
         torch.testing.assert_close(kept_own.heads.weights, own.heads.weights, rtol=1e-7, atol=1e-9)
         assert kept_own.heads.weights.dtype == torch.float64
         before, after = without(model, name, sizes[name]), without(found, name, sizes[name])
@@ -171,7 +171,7 @@ def test_a_saved_model_has_its_refits() -> None:
     assert again(found).to_bytes() == found.to_bytes()
 
 
-def test_answers_without_a_block_are_by_its_own_heads_scaled_and_unknown_in_it() -> None:
+def test_logits_without_a_block_are_calibrated_and_nan_inside_it() -> None:
     own_map, rng, folds = feature_map(), np.random.default_rng(11), 3
     own = refits(rng, folds, own_map.dimensions)
     model = FittedClassifier(own_map, {"a": (logistic(rng, folds, own_map.dimensions),)}, refits={"a": [own]})
@@ -206,7 +206,7 @@ def test_the_same_model_has_the_same_bytes_and_they_hold_no_pickle() -> None:
         assert all(arrays[name].dtype.kind in "fib" for name in arrays.files)
 
 
-def test_every_deal_answers_by_its_own_heads_and_folds() -> None:
+def test_every_repeat_uses_its_own_heads_and_folds() -> None:
     rng = np.random.default_rng(7)
     heads = tuple(logistic(rng, 3, DIMENSIONS) for _ in range(4))
     features, fold = draw(rng, 25, DIMENSIONS), rng.integers(0, 3, (25, 4)).astype(np.int8)
@@ -219,7 +219,7 @@ def test_every_deal_answers_by_its_own_heads_and_folds() -> None:
             assert logits[row, i] == pytest.approx(expected, abs=1e-12)
 
 
-def test_logits_are_scaled_unless_that_makes_them_clearly_worse() -> None:
+def test_logits_are_scaled_unless_the_log_loss_rises_by_more_than_its_error() -> None:
     own_map, rng = feature_map(0), np.random.default_rng(8)
     heads = {"a": (logistic(rng, 2, DIMENSIONS),)}
     fold = np.array([[0], [1], [1]], np.int8)
@@ -236,7 +236,7 @@ def test_logits_are_scaled_unless_that_makes_them_clearly_worse() -> None:
     )
 
 
-def test_places_are_the_coordinates_along_each_direction() -> None:
+def test_coordinates_are_along_each_direction() -> None:
     axes = torch.tensor([[1.0, 0.0], [0.6, 0.8]]).double()
     places = SeparatingDirections(axes, torch.tensor([0.7, 0.3]).double()).coordinates(
         torch.tensor([[2.0, -1.0]]).double()

@@ -19,7 +19,7 @@ from synthscale.classify.training import TrainingData
 from synthscale.config import ClassifierConfig
 from synthscale.tables.id_hashes import hash_ids
 from synthscale.tables.schemas import REAL
-from tests.classify.trainings import Sets, cut, dealt, fit_on_workers, normal, on_workers
+from tests.classify.trainings import Sets, assign_sets, cut, fit_on_workers, normal, on_workers
 
 MLP = ClassifierConfig(head="mlp")
 FEW_EPOCHS = 3
@@ -39,9 +39,9 @@ def fitted(
     return model, fit
 
 
-def test_a_difference_of_spread_is_told_apart() -> None:
-    # The likelihood ratio of N(0, I_32) against N(0, 0.5 I_32) has an area of 0.97.
-    sets = dealt(MLP, real=normal(0, 2000, 32), fake=normal(1, 2000, 32, variance=0.5))
+def test_a_difference_of_spread_is_detected() -> None:
+    # The likelihood ratio of N(0, I_32) against N(0, 0.5 I_32) has an AUC of 0.97.
+    sets = assign_sets(MLP, real=normal(0, 2000, 32), fake=normal(1, 2000, 32, variance=0.5))
     model, fit = fitted(sets)
     logit, synthetic = sets.logits(model), ~sets.is_real()
     assert roc_auc_score(synthetic, logit) > 0.94
@@ -49,21 +49,21 @@ def test_a_difference_of_spread_is_told_apart() -> None:
     assert log_loss(synthetic, expit(logit)) < 0.35
     assert fit.converged
     assert fit.log_loss[fit.epoch] == min(fit.log_loss)
-    # Training ended soon after its best epoch, which the heads are of.
+    # Training ended soon after its best epoch, and the heads are those of that epoch.
     assert fit.epoch < len(fit.log_loss) - 1 < fit.epoch + 25
     json.dumps(fit.summary(), allow_nan=False)
 
 
 @pytest.mark.parametrize(("n", "m", "tolerance"), [(2000, 2000, 0.02), (2000, 200, 0.05), (200, 2000, 0.05)])
-def test_equal_distributions_cannot_be_told_apart(n: int, m: int, tolerance: float) -> None:
-    sets = dealt(MLP, real=normal(2, n), fake=normal(3, m))
+def test_equal_distributions_have_an_auc_near_one_half(n: int, m: int, tolerance: float) -> None:
+    sets = assign_sets(MLP, real=normal(2, n), fake=normal(3, m))
     model, fit = fitted(sets)
     assert sets.fidelity(model) == pytest.approx(0.5, abs=tolerance)
     assert fit.log_loss[fit.epoch] <= np.log(2) + 1e-12
 
 
-def test_a_network_that_finds_nothing_answers_one_half_to_every_row() -> None:
-    sets = dealt(MLP, real=normal(4, 60, 40), fake=normal(5, 60, 40))
+def test_a_network_without_an_improvement_predicts_one_half_for_every_row() -> None:
+    sets = assign_sets(MLP, real=normal(4, 60, 40), fake=normal(5, 60, 40))
     model, fit = fitted(sets)
     assert fit.epoch == 0
     np.testing.assert_array_equal(sets.logits(model), 0)
@@ -90,7 +90,7 @@ def by_hand(networks: MlpHeads, x: NDArray[np.float64], fold: NDArray[np.int8]) 
 
 @pytest.mark.parametrize("folds", [[0, 1, 2, 3], [2], [1, 3]], ids=["all", "one", "some"])
 @pytest.mark.parametrize("chunk", [8192, 3])
-def test_the_network_of_a_rows_own_fold_answers_for_it(
+def test_a_rows_logit_is_from_the_network_of_its_own_fold(
     folds: list[int], chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(network, "_CHUNK_ROWS", chunk)
@@ -102,7 +102,7 @@ def test_the_network_of_a_rows_own_fold_answers_for_it(
     np.testing.assert_allclose(all_logits[fold, np.arange(40)], found, rtol=1e-12)
 
 
-def test_no_rows_have_no_answers() -> None:
+def test_no_rows_give_empty_logits() -> None:
     none = torch.zeros((0, 5), dtype=torch.float64)
     networks, fold = random_networks(1, 4, 5), np.zeros(0, np.int8)
     assert networks.out_of_fold_logits(none, fold).shape == (0,)
@@ -129,7 +129,7 @@ VIEW = FoldView("fake", 0, 4)
 def feature_blocks(
     seed: int, n: int, m: int, d: int = 5, *, pieces: int = 1, shift: float = 1.0
 ) -> list[FeatureBlock]:
-    """Features of n real and m synthetic rows, dealt to 4 folds, every set in so many blocks."""
+    """Features of n real and m synthetic rows, in 4 folds, each set in ``pieces`` blocks."""
     rng, blocks = np.random.default_rng(seed), []
     for name, count, mean in ((REAL, n, 0.0), ("fake", m, shift)):
         x = torch.from_numpy(((rng.normal(size=(count, d)) + mean) / d**0.5).astype(np.float32))
@@ -157,7 +157,7 @@ def test_a_row_does_not_enter_the_network_of_its_own_fold(monkeypatch: pytest.Mo
         for block in blocks
     ]
     plain, other = trained(blocks), trained(changed)
-    # Else the answer is the network that knows nothing.
+    # Otherwise the result would be the constant network.
     assert plain.epoch == other.epoch == 1
     (one,), (two,) = plain.heads, other.heads
     for name in ("hidden", "hidden_bias", "output", "output_bias"):
@@ -166,8 +166,8 @@ def test_a_row_does_not_enter_the_network_of_its_own_fold(monkeypatch: pytest.Mo
         assert min(moved[f] for f in (0, 1, 3)) > 1e-6
 
 
-def test_the_log_loss_that_decides_is_that_of_the_rows_left_out(few_epochs: None) -> None:
-    sets = dealt(MLP, real=normal(8, 300), fake=normal(9, 120, mean=0.5))
+def test_the_epoch_is_chosen_by_the_out_of_fold_log_loss(few_epochs: None) -> None:
+    sets = assign_sets(MLP, real=normal(8, 300), fake=normal(9, 120, mean=0.5))
     model, fit = fitted(sets)
     assert fit.epoch > 0
     x = torch.from_numpy(np.vstack([sets.vectors[REAL], sets.vectors["fake"]]).astype(np.float32))
@@ -178,8 +178,8 @@ def test_the_log_loss_that_decides_is_that_of_the_rows_left_out(few_epochs: None
 
 
 def test_the_heads_are_those_of_the_best_epoch_and_not_of_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Few rows of many dimensions: learned by heart in a few epochs, after the first of which things get worse.
-    sets = dealt(MLP, real=normal(10, 80, 64), fake=normal(11, 80, 64, mean=0.25))
+    # Few rows of many dimensions: over-fitted within a few epochs, so the log-loss rises after the first ones.
+    sets = assign_sets(MLP, real=normal(10, 80, 64), fake=normal(11, 80, 64, mean=0.25))
     model, fit = fitted(sets)
     assert 0 < fit.epoch < len(fit.log_loss) - 1
     monkeypatch.setattr(network, "_EPOCHS", fit.epoch)
@@ -191,7 +191,7 @@ def test_the_heads_are_those_of_the_best_epoch_and_not_of_the_last(monkeypatch: 
 
 
 def three_sets(settings: ClassifierConfig = MLP) -> Sets:
-    return dealt(
+    return assign_sets(
         settings,
         real=normal(12, 300, 8),
         fake=normal(13, 200, 8, mean=0.5),
@@ -213,7 +213,7 @@ def test_any_number_of_workers_and_order_of_rows_give_the_same_probabilities(wor
 
 @pytest.mark.usefixtures("few_epochs")
 @pytest.mark.parametrize("pieces", [2, 5])
-def test_rows_that_are_held_may_come_in_any_number_of_blocks(pieces: int) -> None:
+def test_cached_rows_may_come_in_any_number_of_blocks(pieces: int) -> None:
     sets = three_sets()
     expected = sets.probabilities(fitted(sets)[0])
     found, _ = fitted(sets, training=cut(sets.training(order=1), pieces))
@@ -221,16 +221,16 @@ def test_rows_that_are_held_may_come_in_any_number_of_blocks(pieces: int) -> Non
 
 
 @pytest.mark.usefixtures("few_epochs")
-def test_rows_that_are_read_anew_in_each_pass_give_the_same_probabilities() -> None:
+def test_rows_read_again_in_each_pass_give_the_same_probabilities() -> None:
     sets = three_sets()
     expected = sets.probabilities(fitted(sets)[0])
     found, _ = fitted(sets, training=replace(sets.training(), is_cached=False))
     np.testing.assert_allclose(sets.probabilities(found), expected, rtol=0, atol=1e-5)
 
 
-def test_rows_that_are_read_anew_in_many_blocks_teach_as_much() -> None:
+def test_rows_read_again_in_many_blocks_give_as_low_a_log_loss() -> None:
     # Batches are then drawn from a few neighbouring blocks of each set.
-    sets = dealt(MLP, real=normal(19, 600, 8), fake=normal(20, 500, 8, mean=0.5))
+    sets = assign_sets(MLP, real=normal(19, 600, 8), fake=normal(20, 500, 8, mean=0.5))
     training = replace(cut(sets.training(order=1), 6), is_cached=False)
     areas = [
         roc_auc_score(~sets.is_real(), sets.logits(fitted(sets, training=rows)[0]))
@@ -241,15 +241,15 @@ def test_rows_that_are_read_anew_in_many_blocks_teach_as_much() -> None:
 
 
 @pytest.mark.usefixtures("few_epochs")
-def test_a_generators_networks_do_not_change_beside_another() -> None:
+def test_a_generators_networks_do_not_depend_on_another_generator() -> None:
     both = three_sets()
-    alone = dealt(MLP, real=both.vectors[REAL], fake=both.vectors["fake"])
+    alone = assign_sets(MLP, real=both.vectors[REAL], fake=both.vectors["fake"])
     found = both.probabilities(fitted(both)[0])
     np.testing.assert_allclose(found, alone.probabilities(fitted(alone)[0]), rtol=0, atol=1e-5)
 
 
 @pytest.mark.usefixtures("few_epochs")
-def test_deals_have_networks_of_their_own() -> None:
+def test_repeats_have_separate_networks() -> None:
     settings = MLP.model_copy(update={"repeats": 3})
     sets = three_sets(settings)
     model, _ = fitted(sets, settings)
@@ -259,35 +259,35 @@ def test_deals_have_networks_of_their_own() -> None:
 
 
 class KilledError(Exception):
-    """What a killed worker looks like from within."""
+    """Raised in place of a worker's death."""
 
 
 def interrupted(training: TrainingData, after: int) -> dict[str, torch.Tensor]:
-    """Fit until the state was offered so often, and return what was kept of it."""
-    kept: dict[str, torch.Tensor] = {}
-    offers = 0
+    """Interrupt a fit at its ``after``-th checkpoint, and return that checkpoint."""
+    checkpoint: dict[str, torch.Tensor] = {}
+    saves = 0
 
-    def keep(give: Callable[[], dict[str, torch.Tensor]]) -> None:
-        nonlocal offers
-        offers += 1
-        kept.update({name: tensor.clone() for name, tensor in give().items()})
-        if offers == after:
+    def save(get_state: Callable[[], dict[str, torch.Tensor]]) -> None:
+        nonlocal saves
+        saves += 1
+        checkpoint.update({name: tensor.clone() for name, tensor in get_state().items()})
+        if saves == after:
             raise KilledError
 
     with pytest.raises(KilledError):
-        fit_classifier(replace(training, workers=FitContext(resume=FitState({}, keep))), MLP)
-    return kept
+        fit_classifier(replace(training, workers=FitContext(resume=FitState({}, save))), MLP)
+    return checkpoint
 
 
 @pytest.mark.usefixtures("few_epochs")
 @pytest.mark.parametrize("after", [1, 2, FEW_EPOCHS, FEW_EPOCHS + 1, 2 * FEW_EPOCHS])
-def test_an_interrupted_fit_goes_on_to_the_answer_of_an_undisturbed_one(after: int) -> None:
+def test_an_interrupted_fit_resumes_to_the_same_result(after: int) -> None:
     # The later interruptions fall into the second generator's training.
     sets = three_sets()
     undisturbed, fit = fitted(sets)
     state = interrupted(sets.training(), after)
     left: list[int] = []
-    again = replace(sets.training(), workers=FitContext(resume=FitState(state, lambda give: left.append(1))))
+    again = replace(sets.training(), workers=FitContext(resume=FitState(state, lambda get_state: left.append(1))))
     resumed, fit_again = fitted(sets, training=again)
     assert len(left) == 2 * FEW_EPOCHS - after
     assert fit_again.log_loss == pytest.approx(fit.log_loss, abs=1e-12)
@@ -298,9 +298,9 @@ def test_an_interrupted_fit_goes_on_to_the_answer_of_an_undisturbed_one(after: i
         )
 
 
-def test_an_interruption_while_patience_runs_out_is_not_forgotten() -> None:
-    # The epochs without gain that were waited through count after the resumption too.
-    sets = dealt(MLP, real=normal(15, 60, 40), fake=normal(16, 60, 40))
+def test_patience_counts_the_epochs_before_an_interruption() -> None:
+    # Epochs without improvement before the interruption count towards early stopping after it.
+    sets = assign_sets(MLP, real=normal(15, 60, 40), fake=normal(16, 60, 40))
     undisturbed, fit = fitted(sets)
     assert len(fit.log_loss) - 1 > 6
     again = replace(sets.training(), workers=FitContext(resume=FitState(interrupted(sets.training(), 6))))
@@ -338,7 +338,7 @@ def test_an_epoch_sees_every_row_once_and_both_classes_in_every_step(pieces: int
 
 
 @pytest.mark.parametrize("pieces", [1, 5])
-def test_rows_stay_with_their_features_and_folds(pieces: int) -> None:
+def test_batched_rows_keep_their_features_and_folds(pieces: int) -> None:
     blocks = feature_blocks(2, 300, 200, pieces=pieces)
     given = {
         key: (row.tolist(), int(fold))
@@ -357,7 +357,7 @@ def test_batches_are_of_about_equal_size_and_differ_between_epochs() -> None:
     assert all(one != two for one, two in zip(*epochs, strict=True))
 
 
-def test_a_rows_step_depends_on_nothing_but_its_key() -> None:
+def test_a_rows_step_depends_only_on_its_hash() -> None:
     blocks = feature_blocks(4, 500, 400, 2)
     alone = [set(keys_of(batch)) for batch in batches_of(blocks, 3)]
     order = np.random.default_rng(0).permutation(500)
@@ -367,7 +367,7 @@ def test_a_rows_step_depends_on_nothing_but_its_key() -> None:
 
 def test_every_worker_takes_as_many_steps_and_all_of_them_see_every_row_once() -> None:
     blocks = feature_blocks(5, 700, 500, 2, pieces=4)
-    # Unequal shares; the third has real rows only and the last none at all.
+    # Unequal shards; the third worker has real rows only and the last none at all.
     shares = [blocks[:1] + blocks[4:7], blocks[7:], blocks[1:4], []]
     found = on_workers(4, lambda rank, reduce_sum: batches_of(shares[rank], 1, reduce_sum))
     assert {len(batches) for batches in found} == {16}
@@ -375,7 +375,7 @@ def test_every_worker_takes_as_many_steps_and_all_of_them_see_every_row_once() -
     assert sorted(seen) == sorted(keys_of(blocks))
 
 
-def test_workers_that_read_blocks_anew_in_each_pass_end_with_the_same_networks(
+def test_workers_that_read_blocks_again_in_each_pass_end_with_the_same_networks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(network, "_EPOCHS", 2)
@@ -395,7 +395,7 @@ def test_workers_that_read_blocks_anew_in_each_pass_end_with_the_same_networks(
     assert found[0].epoch == 2
 
 
-def test_a_step_stands_for_all_rows_whatever_the_sizes_of_the_classes() -> None:
+def test_a_steps_gradient_estimates_that_of_all_rows_at_any_class_sizes() -> None:
     # Averaged over the steps of an epoch, the gradient is that of the class-balanced loss over the training rows.
     blocks = feature_blocks(7, 2000, 150)
     training = network._MlpLoss([VIEW], [0], only(blocks), lambda tensor: tensor)
@@ -421,22 +421,22 @@ def test_a_step_stands_for_all_rows_whatever_the_sizes_of_the_classes() -> None:
         torch.testing.assert_close(one, expected, rtol=1e-6, atol=1e-9)
 
 
-def test_the_seed_draws_the_first_weights() -> None:
+def test_the_seed_draws_the_initial_weights() -> None:
     training = network._MlpLoss([VIEW], [0], only(feature_blocks(9, 40, 40)), lambda tensor: tensor)
     one, same, other = (training.initial(5, seed) for seed in (1, 1, 2))
     assert torch.equal(one.hidden, same.hidden)
     assert not torch.equal(one.hidden, other.hidden)
-    # Each fold's network starts at its own.
+    # Each fold's network has its own initial weights.
     assert not torch.equal(one.hidden[0], one.hidden[1])
 
 
-def test_few_rows_of_one_class_train_without_fault() -> None:
-    sets = dealt(MLP, real=normal(17, 400), fake=normal(18, 3))
+def test_few_rows_of_one_class_give_finite_logits() -> None:
+    sets = assign_sets(MLP, real=normal(17, 400), fake=normal(18, 3))
     model, _ = fitted(sets)
     assert np.isfinite(sets.logits(model)).all()
 
 
-def test_products_in_bfloat16_give_the_logits_to_its_precision_and_gradients_too() -> None:
+def test_bfloat16_products_give_logits_and_gradients_to_its_precision() -> None:
     # As on a GPU, where parameters stay in float64 and products do not.
     networks, features = random_networks(0, 3, 20), torch.from_numpy(normal(31, 50, 20))
     exact = networks.logits(features)
@@ -451,15 +451,15 @@ def test_products_in_bfloat16_give_the_logits_to_its_precision_and_gradients_too
 
 
 @pytest.mark.usefixtures("few_epochs")
-def test_a_fit_that_has_ended_keeps_only_its_answer_beside_one_that_goes_on() -> None:
+def test_a_finished_fit_keeps_only_its_result_in_the_shared_checkpoint() -> None:
     sets, states = three_sets(), list[dict[str, torch.Tensor]]()
     whole, _ = fitted(sets)
-    workers = FitContext(resume=FitState({}, lambda give: states.append(dict(give()))))
+    workers = FitContext(resume=FitState({}, lambda get_state: states.append(dict(get_state()))))
     fit_classifier(replace(sets.training(), workers=workers), MLP)
     ended = {name.removeprefix("fake//") for name in states[-1] if name.startswith("fake//")}
     assert ended == {"losses", "chosen", *(f"best/{part}" for part in vars(whole.heads["fake"][0]))}
     assert "other//now/hidden" in states[-1]
-    # Which is all that going on needs.
+    # A fit can resume from that.
     again = replace(sets.training(), workers=FitContext(resume=FitState(states[-1])))
     resumed, _ = fitted(sets, training=again)
     for name in sets.plans:

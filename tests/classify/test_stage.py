@@ -1,4 +1,4 @@
-"""The classify stage over Ray: any number of workers, memory or storage, before or after a crash: one answer."""
+"""Classify stage on Ray: the result is the same for any workers, cached or not, interrupted or not."""
 
 import json
 import logging
@@ -48,7 +48,7 @@ TELLABLE = ("fake", "other")
 
 
 def drawn():
-    """Real rows, copies and repeats among the fakes, another generator, and one that repeats one image."""
+    """Real rows, a generator with copies and repeats, another one, and one that repeats a single image."""
     rng = np.random.default_rng(0)
     real = rng.normal(size=(SIZES["real"], WIDTH))
     fake = 0.5 + rng.normal(size=(SIZES["fake"], WIDTH))
@@ -77,7 +77,7 @@ class EnoughError(Exception):
 
 
 def prepare(source, output, shard_rows):
-    """Run all that comes before the stage."""
+    """Run the stages before classify."""
 
     def on_stage(report):
         if report.stage == "neighbors":
@@ -108,14 +108,14 @@ def prepared_in_three(local_ray, source, tmp_path_factory):
 
 
 def copy_of(config, folder, **settings):
-    """Copy a run as far as it is, to be finished with other settings of the classifier."""
+    """Copy an unfinished run, to be finished with other settings of the classifier."""
     shutil.copytree(config.output, folder)
     return Config.model_validate({**config.model_dump(), "output": str(folder), "classifier": settings})
 
 
 @dataclass
 class Classified:
-    """What one run of the stage left behind."""
+    """Outcome and tables of one run of the stage."""
 
     run: RunDirectory
     info: dict
@@ -137,7 +137,7 @@ def classify_alone(config, **context):
     run = RunDirectory.existing(config.output, config.storage)
     with ray_errors("classify"):
         outcome = classify.run(StageContext(config, run, on_progress=told.append, **{"cpus": 2, **context}))
-    # Through JSON, as a marker keeps it.
+    # Through JSON, as in the stage's marker.
     return Classified(run, json.loads(json.dumps(outcome.info)), told)
 
 
@@ -154,7 +154,7 @@ def assert_same(ours, theirs):
 
 @pytest.fixture(scope="module")
 def finished(prepared, tmp_path_factory):
-    """A whole run, its heads fitted in this process."""
+    """A complete run, with heads fitted in this process."""
     config = copy_of(prepared, tmp_path_factory.mktemp("finished") / "run")
     return config, score(config)
 
@@ -181,30 +181,34 @@ def test_every_row_of_every_view_is_predicted_exactly_once(finished, undisturbed
     assert predictions.logit_synthetic.notna().all()
 
 
-def test_folds_agree_with_the_deal_and_split_no_near_duplicate_group(undisturbed):
+def test_folds_agree_with_the_assignment_and_split_no_near_duplicate_group(undisturbed):
     run = undisturbed.run
-    # Fitted heads lie there, too.
-    dealt = pd.concat(pq.read_table(path).to_pandas() for path in Path(run.path("classifier")).glob("*.parquet"))
-    assert sorted(dealt["row"][dealt.generator == "collapsed"]) == sorted(
+    # The folder has fitted heads too.
+    assigned = pd.concat(
+        pq.read_table(path).to_pandas() for path in Path(run.path("classifier")).glob("*.parquet")
+    )
+    assert sorted(assigned["row"][assigned.generator == "collapsed"]) == sorted(
         table(run, "nearest").query("generator == 'collapsed'")["row"]
     )
-    tellable = dealt[dealt.generator.isin(TELLABLE)]
-    tellable = tellable.assign(dealt=tellable.fold.map(lambda folds: folds[0]), repeats=tellable.fold.map(len))
+    tellable = assigned[assigned.generator.isin(TELLABLE)]
+    tellable = tellable.assign(
+        first_fold=tellable.fold.map(lambda folds: folds[0]), repeats=tellable.fold.map(len)
+    )
     assert (tellable.repeats == 1).all()
     both = undisturbed.predictions().merge(tellable, on=["generator", "row"], validate="1:1")
     assert len(both) == len(tellable) == len(undisturbed.predictions())
-    assert (both.fold_x == both.dealt).all()
+    assert (both.fold_x == both.first_fold).all()
     groups = table(run, "groups")
     grouped = both.merge(groups, on=["generator", "row"]).groupby(["generator", "near_duplicate_id"])
     assert len(grouped) >= 31
-    assert (grouped.dealt.nunique() == 1).all()
-    assert (both.groupby("generator").dealt.nunique() == 5).all()
-    # Which rows are one group is also said by the keys, on which intervals are built.
+    assert (grouped.first_fold.nunique() == 1).all()
+    assert (both.groupby("generator").first_fold.nunique() == 5).all()
+    # The group hashes, which the intervals rely on, give the same groups.
     assert (grouped.group_key.nunique() == 1).all()
     assert both.groupby("generator").group_key.nunique().sum() == len(both) - (grouped.size() - 1).sum()
 
 
-def test_one_deal_has_no_deviation_and_vectors_have_no_file_facts(finished, undisturbed):
+def test_one_repeat_has_no_deviation_and_vectors_have_no_file_metadata(finished, undisturbed):
     predictions = undisturbed.predictions()
     assert predictions.logit_deviation.isna().all()
     assert predictions.logit_file_facts.isna().all()
@@ -217,7 +221,7 @@ def test_one_deal_has_no_deviation_and_vectors_have_no_file_facts(finished, undi
         assert not [text for text in block["warnings"] if "file" in text]
 
 
-def test_a_generator_that_cannot_be_cross_validated_has_reasons_and_costs_the_others_nothing(finished):
+def test_a_generator_that_cannot_be_cross_validated_has_reasons_and_does_not_affect_others(finished):
     blocks = finished[1].metrics["generators"]
     collapsed = blocks["collapsed"]
     for metric in ("fidelity", "representativeness"):
@@ -234,7 +238,7 @@ def test_a_generator_that_cannot_be_cross_validated_has_reasons_and_costs_the_ot
     assert finished[1].scores("collapsed")["label_quality_score"].isna().all()
 
 
-def test_the_figures_are_those_of_the_predictions(finished, undisturbed):
+def test_the_metrics_are_those_of_the_predictions(finished, undisturbed):
     predictions = undisturbed.predictions()
     for name in TELLABLE:
         own = predictions.query("generator == @name")
@@ -252,14 +256,14 @@ def test_the_figures_are_those_of_the_predictions(finished, undisturbed):
             assert figures[figure]["low"] < figures[figure]["value"] < figures[figure]["high"]
 
 
-# The same answers whoever fits.
+# The same predictions from any number of workers.
 
 
 def test_other_shards_change_no_prediction(undisturbed, prepared_in_three, tmp_path):
     assert_same(classify_alone(copy_of(prepared_in_three, tmp_path / "run", workers=0)), undisturbed)
 
 
-def test_features_that_do_not_fit_are_read_in_each_pass_which_is_told(undisturbed, prepared, tmp_path):
+def test_features_that_do_not_fit_are_read_in_each_pass_with_a_message(undisturbed, prepared, tmp_path):
     tiny = classify_alone(copy_of(prepared, tmp_path / "run", worker_memory_gib=1e-6))
     assert tiny.fit == {"workers": 0, "cached": False}
     (text,) = tiny.told
@@ -269,7 +273,7 @@ def test_features_that_do_not_fit_are_read_in_each_pass_which_is_told(undisturbe
     assert_same(tiny, undisturbed)
 
 
-def test_what_fits_is_held_and_nothing_is_told(prepared, undisturbed, tmp_path):
+def test_features_that_fit_are_cached_without_a_message(prepared, undisturbed, tmp_path):
     held = classify_alone(copy_of(prepared, tmp_path / "run", workers=0))
     assert held.told == []
     assert held.fit == {"workers": 0, "cached": True}
@@ -278,7 +282,7 @@ def test_what_fits_is_held_and_nothing_is_told(prepared, undisturbed, tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_worker_groups_give_the_predictions_of_this_process(undisturbed, prepared, tmp_path, workers):
-    # The group of two reads its rows from storage in each pass, as it does where they do not fit.
+    # The group of two workers reads its rows from storage in each pass, as if they did not fit.
     memory_gib = {1: 4.0, 2: 1e-6}[workers]
     found = classify_alone(copy_of(prepared, tmp_path / "run", workers=workers, worker_memory_gib=memory_gib))
     assert found.fit == {"workers": workers, "cached": workers == 1}
@@ -297,7 +301,7 @@ def test_four_workers_of_which_one_has_no_rows_give_the_predictions_of_this_proc
 @pytest.mark.parametrize(
     ("memory_gib", "machine", "workers", "cached"),
     [
-        # The features of 678 rows are 1.35e-3 GiB: 12 numbers a row, as they come and standardised, and 512 waves.
+        # The features of 678 rows are 1.35e-3 GiB: 12 raw and 12 standardised numbers and 512 waves a row.
         (2e-3, {"cpus": 64}, 0, True),
         (5e-4, {"cpus": 64}, 3, True),
         (5e-4, {"cpus": 4}, 2, False),
@@ -305,10 +309,10 @@ def test_four_workers_of_which_one_has_no_rows_give_the_predictions_of_this_proc
         (5e-4, {"cpus": 2, "is_local": False}, 1, False),
     ],
 )
-def test_workers_are_as_many_as_hold_the_features_on_half_of_the_cpus(
+def test_workers_are_as_many_as_the_features_need_on_at_most_half_of_the_cpus(
     prepared, tmp_path, monkeypatch, memory_gib, machine, workers, cached
 ):
-    class Asked(Exception):  # noqa: N818 (ends the stage where a group would start)
+    class Asked(Exception):  # noqa: N818 (ends the stage where a worker group would start)
         pass
 
     def trainer(train, *, scaling_config, **settings):
@@ -321,7 +325,7 @@ def test_workers_are_as_many_as_hold_the_features_on_half_of_the_cpus(
 
 
 def test_a_stage_that_is_repeated_predicts_with_its_new_heads(prepared, tmp_path):
-    # In one Ray, whose processes may remember the heads of before.
+    # In one Ray session, whose processes may have cached the earlier heads.
     config = copy_of(prepared, tmp_path / "run", head="linear")
     first = classify_alone(config).predictions()
     changed = Config.model_validate({**config.model_dump(), "classifier": {"head": "linear", "seed": 5}})
@@ -331,7 +335,7 @@ def test_a_stage_that_is_repeated_predicts_with_its_new_heads(prepared, tmp_path
     assert not first.equals(again.predictions())
 
 
-# Heads, and several deals.
+# Heads, and several repeats.
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp"])
@@ -350,17 +354,17 @@ def test_other_heads_go_through_the_whole_pipeline(prepared, tmp_path, head):
             losses = dict(figures["log_loss_by_strength"])
             assert losses[figures["strength"]] == min(losses.values())
         assert result.scores(name)["label_quality_score"].between(0, 1).all()
-    # The mean is half a deviation off in each of 12 dimensions: the best AUC there is is 0.89.
+    # The mean differs by half a deviation in each of 12 dimensions: the best possible AUC is 0.89.
     assert result.metrics["generators"]["fake"]["classifier"]["auc"]["value"] > 0.75
     assert result.metrics["generators"]["collapsed"]["classifier"]["auc"]["value"] is None
     assert Path(result.report_path).exists()
 
 
-def test_repeats_average_the_logits_over_deals_and_report_their_spread(prepared, tmp_path):
-    # Neither features nor strength differ between deals, so each deal is a run of its own.
+def test_repeats_average_the_logits_and_report_their_spread(prepared, tmp_path):
+    # Features and strength are the same in all repeats, so each repeat equals a run of its own.
     settings = {"head": "linear", "strengths": (1e-2,)}
     repeats = [
-        classify_alone(copy_of(prepared, tmp_path / f"deal-{seed}", **settings, seed=seed)) for seed in range(3)
+        classify_alone(copy_of(prepared, tmp_path / f"repeat-{seed}", **settings, seed=seed)) for seed in range(3)
     ]
     result = score(copy_of(prepared, tmp_path / "run", **settings, repeats=3))
     together = Classified(result.run, result.run.completed("classify").info, [])
@@ -374,7 +378,7 @@ def test_repeats_average_the_logits_over_deals_and_report_their_spread(prepared,
         assert (ours.fold.to_numpy() != single[1].fold.to_numpy()).any()
         assert (ours.logit_deviation > 0).all()
         if len({found.of(name)["calibrated"]["used"] for found in (*repeats, together)}) > 1:
-            # All deals are calibrated or none is, so that one may differ from its own run. Not so the fakes'.
+            # Either all repeats are calibrated or none, so one may differ from its own run. The fakes' do not.
             assert name != "fake"
             continue
         np.testing.assert_allclose(ours.logit_synthetic, logits.mean(1), atol=1e-4)
@@ -392,7 +396,7 @@ def test_repeats_average_the_logits_over_deals_and_report_their_spread(prepared,
             assert repeats[figure]["deviation"] == pytest.approx(values.std(ddof=1), abs=1e-3)
 
 
-# What dies is taken up again.
+# Resuming after a crash.
 
 LONG = 1000
 
@@ -432,9 +436,9 @@ def wait_for(what, seconds, alive=lambda: True):
     return what()
 
 
-def test_a_killed_worker_is_replaced_and_the_fit_goes_on(prepared_long, tmp_path, monkeypatch):
+def test_a_killed_worker_is_replaced_and_the_fit_resumes(prepared_long, tmp_path, monkeypatch):
     def impatient(job, placement):
-        # In a worker: this function travels there whole, and changes nothing here.
+        # This function is pickled to the workers by value, so it changes no module here.
         from synthscale.classify import ray_train as train_run
 
         train_run._CHECKPOINT_EVERY_S = 0.3
@@ -449,7 +453,7 @@ def test_a_killed_worker_is_replaced_and_the_fit_goes_on(prepared_long, tmp_path
         if wait_for(state.exists, 200, lambda: not seen.over):
             seen.killed = train_workers()[:1]
             os.kill(seen.killed[0], signal.SIGKILL)
-            # The other one can finish no epoch alone; the next group is seconds away.
+            # The other worker cannot finish an epoch alone, and a new worker group takes seconds to start.
             time.sleep(0.5)
             seen.epochs = mark_first_epoch(state)
 
@@ -463,7 +467,7 @@ def test_a_killed_worker_is_replaced_and_the_fit_goes_on(prepared_long, tmp_path
     losses, undisturbed = (fitted.of()["log_loss_by_epoch"] for fitted in (found, whole))
     assert 0 < seen.epochs < len(undisturbed) - 1
     assert_same(found, whole)
-    # The mark says that what followed was built on the state that was kept.
+    # The mark shows that the fit resumed from the checkpoint.
     assert losses[1] == MARK
     assert losses[2:] == pytest.approx(undisturbed[2:])
     assert not state.exists()
@@ -474,7 +478,7 @@ MARK = 0.6925
 
 
 def mark_first_epoch(state):
-    """Change the log-loss that was kept of the first epoch, which matters to no other; return the epochs done."""
+    """Mark the first epoch's log-loss in a checkpoint, which no later epoch uses; return the number of epochs."""
     with np.load(state) as arrays:
         kept = dict(arrays)
     (name,) = (name for name in kept if name.endswith("losses"))
@@ -494,14 +498,14 @@ score(Config.model_validate_json(sys.argv[1]))
 """
 
 
-def test_a_killed_driver_goes_on_where_it_was(prepared_long, tmp_path, caplog):
+def test_a_fit_resumes_after_its_driver_was_killed(prepared_long, tmp_path, caplog):
     settings = {"folds": 10, "repeats": 2, "strengths": tuple(10.0**-k for k in np.linspace(1, 6, 11))}
     whole = score(copy_of(prepared_long, tmp_path / "whole", **settings))
     config = copy_of(prepared_long, tmp_path / "run", **settings)
     state = Path(config.output) / "classifier" / "embedding.state"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     driver = subprocess.Popen([sys.executable, "-c", _DRIVER, config.model_dump_json()], env=environment)
-    # The second state is of the middle of the fit.
+    # The second checkpoint is from the middle of the fit.
     first = wait_for(lambda: state.exists() and state.stat().st_mtime_ns, 300, lambda: driver.poll() is None)
     wait_for(lambda: state.stat().st_mtime_ns > first, 60, lambda: driver.poll() is None)
     driver.kill()
@@ -518,14 +522,14 @@ def test_a_killed_driver_goes_on_where_it_was(prepared_long, tmp_path, caplog):
     assert sorted(path.name for path in state.parent.glob("embedding*")) == ["embedding.json", "embedding.npz"]
 
 
-# File facts.
+# File metadata.
 
 
 def warned_of_files(block):
     return [text for text in block["warnings"] if text.startswith("the files alone")]
 
 
-def test_real_jpeg_files_against_real_png_files_are_told_and_png_against_png_is_not(shared_data, tmp_path):
+def test_jpeg_against_png_gives_a_confounder_warning_and_png_against_png_does_not(shared_data, tmp_path):
     png = sorted((shared_data / "data/cifar10/real_png_1600").rglob("*.png"))[:300]
     jpeg = sorted((shared_data / "data/cifar10/real_jpeg_1000").rglob("*.jp*g"))[:150]
     for name, paths in {"real": png[::2], "png": png[1::2], "jpeg": jpeg}.items():
@@ -542,7 +546,7 @@ def test_real_jpeg_files_against_real_png_files_are_told_and_png_against_png_is_
     assert not warned_of_files(blocks["png"])
 
 
-def test_sizes_alone_give_a_set_away(make_images, tmp_path):
+def test_sizes_alone_give_a_confounder_warning(make_images, tmp_path):
     make_images(tmp_path / "real", 100, seed=1)
     make_images(tmp_path / "alike", 100, seed=2)
     for side in range(30, 35):
@@ -558,7 +562,7 @@ def test_sizes_alone_give_a_set_away(make_images, tmp_path):
     assert warned_of_files(blocks["sizes"])
     assert not warned_of_files(blocks["alike"])
     assert blocks["alike"]["confounders"]["auc"]["value"] == pytest.approx(0.5, abs=0.05)
-    # One image in many files cannot be cross-validated, by its files neither.
+    # One image in many files cannot be cross-validated, and neither can its file metadata.
     assert blocks["one"]["confounders"]["auc"]["value"] is None
     assert blocks["one"]["confounders"]["auc"]["reason"]
     predictions = table(result.run, "predictions")
@@ -569,11 +573,11 @@ def test_sizes_alone_give_a_set_away(make_images, tmp_path):
     assert blocks["sizes"]["confounders"]["auc"]["value"] == pytest.approx(auc, abs=1e-3)
 
 
-# Tables that do not fit together.
+# Tables that do not match.
 
 
 def spoil(run, name, change):
-    """Replace the rows of one shard of a table by what ``change`` makes of them."""
+    """Apply ``change`` to the rows of one shard of a table."""
     path = run.path(name, "part-000004.parquet")
     pq.write_table(change(pq.read_table(path)), path)
 
@@ -597,7 +601,7 @@ def twice_the_first_row(rows):
 
 @pytest.fixture
 def reducible(finished, tmp_path):
-    """A run before its last stages."""
+    """A run whose stages after classify have not run."""
     config = copy_of(finished[0], tmp_path / "run")
     run = RunDirectory.existing(config.output, config.storage)
     run.forget_from("reduce")
@@ -633,7 +637,7 @@ def test_classify_refuses_a_row_that_has_no_vector(prepared, tmp_path):
     assert error.value.exit_code == 2
 
 
-def test_a_row_that_has_no_neighbours_is_missed(prepared, tmp_path):
+def test_a_row_without_neighbours_is_reported_as_missing(prepared, tmp_path):
     config = copy_of(prepared, tmp_path / "run")
     run = RunDirectory.existing(config.output, config.storage)
     spoil(run, "nearest", without_last_row_of("fake"))
@@ -652,12 +656,12 @@ def test_a_run_of_an_older_algorithm_is_not_continued(finished, tmp_path):
     assert error.value.exit_code == 2
 
 
-# What a worker reads.
+# TrainingReader.
 
 
 @pytest.fixture(scope="module")
 def read(finished):
-    """The tables as workers see them, and their shards."""
+    """The training reader of a run, and its shards."""
     config, result = finished
     context = StageContext(config, result.run, cpus=2)
     return TrainingReader.of(context, plan_all_folds(context)), context.shards
@@ -696,7 +700,7 @@ def test_a_shard_without_rows_or_without_a_set_gives_no_block_of_it(read):
             assert all(len(block.key) for block in tables.blocks(shard, "embedding", name))
 
 
-def test_vectors_without_files_give_no_facts(read):
+def test_vectors_without_files_give_no_file_metadata(read):
     tables, shards = read
     assert [block for shard in shards for block in tables.blocks(shard, "file_facts")] == []
 
@@ -707,7 +711,7 @@ def test_a_worker_without_shards_has_no_rows(read):
     assert list(train_run._prefetch(tables, [], "embedding", "fake")) == []
 
 
-def test_reading_ahead_keeps_the_order_of_shards(read):
+def test_prefetching_keeps_the_order_of_shards(read):
     tables, shards = read
     ahead = list(train_run._prefetch(tables, shards, "embedding", None))
     one_by_one = [block for shard in shards for block in tables.blocks(shard, "embedding")]

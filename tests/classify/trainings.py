@@ -1,4 +1,4 @@
-"""Classifiers fitted to sets of vectors as a run does it, by one worker or several: what several tests look at."""
+"""Shared helpers: fit classifiers to sets of vectors as a run does, on one worker or several."""
 
 import threading
 from collections.abc import Callable
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 def on_workers(count: int, work: Callable[[int, ReduceSum], Result]) -> list[Result]:
-    """Run ``work(rank, reduce_sum)`` in so many threads, with sums over all of them as torch.distributed has."""
+    """Run ``work(rank, reduce_sum)`` in ``count`` threads that share an all-reduce, as in torch.distributed."""
     barrier = threading.Barrier(count, timeout=60)
     shelf: list[torch.Tensor] = [torch.empty(0)] * count
     results: dict[int, Result] = {}
@@ -59,7 +59,7 @@ def normal(seed: int, n: int, d: int = 16, mean: float = 0.0, variance: float = 
 
 @dataclass(frozen=True)
 class Sets:
-    """Vectors of the real set and of each generator, dealt to folds by the ids SET/0, SET/1, ..."""
+    """Vectors of the real set and of each generator, with folds assigned by the ids SET/0, SET/1, ..."""
 
     vectors: dict[str, Vectors]
     plans: dict[str, FoldPlan]
@@ -88,20 +88,20 @@ class Sets:
                 left_out if is_refitted else None,
             )
             rows = np.arange(len(x)) if order is None else np.random.default_rng(order).permutation(len(x))
-            blocks.append(taken(block, rows))
+            blocks.append(take_rows(block, rows))
         first = next(iter(self.plans.values()))
         rows_of = {name: len(x) for name, x in self.vectors.items()}
         return TrainingData(
             views,
             blocks[0].vectors.shape[1],
-            given(blocks),
+            blocks_of(blocks),
             bandwidth_sample(first),
             rows_of,
             is_refitted=is_refitted,
         )
 
     def logits(self, model: FittedClassifier, generator: str = "fake") -> NDArray[np.float64]:
-        """Calibrated out-of-fold logits of the real rows and then the generator's, mean over deals: (n,)."""
+        """Calibrated out-of-fold logits of the real rows and then the generator's, mean over repeats: (n,)."""
         x = torch.from_numpy(np.vstack([self.vectors[REAL], self.vectors[generator]]).astype(np.float32))
         return model.logits(generator, model.feature_map(x), self.plans[generator].fold).mean(1)
 
@@ -116,8 +116,8 @@ class Sets:
         return 1 - float(self.probabilities(model, generator)[~self.is_real(generator)].mean())
 
 
-def dealt(settings: ClassifierConfig, groups: tuple[Rows, Rows] = NO_GROUPS, **vectors: Vectors) -> Sets:
-    """Deal sets to folds: the real one and each generator, by name; groups are of real rows, by row number."""
+def assign_sets(settings: ClassifierConfig, groups: tuple[Rows, Rows] = NO_GROUPS, **vectors: Vectors) -> Sets:
+    """Assign folds to sets, given by name; groups are of real rows, by row number."""
     real = vectors[REAL]
     plans = {}
     for name, x in vectors.items():
@@ -129,34 +129,34 @@ def dealt(settings: ClassifierConfig, groups: tuple[Rows, Rows] = NO_GROUPS, **v
     return Sets(vectors, plans)
 
 
-def taken(block: VectorBlock, rows: NDArray[np.int64]) -> VectorBlock:
+def take_rows(block: VectorBlock, rows: NDArray[np.int64]) -> VectorBlock:
     left_out = None if block.block is None else block.block[rows]
     return VectorBlock(
         block.name, block.vectors[rows], block.fold[rows], block.key[rows], block.is_copy[rows], left_out
     )
 
 
-def given(blocks: list[VectorBlock]) -> Callable[[str | None], list[VectorBlock]]:
+def blocks_of(blocks: list[VectorBlock]) -> Callable[[str | None], list[VectorBlock]]:
     return lambda name: [block for block in blocks if name in (None, block.name)]
 
 
 def cut(training: TrainingData, pieces: int) -> TrainingData:
-    """The same rows, every set in so many blocks of unequal sizes."""
+    """Return training data with the same rows, each set in ``pieces`` blocks of unequal sizes."""
     blocks = []
     for block in training.blocks(None):
         stops = (np.linspace(0, 1, pieces + 1)[1:-1] ** 1.5 * len(block.key)).astype(int)
-        blocks += [taken(block, rows) for rows in np.split(np.arange(len(block.key)), stops)]
-    return replace(training, blocks=given(blocks))
+        blocks += [take_rows(block, rows) for rows in np.split(np.arange(len(block.key)), stops)]
+    return replace(training, blocks=blocks_of(blocks))
 
 
-def shared(training: TrainingData, workers: int) -> list[list[VectorBlock]]:
-    """The rows of each of several workers: shares of unequal sizes; the last has no real rows if it can."""
+def shard_rows(training: TrainingData, workers: int) -> list[list[VectorBlock]]:
+    """Return the rows of each worker: unequal shards; with more than two workers the last has no real rows."""
     shares: list[list[VectorBlock]] = [[] for _ in range(workers)]
     for block in training.blocks(None):
         holders = workers - 1 if block.name == REAL and workers > 2 else workers
         owner = np.floor(holders * np.linspace(0, 1, len(block.key), endpoint=False) ** 1.3).astype(int)
         for rank in range(holders):
-            shares[rank].append(taken(block, np.flatnonzero(owner == rank)))
+            shares[rank].append(take_rows(block, np.flatnonzero(owner == rank)))
     return shares
 
 
@@ -166,11 +166,11 @@ def fit_on_workers(
     workers: int,
     then: Callable[[FittedClassifier, TrainingData], Result],
 ) -> list[Result]:
-    """Fit on several workers; return what each one makes of its model and training."""
-    shares = shared(training, workers)
+    """Fit on several workers; return each one's result of ``then(model, training)``."""
+    shares = shard_rows(training, workers)
 
     def work(rank: int, reduce_sum: ReduceSum) -> Result:
-        own = replace(training, blocks=given(shares[rank]), workers=FitContext(reduce_sum, workers > 1))
+        own = replace(training, blocks=blocks_of(shares[rank]), workers=FitContext(reduce_sum, workers > 1))
         return then(fit_classifier(own, settings)[0], own)
 
     return on_workers(workers, work)
