@@ -1,8 +1,8 @@
-"""A small S3 server in memory for throughput and faults: latency, refusals, resets, bodies cut short, slow drips.
+"""In-memory S3 server for throughput tests and fault injection: latency, HTTP errors, resets, truncated bodies.
 
-It checks no signatures. ``python -m tests.object_server`` prints its port and serves until its input ends; tests
-use `ObjectServer`. Of the faults whose pattern is found in ``bucket/key``, the first that has any left for the key
-applies to a GET of it; a listing is ``bucket?``.
+Signatures are not checked. ``python -m tests.object_server`` prints its port and serves until its standard input
+is closed; tests use `ObjectServer`. Fault patterns are regular expressions, searched in ``bucket/key`` for GETs of
+objects and in ``bucket?`` for listings. The first fault that matches and is not used up for this key applies.
 """
 
 import asyncio
@@ -30,14 +30,15 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to GETs of the objects that ``pattern`` finds.
+    """A fault injected into GET requests and listings.
 
     Attributes:
-        kind: ``none``, ``slow_down``, ``error``, ``denied``, ``expired``, ``moved`` (to another region), ``reset``
-            (before the answer), ``cut`` (half of the body, then a reset), ``short`` (half of the body, and said to
-            be whole), ``drip`` (a kilobyte at a time), ``hang``.
-        times: for how many requests of each key; None is always.
-        latency_s: before the answer.
+        pattern: regular expression for ``bucket/key`` or ``bucket?``.
+        kind: ``none``, ``slow_down`` (503), ``error`` (500), ``denied`` (403), ``expired`` (credentials),
+            ``moved`` (to another region), ``reset`` (before the response), ``cut`` (half of the body, then reset),
+            ``short`` (half of the body, with a Content-Length that fits), ``drip`` (1 KiB every 50 ms), ``hang``.
+        times: number of requests per key that fail; None fails all.
+        latency_s: delay before the response.
     """
 
     pattern: str
@@ -47,7 +48,7 @@ class Fault:
 
 
 class ObjectServer:
-    """The server in a process of its own, as a context."""
+    """The server in a subprocess, as a context manager."""
 
     def __enter__(self) -> "ObjectServer":
         self._process = subprocess.Popen(
@@ -69,27 +70,27 @@ class ObjectServer:
         self._process.wait(10)
 
     def fault(self, *faults: Fault) -> None:
-        """Replace the rules, and forget what was asked for."""
+        """Replace all faults and reset the request counts."""
         self._ask("faults", [asdict(fault) for fault in faults])
 
     def asked(self, method: str = "GET") -> Counter[str]:
-        """How often each ``bucket/key`` was asked for; a listing's key is the bucket alone."""
+        """Return the request count of each ``bucket/key`` since the last `fault`; listings count as ``bucket``."""
         return Counter(self._ask("asked", None)[method])
 
     def most_at_once(self) -> int:
-        """The largest number of GETs of objects that were in flight together."""
+        """Return the maximum number of concurrent object GETs since the last `fault`."""
         return int(self._ask("most", None))
 
     def serve_folder(self, bucket: str, folder: Path) -> None:
-        """Serve a local folder's files as the objects of a bucket, read at each request."""
+        """Serve the files of a local folder as a bucket; files are read at each request."""
         self._ask("folder", [bucket, str(folder)])
 
     def fill(self, bucket: str, prefix: str, count: int) -> None:
-        """Make so many objects that hold no image, ten thousand below each of ``prefix00000/``, ..."""
+        """Create ``count`` objects that are not images, 10,000 below each of ``prefix00000/``, and so on."""
         self._ask("fill", [bucket, prefix, count])
 
     def put(self, bucket: str, key: str, data: bytes) -> None:
-        """Put an object; its bucket need not exist."""
+        """Create an object, and its bucket if needed."""
         request = urllib.request.Request(f"{self.endpoint_url}/{bucket}/{quote(key)}", data, method="PUT")
         request.add_header("X-Make-Bucket", "yes")
         urllib.request.urlopen(request).close()
@@ -107,15 +108,16 @@ class _Server:
         self.used: Counter[tuple[int, str]] = Counter()
         self.log: dict[str, Counter[str]] = {}
         self.sorted: dict[str, list[str]] = {}
-        self.now = self.before = self.most = 0
+        self.in_flight = self.in_flight_at_reset = self.most = 0
 
     async def admin(self, request: web.Request) -> web.Response:
         what, value = request.match_info["what"], await request.json()
         if what in {"fill", "folder"}:
             self.sorted.pop(value[0], None)
         if what == "faults":
-            # Requests that hang still count as in flight.
-            self.rules, self.most, self.before = [Fault(**rule) for rule in value], 0, self.now
+            # Hanging requests of earlier tests are still in flight and must not count.
+            self.rules, self.most = [Fault(**rule) for rule in value], 0
+            self.in_flight_at_reset = self.in_flight
             self.used.clear()
             self.log.clear()
         elif what == "fill":
@@ -210,12 +212,12 @@ class _Server:
             return web.Response(status=204)
         if request.method == "HEAD":
             return self._whole(bucket, key, request)[0]
-        self.now += 1
-        self.most = max(self.most, self.now - self.before)
+        self.in_flight += 1
+        self.most = max(self.most, self.in_flight - self.in_flight_at_reset)
         try:
             return await self._get(bucket, key, request)
         finally:
-            self.now -= 1
+            self.in_flight -= 1
 
     async def _get(self, bucket: str, key: str, request: web.Request) -> web.StreamResponse:
         fault = self._fault(f"{bucket}/{key}")
@@ -296,7 +298,7 @@ _REFUSALS = {
 
 
 def _unchunked(request: web.Request, body: bytes) -> bytes:
-    """Undo aws-chunked, in which newer clients send what they sign in pieces."""
+    """Decode the aws-chunked content encoding, in which newer clients send signed uploads."""
     if "aws-chunked" not in request.headers.get("Content-Encoding", ""):
         return body
     whole = b""
@@ -323,7 +325,7 @@ async def _serve() -> None:
     sys.stdout.write(f"{site._server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    # Requests may hang, as they were told to.
+    # A normal shutdown would wait for requests with the fault "hang".
     os._exit(0)
 
 

@@ -102,6 +102,7 @@ def test_unusable_input_ends_with_code_2_and_one_line(words, told, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_demo_tells_the_five_flaws_apart(tmp_path):
     done = subprocess.run([*COMMAND, "demo"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

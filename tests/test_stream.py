@@ -1,4 +1,4 @@
-"""Images from S3 to scores: faults on the way, and what dies on the way, change no score and lose no row."""
+"""Runs with images on S3: network faults, killed processes and lost nodes change no score and lose no row."""
 
 import json
 import os
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 SIZES = {"real": 48, "fake": 40}
 
 
-class EnoughError(Exception):
-    """Ends a run after its embeddings are there."""
+class StopAfterEmbedError(Exception):
+    """Raised to stop a run after the embed stage."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def server():
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory, make_images, server):
-    """A folder of real and fake images, which are also the buckets ``real`` and ``fake``."""
+    """A folder with real and fake images, which are also in the buckets ``real`` and ``fake``."""
     top = tmp_path_factory.mktemp("images")
     for seed, (name, n) in enumerate(SIZES.items()):
         for path in make_images(top / name, n, seed=seed):
@@ -65,15 +65,15 @@ def undisturbed(local_ray, images, tmp_path_factory):
 
 
 def embed(config, after_ingest=lambda: None):
-    """Run ingest and embed alone; return the embeddings and the failures."""
+    """Run only ingest and embed; return the tables of embeddings and of failures, sorted by row."""
 
     def on_stage(report):
         if report.stage == "ingest":
             after_ingest()
         if report.stage == "embed":
-            raise EnoughError
+            raise StopAfterEmbedError
 
-    with pytest.raises(EnoughError):
+    with pytest.raises(StopAfterEmbedError):
         score(config, Options(on_stage=on_stage))
     return written(config)
 
@@ -93,7 +93,7 @@ def assert_same_vectors(ours, theirs):
     assert all((a == b).all() for a, b in zip(ours.vector, theirs.vector, strict=True))
 
 
-def test_faults_that_pass_change_no_score_from_s3_to_s3(server, undisturbed):
+def test_temporary_faults_change_no_score_of_a_run_from_s3_to_s3(server, undisturbed):
     server.put("runs", "placeholder", b"")
     server.fault(
         Fault(r"\?", "slow_down", times=1),
@@ -104,18 +104,18 @@ def test_faults_that_pass_change_no_score_from_s3_to_s3(server, undisturbed):
         Fault("/02", "error", times=1),
     )
     result = score(on_s3(server, "s3://runs/first"))
-    ours, theirs = (found.scores().sort_values("id").reset_index(drop=True) for found in (result, undisturbed))
+    ours, theirs = (run.scores().sort_values("id").reset_index(drop=True) for run in (result, undisturbed))
     pd.testing.assert_frame_equal(ours.drop(columns="uri"), theirs.drop(columns="uri"), atol=1e-5, rtol=0)
     assert result.metrics["counts"] == undisturbed.metrics["counts"]
 
 
-def test_faults_that_stay_are_failures_of_their_rows_alone(server, images, undisturbed, tmp_path):
+def test_permanent_faults_are_failures_of_the_affected_rows_only(server, images, undisturbed, tmp_path):
     server.fault(Fault("fake/set/cat/002", "denied"), Fault("fake/set/dog/003", "short"))
     other = (images / "real" / "cat" / "000.png").read_bytes()
     kept = (images / "fake" / "cat" / "004.png").read_bytes()
     config = on_s3(server, tmp_path / "run", max_failure_fraction=0.2)
     try:
-        found, failures = embed(config, lambda: server.put("fake", "set/cat/004.png", other))
+        embeddings, failures = embed(config, lambda: server.put("fake", "set/cat/004.png", other))
     finally:
         server.put("fake", "set/cat/004.png", kept)
     reasons = dict(zip(failures.id, failures.reason, strict=True))
@@ -125,10 +125,10 @@ def test_faults_that_stay_are_failures_of_their_rows_alone(server, images, undis
         "g/cat/004.png": "changed",
     }
     whole = written(on_disk(images, undisturbed.run.uri))[0]
-    assert_same_vectors(found, whole[whole.row.isin(found.row)].reset_index(drop=True))
+    assert_same_vectors(embeddings, whole[whole.row.isin(embeddings.row)].reset_index(drop=True))
 
 
-def test_too_many_faults_end_the_run_and_what_could_not_be_had_is_tried_again(
+def test_too_many_faults_end_the_run_and_the_failed_rows_are_retried_by_the_next_run(
     server, images, undisturbed, tmp_path
 ):
     server.fault(Fault("fake/set/cat", "denied"))
@@ -136,10 +136,10 @@ def test_too_many_faults_end_the_run_and_what_could_not_be_had_is_tried_again(
     with pytest.raises(TooManyFailures, match="access_denied 20"):
         score(config)
     server.fault()
-    found, failures = embed(config)
+    embeddings, failures = embed(config)
     assert failures.empty
-    assert_same_vectors(found, written(on_disk(images, undisturbed.run.uri))[0])
-    # The shards that were whole were not fetched again.
+    assert_same_vectors(embeddings, written(on_disk(images, undisturbed.run.uri))[0])
+    # Shards without failures were not fetched again.
     assert 20 <= sum(server.asked().values()) - server.asked()["fake"] - server.asked()["real"] < 60
 
 
@@ -154,23 +154,23 @@ def test_no_credential_is_written_anywhere(server, tmp_path):
 
 
 def embed_actors():
-    """The processes below this one that hold an encoder."""
-    parents, found = {}, []
+    """Return the ids of embed actor processes that descend from this process."""
+    parents, actors = {}, []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             if b"EmbedActor" in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
+                actors.append(int(folder.name))
         except OSError:
             continue
 
     def is_ours(pid):
         return pid == os.getpid() or (pid in parents and is_ours(parents[pid]))
 
-    return [pid for pid in found if is_ours(pid)]
+    return [pid for pid in actors if is_ours(pid)]
 
 
-def test_an_actor_that_is_killed_is_replaced_and_nothing_is_lost(server, images, undisturbed, tmp_path):
+def test_a_killed_actor_is_replaced_and_no_row_is_lost(server, images, undisturbed, tmp_path):
     server.fault(Fault("set/", latency_s=0.3))
     config, killed = on_s3(server, tmp_path / "run"), []
 
@@ -186,14 +186,15 @@ def test_an_actor_that_is_killed_is_replaced_and_nothing_is_lost(server, images,
 
     killer = threading.Thread(target=kill)
     killer.start()
-    found, failures = embed(config)
+    embeddings, failures = embed(config)
     killer.join()
     assert killed
     assert failures.empty
-    assert_same_vectors(found, written(on_disk(images, undisturbed.run.uri))[0])
+    assert_same_vectors(embeddings, written(on_disk(images, undisturbed.run.uri))[0])
 
 
-def test_a_killed_driver_that_writes_to_s3_goes_on_where_it_stopped(server, undisturbed, tmp_path):
+@pytest.mark.slow
+def test_a_run_on_s3_resumes_after_its_driver_was_killed(server, undisturbed, tmp_path):
     server.put("kills", "placeholder", b"")
     server.fault(Fault("set/", latency_s=0.3))
     config = on_s3(server, "s3://kills/run")
@@ -218,11 +219,11 @@ def test_a_killed_driver_that_writes_to_s3_goes_on_where_it_stopped(server, undi
     server.fault()
     resumed = subprocess.run(command, capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
-    # What was written is not written again, and nothing is left out.
+    # Shards that were written are not written again, and no shard is missing.
     assert not kept & written_keys()
     assert len(kept | written_keys()) == 11
     result = RunResult.open("s3://kills/run", StorageConfig(endpoint_url=server.endpoint_url))
-    ours, theirs = (found.scores().sort_values("id").reset_index(drop=True) for found in (result, undisturbed))
+    ours, theirs = (run.scores().sort_values("id").reset_index(drop=True) for run in (result, undisturbed))
     pd.testing.assert_frame_equal(ours.drop(columns="uri"), theirs.drop(columns="uri"), atol=1e-5, rtol=0)
 
 
@@ -249,8 +250,9 @@ except Done: pass
 """
 
 
-def test_pixels_on_their_way_to_a_gpu_never_spill_from_the_object_store(server, make_images, tmp_path):
-    # 193 MB of pixels go through a store of 100 MiB, from tasks to an actor of its own.
+@pytest.mark.slow
+def test_pixels_sent_to_gpu_actors_do_not_spill_from_the_object_store(server, make_images, tmp_path):
+    # 193 MB of pixels pass from tasks to an actor through an object store of 100 MiB.
     for seed, name in enumerate(("real", "fake")):
         paths = make_images(tmp_path / name, 40, seed=seed)
         for i in range(600):
@@ -259,8 +261,8 @@ def test_pixels_on_their_way_to_a_gpu_never_spill_from_the_object_store(server, 
     encoder = {"name": "descriptor", "image_size": 224}
     config = Config(**sets, output=str(tmp_path / "run"), encoder=encoder, storage={"shard_rows": 32})
     assert last_line(_SMALL_STORE, config) == "False"
-    found, failures = written(config)
-    assert len(found) == 1280
+    embeddings, failures = written(config)
+    assert len(embeddings) == 1280
     assert failures.empty
 
 
@@ -291,11 +293,12 @@ print(json.dumps(lost))
 """
 
 
-def test_a_node_that_is_lost_costs_no_row(server, images, undisturbed, tmp_path):
+@pytest.mark.slow
+def test_losing_a_node_loses_no_row(server, images, undisturbed, tmp_path):
     server.fault(Fault("set/", latency_s=0.3))
     config = on_s3(server, tmp_path / "run")
     (shards,) = json.loads(last_line(_TWO_NODES, config))
     assert 0 < shards < 11
-    found, failures = written(config)
+    embeddings, failures = written(config)
     assert failures.empty
-    assert_same_vectors(found, written(on_disk(images, undisturbed.run.uri))[0])
+    assert_same_vectors(embeddings, written(on_disk(images, undisturbed.run.uri))[0])

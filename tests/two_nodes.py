@@ -1,4 +1,4 @@
-"""Scripts that start a Ray of two nodes, in a process of their own: this one may have a Ray already."""
+"""Run a script that starts a Ray cluster of two nodes in a subprocess: the test process may have its own Ray."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from synthscale import Config
 
 
 def last_line(script: str, config: Config) -> str:
-    """Run a script with a configuration as its argument, and return the last line that it printed."""
+    """Run a Python script with the configuration (JSON) as its argument; return the last line of its output."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
         [sys.executable, "-c", script, config.model_dump_json()],

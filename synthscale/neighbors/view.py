@@ -47,9 +47,9 @@ class Nearest:
         covered: for real rows, whether their k-NN radius contains a synthetic row.
         exact: whether the distances come from searches that compared all pairs.
         synthetic_in_radius: for real rows, number of synthetic rows within their k-NN radius; -1 if not counted.
-        real_radii_containing: for synthetic rows, the number of real rows whose k-NN radius contains them; -1 if not
-            counted.
-        in_synthetic_manifold: for real rows, 1 if within the k-NN radius of a synthetic row; -1 if not searched.
+        real_radii_containing: for synthetic rows, number of real rows whose k-NN radius contains them; -1 if
+            not counted.
+        in_synthetic_manifold: for real rows, 1 if within a synthetic row's k-NN radius; -1 if not searched.
     """
 
     row: Rows
@@ -97,8 +97,9 @@ class ViewNeighbors:
     Attributes:
         searches: nearest rows within and across the two sets.
         real_inside: for real rows, the real radii that contain them.
-        own_inside: for the generator's rows, the real radii that contain them; not saturated if ``recalled`` is given.
-        recalled: for real rows, the generator's radii that contain them (recall and density); None if not searched.
+        own_inside: for the generator's rows, the real radii that contain them; not saturated if ``recalled`` is
+            given.
+        recalled: for real rows, the generator's radii that contain them (for recall); None if not searched.
         synthetic_in_radius: for real rows, the generator's rows within their radius; None if not searched.
     """
 

@@ -1,1 +1,1 @@
-"""What all stages share on Ray: the session, the stage context, the task pool."""
+"""Shared by all stages that run on Ray: the Ray session, the stage context and the task pool."""

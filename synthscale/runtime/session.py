@@ -1,6 +1,7 @@
-"""Starts and ends Ray for a run: a private local one, or a connection to a cluster; quiet unless asked.
+"""Start and stop Ray for a run: a private local instance or a connection to a cluster.
 
-Starting Ray costs seconds, so it begins in a thread while the driver lists inputs and imports torch.
+Starting Ray takes seconds, so it starts in a background thread while the driver imports torch. Ray's own output is
+suppressed unless ``verbose`` is set.
 """
 
 import importlib
@@ -19,10 +20,13 @@ import ray
 from synthscale.errors import StageError, SynthscaleError
 
 LOCAL = "local"
-_PATIENCE_S = 4 * 3600
-_ACTOR_INIT_DEATHS = 3
+"""Address of a private Ray on this machine."""
+_NO_PROGRESS_TIMEOUT_S = 4 * 3600
+"""Seconds without progress after which Ray Data fails; its default, 1,800 s, is too short for pending nodes."""
+_MAX_ACTOR_INIT_DEATHS = 3
+"""Consecutive deaths of starting actors that Ray Data tolerates; its default, 0, fails when a node is lost."""
 
-# Read by Ray when it starts; what the user has set stays.
+# Environment variables that Ray reads when it starts; values that the user has set are kept.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -31,12 +35,19 @@ _ENVIRONMENT = {
 
 
 class RaySession:
-    """One run's Ray. ``ready`` waits until it is up; leaving the context ends what was started here."""
+    """Ray for one run, as a context manager.
+
+    `begin` starts Ray in the background and `ready` waits for it. Leaving the context stops Ray if this session
+    started it.
+    """
 
     def __init__(self, address: str = LOCAL, *, verbose: bool = False, preload: Sequence[str] = ()) -> None:
-        """Take ``local`` for a private Ray, ``auto`` or an address for a cluster; nothing is started yet.
+        """Configure the session; Ray is not started yet.
 
-        ``preload`` names modules that one worker imports while the first actors start.
+        Args:
+            address: ``local`` for a private Ray, ``auto`` or an address for a cluster.
+            verbose: show Ray's log lines and progress bars.
+            preload: modules that one worker imports while the first actors start.
         """
         self._address = address
         self._verbose = verbose
@@ -44,17 +55,17 @@ class RaySession:
         self._folder: str | None = None
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
-        self._warm: object | None = None
-        self._up, self._over = threading.Event(), threading.Event()
+        self._preload_task: object | None = None
+        self._started, self._closed = threading.Event(), threading.Event()
 
     def begin(self) -> None:
-        """Start Ray in the background, unless it is up already: a Ray of the caller's is used and left running."""
+        """Start Ray in the background; if the caller has already started Ray, use that and leave it running."""
         if self._thread is not None or ray.is_initialized():
             return
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         if self._address == LOCAL:
-            # A private Ray on loopback needs no token, and a HOME that cannot be written must not stop it.
+            # A private Ray on loopback needs no token, and with tokens Ray crashes if HOME is not writable.
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         self._thread = threading.Thread(target=self._start, daemon=True)
         self._thread.start()
@@ -65,30 +76,34 @@ class RaySession:
             "logging_level": logging.INFO if self._verbose else logging.ERROR,
         }
         if self._address == LOCAL:
-            # Short, because Unix socket paths must fit in 107 characters.
+            # The folder name is short because Unix socket paths are limited to 107 characters.
             self._folder = tempfile.mkdtemp(prefix="synthscale-")
             options |= {"include_dashboard": False, "_temp_dir": self._folder}
         try:
-            with _native_stderr_closed() if not self._verbose else nullcontext():
+            with _native_stderr_suppressed() if not self._verbose else nullcontext():
                 ray.init(address=self._address, **options)
-        except Exception as error:  # noqa: BLE001 (handed to the waiting thread, which raises it)
+        except Exception as error:  # noqa: BLE001 (`ready` raises it in the calling thread)
             self._error = error
-        self._up.set()
-        # Linux ends Ray's processes together with the thread that started them, so it stays.
-        self._over.wait()
+        self._started.set()
+        # Linux kills Ray's processes when the thread that started them ends: stay until the session is closed.
+        self._closed.wait()
 
     def ready(self) -> dict[str, float]:
-        """Wait until Ray is up and return its resources; raise StageError when it cannot be started or reached."""
+        """Wait until Ray has started and return the cluster's resources, such as ``{"CPU": 8.0, "GPU": 1.0}``.
+
+        Raises:
+            StageError: Ray cannot be started or reached.
+        """
         self.begin()
         if self._thread is not None:
-            self._up.wait()
+            self._started.wait()
         if self._error is not None:
             raise StageError(
                 f"Ray at {self._address}: could not be started or reached: {self._error}"
             ) from self._error
-        if self._warm is None:
-            set_up_data(self._verbose)
-            self._warm = ray.remote(_import_all).options(num_cpus=0).remote(self._preload)
+        if self._preload_task is None:
+            _configure_ray_data(self._verbose)
+            self._preload_task = ray.remote(_import_all).options(num_cpus=0).remote(self._preload)
         resources: dict[str, float] = ray.cluster_resources()
         return resources
 
@@ -99,31 +114,38 @@ class RaySession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._thread is not None:
-            self._up.wait()
+            self._started.wait()
             if ray.is_initialized():
                 ray.shutdown()
-            self._over.set()
+            self._closed.set()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
 @contextmanager
-def _native_stderr_closed() -> Iterator[None]:
-    """Quiet Ray's C++ side, below its last words: setting its level writes a line of its own, dropped here."""
+def _native_stderr_suppressed() -> Iterator[None]:
+    """Suppress log lines of Ray's C++ code, except fatal errors.
+
+    File descriptor 2 is redirected because setting the log level itself prints a line.
+    """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    original, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    original, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
     try:
         yield
     finally:
         os.dup2(original, 2)
         os.close(original)
-        os.close(nowhere)
+        os.close(null)
 
 
 @contextmanager
 def ray_errors(stage: str) -> Iterator[None]:
-    """Turn what Ray raises into our errors: the one that a worker raised, or a StageError with its last words."""
+    """Convert Ray's exceptions to synthscale's: the SynthscaleError that a worker raised, else a StageError.
+
+    The message of the StageError quotes the first line of Ray's exception that contains "Error"; the traceback is
+    logged at level INFO.
+    """
     try:
         yield
     except (ray.exceptions.RayError, *_train_errors()) as error:
@@ -132,16 +154,17 @@ def ray_errors(stage: str) -> Iterator[None]:
             if isinstance(cause, SynthscaleError):
                 raise type(cause)(*cause.args) from error
             cause = getattr(cause, "cause", None) or cause.__cause__
-        logging.getLogger(__name__).info("stage %s", stage, exc_info=True)
+        logging.getLogger(__name__).info("stage %s failed", stage, exc_info=True)
         lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(" ")]
-        told = [line.strip() for line in lines if "Error" in line and "ray::" not in line] or ["no reason given"]
+        reasons = [line.strip() for line in lines if "Error" in line and "ray::" not in line] or ["unknown reason"]
         raise StageError(
-            f"{stage}: a Ray worker failed: {told[0]}; the same command goes on from there, --verbose shows more"
+            f"{stage}: a Ray worker failed: {reasons[0]}; run the same command again to continue, "
+            "or with --verbose for details"
         ) from error
 
 
 def _train_errors() -> tuple[type[Exception], ...]:
-    """What a Ray Train worker group raises; a class of its own, loaded only where Ray Train is."""
+    """Return the exception type of Ray Train worker groups, if Ray Train has been imported."""
     train = sys.modules.get("ray.train")
     return () if train is None else (train.TrainingFailedError,)
 
@@ -151,18 +174,18 @@ def _import_all(modules: Sequence[str]) -> None:
         importlib.import_module(name)
 
 
-def set_up_data(verbose: bool) -> None:
-    """Make Ray Data patient with clusters that grow, and quiet at the terminal of somebody who did not ask."""
+def _configure_ray_data(verbose: bool) -> None:
+    """Make Ray Data wait for clusters that grow or lose nodes; show its progress bars and logs only if verbose."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = verbose
     context.enable_rich_progress_bars, context.use_ray_tqdm = True, False
-    # A GPU or spot node that is hours away, or one that is lost while an actor starts, is ordinary and no failure.
-    # A task's own error names the place and the remedy.
+    # Raise a task's own error, whose message says what failed and what to do.
     context.raise_original_map_exception = True
-    context.execution_no_progress_timeout_s = _PATIENCE_S
-    context.max_consecutive_actor_init_deaths = _ACTOR_INIT_DEATHS
+    # Waiting hours for a GPU or spot node, or losing a node while an actor starts, is normal on a cluster.
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
+    context.max_consecutive_actor_init_deaths = _MAX_ACTOR_INIT_DEATHS
     if not verbose:
         for name in ("ray.data", "ray.train", "ray"):
             logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,4 +1,8 @@
-"""What a stage is given and what it gives back."""
+"""Input and result types of a stage: `StageContext` and `StageOutcome`.
+
+The context reads the facts that earlier stages recorded in the run directory, runs a task on every shard with Ray
+Data, and returns task results in shard order.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +17,18 @@ from synthscale.errors import StageError
 from synthscale.storage.run_directory import RunDirectory
 from synthscale.tables.layout import Shard, VectorLayout, VectorSource
 
-_READERS = 16
+_READ_THREADS = 16
+"""Shards that `StageContext.read_all` reads in parallel."""
 
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """What a stage did: counts that were verified, and facts that later stages or people need."""
+    """Result of a stage, stored in its completion marker.
+
+    Attributes:
+        counts: verified numbers, such as ``rows`` and ``failed``.
+        info: facts that later stages or people need.
+    """
 
     counts: dict[str, Any]
     info: dict[str, Any] = field(default_factory=dict)
@@ -26,7 +36,17 @@ class StageOutcome:
 
 @dataclass(frozen=True)
 class StageContext:
-    """A stage's view of its run: the configuration, the directory, and nothing that is held in memory."""
+    """What a stage needs to run: configuration, run directory and resources; no data in memory.
+
+    Attributes:
+        config: configuration of the run.
+        run: the run directory, which contains the tables of earlier stages.
+        gpus: number of GPUs in the Ray cluster.
+        cpus: number of CPUs in the Ray cluster, at least 1.
+        is_local: True for a private Ray on this machine, False for a cluster.
+        show_progress: show the progress bars of Ray Data.
+        on_progress: called with a line of text every few seconds of a long stage.
+    """
 
     config: Config
     run: RunDirectory
@@ -38,56 +58,72 @@ class StageContext:
 
     @cached_property
     def shards(self) -> list[Shard]:
-        """The row ranges that every table is cut into, as ingest decided."""
+        """Shards of every table, as ingest recorded them."""
         return self.run.shards()
 
     @cached_property
     def generators(self) -> list[str]:
-        """The names of the synthetic sets, in the manifest's order."""
+        """Names of the synthetic sets, in the order of the manifest."""
         return list(self.run.completed("ingest").info["generators"])
 
     @cached_property
     def vectors(self) -> VectorSource | None:
-        """Where precomputed vectors lie, if they are the input."""
+        """Location of precomputed vectors; None if the input is images."""
         source = self.run.completed("ingest").info["vectors"]
         return None if source is None else VectorSource(**source)
 
     @cached_property
     def layout(self) -> VectorLayout:
-        """What the dimensions of the vectors are for, as embed recorded it."""
+        """Which dimensions the search and the classifier use, as embed recorded it."""
         return self.run.layout()
 
     def on_every_shard(self, task: Callable[[pa.Table], pa.Table], stage: str) -> Iterator[dict[str, Any]]:
-        """Run a task on every shard (its ``shard`` column has the number); yield the answers in shard order."""
-        # Stages alone import Ray, and this module is read before it is needed.
+        """Run a Ray Data task on every shard; yield the result rows in shard order.
+
+        Args:
+            task: takes a table with one row, whose column ``shard`` is the shard's index; returns a table with one
+                row and a column ``shard``.
+            stage: name of the stage, for error messages.
+        """
+        # Ray takes seconds to import, and the pipeline imports this module before a stage needs Ray.
         import ray.data
 
-        numbers = [{"shard": shard.index} for shard in self.shards]
-        items = ray.data.from_items(numbers, override_num_blocks=len(numbers))
+        indices = [{"shard": shard.index} for shard in self.shards]
+        items = ray.data.from_items(indices, override_num_blocks=len(indices))
         return self.in_order(items.map_batches(task, batch_size=1, batch_format="pyarrow").iter_rows(), stage)
 
-    def in_order(self, answers: Iterable[dict[str, Any]], stage: str) -> Iterator[dict[str, Any]]:
-        """Yield the answers of tasks, one a shard, in the order of the shards; each is there exactly once.
+    def in_order(self, results: Iterable[dict[str, Any]], stage: str) -> Iterator[dict[str, Any]]:
+        """Sort task results, one per shard, into shard order; yield each as soon as all before it have arrived.
 
-        So that sums of floats do not depend on which task ended first, and few answers are held at a time.
+        A fixed order makes float sums independent of which task finishes first. Only results that arrive early are
+        held in memory.
+
+        Args:
+            results: one dict per shard in any order, with the shard's index as ``shard``.
+            stage: name of the stage, for error messages.
+
+        Raises:
+            StageError: a shard has two results or none.
         """
         early: dict[int, dict[str, Any]] = {}
-        expected = iter(self.shards)
-        following = next(expected, None)
-        for answer in answers:
-            if answer["shard"] in early or (following is None or answer["shard"] < following.index):
+        remaining = iter(self.shards)
+        next_shard = next(remaining, None)
+        for result in results:
+            if result["shard"] in early or (next_shard is None or result["shard"] < next_shard.index):
                 raise StageError(
-                    f"{stage}: shard {answer['shard']} was done twice; rerun with --redo-from {stage}"
+                    f"{stage}: shard {result['shard']} was processed twice; rerun with --redo-from {stage}"
                 )
-            early[answer["shard"]] = answer
-            while following is not None and following.index in early:
-                yield early.pop(following.index)
-                following = next(expected, None)
-        if following is not None:
-            raise StageError(f"{stage}: shard {following.index} was not done; rerun with --redo-from {stage}")
+            early[result["shard"]] = result
+            while next_shard is not None and next_shard.index in early:
+                yield early.pop(next_shard.index)
+                next_shard = next(remaining, None)
+        if next_shard is not None:
+            raise StageError(
+                f"{stage}: shard {next_shard.index} was not processed; rerun with --redo-from {stage}"
+            )
 
     def read_all(self, table: str, columns: list[str]) -> pa.Table:
-        """Read some columns of all shards of a table, in row order."""
+        """Read columns of all shards of a table into one table, in row order."""
         read = partial(self.run.read_shard, table, columns=columns)
-        with ThreadPoolExecutor(_READERS) as pool:
+        with ThreadPoolExecutor(_READ_THREADS) as pool:
             return pa.concat_tables(pool.map(read, self.shards)).unify_dictionaries()

@@ -1,1 +1,1 @@
-"""Local disks and S3: filesystems, object GETs, listing, fetch, the run directory, the embedding cache."""
+"""Local disks and S3: file systems, object GETs, listings, image bytes, the run directory, the embedding cache."""

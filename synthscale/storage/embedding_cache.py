@@ -1,8 +1,9 @@
-"""Embeddings that earlier runs made, kept by what they are of: a file's place and etag, and how it was embedded.
+"""Cache of embeddings shared between runs, keyed by the image file (URI, size, etag) and the encoder settings.
 
-The cache is a folder, local or on S3: ``CACHE/ENCODER/part-NAME.parquet``, each a set of rows as ``embeddings/``
-has them with a ``key`` in the place of ``row``. Parts are named after the keys that they hold, written whole and
-never changed, so that any number of runs may use a cache at once, and any part may be deleted at any time.
+The cache is a local or S3 folder of parts, ``CACHE/ENCODER/part-NAME.parquet``, where ENCODER is a digest of the
+encoder settings and NAME a hash of the part's keys. A part has the columns of ``embeddings/``, with ``key`` in
+place of ``row``. Parts are written atomically and never changed, so several runs may use a cache at the same time,
+and any part may be deleted at any time.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ KEY = pa.binary(16)
 
 
 def cache_keys(files: list[StoredFile]) -> pa.Array:
-    """Return what each file's embedding is kept by: 128 bits of its URI, size and etag; null without an etag."""
+    """Return the cache key of each file: (n,) binary(16), a hash of URI, size and etag; null without an etag."""
     return pa.array([None if file.etag is None else _key(file) for file in files], KEY)
 
 
@@ -31,7 +32,13 @@ def _key(file: StoredFile) -> bytes:
 
 @dataclass(frozen=True)
 class EmbeddingCache:
-    """The part of a cache that one way of embedding reads and writes; picklable."""
+    """Cache entries of one encoder configuration; picklable.
+
+    Attributes:
+        uri: folder of the entries, ``CACHE/ENCODER``.
+        storage: S3 settings.
+        dimensions: D, length of a vector.
+    """
 
     uri: str
     storage: StorageConfig
@@ -39,24 +46,24 @@ class EmbeddingCache:
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns of a part."""
+        """Schema of a part: ``key`` and the columns of ``embeddings/`` except ``row``."""
         fields = [field for field in embeddings_schema(self.dimensions) if field.name != "row"]
         return pa.schema([pa.field("key", KEY), *fields])
 
     def parts(self) -> list[str]:
-        """Return the names of all parts, sorted."""
+        """Return the file names of all parts, sorted."""
         names = fsys.file_names(self.uri, self.storage)
         return sorted(name for name in names if name.startswith("part-") and name.endswith(".parquet"))
 
     def keys(self, part: str) -> pa.ChunkedArray:
-        """Return the keys of a part, none where it is gone or damaged."""
+        """Return the keys of a part in row order; empty if the part is missing or damaged."""
         try:
             return fsys.read_table(fsys.join(self.uri, part), self.storage, ["key"]).column("key").cast(KEY)
         except (StorageError, pa.ArrowInvalid, KeyError):
             return pa.chunked_array([], KEY)
 
     def read(self, part: str) -> pa.Table | None:
-        """Return the rows of a part; None where it is gone or damaged."""
+        """Return the rows of a part; None if it is missing or damaged."""
         try:
             table = fsys.read_table(fsys.join(self.uri, part), self.storage)
             return conform(table, self.schema, part).select(self.schema.names)
@@ -64,7 +71,10 @@ class EmbeddingCache:
             return None
 
     def write(self, rows: pa.Table) -> None:
-        """Keep rows; those without a key are left out, and none need be new."""
+        """Write rows with the columns of `schema` as one part; rows without a key are skipped.
+
+        Keys that other parts already contain are written again.
+        """
         rows = rows.filter(rows.column("key").is_valid())
         if not rows.num_rows:
             return

@@ -1,8 +1,8 @@
-"""Bytes of one image by its URI: a local file, an S3 object, or what an archive on either holds.
+"""Read the bytes of one image by URI: a local file, an S3 object, or a member of an archive on either.
 
-A member of an archive is written as fsspec does, ``zip://MEMBER::PATH``; likewise
-``tar://OFFSET+SIZE/MEMBER::PATH``, one range of the file, and ``parquet://GROUP/ROW/COLUMN::PATH``. Failures come
-as ImageFault with a reason, because a row's failure is data; nothing here stops a run.
+Archive members have fsspec's chained URIs: ``zip://MEMBER::PATH``, and in the same manner
+``tar://OFFSET+SIZE/MEMBER::PATH`` (one byte range of the file) and ``parquet://GROUP/ROW/COLUMN::PATH``. Failures
+are raised as ImageFault with a reason: the caller records them for the row, and the run continues.
 """
 
 import os
@@ -23,8 +23,8 @@ from synthscale.tables.faults import ImageFault, Reason
 from synthscale.tables.layout import StoredFile
 
 MAX_BYTES = 512 * 1024 * 1024
-"""Larger files are refused before they are read."""
-_DECODING = threading.Lock()
+"""Maximum size of an image file: 512 MiB. Larger files are refused before they are read."""
+_DECODE_LOCK = threading.Lock()
 
 
 def zip_uri(archive: str, member: str) -> str:
@@ -33,28 +33,36 @@ def zip_uri(archive: str, member: str) -> str:
 
 
 def tar_uri(archive: str, member: str, offset: int, size_bytes: int) -> str:
-    """Return the URI of a member of a tar file, whose bytes lie at an offset."""
+    """Return the URI of a tar member, given the offset of its content in the tar file and its size, in bytes."""
     return f"tar://{offset}+{size_bytes}/{member}::{archive}"
 
 
 def parquet_uri(path: str, group: int, row: int, column: str) -> str:
-    """Return the URI of an image in a row of a row group of a Parquet file."""
+    """Return the URI of an image in a Parquet file: row ``row`` of row group ``group``, both from 0."""
     return f"parquet://{group}/{row}/{column}::{path}"
 
 
 def file_of(uri: str) -> str:
-    """Return the file or object that a URI's bytes are in: itself, or the archive that it is a member of."""
-    return uri.rpartition("::")[2] if uri.partition("://")[0] in _MEMBERS else uri
+    """Return the URI of the file that contains the bytes: ``uri`` itself, or the archive of a member."""
+    return uri.rpartition("::")[2] if uri.partition("://")[0] in _MEMBER_READERS else uri
 
 
 def fetch(stored: StoredFile, storage: StorageConfig) -> bytes:
-    """Return the bytes of a file; raise ImageFault with the reason when they cannot be had, or are other ones."""
+    """Return the bytes of an image file or archive member.
+
+    Args:
+        stored: URI, and size and etag from the manifest, which are those of the archive for a member.
+        storage: S3 settings.
+
+    Raises:
+        ImageFault: the bytes cannot be read, or the file has changed since it was listed; ``reason`` says which.
+    """
     uri = stored.uri
     try:
         scheme, separator, rest = uri.partition("://")
-        if separator and scheme in _MEMBERS:
+        if separator and scheme in _MEMBER_READERS:
             member, _, archive = rest.rpartition("::")
-            return _MEMBERS[scheme](member, StoredFile(archive, stored.size_bytes, stored.etag), storage)
+            return _MEMBER_READERS[scheme](member, StoredFile(archive, stored.size_bytes, stored.etag), storage)
         if not fsys.is_s3(uri):
             return _read_file(stored)
         return objects.get(stored, storage, MAX_BYTES)
@@ -75,7 +83,7 @@ def _read_file(stored: StoredFile) -> bytes:
 
 
 def _check_unchanged(stored: StoredFile) -> int:
-    """Return a local file's size; raise ImageFault where it is another file than was listed."""
+    """Return the size of a local file in bytes; raise ImageFault if its etag differs from the listed one."""
     state = os.stat(stored.uri)
     if stored.etag is not None and fsys.file_etag(state) != stored.etag:
         raise ImageFault(Reason.CHANGED, f"{stored.uri}: has changed since it was listed")
@@ -84,20 +92,21 @@ def _check_unchanged(stored: StoredFile) -> int:
 
 def _check_size(size_bytes: int) -> None:
     if size_bytes > MAX_BYTES:
-        raise ImageFault(Reason.TOO_LARGE, f"{size_bytes} bytes, limit {MAX_BYTES}")
+        raise ImageFault(Reason.TOO_LARGE, f"{size_bytes:,} bytes, limit {MAX_BYTES:,}")
 
 
-# Members of archives.
+# Archive members.
 
 
 def _etag(archive: StoredFile, storage: StorageConfig) -> str:
-    """Return the etag that an archive is known by; one on a disk is looked at again."""
+    """Return an archive's listed etag, or else its current one; check that a local archive is unchanged."""
     if not fsys.is_s3(archive.uri):
         _check_unchanged(archive)
     return archive.etag or str(fsys.stat(archive.uri, storage).etag)
 
 
 def _open(uri: str, storage: StorageConfig, etag: str) -> Any:
+    """Open an archive for reading; raise ImageFault if its etag is not ``etag``."""
     file = fsys.filesystem(uri, storage).open(uri, "rb")
     if fsys.stat(uri, storage).etag != etag:
         raise ImageFault(Reason.CHANGED, f"{uri}: has changed since it was listed")
@@ -105,11 +114,12 @@ def _open(uri: str, storage: StorageConfig, etag: str) -> Any:
 
 
 def _from_zip(member: str, archive: StoredFile, storage: StorageConfig) -> bytes:
-    # Handles must not be shared across a fork; a file that was replaced has another etag, and is opened again.
-    opened = _zip(archive.uri, storage, os.getpid(), _etag(archive, storage))
-    info = opened.getinfo(member)
+    # The process id is part of the cache key because handles must not be shared across a fork, the etag so that a
+    # replaced file is opened again.
+    zip_file = _zip(archive.uri, storage, os.getpid(), _etag(archive, storage))
+    info = zip_file.getinfo(member)
     _check_size(info.file_size)
-    return opened.read(info)
+    return zip_file.read(info)
 
 
 @lru_cache(maxsize=4)
@@ -118,8 +128,8 @@ def _zip(uri: str, storage: StorageConfig, pid: int, etag: str) -> zipfile.ZipFi
 
 
 def _from_tar(member: str, archive: StoredFile, storage: StorageConfig) -> bytes:
-    place, _, name = member.partition("/")
-    offset, size = (int(number) for number in place.split("+"))
+    span, _, name = member.partition("/")
+    offset, size = (int(number) for number in span.split("+"))
     _check_size(size)
     if fsys.is_s3(archive.uri):
         return objects.get(archive, storage, MAX_BYTES, (offset, offset + size)) if size else b""
@@ -128,20 +138,20 @@ def _from_tar(member: str, archive: StoredFile, storage: StorageConfig) -> bytes
         file.seek(offset)
         data = file.read(size)
     if len(data) < size:
-        raise ImageFault(Reason.TRUNCATED, f"{archive.uri}: ends within {name}")
+        raise ImageFault(Reason.TRUNCATED, f"{archive.uri}: file ends before the end of member {name}")
     return data
 
 
 def _from_parquet(member: str, archive: StoredFile, storage: StorageConfig) -> bytes:
     group, row, column = member.split("/", 2)
     uri = archive.uri
-    # One thread decodes the row group that the others wait for.
-    with _DECODING:
+    # Threads that need the same row group wait until one of them has decoded it.
+    with _DECODE_LOCK:
         images = _row_group(uri, storage, int(group), column, _etag(archive, storage))
     value = images[int(row)].as_py()
     data = value["bytes"] if isinstance(value, dict) else value
     if data is None:
-        raise ImageFault(Reason.EMPTY, f"{uri}: row {row} of row group {group} holds no image")
+        raise ImageFault(Reason.EMPTY, f"{uri}: row {row} of row group {group} contains no image")
     _check_size(len(data))
     return bytes(data)
 
@@ -152,4 +162,4 @@ def _row_group(uri: str, storage: StorageConfig, group: int, column: str, etag: 
         return pq.ParquetFile(file).read_row_group(group, columns=[column]).column(column)
 
 
-_MEMBERS = {"zip": _from_zip, "tar": _from_tar, "parquet": _from_parquet}
+_MEMBER_READERS = {"zip": _from_zip, "tar": _from_tar, "parquet": _from_parquet}

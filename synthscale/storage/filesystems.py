@@ -1,7 +1,7 @@
-"""One door to local disks and S3: opening, listing, whole-or-nothing writes; foreign errors become StorageError.
+"""Read, list and atomically write files on local disks and S3; file system errors become StorageError.
 
-Paths are plain local paths, ``file://`` or ``s3://`` URIs. S3 goes through s3fs with the user's endpoint, region
-and profile; credentials come from where s3fs finds them and are never held here.
+Locations are local paths, ``file://`` or ``s3://`` URIs. S3 is accessed through s3fs with the configured endpoint,
+region and profile; s3fs finds the credentials, which are never stored here.
 """
 
 import os
@@ -28,7 +28,13 @@ from synthscale.errors import StorageError
 
 @dataclass(frozen=True)
 class FileInfo:
-    """One listed object; ``path`` is as the file system names it, without a scheme. A disk's etag: `file_etag`."""
+    """Path, size and etag of a file.
+
+    Attributes:
+        path: absolute local path, or ``BUCKET/KEY`` on S3; without a scheme.
+        size_bytes: size of the file.
+        etag: S3 ETag without quotes, or `file_etag` of a local file; None if unknown.
+    """
 
     path: str
     size_bytes: int
@@ -36,16 +42,20 @@ class FileInfo:
 
 
 def is_s3(uri: str) -> bool:
-    """Tell whether ``uri`` lies in object storage."""
+    """Return True for an ``s3://`` URI."""
     return uri.startswith("s3://")
 
 
 def absolute(uri: str) -> str:
-    """Return ``uri`` with a local path made absolute, and without ``file://`` and trailing slashes."""
+    """Make a local path absolute; remove ``file://`` and trailing slashes.
+
+    Raises:
+        StorageError: the URI has a scheme other than ``file`` and ``s3``.
+    """
     if is_s3(uri):
         return uri.rstrip("/")
     if "://" in uri and not uri.startswith("file://"):
-        raise StorageError(f"{uri}: unknown scheme; use a local path or s3://")
+        raise StorageError(f"{uri}: unsupported scheme; use a local path or s3://")
     return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
 
 
@@ -56,7 +66,7 @@ def join(uri: str, *parts: str) -> str:
 
 @lru_cache(maxsize=8)
 def _s3(storage: StorageConfig, pid: int) -> Any:
-    # The process id is part of the key: a client must never be shared across a fork.
+    # The process id is part of the cache key because s3fs clients must not be shared across a fork.
     client = {"region_name": storage.region} if storage.region else {}
     return fsspec.filesystem(
         "s3",
@@ -70,13 +80,13 @@ def _s3(storage: StorageConfig, pid: int) -> Any:
 
 
 def filesystem(uri: str, storage: StorageConfig) -> Any:
-    """Return the fsspec file system that holds ``uri``."""
+    """Return the fsspec file system of ``uri``."""
     return _s3(storage, os.getpid()) if is_s3(uri) else LocalFileSystem()
 
 
 @contextmanager
 def storage_errors(uri: str, doing: str) -> Iterator[None]:
-    """Turn the errors of file systems into a StorageError that names ``uri`` and what was tried."""
+    """Convert file system errors to StorageError: "``uri``: cannot ``doing``: reason"."""
     try:
         yield
     except FileNotFoundError as error:
@@ -88,40 +98,40 @@ def storage_errors(uri: str, doing: str) -> Iterator[None]:
 
 
 def exists(uri: str, storage: StorageConfig) -> bool:
-    """Tell whether a file or folder stands at ``uri``."""
-    with storage_errors(uri, "look"):
+    """Return True if ``uri`` is a file, a folder or a prefix with objects."""
+    with storage_errors(uri, "look up"):
         return bool(filesystem(uri, storage).exists(uri))
 
 
 def is_folder(uri: str, storage: StorageConfig) -> bool:
-    """Tell whether ``uri`` is a folder, or a prefix that holds objects."""
-    with storage_errors(uri, "look"):
+    """Return True if ``uri`` is a folder, or a prefix with objects."""
+    with storage_errors(uri, "look up"):
         return bool(filesystem(uri, storage).isdir(uri))
 
 
 def read_bytes(uri: str, storage: StorageConfig) -> bytes:
-    """Read a whole file."""
+    """Return the content of a file."""
     with storage_errors(uri, "read"):
         data: bytes = filesystem(uri, storage).cat_file(uri)
         return data
 
 
 def write_bytes(uri: str, data: bytes, storage: StorageConfig) -> None:
-    """Write a whole file so that a reader sees all of it or nothing."""
+    """Write a file atomically; missing local folders are created."""
     with storage_errors(uri, "write"):
         fs = filesystem(uri, storage)
         if is_s3(uri):
             fs.pipe_file(uri, data)
             return
-        with _replaced(uri) as temporary, open(temporary, "wb") as file:
+        with _atomic_path(uri) as temporary, open(temporary, "wb") as file:
             file.write(data)
 
 
 @contextmanager
-def _replaced(uri: str) -> Iterator[str]:
-    """Give a path beside a local file, and put what was written there in its place, or leave nothing behind."""
+def _atomic_path(uri: str) -> Iterator[str]:
+    """Yield a temporary path in the same folder; rename it to ``uri`` on success, delete it on failure."""
     os.makedirs(os.path.dirname(uri), exist_ok=True)
-    # A kill may leave it behind: Arrow's datasets pass over names that begin with a dot.
+    # A killed process leaves the temporary file behind: Arrow datasets ignore names that begin with a dot.
     folder, name = os.path.split(uri)
     temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -133,19 +143,25 @@ def _replaced(uri: str) -> Iterator[str]:
 
 
 def write_with(uri: str, write: Callable[[str], None], storage: StorageConfig) -> None:
-    """Let ``write`` fill a local file, and put it at ``uri`` so that a reader sees all of it or nothing."""
+    """Write a file atomically with a library that can only write to a local path.
+
+    Args:
+        uri: location of the file.
+        write: called with a temporary local path; writes the file there.
+        storage: S3 settings.
+    """
     with storage_errors(uri, "write"):
         if is_s3(uri):
             with tempfile.TemporaryDirectory() as folder:
                 write(os.path.join(folder, "file"))
                 filesystem(uri, storage).put_file(os.path.join(folder, "file"), uri)
             return
-        with _replaced(uri) as temporary:
+        with _atomic_path(uri) as temporary:
             write(temporary)
 
 
 def remove(uri: str, storage: StorageConfig) -> None:
-    """Remove a file, or a folder with all it holds; nothing there is fine."""
+    """Delete a file, or a folder and its content; do nothing if ``uri`` does not exist."""
     with storage_errors(uri, "remove"):
         fs = filesystem(uri, storage)
         if fs.exists(uri):
@@ -153,19 +169,19 @@ def remove(uri: str, storage: StorageConfig) -> None:
 
 
 def list_files(uri: str, storage: StorageConfig) -> list[FileInfo]:
-    """List every file below a folder or prefix, sorted by path."""
+    """Return all files below a folder or prefix, sorted by path; ``etag`` is None for local files."""
     with storage_errors(uri, "list"):
         fs = filesystem(uri, storage)
-        found = fs.find(uri, detail=True)
+        files = fs.find(uri, detail=True)
         return [
             FileInfo(path, int(info["size"]), str(info["ETag"]).strip('"') if "ETag" in info else None)
-            for path, info in sorted(found.items())
+            for path, info in sorted(files.items())
         ]
 
 
 def file_info(uri: str, storage: StorageConfig) -> FileInfo | None:
-    """Return what is known of one file; None where there is none."""
-    with storage_errors(uri, "look"):
+    """Return path, size and etag of a file; None if it does not exist."""
+    with storage_errors(uri, "look up"):
         try:
             return stat(uri, storage)
         except FileNotFoundError:
@@ -173,26 +189,32 @@ def file_info(uri: str, storage: StorageConfig) -> FileInfo | None:
 
 
 def stat(uri: str, storage: StorageConfig) -> FileInfo:
-    """Return what is known of one file; raise what its file system raises."""
+    """Return path, size and etag of a file; errors of the file system are not converted."""
     info = filesystem(uri, storage).info(uri)
     etag = str(info["ETag"]).strip('"') if is_s3(uri) else file_etag(os.stat(uri))
     return FileInfo(str(info["name"]), int(info["size"]), etag)
 
 
 def file_etag(state: os.stat_result) -> str:
-    """Return what stands for the etag of a file on a disk: when it was changed, and its size."""
+    """Return the etag of a local file: its modification time in nanoseconds and its size in bytes, both hex."""
     return f"{state.st_mtime_ns:x}-{state.st_size:x}"
 
 
 def file_names(uri: str, storage: StorageConfig) -> set[str]:
-    """Return the names of the files below a folder or prefix, none where there is none."""
+    """Return the names (without folders) of all files below a folder or prefix; empty if it does not exist."""
     if not is_folder(uri, storage):
         return set()
     return {info.path.rsplit("/", 1)[-1] for info in list_files(uri, storage)}
 
 
 def dataset(uri: str, storage: StorageConfig, **options: Any) -> ds.Dataset:
-    """Return a folder of Parquet files as an Arrow dataset, read lazily."""
+    """Open a folder of Parquet files as an Arrow dataset, which reads lazily.
+
+    Args:
+        uri: the folder or prefix.
+        storage: S3 settings.
+        **options: further arguments of ``pyarrow.dataset.dataset``.
+    """
     with storage_errors(uri, "read"):
         if is_s3(uri):
             options["filesystem"] = PyFileSystem(FSSpecHandler(filesystem(uri, storage)))
@@ -200,16 +222,17 @@ def dataset(uri: str, storage: StorageConfig, **options: Any) -> ds.Dataset:
 
 
 def write_table(uri: str, table: pa.Table, storage: StorageConfig) -> None:
-    """Write one Parquet file, whole or not at all."""
+    """Write a table as one Parquet file, atomically."""
     sink = pa.BufferOutputStream()
-    # Vectors have no repeated values for a dictionary; by byte planes they are smaller and decode twice as fast.
-    plain = [field.name for field in table.schema if _is_vector(field.type)]
+    # Vectors have no repeated values for a dictionary. With BYTE_STREAM_SPLIT they are smaller and decode twice as
+    # fast.
+    vectors = [field.name for field in table.schema if _is_vector(field.type)]
     pq.write_table(
         table,
         sink,
         compression="zstd",
-        use_dictionary=[name for name in table.column_names if name not in plain],
-        column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in plain} or None,
+        use_dictionary=[name for name in table.column_names if name not in vectors],
+        column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in vectors} or None,
     )
     write_bytes(uri, sink.getvalue().to_pybytes(), storage)
 
@@ -219,7 +242,11 @@ def _is_vector(kind: pa.DataType) -> bool:
 
 
 def read_table(uri: str, storage: StorageConfig, columns: list[str] | None = None) -> pa.Table:
-    """Read one Parquet file; raise StorageError when it is missing or no Parquet."""
+    """Read one Parquet file, or some of its columns.
+
+    Raises:
+        StorageError: the file is missing, damaged or not Parquet.
+    """
     with storage_errors(uri, "read"):
         try:
             if not is_s3(uri):

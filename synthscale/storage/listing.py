@@ -85,22 +85,22 @@ def _objects(uri: str, storage: StorageConfig) -> Iterator[list[FileInfo]]:
 def _sub_prefixes(store: S3Store, prefix: str) -> list[str] | None:
     """Split a prefix into sub-prefixes that can be listed in parallel, sorted; None if it cannot be split."""
     prefixes = [prefix]
-    for _ in range(_DEPTH):
+    for _ in range(_MAX_DEPTH):
         deeper = []
-        for each in found:
-            if _is_flat(store, each):
-                deeper.append(each)
+        for parent in prefixes:
+            if _is_flat(store, parent):
+                deeper.append(parent)
                 continue
-            listed = store.list_with_delimiter(each)
-            below = [f"{folder}/" for folder in sorted(listed["common_prefixes"])]
-            # Objects beside folders have to be put in order with them: such a prefix is not divided.
-            deeper += below if below and not listed["objects"] else [each]
-        if deeper == found or len(deeper) > _MOST_BRANCHES:
+            listed = store.list_with_delimiter(parent)
+            folders = [f"{folder}/" for folder in sorted(listed["common_prefixes"])]
+            # Objects and folders side by side would have to be merged by path: such a prefix is not split.
+            deeper += folders if folders and not listed["objects"] else [parent]
+        if deeper == prefixes or len(deeper) > _MAX_PREFIXES:
             break
-        found = deeper
-        if len(found) >= _LIST_THREADS:
+        prefixes = deeper
+        if len(prefixes) >= _LIST_THREADS:
             break
-    return sorted(found) if len(found) > 1 else None
+    return sorted(prefixes) if len(prefixes) > 1 else None
 
 
 def _is_flat(store: S3Store, prefix: str) -> bool:

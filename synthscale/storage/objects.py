@@ -2,9 +2,9 @@
 
 obstore's synchronous calls are made from many threads. They cost a tenth of the CPU time of s3fs per object
 (benchmarks/stream.py), so images are fetched and prefixes listed (listing.py) with obstore; everything else on S3
-goes through s3fs (filesystems.py). Endpoint, region, profile and credentials come from botocore, as they do for s3fs. obstore retries
-throttling (429), server errors (5xx), connection resets and time-outs with jittered back-off. Truncated bodies are
-retried here, because only the manifest knows the expected length.
+goes through s3fs (filesystems.py). Endpoint, region, profile and credentials come from botocore, as they do for
+s3fs. obstore retries throttling (429), server errors (5xx), resets and time-outs with jittered back-off. Truncated
+bodies are retried here, because only the manifest knows the expected length.
 """
 
 import os

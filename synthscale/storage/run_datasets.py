@@ -1,4 +1,4 @@
-"""A run's ``scores/`` and ``groups/`` as Arrow datasets, read lazily, for the report and for users."""
+"""Open a run's ``scores/`` and ``groups/`` as lazy Arrow datasets, for the report and for users."""
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -9,14 +9,17 @@ from synthscale.storage.run_directory import RunDirectory
 
 
 def scores_dataset(run: RunDirectory, generator: str | None = None) -> ds.Dataset:
-    """Return ``scores/`` of one generator, or of all of them (real rows repeat)."""
+    """Open ``scores/`` of one generator, or of all generators if None; real rows then occur once per generator."""
     top = run.path("scores")
     path = top if generator is None else fsys.join(top, f"generator={generator}")
     return fsys.dataset(path, run.storage, partitioning="hive", partition_base_dir=top.removeprefix("s3://"))
 
 
 def group_rows(run: RunDirectory, generator: str) -> ds.Scanner:
-    """Return one line for each member of a generator's near-duplicate groups."""
+    """Return a scanner of a generator's near-duplicate groups, with one row per group member.
+
+    Columns: ``near_duplicate_id``, ``size``, ``has_real``, ``has_synthetic``, ``diameter``, ``is_chain``.
+    """
     return fsys.dataset(run.path("groups"), run.storage).scanner(
         columns=["near_duplicate_id", "size", "has_real", "has_synthetic", "diameter", "is_chain"],
         filter=pc.equal(ds.field("generator").cast(pa.string()), generator),

@@ -1,8 +1,9 @@
-"""The run directory: where each table lies, whole-or-nothing writes, fingerprints and completion markers.
+"""The run directory: locations of tables, atomic writes, and the marker and fingerprint of each stage.
 
-A stage's marker, ``_stages/STAGE.json``, is written when the stage begins (``complete: false``) and again, last,
-when its counts are verified. Its fingerprint holds the stage's settings, the versions that affect results and
-the digest of the stage before it, so a change anywhere upstream shows in everything downstream.
+A stage's marker, ``_stages/STAGE.json``, is written when the stage starts (``complete: false``), and again as the
+last step, after its counts are verified. Its fingerprint contains the stage's settings, the versions that affect
+results, and the digest of the previous stage's marker, so a change in one stage changes the fingerprints of all
+later stages.
 """
 
 import hashlib
@@ -29,18 +30,27 @@ TABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "reduce": ("scores", "metrics.json", "metrics.parquet"),
     "report": ("report.html",),
 }
-"""What each stage writes into the run directory."""
+"""Tables (folders) and files that each stage writes; names with ``_`` are temporary."""
 
 
 def digest(value: Any) -> str:
-    """Return a short stable hash of anything that JSON can hold."""
+    """Return a 96-bit hash (24 hex digits) of a JSON value; the order of keys does not matter."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
 @dataclass(frozen=True)
 class Marker:
-    """What a stage left behind: whether it is complete, from what it was made, and what it counted."""
+    """Record of a stage, stored as ``_stages/STAGE.json``.
+
+    Attributes:
+        stage: one of `STAGES`.
+        complete: True once the stage has finished and its counts are verified.
+        fingerprint: settings, versions and inputs that the results depend on.
+        counts: verified numbers of rows, failures and the like.
+        info: facts that later stages or people need.
+        seconds: run time of the stage.
+    """
 
     stage: str
     complete: bool
@@ -51,25 +61,35 @@ class Marker:
 
     @property
     def digest(self) -> str:
-        """The fingerprint in short, as the next stage records it."""
+        """Hash of the fingerprint, which the next stage includes in its own fingerprint."""
         return digest(self.fingerprint)
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """A run's folder, local or on S3. Small and picklable: workers get it as it is."""
+    """A run's folder, local or on S3; small and picklable, so that tasks receive it as an argument.
+
+    Attributes:
+        uri: absolute path or ``s3://`` URI of the folder.
+        storage: S3 settings.
+    """
 
     uri: str
     storage: StorageConfig
 
     @classmethod
     def open(cls, uri: str, storage: StorageConfig) -> "RunDirectory":
-        """Return the run at ``uri``, which may not exist yet; refuse a folder that holds something else."""
+        """Return the run directory at ``uri``, which need not exist yet; nothing is written.
+
+        Raises:
+            ResumeConflict: the folder contains files, but no run.
+            ConfigError: ``uri`` is a file.
+        """
         run = cls(fsys.absolute(uri), storage)
         if fsys.is_folder(run.uri, storage):
             if not run.begun() and not _is_empty(run.uri, storage):
                 raise ResumeConflict(
-                    f"{run.uri}: holds files but no synthscale run; give --output an empty or a new folder"
+                    f"{run.uri}: contains files but no synthscale run; set --output to an empty or new folder"
                 )
         elif not fsys.is_s3(run.uri) and fsys.exists(run.uri, storage):
             raise ConfigError(f"{run.uri}: is a file; --output must be a folder")
@@ -77,52 +97,52 @@ class RunDirectory:
 
     @classmethod
     def existing(cls, uri: str, storage: StorageConfig) -> "RunDirectory":
-        """Return the run at ``uri``; raise StorageError when there is none."""
+        """Return the run directory at ``uri``; raise StorageError if there is no run."""
         run = cls(fsys.absolute(uri), storage)
         if not run.begun():
             raise StorageError(f"{run.uri}: no synthscale run here (run.json is missing)")
         return run
 
     def path(self, *parts: str) -> str:
-        """Return the location of something in the run directory."""
+        """Return the location of a file or folder in the run directory."""
         return fsys.join(self.uri, *parts)
 
     def shards(self) -> list[Shard]:
-        """Return the row ranges that every table is cut into, as ingest decided."""
+        """Return the shards of every table, as ingest recorded them."""
         return shards_of(self.completed("ingest").info["shard_stops"])
 
     def layout(self) -> VectorLayout:
-        """Return what the dimensions of the vectors are for, as embed recorded it."""
+        """Return which dimensions the search and the classifier use, as embed recorded it."""
         info = self.completed("embed").info
         return VectorLayout(info["dimensions"], tuple(info["search"]), tuple(info["classify"]))
 
     def begun(self) -> bool:
-        """Tell whether a run was started here."""
+        """Return True if a run was started here, that is if ``run.json`` exists."""
         return fsys.exists(self.path("run.json"), self.storage)
 
     # Tables, one file per shard.
 
     def write_shard(self, table: str, shard: Shard, rows: pa.Table, schema: pa.Schema) -> None:
-        """Write one shard of a table, cast to its contract."""
+        """Write one shard of a table, cast to ``schema``; raise SchemaError if it does not conform."""
         fsys.write_table(self.path(table, shard.name), conform(rows, schema, table), self.storage)
 
     def read_shard(self, table: str, shard: Shard, columns: list[str] | None = None) -> pa.Table:
-        """Read one shard of a table."""
+        """Read one shard of a table, or some of its columns."""
         return fsys.read_table(self.path(table, shard.name), self.storage, columns)
 
     def written_shards(self, table: str) -> set[str]:
-        """Return the file names of a table's shards that are there."""
+        """Return the file names in a table's folder, whose shards are `Shard.name`; empty before the first one."""
         return fsys.file_names(self.path(table), self.storage)
 
-    # Documents.
+    # JSON documents.
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON document; NaN and infinity are refused."""
+        """Write a JSON document; raise ValueError for NaN and infinity, which JSON does not have."""
         text = json.dumps(value, indent=1, sort_keys=False, allow_nan=False)
         fsys.write_bytes(self.path(name), text.encode(), self.storage)
 
     def read_json(self, name: str) -> Any:
-        """Read a JSON document; raise StorageError when it is missing or damaged."""
+        """Read a JSON document; raise StorageError if it is missing or damaged."""
         try:
             return json.loads(fsys.read_bytes(self.path(name), self.storage))
         except ValueError as error:
@@ -131,42 +151,52 @@ class RunDirectory:
     # Markers.
 
     def marker(self, stage: str) -> Marker | None:
-        """Return a stage's marker, or None when the stage never began."""
+        """Return a stage's marker; None if the stage was never started."""
         name = f"_stages/{stage}.json"
         if not fsys.exists(self.path(name), self.storage):
             return None
         try:
             return Marker(**self.read_json(name))
         except TypeError as error:
-            raise StorageError(f"{self.path(name)}: damaged, or of another version of synthscale") from error
+            raise StorageError(
+                f"{self.path(name)}: damaged, or written by another version of synthscale"
+            ) from error
 
     def completed(self, stage: str) -> Marker:
-        """Return the marker of a stage that must be complete."""
+        """Return the marker of a completed stage; raise StorageError if the stage is not complete."""
         marker = self.marker(stage)
         if marker is None or not marker.complete:
             raise StorageError(f"{self.uri}: stage {stage} is not complete; run score again to finish it")
         return marker
 
     def resume(self, stage: str, fingerprint: dict[str, Any]) -> Marker | None:
-        """Return the marker of a stage begun with this fingerprint, or None; raise ResumeConflict on another."""
+        """Return the marker of a stage that was started with this fingerprint; None if it was never started.
+
+        Raises:
+            ResumeConflict: the stage was started with another fingerprint; the message names the differences.
+        """
         marker = self.marker(stage)
         if marker is None:
             return None
-        # Through JSON, so that tuples and lists compare as they were stored.
+        # The JSON round trip turns tuples into lists, as in the stored fingerprint.
         differing = _differences(marker.fingerprint, json.loads(json.dumps(fingerprint)))
         if differing:
             raise ResumeConflict(
-                f"{self.uri}: stage {stage} was begun with other {', '.join(differing)}; "
-                f"give another --output, or repeat from here with --redo-from {stage}"
+                f"{self.uri}: stage {stage} was started with different {', '.join(differing)}; "
+                f"choose another --output, or recompute from this stage with --redo-from {stage}"
             )
         return marker
 
     def write_marker(self, marker: Marker) -> None:
-        """Record a stage's beginning or end."""
+        """Write a stage's marker, when the stage starts and when it is complete."""
         self.write_json(f"_stages/{marker.stage}.json", asdict(marker))
 
     def forget_from(self, stage: str) -> None:
-        """Remove what ``stage`` and all stages after it wrote, markers first."""
+        """Delete the output of ``stage`` and all later stages.
+
+        Markers are deleted first: if the process is killed in between, no marker says that deleted tables are
+        complete.
+        """
         later = STAGES[STAGES.index(stage) :]
         for name in later:
             fsys.remove(self.path("_stages", f"{name}.json"), self.storage)
@@ -181,7 +211,7 @@ def _is_empty(uri: str, storage: StorageConfig) -> bool:
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Name the places where two nested mappings differ, for instance ``settings.encoder.name``."""
+    """Return the paths at which two nested mappings differ, for instance ``settings.encoder.name``."""
     if isinstance(old, dict) and isinstance(new, dict):
         names = []
         for key in sorted(set(old) | set(new)):
@@ -189,5 +219,5 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
         return names
     if old == new:
         return []
-    short = len(str(old)) + len(str(new)) < 120
-    return [f"{path} ({old} there, {new} now)" if short else path]
+    is_short = len(str(old)) + len(str(new)) < 120
+    return [f"{path} (was {old}, now {new})" if is_short else path]

@@ -127,6 +127,7 @@ def test_images_that_a_table_names_are_kept_and_found_too(on_s3, server, tmp_pat
     assert embed(folders)[1] == ["embed: 50 of 50 embeddings are those of earlier runs"]
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_share_a_cache(on_s3, server):
     config, _ = on_s3
     configs = {name: config(name, f"run-{name}") for name in ("one", "two")}
@@ -152,7 +153,9 @@ def test_another_way_of_embedding_shares_nothing(on_s3):
     assert embed(config("one", "second", encoder={"image_size": 48}))[1] == []
 
 
-@pytest.mark.parametrize("loss", ["all", "some", "damaged"])
+@pytest.mark.parametrize(
+    "loss", [*(pytest.param(loss, marks=pytest.mark.slow) for loss in ("all", "damaged")), "some"]
+)
 def test_what_is_gone_from_the_cache_when_it_is_wanted_is_embedded(on_s3, tmp_path, monkeypatch, loss):
     config, _ = on_s3
     embed(config("one", "first"))
@@ -173,6 +176,7 @@ def test_what_is_gone_from_the_cache_when_it_is_wanted_is_embedded(on_s3, tmp_pa
     assert_same(found, embed(config("two", "plain", cache=None))[0])
 
 
+@pytest.mark.slow
 def test_a_damaged_part_is_passed_over(on_s3, tmp_path):
     config, _ = on_s3
     embed(config("one", "first"))
@@ -187,6 +191,7 @@ def test_a_damaged_part_is_passed_over(on_s3, tmp_path):
     assert embed(config("one", "third"))[1] == ["embed: 50 of 50 embeddings are those of earlier runs"]
 
 
+@pytest.mark.slow
 def test_local_files_are_known_by_their_state_and_failures_are_tried_again(tmp_path, make_images):
     make_images(tmp_path / "real", 20)
     paths = make_images(tmp_path / "fake", 12, seed=1)

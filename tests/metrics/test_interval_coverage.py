@@ -11,6 +11,7 @@ coverage): the first design below 93 91 98 97 96 97; the second 97 95 95 95 100 
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
@@ -74,6 +75,7 @@ def is_within(hits: int, data_sets: int, low: float, high: float) -> bool:
     return bool(ends.high >= low and ends.low <= high)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_expectation_in_92_to_98_of_100_data_sets() -> None:
     data_sets = 100
     expected, hits = Design(200, 200, 8, 0.8, 1.0).held(data_sets)
@@ -88,6 +90,7 @@ def test_intervals_hold_the_expectation_in_92_to_98_of_100_data_sets() -> None:
         assert is_within(hits[name], data_sets, 0.92, 0.98), hits
 
 
+@pytest.mark.slow
 def test_intervals_hold_it_as_often_with_fewer_synthetic_rows_that_spread_less() -> None:
     data_sets = 70
     expected, hits = Design(300, 150, 16, 0.5, 0.85).held(data_sets)

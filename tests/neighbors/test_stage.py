@@ -23,7 +23,7 @@ from scipy.spatial import cKDTree
 from synthscale import Config
 from synthscale.errors import SchemaError, StorageError
 from synthscale.neighbors import analysis
-from synthscale.neighbors import embedding_reader as row_blocks
+from synthscale.runtime import task_pool
 from synthscale.neighbors import stage as neighbors
 from synthscale.neighbors.ray_index_cluster import IndexCluster
 from synthscale.pipeline import Options, score
@@ -101,7 +101,7 @@ TOLD = []
 def found(embedded, tmp_path_factory):
     """The stage's tables with little memory: parts, pieces and buckets; what it told goes into TOLD."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(row_blocks, "_REPORT_EVERY_S", 0.0)
+        patch.setattr(task_pool, "_REPORT_EVERY_S", 0.0)
         config = embedded.config(tmp_path_factory.mktemp("found") / "run", **SMALL)
         return run_until(config, on_progress=TOLD.append)
 
@@ -300,6 +300,7 @@ def actors_of_this_ray():
     return found
 
 
+@pytest.mark.slow
 def test_a_killed_actor_is_replaced_and_changes_nothing(found, embedded, tmp_path, monkeypatch):
     killed, ask = [], IndexCluster._for_all
 
@@ -318,6 +319,7 @@ def test_a_killed_actor_is_replaced_and_changes_nothing(found, embedded, tmp_pat
     assert ours.equals(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_killed_driver_goes_on_where_it_was(found, embedded, tmp_path):
     config = embedded.config(tmp_path / "run", **SMALL)
     code = "import sys; from synthscale import Config, score; score(Config.model_validate_json(sys.argv[1]))"
@@ -431,6 +433,7 @@ print(json.dumps(sorted(nodes)))
 """
 
 
+@pytest.mark.slow
 def test_the_index_is_spread_over_the_nodes_of_a_cluster(found, embedded, tmp_path):
     config = embedded.config(tmp_path / "run", actor_memory_gib=2e-3)
     assert len(json.loads(last_line(_TWO_NODES, config))) == 2

@@ -1,4 +1,4 @@
-"""The door to disks and S3: whole-or-nothing writes, listings, and foreign errors as StorageError."""
+"""File access on local disks and S3: atomic writes, listings, and file system errors as StorageError."""
 
 import os
 import tempfile
@@ -37,12 +37,12 @@ def test_local_paths_become_absolute(monkeypatch, tmp_path):
     assert fsys.absolute("file:///a/b/") == "/a/b"
 
 
-def test_s3_uris_stay_but_for_trailing_slashes():
+def test_only_trailing_slashes_are_removed_from_s3_uris():
     assert fsys.absolute("s3://bucket/a/b//") == "s3://bucket/a/b"
 
 
 @pytest.mark.parametrize("uri", ["gs://bucket/x", "https://host/x", "hdfs://x"])
-def test_unknown_schemes_are_refused_by_name(uri):
+def test_unsupported_schemes_are_refused(uri):
     with pytest.raises(StorageError, match=uri):
         fsys.absolute(uri)
 
@@ -50,7 +50,7 @@ def test_unknown_schemes_are_refused_by_name(uri):
 # --- reading and writing ---
 
 
-def test_what_is_written_is_read_back(place):
+def test_written_bytes_are_read_back(place):
     top, storage = place
     fsys.write_bytes(f"{top}/deep/er/x.bin", b"first", storage)
     fsys.write_bytes(f"{top}/deep/er/x.bin", b"second", storage)
@@ -61,7 +61,7 @@ def test_what_is_written_is_read_back(place):
     assert not fsys.exists(f"{top}/none", storage)
 
 
-def test_tables_are_read_back_with_the_columns_asked_for(place):
+def test_tables_are_read_back_whole_or_by_column(place):
     top, storage = place
     fsys.write_table(f"{top}/t.parquet", TABLE, storage)
     assert fsys.read_table(f"{top}/t.parquet", storage).equals(TABLE)
@@ -70,10 +70,10 @@ def test_tables_are_read_back_with_the_columns_asked_for(place):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("name", ["vector", "a.b", "list", "mean color"])
-def test_columns_of_vectors_come_back_to_the_last_bit(place, dtype, name):
+def test_vector_columns_are_read_back_bit_for_bit(place, dtype, name):
     top, storage = place
     width = np.dtype(dtype).itemsize
-    # Any bits, so NaNs with their payloads, both zeros, denormals and infinities too.
+    # Random bits include NaNs with payloads and denormals; both zeros and infinities are added below.
     bits = np.random.default_rng(0).integers(0, 256, 300 * 7 * width, np.uint8)
     values = bits.view(dtype)
     special = np.array([np.nan, np.inf, -np.inf, -0.0, 0.0, np.finfo(dtype).smallest_subnormal], dtype)
@@ -87,14 +87,14 @@ def test_columns_of_vectors_come_back_to_the_last_bit(place, dtype, name):
         }
     )
     fsys.write_table(f"{top}/v.parquet", table, storage)
-    for found in (fsys.read_table(f"{top}/v.parquet", storage), table):
-        assert found.schema == table.schema
-        column = found.column(name).combine_chunks()
+    for result in (fsys.read_table(f"{top}/v.parquet", storage), table):
+        assert result.schema == table.schema
+        column = result.column(name).combine_chunks()
         assert column.flatten().to_numpy(zero_copy_only=False).tobytes() == values.tobytes()
-        assert found.drop_columns([name]).equals(table.drop_columns([name]))
+        assert result.drop_columns([name]).equals(table.drop_columns([name]))
 
 
-def test_missing_vectors_and_no_vectors_are_written_too(place):
+def test_null_vectors_and_empty_tables_are_written(place):
     top, storage = place
     kind = pa.list_(pa.float16(), 2)
     for values in ([[1.0, 2.0], None, [3.0, None]], []):
@@ -116,14 +116,14 @@ def test_missing_vectors_and_no_vectors_are_written_too(place):
         (pa.struct([("x", pa.string())]), [{"x": "a"}, {"x": "b"}, None, {"x": "c"}]),
     ],
 )
-def test_a_users_column_of_lists_of_one_length_is_written_whatever_it_holds(tmp_path, kind, values):
+def test_fixed_size_list_columns_of_any_element_type_are_written(tmp_path, kind, values):
     column = pa.FixedSizeListArray.from_arrays(pa.array(values, kind), 2)
     table = pa.table({"row": [0, 1], "box": column})
     fsys.write_table(f"{tmp_path}/t.parquet", table, LOCAL)
     assert fsys.read_table(f"{tmp_path}/t.parquet", LOCAL).equals(table)
 
 
-def test_vectors_are_stored_by_byte_planes_without_a_dictionary_and_texts_with_one(tmp_path):
+def test_vectors_use_byte_stream_split_and_texts_a_dictionary(tmp_path):
     values = np.random.default_rng(1).normal(size=3000).astype(np.float16)
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(values), 3)
     fsys.write_table(f"{tmp_path}/t.parquet", pa.table({"text": ["a"] * 1000, "vector": vectors}), LOCAL)
@@ -133,21 +133,21 @@ def test_vectors_are_stored_by_byte_planes_without_a_dictionary_and_texts_with_o
     assert not any("DICTIONARY" in encoding for encoding in group.column(1).encodings)
 
 
-def test_listings_are_deep_sorted_and_give_sizes(place):
+def test_listings_are_recursive_sorted_and_give_sizes(place):
     top, storage = place
     for name, data in (("b/2.bin", b"12"), ("a.bin", b"1"), ("b/1.bin", b"123")):
         fsys.write_bytes(f"{top}/{name}", data, storage)
-    found = fsys.list_files(top, storage)
+    files = fsys.list_files(top, storage)
     bare = top.removeprefix("s3://")
-    assert [(info.path.removeprefix(bare), info.size_bytes) for info in found] == [
+    assert [(info.path.removeprefix(bare), info.size_bytes) for info in files] == [
         ("/a.bin", 1),
         ("/b/1.bin", 3),
         ("/b/2.bin", 2),
     ]
-    assert all((info.etag is not None) == fsys.is_s3(top) for info in found)
+    assert all((info.etag is not None) == fsys.is_s3(top) for info in files)
 
 
-def test_listings_see_what_another_writer_added(s3):
+def test_listings_are_not_cached(s3):
     bucket, storage = s3.bucket(), StorageConfig(endpoint_url=s3.endpoint_url)
     fsys.write_bytes(f"s3://{bucket}/top/a.bin", b"1", storage)
     assert len(fsys.list_files(f"s3://{bucket}/top", storage)) == 1
@@ -157,7 +157,7 @@ def test_listings_see_what_another_writer_added(s3):
     assert fsys.exists(f"s3://{bucket}/top/b.bin", storage)
 
 
-def test_remove_takes_files_and_folders_and_does_not_mind_nothing(place):
+def test_remove_deletes_files_and_folders_and_ignores_missing_ones(place):
     top, storage = place
     for name in ("a.bin", "b/1.bin", "b/c/2.bin"):
         fsys.write_bytes(f"{top}/{name}", b"1", storage)
@@ -168,7 +168,7 @@ def test_remove_takes_files_and_folders_and_does_not_mind_nothing(place):
     assert not fsys.exists(f"{top}/a.bin", storage)
 
 
-# --- whole or nothing ---
+# --- atomic writes ---
 
 
 def test_a_failing_rename_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatch):
@@ -194,14 +194,14 @@ def test_an_interrupted_write_leaves_no_file_and_no_temporary(tmp_path, monkeypa
     assert os.listdir(tmp_path) == []
 
 
-def test_a_write_that_fails_half_way_leaves_nothing(tmp_path):
+def test_a_failing_write_leaves_no_file(tmp_path):
     with pytest.raises(TypeError):
         fsys.write_bytes(f"{tmp_path}/x.bin", "text is no bytes", LOCAL)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_reader_never_sees_half_a_file(tmp_path, monkeypatch):
-    """At the moment of the rename the target is still the old one, and the new one is whole."""
+def test_a_file_is_complete_before_it_is_renamed_to_its_target(tmp_path, monkeypatch):
+    """Until the rename the target does not exist; at the rename the temporary file is complete."""
     seen = {}
     replace = os.replace
 
@@ -215,7 +215,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path, monkeypatch):
 
 
 def filled(data):
-    """A writer as a library's: it takes a path and fills it in two goes."""
+    """Return a function that writes ``data`` to a path in two steps, like a library's writer."""
 
     def write(path):
         with open(path, "wb") as file:
@@ -226,7 +226,7 @@ def filled(data):
     return write
 
 
-def test_what_a_writer_fills_is_put_in_its_place(place):
+def test_write_with_puts_the_written_file_at_its_location(place):
     top, storage = place
     for data in (b"first of them", b"second"):
         fsys.write_with(f"{top}/deep/er/x.index", filled(data), storage)
@@ -234,7 +234,7 @@ def test_what_a_writer_fills_is_put_in_its_place(place):
     assert len(fsys.list_files(top, storage)) == 1
 
 
-def test_the_target_is_the_old_file_until_the_writer_is_done(place):
+def test_write_with_keeps_the_old_file_until_the_new_one_is_complete(place):
     top, storage = place
     fsys.write_bytes(f"{top}/x.index", b"old", storage)
     seen = []
@@ -254,9 +254,7 @@ def test_the_target_is_the_old_file_until_the_writer_is_done(place):
     "error", [OSError(28, "No space left on device"), RuntimeError("odd"), KeyboardInterrupt()]
 )
 @pytest.mark.parametrize("started", [True, False])
-def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(
-    place, tmp_path, monkeypatch, old, error, started
-):
+def test_a_failing_writer_leaves_only_the_old_file(place, tmp_path, monkeypatch, old, error, started):
     top, storage = place
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
@@ -283,7 +281,7 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(
         assert len(fsys.list_files(top, storage)) == 1
 
 
-def test_a_writers_file_that_cannot_be_put_in_its_place_leaves_nothing(tmp_path, monkeypatch):
+def test_write_with_leaves_no_file_if_the_rename_fails(tmp_path, monkeypatch):
     def fail(source, target):
         raise OSError(28, "No space left on device")
 
@@ -293,7 +291,7 @@ def test_a_writers_file_that_cannot_be_put_in_its_place_leaves_nothing(tmp_path,
     assert os.listdir(tmp_path) == []
 
 
-def test_a_writers_file_that_s3_refuses_is_named_and_leaves_nothing(s3, tmp_path, monkeypatch):
+def test_write_with_leaves_no_file_if_s3_refuses_it(s3, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     storage = StorageConfig(endpoint_url=s3.endpoint_url)
     with pytest.raises(StorageError, match="no-such-bucket-anywhere"):
@@ -304,7 +302,7 @@ def test_a_writers_file_that_s3_refuses_is_named_and_leaves_nothing(s3, tmp_path
 # --- errors ---
 
 
-def test_a_missing_file_is_named(place):
+def test_the_error_names_a_missing_file(place):
     top, storage = place
     with pytest.raises(StorageError, match=r"none\.bin: cannot read: not found"):
         fsys.read_bytes(f"{top}/none.bin", storage)
@@ -312,13 +310,13 @@ def test_a_missing_file_is_named(place):
         fsys.read_table(f"{top}/none.parquet", storage)
 
 
-def test_a_missing_bucket_is_named(s3):
+def test_the_error_names_a_missing_bucket(s3):
     storage = StorageConfig(endpoint_url=s3.endpoint_url)
     with pytest.raises(StorageError, match="no-such-bucket-anywhere"):
         fsys.write_bytes("s3://no-such-bucket-anywhere/x", b"1", storage)
 
 
-def test_a_server_that_does_not_answer_is_a_storage_error():
+def test_an_unreachable_server_is_a_storage_error():
     storage = StorageConfig(endpoint_url="http://127.0.0.1:9", region="us-east-1", anon=True)
     fs = fsys.filesystem("s3://bucket/x", storage)
     fs.config_kwargs = {**getattr(fs, "config_kwargs", {}), "retries": {"max_attempts": 0}}
@@ -333,14 +331,14 @@ def test_a_profile_that_does_not_exist_is_a_storage_error():
         fsys.exists("s3://bucket/x", storage)
 
 
-def test_a_file_in_the_way_of_a_folder_is_a_storage_error(tmp_path):
+def test_a_file_in_place_of_a_folder_is_a_storage_error(tmp_path):
     (tmp_path / "f").write_bytes(b"x")
     with pytest.raises(StorageError, match="f/x"):
         fsys.write_bytes(f"{tmp_path}/f/x", b"1", LOCAL)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
-def test_a_damaged_parquet_file_is_named(place, damage):
+def test_the_error_names_a_damaged_parquet_file(place, damage):
     top, storage = place
     sink = pa.BufferOutputStream()
     pq.write_table(TABLE, sink)
@@ -351,7 +349,7 @@ def test_a_damaged_parquet_file_is_named(place, damage):
         fsys.read_table(f"{top}/bad.parquet", storage)
 
 
-def test_parquet_with_damaged_pages_is_named(place):
+def test_the_error_names_a_parquet_file_with_damaged_pages(place):
     top, storage = place
     sink = pa.BufferOutputStream()
     values = pa.table({"x": list(range(5000))})

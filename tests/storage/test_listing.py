@@ -1,4 +1,4 @@
-"""Listings of folders and prefixes: everything, once, in the order of paths; what is wrong is said in seconds."""
+"""Listings of folders and prefixes: every file once, sorted by path; errors are reported within seconds."""
 
 import socket
 import time
@@ -39,9 +39,9 @@ TREES = {
 
 
 @pytest.mark.parametrize("tree", TREES)
-def test_a_folder_and_a_prefix_list_the_same_in_the_order_of_paths(server, storage, tmp_path, monkeypatch, tree):
+def test_a_folder_and_a_prefix_give_the_same_listing_sorted_by_path(server, storage, tmp_path, monkeypatch, tree):
     monkeypatch.setattr(listing, "_PAGE", 7)
-    monkeypatch.setattr(listing, "_LISTERS", 3)
+    monkeypatch.setattr(listing, "_LIST_THREADS", 3)
     for name in TREES[tree]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
@@ -62,18 +62,18 @@ def test_a_whole_bucket_can_be_listed(server, storage):
     assert names("s3://whole", storage) == ["whole/a/b.png", "whole/c.png"]
 
 
-def test_prefixes_are_listed_beside_one_another(server, storage, monkeypatch):
-    monkeypatch.setattr(listing, "_DEPTH", 1)
+def test_sub_prefixes_are_listed_in_parallel(server, storage, monkeypatch):
+    monkeypatch.setattr(listing, "_MAX_DEPTH", 1)
     for i in range(12):
         server.put("wide", f"p{i:02d}/a.png", b"x")
     server.fault(Fault(r"wide\?", latency_s=0.5))
     start = time.monotonic()
     assert len(names("s3://wide", storage)) == 12
-    # One for what is there, one for the folders, and all twelve at once.
+    # Three rounds of 0.5 s: the first page, the folders, and the twelve folders in parallel.
     assert time.monotonic() - start < 6
 
 
-def test_what_is_listed_ahead_is_bounded(server, storage, monkeypatch):
+def test_a_listing_can_be_closed_while_the_prefetch_queue_is_full(server, storage, monkeypatch):
     monkeypatch.setattr(listing, "_PAGE", 5)
     monkeypatch.setattr(listing, "_PAGES_AHEAD", 2)
     for branch in "ab":
@@ -85,7 +85,7 @@ def test_what_is_listed_ahead_is_bounded(server, storage, monkeypatch):
     assert len(names("s3://long", storage)) == 200
 
 
-def test_links_to_files_are_followed_and_those_to_folders_are_not(tmp_path):
+def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path):
     (tmp_path / "top").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.png").write_bytes(b"abc")
@@ -108,7 +108,7 @@ def test_links_to_files_are_followed_and_those_to_folders_are_not(tmp_path):
         ("s3://known/real", "moved", "another region; set storage.region"),
     ],
 )
-def test_a_set_that_cannot_be_listed_is_one_clear_line_within_seconds(server, storage, uri, fault, words):
+def test_a_set_that_cannot_be_listed_gives_a_one_line_error_within_seconds(server, storage, uri, fault, words):
     server.put("known", "fake/a.png", b"x")
     server.fault(*([] if fault is None else [Fault(r"known\?", fault)]))
     start = time.monotonic()
@@ -122,18 +122,18 @@ def test_a_set_that_cannot_be_listed_is_one_clear_line_within_seconds(server, st
     assert "of-the-test" not in str(error.value)
 
 
-def test_a_server_that_is_not_there_is_said_within_seconds(storage):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    nobody = StorageConfig(endpoint_url=f"http://127.0.0.1:{port}")
+def test_an_unreachable_server_is_reported_within_seconds(storage):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    unreachable = StorageConfig(endpoint_url=f"http://127.0.0.1:{port}")
     start = time.monotonic()
     with pytest.raises(StorageError, match=str(port)):
-        names("s3://known/real", nobody)
+        names("s3://known/real", unreachable)
     assert time.monotonic() - start < 15
 
 
-def test_a_listing_that_is_refused_at_times_is_whole(server, storage):
+def test_a_throttled_listing_is_retried_and_complete(server, storage):
     for i in range(20):
         server.put("busy", f"a/{i}.png", b"x")
     server.fault(Fault(r"busy\?", "slow_down", times=2))

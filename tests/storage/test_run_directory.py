@@ -1,4 +1,4 @@
-"""The run directory: shards, documents, markers, resume; local and on S3."""
+"""The run directory: shards, JSON documents, markers and resume, on a local disk and on S3."""
 
 import math
 import os
@@ -24,7 +24,7 @@ FINGERPRINT = {
 
 @pytest.fixture(params=["local", "s3"])
 def run(request, tmp_path):
-    """A begun run, on a disk and on S3."""
+    """A started run, on a local disk and on S3."""
     if request.param == "local":
         uri, storage = str(tmp_path / "run"), LOCAL
     else:
@@ -38,7 +38,7 @@ def run(request, tmp_path):
 # --- opening ---
 
 
-def test_a_new_an_empty_and_a_begun_folder_can_be_opened(tmp_path):
+def test_a_new_an_empty_and_a_started_run_folder_can_be_opened(tmp_path):
     assert not RunDirectory.open(f"{tmp_path}/new", LOCAL).begun()
     (tmp_path / "empty").mkdir()
     RunDirectory.open(f"{tmp_path}/empty", LOCAL).write_json("run.json", {})
@@ -50,13 +50,13 @@ def test_opening_writes_nothing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_that_holds_something_else_is_refused(tmp_path):
+def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("do not overwrite")
     with pytest.raises(ResumeConflict, match=str(tmp_path)):
         RunDirectory.open(str(tmp_path), LOCAL)
 
 
-def test_a_prefix_that_holds_something_else_is_refused(s3):
+def test_a_prefix_with_other_objects_is_refused(s3):
     bucket = s3.bucket()
     s3.client.put_object(Bucket=bucket, Key="runs/thesis.tex", Body=b"x")
     with pytest.raises(ResumeConflict, match=f"s3://{bucket}/runs"):
@@ -69,12 +69,12 @@ def test_a_file_as_output_is_refused(tmp_path):
         RunDirectory.open(f"{tmp_path}/file", LOCAL)
 
 
-def test_a_run_that_is_not_there_is_named(tmp_path):
+def test_the_error_names_a_missing_run(tmp_path):
     with pytest.raises(StorageError, match=f"{tmp_path}/none"):
         RunDirectory.existing(f"{tmp_path}/none", LOCAL)
 
 
-def test_an_existing_run_is_found_and_travels_to_workers(run):
+def test_an_existing_run_is_opened_and_can_be_pickled(run):
     again = pickle.loads(pickle.dumps(RunDirectory.existing(run.uri, run.storage)))
     assert again == run
     assert again.read_json("run.json") == {"run_id": "abc"}
@@ -83,7 +83,7 @@ def test_an_existing_run_is_found_and_travels_to_workers(run):
 # --- shards ---
 
 
-def test_shards_are_cast_to_their_contract_and_read_back(run):
+def test_shards_are_cast_to_their_schema_and_read_back(run):
     shard = Shard(3, 10, 12)
     run.write_shard("things", shard, pa.table({"x": [1, 2], "more": ["a", "b"], "row": [10, 11]}), SCHEMA)
     table = run.read_shard("things", shard)
@@ -93,7 +93,7 @@ def test_shards_are_cast_to_their_contract_and_read_back(run):
     assert run.written_shards("things") == {shard.name}
 
 
-def test_a_shard_that_breaks_its_contract_is_not_written(run):
+def test_a_shard_that_does_not_conform_to_its_schema_is_not_written(run):
     with pytest.raises(SchemaError, match="things"):
         run.write_shard("things", Shard(0, 0, 1), pa.table({"row": [0]}), SCHEMA)
     assert run.written_shards("things") == set()
@@ -103,14 +103,14 @@ def test_a_table_that_was_never_written_has_no_shards(run):
     assert run.written_shards("embeddings") == set()
 
 
-def test_a_damaged_shard_is_named(run):
+def test_the_error_names_a_damaged_shard(run):
     shard = Shard(0, 0, 1)
     fsys.write_bytes(run.path("things", shard.name), b"no parquet" * 20, run.storage)
     with pytest.raises(StorageError, match=r"things/part-000000\.parquet"):
         run.read_shard("things", shard)
 
 
-def test_a_temporary_of_a_killed_writer_is_no_shard(tmp_path):
+def test_the_temporary_file_of_a_killed_writer_does_not_count_as_a_shard(tmp_path):
     run = RunDirectory.open(f"{tmp_path}/run", LOCAL)
     run.write_shard("things", Shard(0, 0, 1), pa.table({"row": [0], "x": [0.0]}), SCHEMA)
     (tmp_path / "run" / "things" / "part-000001.parquet.0a1b2c3d.tmp").write_bytes(b"half")
@@ -121,24 +121,24 @@ def test_a_temporary_of_a_killed_writer_is_no_shard(tmp_path):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_documents_refuse_numbers_that_json_does_not_know(run, value):
+def test_documents_refuse_nan_and_infinity(run, value):
     with pytest.raises(ValueError):
         run.write_json("metrics.json", {"fidelity": [{"value": value}]})
     assert not fsys.exists(run.path("metrics.json"), run.storage)
 
 
-def test_documents_are_read_back_in_their_order(run):
+def test_documents_keep_the_order_of_their_keys(run):
     run.write_json("x.json", {"b": 1, "a": [1.5, None, "ü"]})
     assert list(run.read_json("x.json").items()) == [("b", 1), ("a", [1.5, None, "ü"])]
 
 
-def test_a_damaged_document_is_named(run):
+def test_the_error_names_a_damaged_document(run):
     fsys.write_bytes(run.path("run.json"), b'{"run_id": ', run.storage)
     with pytest.raises(StorageError, match=r"run\.json: damaged"):
         run.read_json("run.json")
 
 
-def test_a_document_of_binary_bytes_is_named(run):
+def test_the_error_names_a_document_that_is_not_text(run):
     fsys.write_bytes(run.path("run.json"), b"\xff\xfe\x00\x01", run.storage)
     with pytest.raises(StorageError, match=r"run\.json"):
         run.read_json("run.json")
@@ -154,12 +154,12 @@ def test_markers_are_read_back(run):
     assert run.completed("ingest") == marker
 
 
-def test_a_stage_that_never_began_has_no_marker(run):
+def test_a_stage_that_never_started_has_no_marker(run):
     assert run.marker("embed") is None
     assert run.resume("embed", FINGERPRINT) is None
 
 
-def test_a_begun_stage_is_not_complete(run):
+def test_a_started_stage_is_not_complete(run):
     run.write_marker(Marker("embed", False, FINGERPRINT))
     with pytest.raises(StorageError, match="embed is not complete"):
         run.completed("embed")
@@ -171,7 +171,7 @@ def test_the_same_fingerprint_resumes(run):
     assert run.resume("embed", dict(FINGERPRINT)) == marker
 
 
-def test_tuples_in_a_fingerprint_equal_the_lists_that_json_gives_back(run):
+def test_tuples_in_a_fingerprint_equal_stored_lists(run):
     run.write_marker(Marker("embed", True, {"search": (0, 4)}))
     assert run.resume("embed", {"search": (0, 4)}) is not None
 
@@ -186,7 +186,7 @@ def test_tuples_in_a_fingerprint_equal_the_lists_that_json_gives_back(run):
         ({"versions": {}}, "versions.ray"),
     ],
 )
-def test_another_fingerprint_conflicts_and_the_difference_is_named(run, change, named):
+def test_another_fingerprint_conflicts_and_the_error_names_the_difference(run, change, named):
     run.write_marker(Marker("embed", True, FINGERPRINT))
     with pytest.raises(ResumeConflict) as caught:
         run.resume("embed", FINGERPRINT | change)
@@ -203,19 +203,19 @@ def test_a_conflict_shows_both_values_when_they_are_short(run):
         run.resume("embed", {"settings": {"image_size": 128}})
 
 
-def test_a_partial_stage_conflicts_too(run):
+def test_an_incomplete_stage_conflicts_too(run):
     run.write_marker(Marker("embed", False, FINGERPRINT))
     with pytest.raises(ResumeConflict):
         run.resume("embed", FINGERPRINT | {"input": "xyz"})
 
 
-def test_a_marker_of_an_unknown_make_is_a_storage_error(run):
+def test_a_marker_with_unknown_fields_is_a_storage_error(run):
     run.write_json("_stages/embed.json", {"stage": "embed", "wrong": True})
     with pytest.raises(StorageError, match=r"embed\.json"):
         run.marker("embed")
 
 
-def test_a_change_upstream_shows_in_the_digest_of_a_marker():
+def test_the_digest_of_a_marker_depends_on_its_fingerprint_only():
     one, two = Marker("ingest", True, {"input": "a"}), Marker("ingest", True, {"input": "b"})
     assert one.digest != two.digest
     assert one.digest == Marker("ingest", True, {"input": "a"}, {"rows": 1}, {}, 9.0).digest
@@ -238,7 +238,7 @@ def fill(run):
 
 
 @pytest.mark.parametrize("stage", ["ingest", "neighbors", "report"])
-def test_forgetting_a_stage_removes_it_and_all_after_it(run, stage):
+def test_forgetting_a_stage_removes_it_and_all_later_stages(run, stage):
     fill(run)
     run.forget_from(stage)
     kept, gone = STAGES[: STAGES.index(stage)], STAGES[STAGES.index(stage) :]
@@ -249,7 +249,7 @@ def test_forgetting_a_stage_removes_it_and_all_after_it(run, stage):
     assert run.begun()
 
 
-def test_markers_go_before_tables_so_that_a_kill_leaves_no_false_completion(run, monkeypatch):
+def test_markers_are_removed_before_tables(run, monkeypatch):
     fill(run)
     removed = []
     monkeypatch.setattr(fsys, "remove", lambda uri, storage: removed.append(uri))
