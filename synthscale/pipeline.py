@@ -23,6 +23,7 @@ from synthscale.runtime.session import LOCAL, RaySession, ray_errors
 from synthscale.runtime.stage_context import StageContext, StageOutcome
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.run_directory import STAGES, Marker, RunDirectory
+from synthscale.tables.schemas import SCHEMA_VERSION
 
 _LATER_STAGES = tuple(f"synthscale.{room}.stage" for room in ("classify", "neighbors", "metrics"))
 _PACKAGES = ("numpy", "pandas", "pillow", "pyarrow", "ray", "scipy", "torch")
@@ -184,7 +185,9 @@ class _Run:
 
     def _begin(self) -> None:
         if not self.run.begun():
-            self.run.write_json("run.json", {"run_id": uuid.uuid4().hex[:12], **self._about()})
+            self.run.write_json(
+                "run.json", {"schema_version": SCHEMA_VERSION, "run_id": uuid.uuid4().hex[:12], **self._about()}
+            )
 
     def _record(self) -> None:
         stages = {}
@@ -196,6 +199,7 @@ class _Run:
         self.run.write_json(
             "run.json",
             {
+                "schema_version": SCHEMA_VERSION,
                 "run_id": self.run.read_json("run.json")["run_id"],
                 "finished": True,
                 **self._about(),

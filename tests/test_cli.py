@@ -12,6 +12,7 @@ from synthscale import cli
 from synthscale.cli import config_from, main, metrics_table, print_warnings, split_synthetic, stage_line
 from synthscale.errors import ConfigError
 from synthscale.metric_names import CORE_METRICS
+from synthscale.tables.schemas import SCHEMA_VERSION
 from synthscale.terminal import print_gates
 
 
@@ -269,7 +270,7 @@ def test_status_prints_a_line_a_stage(capsys, tmp_path):
     from synthscale.storage.run_directory import STAGES, Marker, RunDirectory
 
     run = RunDirectory.open(f"{tmp_path}/run", StorageConfig())
-    run.write_json("run.json", {"run_id": "abc"})
+    run.write_json("run.json", {"schema_version": SCHEMA_VERSION, "run_id": "abc"})
     run.write_marker(Marker("ingest", True, {}, {"rows": 1234}, {"shard_stops": [1234]}))
     assert main(["status", f"{tmp_path}/run"]) == 0
     lines = capsys.readouterr().out.splitlines()

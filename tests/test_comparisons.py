@@ -13,7 +13,7 @@ from synthscale.comparisons import compare_runs
 from synthscale.config import Config, StorageConfig, parse_config
 from synthscale.errors import InputError, StorageError, SynthscaleError
 from synthscale.storage.run_directory import Marker, RunDirectory
-from synthscale.tables.schemas import BLOCKS, METRICS
+from synthscale.tables.schemas import BLOCKS, METRICS, SCHEMA_VERSION
 
 STORAGE = StorageConfig()
 
@@ -40,7 +40,9 @@ def make_run(folder: Path, lines, *, config=None, real=100, complete=True) -> st
     """A folder with what a finished run has for ``compare``."""
     run = RunDirectory(str(folder), STORAGE)
     settings = (config or Config()).model_dump(mode="json", exclude_none=True)
-    run.write_json("run.json", {"run_id": folder.name, "finished": True, "config": settings})
+    run.write_json(
+        "run.json", {"schema_version": SCHEMA_VERSION, "run_id": folder.name, "finished": True, "config": settings}
+    )
     run.write_marker(Marker("reduce", complete, {}))
     run.write_json("metrics.json", {"schema_version": 1, "counts": {"real": {"ok": real}}, "generators": {}})
     pq.write_table(pa.Table.from_pylist(lines, schema=METRICS), folder / "metrics.parquet")

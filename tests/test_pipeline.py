@@ -15,7 +15,7 @@ from PIL import Image
 from synthscale import Config, Options, RunResult, parse_config, score, score_features
 from synthscale.errors import ConfigError, InputError, ResumeConflict, TooManyFailures
 from synthscale.metric_names import CORE_METRICS
-from synthscale.tables.schemas import METRICS, SCORES
+from synthscale.tables.schemas import METRICS, SCHEMA_VERSION, SCORES
 from tests.reference.tutorial import scores as tutorial_scores
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -138,7 +138,8 @@ def test_metrics_json_holds_no_number_without_a_value_or_a_reason(finished):
         assert all(
             {"value", "low", "high"} <= set(block["classifier"][k]) for k in ("auc", "accuracy", "log_loss")
         )
-    assert finished.metrics["schema_version"] == 1
+    assert finished.metrics["schema_version"] == SCHEMA_VERSION
+    assert finished.run.read_json("run.json")["schema_version"] == SCHEMA_VERSION
 
 
 def test_adding_a_generator_and_other_shards_change_no_number(finished, images, tmp_path):

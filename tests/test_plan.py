@@ -13,7 +13,7 @@ from synthscale.errors import ConfigError, InputError, ResumeConflict, StorageEr
 from synthscale.plan import status, validate
 from synthscale.storage.run_directory import STAGES, Marker, RunDirectory
 from synthscale.tables.layout import Shard
-from synthscale.tables.schemas import embeddings_schema
+from synthscale.tables.schemas import SCHEMA_VERSION, embeddings_schema
 
 LOCAL = StorageConfig()
 
@@ -194,7 +194,7 @@ def test_vectors_are_tried_without_an_encoder(tmp_path):
 def run(tmp_path):
     """A run that stopped in the middle of embed: two of three shards, 25 of 40 rows."""
     directory = RunDirectory.open(f"{tmp_path}/run", LOCAL)
-    directory.write_json("run.json", {"run_id": "abc"})
+    directory.write_json("run.json", {"schema_version": SCHEMA_VERSION, "run_id": "abc"})
     info = {"shard_stops": [10, 25, 40], "generators": ["gan"], "notes": [], "vectors": None}
     directory.write_marker(Marker("ingest", True, {}, {"rows": 40, "real": 15, "synthetic": 25}, info, 1.25))
     directory.write_marker(Marker("embed", False, {}))
@@ -235,7 +235,7 @@ def test_the_status_of_no_run_is_an_error_that_names_the_place(tmp_path):
 def test_the_status_of_a_run_on_s3_is_read(s3):
     storage = StorageConfig(endpoint_url=s3.endpoint_url)
     directory = RunDirectory.open(f"s3://{s3.bucket()}/run", storage)
-    directory.write_json("run.json", {"run_id": "abc"})
+    directory.write_json("run.json", {"schema_version": SCHEMA_VERSION, "run_id": "abc"})
     directory.write_marker(Marker("ingest", True, {}, {"rows": 40}))
     states = [line.state for line in status(directory.uri, Config(storage=storage))]
     assert states == ["done", *["waiting"] * 5]

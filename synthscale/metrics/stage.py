@@ -28,7 +28,7 @@ from synthscale.runtime.stage_context import StageContext, StageOutcome
 from synthscale.statistics.size_matching import matched_sizes
 from synthscale.storage import filesystems as fsys
 from synthscale.tables.layout import Shard
-from synthscale.tables.schemas import CONTROL, METRICS, REAL, SCORES, conform
+from synthscale.tables.schemas import CONTROL, METRICS, REAL, SCHEMA_VERSION, SCORES, conform
 
 
 def fingerprint(context: StageContext) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _write(
     lines = metric_lines({name: generator.lines for name, generator in figures.items()})
     fsys.write_table(context.run.path("metrics.parquet"), conform(lines, METRICS, "metrics"), context.run.storage)
     metrics = {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "run_id": context.run.read_json("run.json")["run_id"],
         "counts": _counts(embedded),
         "generators": {name: {**b, "warnings": [*b["warnings"], *slice_warnings]} for name, b in blocks.items()},

@@ -18,7 +18,7 @@ from synthscale.config import StorageConfig
 from synthscale.errors import ConfigError, ResumeConflict, StorageError
 from synthscale.storage import filesystems as fsys
 from synthscale.tables.layout import Shard, VectorLayout, shards_of
-from synthscale.tables.schemas import conform
+from synthscale.tables.schemas import SCHEMA_VERSION, conform
 
 STAGES: Final = ("ingest", "embed", "neighbors", "classify", "reduce", "report")
 
@@ -82,12 +82,14 @@ class RunDirectory:
         """Return the run directory at ``uri``, which need not exist yet; nothing is written.
 
         Raises:
-            ResumeConflict: the folder contains files, but no run.
+            ResumeConflict: the folder contains files but no run, or a run of another schema version.
             ConfigError: ``uri`` is a file.
         """
         run = cls(fsys.absolute(uri), storage)
         if fsys.is_folder(run.uri, storage):
-            if not run.begun() and not _is_empty(run.uri, storage):
+            if run.begun():
+                run.check_version()
+            elif not _is_empty(run.uri, storage):
                 raise ResumeConflict(
                     f"{run.uri}: contains files but no synthscale run; set --output to an empty or new folder"
                 )
@@ -97,11 +99,28 @@ class RunDirectory:
 
     @classmethod
     def existing(cls, uri: str, storage: StorageConfig) -> "RunDirectory":
-        """Return the run directory at ``uri``; raise StorageError if there is no run."""
+        """Return the run directory at ``uri``.
+
+        Raises:
+            StorageError: there is no run.
+            ResumeConflict: the run has another schema version.
+        """
         run = cls(fsys.absolute(uri), storage)
         if not run.begun():
             raise StorageError(f"{run.uri}: no synthscale run here (run.json is missing)")
+        run.check_version()
         return run
+
+    def check_version(self) -> None:
+        """Raise ResumeConflict if another schema version of synthscale wrote this run."""
+        document = self.read_json("run.json")
+        found = document.get("schema_version", 1) if isinstance(document, dict) else None
+        if found != SCHEMA_VERSION:
+            age = "an older" if found == 1 else "another"
+            raise ResumeConflict(
+                f"{self.uri}: written by {age} version of synthscale (schema {found}, here {SCHEMA_VERSION}); "
+                "set --output to a new folder and score again, or read this run with the version that wrote it"
+            )
 
     def path(self, *parts: str) -> str:
         """Return the location of a file or folder in the run directory."""

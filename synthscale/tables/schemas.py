@@ -9,6 +9,13 @@ import pyarrow as pa
 
 from synthscale.errors import SchemaError
 
+SCHEMA_VERSION = 2
+"""Version of the tables and of the run directory's layout, in ``run.json`` and ``metrics.json``.
+
+Raise it when a column is renamed or changes its meaning: runs of another version are refused, not misread. Version
+2 renamed the columns ``held``, ``real_balls``, ``along`` and ``logit_redealt``.
+"""
+
 REAL, SYNTHETIC = "real", "synthetic"
 """Values of the manifest's column ``real_or_synthetic``."""
 

@@ -23,11 +23,11 @@ from scipy.spatial import cKDTree
 from synthscale import Config
 from synthscale.errors import SchemaError, StorageError
 from synthscale.neighbors import analysis
-from synthscale.runtime import task_pool
 from synthscale.neighbors import stage as neighbors
 from synthscale.neighbors.ray_index_cluster import IndexCluster
 from synthscale.pipeline import Options, score
 from synthscale.plan import status
+from synthscale.runtime import task_pool
 from synthscale.runtime.session import ray_errors
 from synthscale.runtime.stage_context import StageContext
 from synthscale.runtime.task_pool import TaskPool

@@ -1,5 +1,6 @@
 """The run directory: shards, JSON documents, markers and resume, on a local disk and on S3."""
 
+import json
 import math
 import os
 import pickle
@@ -12,6 +13,7 @@ from synthscale.errors import ConfigError, ResumeConflict, SchemaError, StorageE
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.run_directory import STAGES, TABLES, Marker, RunDirectory, digest
 from synthscale.tables.layout import Shard
+from synthscale.tables.schemas import SCHEMA_VERSION
 
 LOCAL = StorageConfig()
 SCHEMA = pa.schema([("row", pa.int64()), ("x", pa.float32())])
@@ -31,7 +33,7 @@ def run(request, tmp_path):
         s3 = request.getfixturevalue("s3")
         uri, storage = f"s3://{s3.bucket()}/runs/one", StorageConfig(endpoint_url=s3.endpoint_url)
     directory = RunDirectory.open(uri, storage)
-    directory.write_json("run.json", {"run_id": "abc"})
+    directory.write_json("run.json", {"schema_version": SCHEMA_VERSION, "run_id": "abc"})
     return directory
 
 
@@ -41,7 +43,7 @@ def run(request, tmp_path):
 def test_a_new_an_empty_and_a_started_run_folder_can_be_opened(tmp_path):
     assert not RunDirectory.open(f"{tmp_path}/new", LOCAL).begun()
     (tmp_path / "empty").mkdir()
-    RunDirectory.open(f"{tmp_path}/empty", LOCAL).write_json("run.json", {})
+    RunDirectory.open(f"{tmp_path}/empty", LOCAL).write_json("run.json", {"schema_version": SCHEMA_VERSION})
     assert RunDirectory.open(f"{tmp_path}/empty", LOCAL).begun()
 
 
@@ -77,7 +79,7 @@ def test_the_error_names_a_missing_run(tmp_path):
 def test_an_existing_run_is_opened_and_can_be_pickled(run):
     again = pickle.loads(pickle.dumps(RunDirectory.existing(run.uri, run.storage)))
     assert again == run
-    assert again.read_json("run.json") == {"run_id": "abc"}
+    assert again.read_json("run.json") == {"schema_version": SCHEMA_VERSION, "run_id": "abc"}
 
 
 # --- shards ---
@@ -257,3 +259,16 @@ def test_markers_are_removed_before_tables(run, monkeypatch):
     markers = [i for i, uri in enumerate(removed) if "/_stages/" in uri]
     assert len(markers) == 4
     assert max(markers) < min(i for i, uri in enumerate(removed) if "/_stages/" not in uri)
+
+
+@pytest.mark.parametrize("document", [{"run_id": "abc"}, {"schema_version": SCHEMA_VERSION + 1}])
+def test_a_run_of_another_schema_version_is_refused_with_one_line(tmp_path, document):
+    path = f"{tmp_path}/run"
+    fsys.write_bytes(fsys.join(path, "run.json"), json.dumps(document).encode(), LOCAL)
+    for opened in (RunDirectory.open, RunDirectory.existing):
+        with pytest.raises(
+            ResumeConflict, match=r"version of synthscale \(schema .*set --output to a new folder"
+        ) as error:
+            opened(path, LOCAL)
+        assert error.value.exit_code == 2
+        assert "\n" not in str(error.value)
