@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test test-fast test-slow check bench clean
 
 setup: .venv/.ready
 
@@ -21,8 +21,19 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+# Two processes share the test files. One thread each: more would wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+# For the inner loop: no Ray, no browser.
+test-fast: setup
+	$(PYTEST) -m "not slow and not ray and not browser"
+
+# Long simulations, kills, clusters, the wheel in a clean environment.
+test-slow: setup
+	$(PYTEST) -m slow
 
 bench: setup
 	for name in end_to_end truth; do $(BIN)/python -m benchmarks.$$name; done

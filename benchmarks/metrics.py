@@ -200,6 +200,7 @@ def tables(n: int, shards: list[Any]) -> Iterator[tuple[Any, dict[str, pa.Table]
             "image_filename": ids,
             "size_bytes": pa.nulls(m, pa.int64()),
             "etag": pa.nulls(m, pa.string()),
+            "id_hash": key,
         }
         files = {
             "row": row,

@@ -2,7 +2,7 @@
 
 Reads ``manifest/``, ``groups/`` and ``nearest/``, and writes fold assignments to ``classifier/``.
 `TrainingReader` then reads ``embeddings/`` and ``classifier/`` shard by shard. The driver keeps a few numbers a
-row: ids are read shard by shard and reduced to 64-bit hashes.
+row, the 64-bit id hash among them, and no ids.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,6 @@ from synthscale.runtime.stage_context import StageContext
 from synthscale.statistics.size_matching import matched_block_codes, matched_sizes
 from synthscale.storage.run_directory import RunDirectory
 from synthscale.tables.columns import require_embedded, rows_of_generator, vector_matrix
-from synthscale.tables.id_hashes import Hashes, hash_ids
 from synthscale.tables.layout import Shard, VectorLayout
 from synthscale.tables.schemas import FOLDS, REAL
 
@@ -30,7 +29,9 @@ ClassifierInput = Literal["embedding", "file_facts"]
 
 def plan_all_folds(context: StageContext) -> dict[str, FoldPlan]:
     """Assign the rows of every generator and the real rows to folds."""
-    keys, is_real = _keys(context)
+    manifest = context.read_all("manifest", ["id_hash", "generator"])
+    id_hashes = manifest.column("id_hash").to_numpy()
+    is_real = manifest.column("generator").is_null().to_numpy()
     groups = context.read_all("groups", ["generator", "row", "near_duplicate_id"])
     nearest = context.read_all("nearest", ["generator", "row", "is_copy"])
     plans = {}
@@ -39,18 +40,8 @@ def plan_all_folds(context: StageContext) -> dict[str, FoldPlan]:
         rows = view.column("row").to_numpy()
         members = (grouped.column("row").to_numpy(), grouped.column("near_duplicate_id").to_numpy())
         is_copy = view.column("is_copy").to_numpy(zero_copy_only=False)
-        plans[name] = plan_folds(rows, keys[rows], is_real[rows], is_copy, members, context.config.classifier)
+        plans[name] = plan_folds(rows, id_hashes[rows], is_real[rows], is_copy, members, context.config.classifier)
     return plans
-
-
-def _keys(context: StageContext) -> tuple[Hashes, NDArray[np.bool_]]:
-    """Return the id hash of each row, and whether it is real: (n,) each."""
-    keys, is_real = [], []
-    for shard in context.shards:
-        part = context.run.read_shard("manifest", shard, ["id", "generator"])
-        keys.append(hash_ids(part.column("id").to_pylist()))
-        is_real.append(part.column("generator").is_null().to_numpy())
-    return np.concatenate(keys), np.concatenate(is_real)
 
 
 def write_folds(context: StageContext, plans: dict[str, FoldPlan]) -> None:

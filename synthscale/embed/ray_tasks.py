@@ -5,6 +5,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,10 +36,6 @@ class EmbedJob:
         """Where the images at some places of a shard lie."""
         manifest = self.run.read_shard("manifest", shard, list(FILE_COLUMNS))
         return files_of(manifest.take(pa.array(at)))
-
-    def tally(self, shard: Shard) -> str:
-        """What was written of a shard."""
-        return json.dumps(count_outcomes(self.run, shard) | {"shard": shard.index})
 
 
 class DecodeTask:
@@ -95,9 +92,9 @@ class EmbedActor:
             files = self._job.files(shard, lost)
             self._embed(rows, lost, *decode_all(files, size, self._job.config))
         check_vectors(rows.vectors, rows.facts, self._layout.search)
-        write_embedded(self._job.run, shard, rows.vectors, rows.facts)
+        tally = write_embedded(self._job.run, shard, rows.vectors, rows.facts)
         self._job.earlier.keep(shard, set(range(len(rows.facts))) - set(known.at.tolist()))
-        return pa.table({"tally": [self._job.tally(shard)]})
+        return tally
 
     def _embed(
         self, rows: "_Rows", at: NDArray[np.int64], pixels: NDArray[np.uint8], facts: list[dict[str, Any]]
@@ -140,8 +137,8 @@ class CachedTask:
         if len(known.at) < shard.stop - shard.start:
             return pa.table({"tally": pa.array([], pa.string())})
         order = np.argsort(known.at)
-        write_embedded(self._job.run, shard, known.vectors[order], [known.facts[i] for i in order.tolist()])
-        return pa.table({"tally": [self._job.tally(shard)]})
+        facts = [known.facts[i] for i in order.tolist()]
+        return write_embedded(self._job.run, shard, known.vectors[order], facts)
 
 
 class VectorTask:
@@ -155,17 +152,20 @@ class VectorTask:
         shard = self._job.shards[batch.column("shard")[0].as_py()]
         vectors, facts = read_rows(self._source, shard.start, shard.stop, self._job.config.storage)
         check_vectors(vectors, facts, (0, vectors.shape[1]))
-        write_embedded(self._job.run, shard, vectors, facts)
-        return pa.table({"tally": [self._job.tally(shard)]})
+        return write_embedded(self._job.run, shard, vectors, facts)
 
 
 def write_embedded(
     run: RunDirectory, shard: Shard, vectors: NDArray[np.floating], facts: list[dict[str, Any]]
-) -> None:
-    """Write a shard's failures and then, as the sign that it is done, its embeddings."""
-    manifest = run.read_shard("manifest", shard, ["row", "id", "uri"])
+) -> pa.Table:
+    """Write a shard's failures, then its embeddings, whose file marks the shard as done.
+
+    Returns:
+        A table with one row and the column ``tally``: JSON with the shard's index and what `count_outcomes` gives.
+    """
+    manifest = run.read_shard("manifest", shard, ["row", "id", "uri", "generator"])
     bad = [i for i, fact in enumerate(facts) if "reason" in fact]
-    failures = manifest.take(pa.array(bad, pa.int64()))
+    failures = manifest.take(pa.array(bad, pa.int64())).drop_columns(["generator"])
     for name in ("reason", "detail"):
         failures = failures.append_column(name, pa.array([facts[i][name] for i in bad], pa.string()))
     run.write_shard("failures", shard, failures, FAILURES)
@@ -178,14 +178,24 @@ def write_embedded(
     }
     schema = embeddings_schema(vectors.shape[1], flat.type)
     run.write_shard("embeddings", shard, pa.table(columns, schema=schema), schema)
+    outcomes = _outcomes(manifest.column("generator").to_pylist(), [fact.get("reason") for fact in facts])
+    return pa.table({"tally": [json.dumps(outcomes | {"shard": shard.index})]})
 
 
 def count_outcomes(run: RunDirectory, shard: Shard) -> dict[str, dict[str, int]]:
-    """Count, from what was written, a shard's rows by set and its failures by reason."""
-    manifest = run.read_shard("manifest", shard, ["row", "generator"])
-    sets = dict(zip(manifest.column("row").to_pylist(), manifest.column("generator").to_pylist(), strict=True))
-    failures = run.read_shard("failures", shard, ["row", "reason"]).to_pydict()
-    ok = run.read_shard("embeddings", shard, ["row"]).column("row").to_pylist()
-    by_set = Counter(f"ok:{sets[row] or REAL}" for row in ok)
-    by_set.update(f"failed:{sets[row] or REAL}" for row in failures["row"])
-    return {"by_set": dict(by_set), "reasons": dict(Counter(failures["reason"]))}
+    """Count the rows by set and the failures by reason of a shard that an earlier run wrote."""
+    generators = run.read_shard("manifest", shard, ["generator"]).column("generator").to_pylist()
+    failures = run.read_shard("failures", shard, ["row", "reason"])
+    ok = run.read_shard("embeddings", shard, ["row"]).column("row").to_numpy() - shard.start
+    failed = failures.column("row").to_numpy() - shard.start
+    reasons = [None] * len(ok) + failures.column("reason").to_pylist()
+    return _outcomes([generators[i] for i in np.concatenate([ok, failed]).tolist()], reasons)
+
+
+def _outcomes(generators: Sequence[str | None], reasons: Sequence[str | None]) -> dict[str, dict[str, int]]:
+    """Count rows as ``ok:SET`` and ``failed:SET``, and failures by reason; a reason of None is a success."""
+    by_set = Counter(
+        f"{'ok' if reason is None else 'failed'}:{name or REAL}"
+        for name, reason in zip(generators, reasons, strict=True)
+    )
+    return {"by_set": dict(by_set), "reasons": dict(Counter(filter(None, reasons)))}

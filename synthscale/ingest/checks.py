@@ -19,7 +19,7 @@ _SORTED = 2**21
 
 def rename_clashing_columns(rows: pa.Table) -> pa.Table:
     """Give a user's column that bears the name of one of ours in ``scores/`` the prefix ``user_``."""
-    ours = (set(SCORES.names) - set(MANIFEST_COLUMNS.names)) | {"row"}
+    ours = (set(SCORES.names) - set(MANIFEST_COLUMNS.names)) | {"row", "id_hash"}
     names = list(rows.column_names)
     for i, name in enumerate(names):
         if name in ours:

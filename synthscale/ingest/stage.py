@@ -17,6 +17,7 @@ from synthscale.ingest.checks import rename_clashing_columns
 from synthscale.ingest.discover import Dataset
 from synthscale.runtime.stage_context import StageContext, StageOutcome
 from synthscale.storage import filesystems as fsys
+from synthscale.tables.id_hashes import hash_ids
 from synthscale.tables.layout import Shard
 from synthscale.tables.schemas import CONTROL, MANIFEST_COLUMNS, REAL, SYNTHETIC
 
@@ -39,8 +40,9 @@ def run(context: StageContext, dataset: Dataset) -> StageOutcome:
 
     def write(shard: Shard) -> None:
         piece = rows.slice(shard.start, shard.stop - shard.start)
-        numbers = pa.array(np.arange(shard.start, shard.stop))
-        context.run.write_shard("manifest", shard, piece.append_column("row", numbers), MANIFEST_COLUMNS)
+        piece = piece.append_column("row", pa.array(np.arange(shard.start, shard.stop)))
+        piece = piece.append_column("id_hash", pa.array(hash_ids(piece.column("id").to_pylist())))
+        context.run.write_shard("manifest", shard, piece, MANIFEST_COLUMNS)
 
     # Threads hide the latency of object storage; each holds a compressor.
     with ThreadPoolExecutor(_WRITERS if fsys.is_s3(context.run.uri) else 2) as pool:

@@ -57,6 +57,7 @@ MANIFEST_COLUMNS = pa.schema(
         pa.field("image_filename", pa.string()),
         pa.field("size_bytes", pa.int64()),
         pa.field("etag", pa.string()),
+        pa.field("id_hash", pa.uint64()),  # id_hashes.hash_ids of id
     ]
 )
 """``manifest/``: columns that every manifest has, one line per row of the run; the user's own columns follow."""
