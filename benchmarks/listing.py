@@ -63,7 +63,7 @@ class EnoughError(Exception):
 
 def ingest(what: str, endpoint_url: str, n: int, top: str) -> dict[str, float]:
     from synthscale.pipeline import Options, score
-    from synthscale.storage.objects import client
+    from synthscale.storage.objects import bucket_client
 
     config = config_of(what, endpoint_url, n, top)
 
@@ -79,7 +79,7 @@ def ingest(what: str, endpoint_url: str, n: int, top: str) -> dict[str, float]:
     watch.stop()
     start = time.perf_counter()
     for name in ("real", "fake"):
-        for _ in client(f"{name}-{n}", config.storage).list("set/", chunk_size=1000):
+        for _ in bucket_client(f"{name}-{n}", config.storage).list("set/", chunk_size=1000):
             pass
     found = {
         "largest_mib": watch.largest_mib,

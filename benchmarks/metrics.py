@@ -327,8 +327,8 @@ def reduced(n: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         context = write_run(Path(folder) / "run", n)
         with RaySession(LOCAL) as session:
-            session.begin()
-            session.ready()
+            session.start()
+            session.wait_until_ready()
             watch = Memory()
             watch.start()
             start = time.perf_counter()

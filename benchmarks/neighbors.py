@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common import claim
 from synthscale.config import NeighborsConfig
-from synthscale.in_memory.neighbors import MemoryLookup, analyse
+from synthscale.in_memory.neighbors import MemoryLookup, analyse_vectors
 from synthscale.neighbors.cells import JoinSample, plan_join, sample_size
 from synthscale.neighbors.copies import copies_from_pairs, equal_pairs, vector_hashes, vector_keys
 from synthscale.neighbors.distance import distances_within, norms
@@ -83,7 +83,7 @@ def stage(x: Vectors) -> None:
     half = len(x) // 2
     sets = {"real": np.arange(half), "synthetic": np.arange(half, len(x))}
     copies = copies_from_pairs(equal_pairs(vector_keys(x[rows], name), rows) for name, rows in sets.items())
-    analyse(x, sets, copies, NeighborsConfig(radius=RADIUS))
+    analyse_vectors(x, sets, copies, NeighborsConfig(radius=RADIUS))
 
 
 def datalab(x: Vectors, threshold: float) -> Datalab:

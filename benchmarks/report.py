@@ -36,8 +36,8 @@ def make(folder: Path, n: int) -> None:
     write_photos(folder / "photos", _PICTURES, distinct=_PICTURES)
     context = write_run(folder / "run", n)
     with RaySession(LOCAL) as session:
-        session.begin()
-        session.ready()
+        session.start()
+        session.wait_until_ready()
         outcome = reduce.run(context)
     context.run.write_marker(Marker("reduce", True, {}, outcome.counts, outcome.info, 1.0))
     rng = np.random.default_rng(0)

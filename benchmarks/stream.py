@@ -114,7 +114,7 @@ def pipeline(folder: Path, encoder: dict[str, Any], shard_rows: int | None = Non
     from synthscale.runtime.session import RaySession
 
     with RaySession() as session, tempfile.TemporaryDirectory() as output:
-        session.ready()
+        session.wait_until_ready()
         return embed_seconds(settings(folder, encoder, Path(output) / "run", shard_rows))
 
 
@@ -141,7 +141,7 @@ def recipe(folder: Path, encoder: dict[str, Any]) -> float:
             return {"vector": self.encoder.encode(np.ascontiguousarray(batch["image"]))}
 
     with RaySession() as session, tempfile.TemporaryDirectory() as output:
-        session.ready()
+        session.wait_until_ready()
         start = time.perf_counter()
         paths = [str(folder / name) for name in ("real", "fake")]
         images = ray.data.read_images(paths, size=(side, side), mode="RGB")
@@ -219,7 +219,7 @@ def race_local(name: str, sizes: tuple[int, int], repeats: int) -> None:
 def race_objects(count: int, repeats: int) -> None:
     from synthscale.config import Config, StorageConfig
     from synthscale.embed.image_reader import fetch_all
-    from synthscale.storage.objects import client
+    from synthscale.storage.objects import bucket_client
     from synthscale.tables.layout import StoredFile
     from tests.object_server import Fault, ObjectServer
 
@@ -230,7 +230,7 @@ def race_objects(count: int, repeats: int) -> None:
             server.put("bucket", f"{i:05d}.jpg", data)
         storage = StorageConfig(endpoint_url=server.endpoint_url)
         keys = [f"{i:05d}.jpg" for i in range(count)]
-        store = client("bucket", storage)
+        store = bucket_client("bucket", storage)
 
         def bare_client(threads: int) -> None:
             with ThreadPoolExecutor(threads) as pool:

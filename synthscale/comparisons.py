@@ -11,12 +11,12 @@ from synthscale.config import Section, StorageConfig, parse_config
 from synthscale.errors import InputError, StorageError
 from synthscale.metrics.comparison import (
     Comparison,
-    Figures,
+    MetricValues,
     ScoredGenerator,
     compare,
-    figure,
-    of_one_size,
-    pairwise,
+    have_similar_sizes,
+    metric_value,
+    pairwise_differences,
 )
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.run_directory import RunDirectory
@@ -48,14 +48,16 @@ def compare_runs(uris: Sequence[str], storage: StorageConfig) -> Comparison:
         if len(scored) < 2:
             raise InputError(f"{runs[0].uri}: has one generator; name a second run to compare it with")
         whole, matched = ({own.name: getattr(own, part) for own in scored} for part in ("figures", "matched"))
-        return Comparison(scored, pairwise(whole, matched))
+        return Comparison(scored, pairwise_differences(whole, matched))
     pairs = [(b, a) for a, b in itertools.combinations(scored, 2) if a.run != b.run]
     same = [(b, a) for b, a in pairs if a.generator == b.generator]
     if any(a.generator != CONTROL for _, a in same):
         pairs = same
     differences = [d for a, b in pairs for d in compare((a.name, a.figures), (b.name, b.figures))]
     unlike = [
-        f"{a.name} and {b.name}" for a, b in pairs if not of_one_size([*a.figures.values(), *b.figures.values()])
+        f"{a.name} and {b.name}"
+        for a, b in pairs
+        if not have_similar_sizes([*a.figures.values(), *b.figures.values()])
     ]
     compared = {own.name for pair in pairs for own in pair}
     alone = [own.name for own in scored if own.name not in compared]
@@ -74,10 +76,10 @@ def _scored(run: RunDirectory, name: str, is_one: bool) -> list[ScoredGenerator]
     if not set(METRICS.names) <= set(lines.column_names):
         raise StorageError(f"{path}: of another version of synthscale; repeat the run with --redo-from reduce")
     lines = lines.filter(pc.equal(lines.column("slice_by"), ""))
-    found: dict[str, tuple[Figures, Figures]] = {}
+    found: dict[str, tuple[MetricValues, MetricValues]] = {}
     for line in lines.to_pylist():
         whole, matched = found.setdefault(line["generator"], ({}, {}))
-        own = figure(line)
+        own = metric_value(line)
         if own is not None:
             (matched if line["family"] == "matched" else whole)[line["metric"]] = own
     return [

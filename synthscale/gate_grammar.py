@@ -76,7 +76,7 @@ def parse_gate(text: str, metrics: Iterable[str]) -> Gate:
     return Gate(text, match["generator"], match["metric"], end, match["operator"], limit)
 
 
-def generators_of(texts: Iterable[str]) -> list[tuple[str, str]]:
+def generator_gates(texts: Iterable[str]) -> list[tuple[str, str]]:
     """Return (gate, generator name) for each gate that applies to one generator only."""
     matches = [(text, _GATE.fullmatch(text.strip())) for text in texts]
     return [(text, match["generator"]) for text, match in matches if match is not None and match["generator"]]

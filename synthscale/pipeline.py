@@ -78,7 +78,7 @@ def score(config: Config, options: Options | None = None) -> RunResult:
     if options.redo_from is not None:
         if options.redo_from not in STAGES:
             raise ConfigError(f"--redo-from {options.redo_from}: no such stage; there are {', '.join(STAGES)}")
-        run.forget_from(options.redo_from)
+        run.remove_from(options.redo_from)
     with RaySession(options.ray_address, verbose=options.verbose, preload=_LATER_STAGES) as session:
         _Run(config, run, options, session).work()
     return RunResult(run)
@@ -130,7 +130,7 @@ class _Run:
         if again and dataset.is_table:
             ingest.refuse_changed(context, dataset)
         if not self._is_reduced():
-            self.session.begin()
+            self.session.start()
         # Ray takes seconds to start; meanwhile these load torch.
         from synthscale.classify import stage as classify
         from synthscale.embed import stage as embed
@@ -146,13 +146,13 @@ class _Run:
         self._stage("reduce", reduce.fingerprint(context), lambda: reduce.run(self._on_ray()))
         if reduce.decide_gates(context):
             # It shows them.
-            self.run.forget_from("report")
+            self.run.remove_from("report")
         self._stage("report", report.fingerprint(context), lambda: report.run(context))
         self._record()
 
     def _stage(self, name: str, fingerprint: dict[str, Any], work: Callable[[], StageOutcome]) -> bool:
         """Do one stage, its marker around it, unless that says that it is done before; tell whether it was."""
-        marker = self.run.resume(name, fingerprint)
+        marker = self.run.matching_marker(name, fingerprint)
         skipped = marker is not None and marker.complete
         if marker is None or not marker.complete:
             self.run.write_marker(Marker(name, False, fingerprint))
@@ -168,7 +168,7 @@ class _Run:
 
     def _on_ray(self) -> StageContext:
         """Return the context with the cluster's resources, waiting until Ray is up."""
-        resources = self.session.ready()
+        resources = self.session.wait_until_ready()
         return StageContext(
             self.config,
             self.run,
@@ -184,7 +184,7 @@ class _Run:
         return marker is not None and marker.complete
 
     def _begin(self) -> None:
-        if not self.run.begun():
+        if not self.run.is_started():
             self.run.write_json(
                 "run.json", {"schema_version": SCHEMA_VERSION, "run_id": uuid.uuid4().hex[:12], **self._about()}
             )

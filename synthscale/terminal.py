@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from synthscale.metric_names import CORE_METRICS
-from synthscale.metrics.metrics_json import warned
+from synthscale.metrics.metrics_json import warnings_by_text
 
 if TYPE_CHECKING:
     from synthscale.metrics.comparison import Comparison
@@ -68,7 +68,7 @@ def comparison_table(comparison: "Comparison") -> Table:
 
 def print_warnings(metrics: dict[str, Any], console: Console) -> None:
     """Print each warning once, with the generators that it concerns."""
-    for warning, names in warned(metrics["generators"]).items():
+    for warning, names in warnings_by_text(metrics["generators"]).items():
         console.print(f"warning ({', '.join(names)}): {warning}", markup=False)
 
 

@@ -161,5 +161,5 @@ def local_ray(s3: S3) -> Iterator[None]:
     from synthscale.runtime.session import RaySession
 
     with RaySession() as session:
-        session.ready()
+        session.wait_until_ready()
         yield

@@ -259,7 +259,7 @@ def test_an_interrupted_embed_repeats_only_the_missing_shards(images, tmp_path):
     # As a kill leaves it: the stage begun, one shard missing, nothing after it.
     marker = whole.run.path("_stages", "embed.json")
     document = json.loads(Path(marker).read_text())
-    whole.run.forget_from("neighbors")
+    whole.run.remove_from("neighbors")
     Path(marker).write_text(json.dumps({**document, "complete": False}))
     shards[0].unlink()
     again = score(config)

@@ -19,7 +19,7 @@ from synthscale.classify.logistic import LogisticFit, fit_logistic_heads
 from synthscale.classify.logistic_loss import FeatureBlock, view_columns
 from synthscale.classify.model import FittedClassifier, OutOfFoldModel, out_of_fold_logits, to_cpu
 from synthscale.classify.network import MlpFit, fit_mlp_heads
-from synthscale.classify.training import TrainingData, VectorBlock, sample_sizes
+from synthscale.classify.training import TrainingData, VectorBlock, bandwidth_hashes
 from synthscale.config import ClassifierConfig
 from synthscale.tables.id_hashes import Hashes
 from synthscale.tables.schemas import REAL
@@ -214,4 +214,4 @@ def _distinct_real(training: TrainingData) -> Iterator[tuple[torch.Tensor, Hashe
         distinct = np.flatnonzero(~block.is_copy)
         for i in range(0, len(distinct), _CHUNK_ROWS):
             part = distinct[i : i + _CHUNK_ROWS]
-            yield torch.from_numpy(block.vectors[part]).double(), sample_sizes(block.key[part])
+            yield torch.from_numpy(block.vectors[part]).double(), bandwidth_hashes(block.key[part])

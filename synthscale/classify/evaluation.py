@@ -12,19 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthscale.statistics.auc import (
-    ERRORS,
+    BOOTSTRAP_HALF_WIDTH,
     RankSums,
     auc,
     auc_metric,
-    certain_up_to,
-    independent_rows,
-    interval,
-    standard_error,
+    effective_rows,
+    metric_with_interval,
+    perfect_share_lower_bound,
+    replicate_standard_error,
     sum_ranks,
     two_sample_test,
 )
 from synthscale.statistics.bootstrap import REPLICATES
-from synthscale.statistics.estimates import NO_CLASSIFIER, Metric, metric
+from synthscale.statistics.estimates import NO_CLASSIFIER, Metric, metric_block
 
 _BINS = 15
 """Equal-width bins of the probability, for the calibration curve and the expected calibration error."""
@@ -75,7 +75,7 @@ def sum_classifier_errors(
     for label in (0, 1):
         chosen = (is_real == (label == 0)) & ~np.isnan(logit)
         of_class = logit[chosen]
-        p = probability(of_class)
+        p = synthetic_probability(of_class)
         loss = np.logaddexp(0.0, -of_class if label else of_class)
         correct = (p >= 0.5) == bool(label)
         sums.count[label] = len(of_class)
@@ -103,18 +103,20 @@ def _balanced(sums: ClassifierSums, name: str, replicate: int) -> Metric:
     """
     value = float((getattr(sums, name) / sums.count).mean())
     with np.errstate(invalid="ignore", divide="ignore"):
-        error = standard_error((sums.replicates[replicate] / sums.replicates[0]).mean(0))
+        error = replicate_standard_error((sums.replicates[replicate] / sums.replicates[0]).mean(0))
     if not sums.replicates.any():
         # The rows were summed without bootstrap weights.
-        return metric(value)
+        return metric_block(value)
     if name == "correct" and value in (0.0, 1.0):
-        bound = float(np.mean([certain_up_to(independent_rows(drawn)) for drawn in sums.replicates[0]]))
-        return interval(value, *((bound, 1.0) if value else (0.0, 1 - bound)))
+        bound = float(np.mean([perfect_share_lower_bound(effective_rows(drawn)) for drawn in sums.replicates[0]]))
+        return metric_with_interval(value, *((bound, 1.0) if value else (0.0, 1 - bound)))
     top = 1.0 if name == "correct" else np.inf
-    return interval(value, value - ERRORS * error, value + ERRORS * error, (0.0, top))
+    return metric_with_interval(
+        value, value - BOOTSTRAP_HALF_WIDTH * error, value + BOOTSTRAP_HALF_WIDTH * error, (0.0, top)
+    )
 
 
-def metrics_over_deals(repeats: list[ClassifierSums]) -> dict[str, Any] | None:
+def metrics_over_repeats(repeats: list[ClassifierSums]) -> dict[str, Any] | None:
     """Return mean and standard deviation over repeats of four metrics; None for a single repeat.
 
     Args:
@@ -147,7 +149,7 @@ _FIT_KEYS = (
 """Keys that the ``classifier`` block of metrics.json copies from the fit's summary."""
 
 
-def classifier_figures(sums: ClassifierSums, head: str, fit: dict[str, Any]) -> dict[str, Any]:
+def classifier_metrics(sums: ClassifierSums, head: str, fit: dict[str, Any]) -> dict[str, Any]:
     """Return the ``classifier`` block of metrics.json.
 
     Args:
@@ -160,7 +162,7 @@ def classifier_figures(sums: ClassifierSums, head: str, fit: dict[str, Any]) -> 
         return {
             "head": head,
             **dict.fromkeys(("strength", "brier", "ece")),
-            **{name: metric(None, NO_CLASSIFIER) for name in ("auc", "accuracy", "log_loss")},
+            **{name: metric_block(None, NO_CLASSIFIER) for name in ("auc", "accuracy", "log_loss")},
             "p_value": {"value": None, "reason": NO_CLASSIFIER},
             "reason": NO_CLASSIFIER,
         }
@@ -191,6 +193,6 @@ def classifier_figures(sums: ClassifierSums, head: str, fit: dict[str, Any]) -> 
     }
 
 
-def probability(logit: NDArray[np.float64]) -> NDArray[np.float64]:
+def synthetic_probability(logit: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the logistic function of logits of being synthetic; NaN stays NaN."""
     return 0.5 * (1.0 + np.tanh(0.5 * logit))

@@ -21,7 +21,7 @@ from synthscale.classify.fit_context import FitContext
 from synthscale.classify.logistic import LogisticFit, refit_logistic_heads
 from synthscale.classify.logistic_loss import FeatureBlock, FoldView, view_columns
 from synthscale.statistics.jackknife import reassigned_folds
-from synthscale.statistics.size_matching import OUTSIDE
+from synthscale.statistics.size_matching import OUTSIDE_SUBSAMPLE
 from synthscale.tables.schemas import BLOCKS, REAL, REASSIGNMENTS
 
 _MAX_HEADS = 1000
@@ -59,13 +59,13 @@ class JackknifeRefits:
             fold: (n,) folds of the classifier's first repeat.
             block: (n,) block codes (`size_matching.matched_block_codes`).
         """
-        number = np.maximum(block, 0) % OUTSIDE
+        number = np.maximum(block, 0) % OUTSIDE_SUBSAMPLE
         assignments = {0: fold} | {
             r: reassigned_folds(number, r, self.slope.shape[1]) for r in set(self.reassignment.tolist()) - {0}
         }
         result = np.stack([assignments[r] for r in self.reassignment.tolist()], 1)
         result[number[:, None] == self.without[None, :]] = -1
-        result[(block < 0) | (self.is_matched & (block >= OUTSIDE))] = -1
+        result[(block < 0) | (self.is_matched & (block >= OUTSIDE_SUBSAMPLE))] = -1
         return result
 
     def uncalibrated_logits(self, features: torch.Tensor, folds: NDArray[np.int8]) -> NDArray[np.float64]:

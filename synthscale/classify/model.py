@@ -133,7 +133,7 @@ class FittedClassifier:
         logits = out_of_fold_logits(self.heads[generator], features, fold)
         return self.calibrations[generator](logits, fold) if generator in self.calibrations else logits
 
-    def answers(
+    def predict(
         self, generator: str, vectors: NDArray[np.floating], fold: NDArray[np.int8]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Predict rows, in chunks.
@@ -159,7 +159,7 @@ class FittedClassifier:
                 direction_coordinates[part, : len(directions.axes)] = coordinates
         return logits, direction_coordinates
 
-    def refitted(
+    def predict_refits(
         self, generator: str, vectors: NDArray[np.floating], fold: NDArray[np.int8], block: NDArray[np.int8]
     ) -> "RefittedLogits":
         """Predict rows by the jackknife's refitted heads, in chunks.

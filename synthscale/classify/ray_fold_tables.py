@@ -29,11 +29,11 @@ ClassifierInput = Literal["embedding", "file_facts"]
 
 def plan_all_folds(context: StageContext) -> dict[str, FoldPlan]:
     """Assign the rows of every generator and the real rows to folds."""
-    manifest = context.read_all("manifest", ["id_hash", "generator"])
+    manifest = context.read_columns("manifest", ["id_hash", "generator"])
     id_hashes = manifest.column("id_hash").to_numpy()
     is_real = manifest.column("generator").is_null().to_numpy()
-    groups = context.read_all("groups", ["generator", "row", "near_duplicate_id"])
-    nearest = context.read_all("nearest", ["generator", "row", "is_copy"])
+    groups = context.read_columns("groups", ["generator", "row", "near_duplicate_id"])
+    nearest = context.read_columns("nearest", ["generator", "row", "is_copy"])
     plans = {}
     for name in context.generators:
         view, grouped = rows_of_generator(nearest, name), rows_of_generator(groups, name)

@@ -39,7 +39,7 @@ def predict(
     task = _PredictTask(tables, context.shards, sources, uuid.uuid4().hex)
     totals = dict.fromkeys(tables.repeats, 0)
     sums: _RepeatSums = {name: [ClassifierSums() for _ in range(n)] for name, n in tables.repeats.items() if n > 1}
-    for result in context.on_every_shard(task, "classify"):
+    for result in context.map_shards(task, "classify"):
         for name, count in json.loads(result["rows"]).items():
             totals[name] += count
         for name, repeats in pickle.loads(result["sums"]).items():
@@ -89,13 +89,13 @@ class _PredictTask:
         images, metadata = rows["embedding"], rows.get("file_facts")
         at, folds, fold = images.view_rows(name, repeats)
         assert images.vectors is not None
-        logits, direction_coordinates = self._model("embedding").answers(name, images.vectors[at], fold)
+        logits, direction_coordinates = self._model("embedding").predict(name, images.vectors[at], fold)
         metadata_logits = np.full(len(at), np.nan)
         if metadata is not None and metadata.vectors is not None:
-            metadata_logits = self._model("file_facts").answers(name, metadata.vectors[at], fold)[0].mean(1)
+            metadata_logits = self._model("file_facts").predict(name, metadata.vectors[at], fold)[0].mean(1)
         deviation = logits.std(1, ddof=1) if repeats > 1 else np.full(len(at), np.nan)
         codes = self.tables.block_codes(name, folds)
-        refitted = self._model("embedding").refitted(name, images.vectors[at], fold[:, 0], codes)
+        refitted = self._model("embedding").predict_refits(name, images.vectors[at], fold[:, 0], codes)
         columns = {
             "generator": pa.array([name] * len(at), pa.string()),
             "row": images.row[at],

@@ -8,7 +8,7 @@ the first one may have learnt the file format (the confounder check).
 
 from typing import Any
 
-from synthscale.classify.evaluation import ClassifierSums, metrics_over_deals
+from synthscale.classify.evaluation import ClassifierSums, metrics_over_repeats
 from synthscale.classify.ray_fold_tables import ClassifierInput, TrainingReader, plan_all_folds, write_folds
 from synthscale.classify.ray_prediction import predict
 from synthscale.classify.ray_train import TrainJob, train
@@ -79,5 +79,5 @@ def _info(name: str, plan: FoldPlan, fit: dict[str, Any], repeats: list[Classifi
         "folds": views[0].folds,
         **fits["embedding"],
         "file_facts": fits.get("file_facts"),
-        "repeats": metrics_over_deals(repeats),
+        "repeats": metrics_over_repeats(repeats),
     }

@@ -98,10 +98,10 @@ def plan_folds(
 
 def bandwidth_sample(plan: FoldPlan) -> Hashes:
     """Draw the distinct real rows that the bandwidth is computed from; return their sampling hashes, ascending."""
-    return np.sort(sample_sizes(plan.key[plan.is_real & ~plan.is_copy]))[:BANDWIDTH_ROWS]
+    return np.sort(bandwidth_hashes(plan.key[plan.is_real & ~plan.is_copy]))[:BANDWIDTH_ROWS]
 
 
-def sample_sizes(keys: Hashes) -> Hashes:
+def bandwidth_hashes(keys: Hashes) -> Hashes:
     """Return the sampling hash of each row, (n,); the rows with the smallest ones are the bandwidth's sample."""
     return mix(keys, _BANDWIDTH_STREAM)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from synthscale.embed.images import decode, to_rgb
-from synthscale.tables.faults import ImageFault, Reason
+from synthscale.tables.faults import Reason, RowFault
 from synthscale.tables.image_formats import FORMATS
 
 _STRIP_PX = 2**20  # bounds the memory of a large picture's noise
@@ -58,7 +58,7 @@ gives the same copies."""
 
 
 def edited_copies(data: bytes, content_hash: str | None = None) -> dict[str, bytes]:
-    """Return the encoded copies of an image by the names of the edits; raise ImageFault.
+    """Return the encoded copies of an image by the names of the edits; raise RowFault.
 
     Args:
         data: the bytes of the image's file.
@@ -66,7 +66,7 @@ def edited_copies(data: bytes, content_hash: str | None = None) -> dict[str, byt
     """
     _, facts = decode(data, 8)  # the same refusals as for embedding
     if content_hash is not None and facts.content_hash != content_hash:
-        raise ImageFault(Reason.NOT_FOUND, "the file has changed since it was embedded")
+        raise RowFault(Reason.NOT_FOUND, "the file has changed since it was embedded")
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             picture = to_rgb(ImageOps.exif_transpose(image))
@@ -74,19 +74,19 @@ def edited_copies(data: bytes, content_hash: str | None = None) -> dict[str, byt
         picture.info.clear()
         return {name: edit(picture) for name, edit in EDITS.items()}
     except (OSError, MemoryError) as error:  # a JPEG has no side above 65,500 px
-        raise ImageFault(Reason.TOO_LARGE, f"no edited copy can be made: {error}") from error
+        raise RowFault(Reason.TOO_LARGE, f"no edited copy can be made: {error}") from error
 
 
 def _edited_pixels(
-    images: Iterable[bytes | ImageFault], hashes: Sequence[str | None], image_size: int
+    images: Iterable[bytes | RowFault], hashes: Sequence[str | None], image_size: int
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Yield the place of each usable image, and its copies as pixels (edits, S, S, 3)."""
     for i, (data, content_hash) in enumerate(zip(images, hashes, strict=True)):
         try:
-            if isinstance(data, ImageFault):
+            if isinstance(data, RowFault):
                 continue
             copies = edited_copies(data, content_hash)
             pixels = np.stack([decode(copies[name], image_size)[0] for name in EDITS])
-        except ImageFault:
+        except RowFault:
             continue
         yield i, pixels

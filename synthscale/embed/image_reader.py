@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from synthscale.config import Config
 from synthscale.embed.images import decode, image_statistics
 from synthscale.storage.fetch import fetch
-from synthscale.tables.faults import ImageFault
+from synthscale.tables.faults import RowFault
 from synthscale.tables.layout import StoredFile
 
 FILE_COLUMNS = ("uri", "size_bytes", "etag")
@@ -34,22 +34,22 @@ def decode_all(
     facts: list[dict[str, Any]] = []
     for i, data in enumerate(fetch_all(files, config)):
         try:
-            if isinstance(data, ImageFault):
+            if isinstance(data, RowFault):
                 raise data
             pixels[i], fact = decode(data, image_size)
             facts.append({**vars(fact), **image_statistics(pixels[i])})
-        except ImageFault as fault:
+        except RowFault as fault:
             facts.append({"reason": fault.reason.value, "detail": fault.detail})
     return pixels, facts
 
 
-def fetch_all(files: Sequence[StoredFile], config: Config) -> Iterator[bytes | ImageFault]:
+def fetch_all(files: Sequence[StoredFile], config: Config) -> Iterator[bytes | RowFault]:
     """Yield the bytes of each image, in order, or the fault that stands for it."""
 
-    def one(file: StoredFile) -> bytes | ImageFault:
+    def one(file: StoredFile) -> bytes | RowFault:
         try:
             return fetch(file, config.storage)
-        except ImageFault as fault:
+        except RowFault as fault:
             return fault
 
     # Threads hide the latency of object storage; a local file is read faster than a thread is asked to.
@@ -58,7 +58,7 @@ def fetch_all(files: Sequence[StoredFile], config: Config) -> Iterator[bytes | I
         return
     # A window, so that a shard of large files is never in memory as a whole.
     sizes = [_UNKNOWN_BYTES if file.size_bytes is None else file.size_bytes for file in files]
-    waiting: deque[Future[bytes | ImageFault]] = deque()
+    waiting: deque[Future[bytes | RowFault]] = deque()
     # More at once only where the reader waits: threads take turns with the one that decodes.
     most, most_bytes = config.storage.requests_in_flight, config.storage.mib_in_flight * 2**20
     window = min(most, _FIRST_IN_FLIGHT)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from synthscale.tables.faults import ImageFault, Reason
+from synthscale.tables.faults import Reason, RowFault
 from synthscale.tables.image_formats import FORMATS
 
 MAX_PIXELS = 64_000_000
@@ -42,28 +42,28 @@ class FileMetadata:
 
 
 def decode(data: bytes, image_size: int) -> tuple[NDArray[np.uint8], FileMetadata]:
-    """Decode ``data`` to pixels of shape (image_size, image_size, 3) and its facts; raise ImageFault."""
+    """Decode ``data`` to pixels of shape (image_size, image_size, 3) and its facts; raise RowFault."""
     if not data:
-        raise ImageFault(Reason.EMPTY, "the file has no bytes")
+        raise RowFault(Reason.EMPTY, "the file has no bytes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise ImageFault(Reason.UNSUPPORTED, f"no {', '.join(FORMATS)} image") from error
+        raise RowFault(Reason.UNSUPPORTED, f"no {', '.join(FORMATS)} image") from error
     except Image.DecompressionBombError as error:
-        raise ImageFault(Reason.TOO_LARGE, str(error)) from error
+        raise RowFault(Reason.TOO_LARGE, str(error)) from error
     except _BROKEN as error:
-        raise ImageFault(Reason.CORRUPT, str(error)) from error
+        raise RowFault(Reason.CORRUPT, str(error)) from error
     with image:
         if image.width * image.height > MAX_PIXELS:
-            raise ImageFault(Reason.TOO_LARGE, f"{image.width}x{image.height} pixels, limit {MAX_PIXELS}")
+            raise RowFault(Reason.TOO_LARGE, f"{image.width}x{image.height} pixels, limit {MAX_PIXELS}")
         facts = _facts(image, data)
         try:
             return _square(image, image_size), facts
         except _BROKEN as error:
             truncated = "truncated" in str(error) or "not enough image data" in str(error)
-            raise ImageFault(Reason.TRUNCATED if truncated else Reason.CORRUPT, str(error)) from error
+            raise RowFault(Reason.TRUNCATED if truncated else Reason.CORRUPT, str(error)) from error
 
 
 def _square(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
@@ -150,7 +150,7 @@ def _jpeg_quality(image: Image.Image) -> int | None:
 
 
 def thumbnail_jpeg(data: bytes, side_px: int) -> bytes:
-    """Re-encode an image as a small JPEG that keeps its proportions and no metadata; raise ImageFault."""
+    """Re-encode an image as a small JPEG that keeps its proportions and no metadata; raise RowFault."""
     decode(data, 8)  # the same refusals as for embedding
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         image.draft("RGB", (2 * side_px, 2 * side_px))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from synthscale.classify.classifier import fit_classifier
 from synthscale.classify.directions import find_directions
-from synthscale.classify.evaluation import metrics_over_deals, sum_classifier_errors
+from synthscale.classify.evaluation import metrics_over_repeats, sum_classifier_errors
 from synthscale.classify.logistic_loss import FoldView, view_columns
 from synthscale.classify.model import RefittedLogits
 from synthscale.classify.training import FoldPlan, TrainingData, VectorBlock, bandwidth_sample
@@ -84,14 +84,14 @@ def classify(
     model = replace(model, directions=find_directions(model, training))
     for name, summary in model.summaries(fits).items():
         plan, rows = plans[name], vectors[plans[name].row]
-        logits, direction_coordinates = model.answers(name, rows, plan.fold)
+        logits, direction_coordinates = model.predict(name, rows, plan.fold)
         repeats = [sum_classifier_errors(logit, plan.is_real) for logit in logits.T] if logits.shape[1] > 1 else []
         outputs[name] = ClassifierOutput(
             # Rounded to float32, as predictions/ stores it in a run, so that both give the same numbers.
             logits.mean(1).astype(np.float32).astype(np.float64),
             direction_coordinates,
-            _as_stored(model.refitted(name, rows, plan.fold[:, 0], plan.block(sizes.get(name)))),
-            {"folds": plan.views(name)[0].folds, **summary, "repeats": metrics_over_deals(repeats)},
+            _as_stored(model.predict_refits(name, rows, plan.fold[:, 0], plan.block(sizes.get(name)))),
+            {"folds": plan.views(name)[0].folds, **summary, "repeats": metrics_over_repeats(repeats)},
         )
     return outputs
 

@@ -67,7 +67,7 @@ class Analysis:
     nearest: dict[str, Nearest]
 
 
-def analyse(
+def analyse_vectors(
     vectors: NDArray[np.float32],
     sets: Mapping[str, Rows],
     copies: Copies,

@@ -17,11 +17,11 @@ from synthscale.classify.training import FoldPlan, plan_folds
 from synthscale.config import Config, check_generator_name
 from synthscale.errors import InputError
 from synthscale.in_memory.classify import ClassifierOutput, classify, vector_families
-from synthscale.in_memory.neighbors import analyse
-from synthscale.metrics.evidence import Evidence, row_evidence
+from synthscale.in_memory.neighbors import analyse_vectors
+from synthscale.metrics.evidence import RowEvidence, row_evidence
 from synthscale.metrics.scores import ViewRows, score_rows
 from synthscale.metrics.slices import choose_slices, count_values
-from synthscale.metrics.summary import ViewFacts, generator_figures
+from synthscale.metrics.summary import ViewFacts, generator_metrics
 from synthscale.metrics.view_sums import sum_view
 from synthscale.neighbors import arrow_tables
 from synthscale.neighbors.copies import copies_from_pairs, equal_pairs, vector_keys
@@ -86,7 +86,7 @@ def score_features(
     sets = {name: np.flatnonzero(names == name) for name in dict.fromkeys([REAL, *names])}
     copies = copies_from_pairs(equal_pairs(vector_keys(vectors[rows], name), rows) for name, rows in sets.items())
     families = config.metrics.families
-    analysis = analyse(vectors, sets, copies, config.neighbors, counts="manifold" in families)
+    analysis = analyse_vectors(vectors, sets, copies, config.neighbors, counts="manifold" in families)
     copy_rows = copies.later(dict(enumerate(unique_ids)))
     is_copy = np.isin(np.arange(n), copy_rows)
     groups = {view.generator: view.groups for view in analysis.views}
@@ -149,7 +149,7 @@ def _score_view(
     size = facts.matched_size
     matched = None if size is None else (size, int((~plan.is_real).sum()))
     fold = plan.fold[:, 0] if plan.fold.shape[1] else np.empty(0, np.int8)
-    evidence = Evidence(
+    evidence = RowEvidence(
         plan.log_prior,
         plan.group,
         unknown,
@@ -163,7 +163,7 @@ def _score_view(
         **row_evidence(facts.families, view.nearest, plan.is_real, real),
     )
     sums = sum_view(view, scores, evidence, [choose_slices("label", count_values(scores.column("label")))])
-    return generator_figures(sums, facts).block, scores.to_pandas()
+    return generator_metrics(sums, facts).block, scores.to_pandas()
 
 
 def _label_completeness(labels: list[str | None], is_real: NDArray[np.bool_]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from synthscale.config import Config, check_generator_name
 from synthscale.errors import ConfigError, InputError
-from synthscale.gate_grammar import generators_of
+from synthscale.gate_grammar import generator_gates
 from synthscale.ingest.spool import mapped_keys
 from synthscale.tables.columns import is_sliceable
 from synthscale.tables.schemas import MANIFEST_COLUMNS, REAL, SCORES, SYNTHETIC
@@ -42,7 +42,7 @@ def check_metrics(config: Config, rows: pa.Table) -> None:
         if not is_sliceable(rows.schema.field(name).type):
             raise ConfigError(f"metrics.slice_by: {name} holds {rows.schema.field(name).type}, not plain values")
     generators = {name for name in pc.unique(rows.column("generator")).to_pylist() if name is not None}
-    for text, generator in generators_of(config.gates):
+    for text, generator in generator_gates(config.gates):
         if generator not in generators:
             raise ConfigError(
                 f"gate {text!r}: there is no generator {generator}; there are {', '.join(sorted(generators))}"

@@ -16,9 +16,9 @@ from obstore.store import S3Store
 
 from synthscale.config import StorageConfig
 from synthscale.storage import filesystems as fsys
-from synthscale.storage.fetch import file_of
+from synthscale.storage.fetch import containing_file
 from synthscale.storage.filesystems import FileInfo
-from synthscale.storage.objects import client, file_info_of, is_denied, listing_errors, try_listing
+from synthscale.storage.objects import bucket_client, check_listing, is_denied, listing_errors, to_file_info
 
 _THREADS = 32
 _PAGE = 1000
@@ -33,13 +33,13 @@ def with_states(tables: Sequence[pa.Table], storage: StorageConfig) -> list[pa.T
 
     Raises StorageError when a bucket cannot be asked, or does not exist.
     """
-    found = states({file_of(uri) for rows in tables for uri in rows.column("uri").to_pylist()}, storage)
+    found = states({containing_file(uri) for rows in tables for uri in rows.column("uri").to_pylist()}, storage)
     return [_completed(rows, found) for rows in tables]
 
 
 def _completed(rows: pa.Table, found: Mapping[str, FileInfo]) -> pa.Table:
     uris = rows.column("uri").to_pylist()
-    files = [file_of(uri) for uri in uris]
+    files = [containing_file(uri) for uri in uris]
     infos = [found.get(file) for file in files]
     # A member of an archive changes with it, and has a size of its own.
     sizes = [
@@ -84,7 +84,7 @@ def _in_bucket(bucket: str, keys: list[str], storage: StorageConfig) -> list[Fil
     share = -(-len(keys) // _THREADS)
     with listing_errors(f"s3://{bucket}/{keys[0]}", "look at"):
         look = _one_by_one if _is_listing_denied(bucket, keys[0], storage) else _leap
-        store = client(bucket, storage)
+        store = bucket_client(bucket, storage)
         with ThreadPoolExecutor(_THREADS) as pool:
             parts = [keys[start : start + share] for start in range(0, len(keys), share)]
             return [info for infos in pool.map(lambda part: look(store, bucket, part), parts) for info in infos]
@@ -93,7 +93,7 @@ def _in_bucket(bucket: str, keys: list[str], storage: StorageConfig) -> list[Fil
 def _is_listing_denied(bucket: str, key: str, storage: StorageConfig) -> bool:
     """Tell whether objects may be read and not listed."""
     try:
-        try_listing(bucket, key.rpartition("/")[0] or None, storage)
+        check_listing(bucket, key.rpartition("/")[0] or None, storage)
     except (BaseError, ValueError) as error:
         if isinstance(error, BaseError) and not is_denied(error):
             raise
@@ -105,7 +105,7 @@ def _one_by_one(store: S3Store, bucket: str, keys: list[str]) -> list[FileInfo]:
     found = []
     for key in keys:
         try:
-            found.append(file_info_of(bucket, store.head(key)))
+            found.append(to_file_info(bucket, store.head(key)))
         except (FileNotFoundError, PermissionDeniedError, ValueError):
             # Why it cannot be read is told when it is.
             continue
@@ -126,7 +126,7 @@ def _leap(store: S3Store, bucket: str, keys: list[str]) -> list[FileInfo]:
             # obstore knows no names like a//b.
             stop, there = at, {}
         hits = [there[key] for key in keys[at:stop] if key in there]
-        found += [file_info_of(bucket, item) for item in hits]
+        found += [to_file_info(bucket, item) for item in hits]
         at = stop
         if len(hits) < _FEW:
             found += _one_by_one(store, bucket, keys[at : at + _ONE_BY_ONE])

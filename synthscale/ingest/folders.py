@@ -13,7 +13,7 @@ from synthscale.ingest.dataset import Dataset
 from synthscale.ingest.spool import RunningDigest, Spool
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.filesystems import FileInfo
-from synthscale.storage.listing import walk
+from synthscale.storage.listing import list_pages
 from synthscale.tables.image_formats import SUFFIXES
 from synthscale.tables.schemas import REAL, SYNTHETIC
 
@@ -82,13 +82,13 @@ def _read(own: _Set, storage: StorageConfig, spool: Spool, digest: RunningDigest
 
 def _pages(top: str, storage: StorageConfig) -> Any:
     if _suffix(FileInfo(top, 0, None)) in ARCHIVES:
-        info = fsys.file_info(top, storage)
+        info = fsys.stat_or_none(top, storage)
         if info is None:
             raise InputError(f"{top}: not found")
         return [[info]]
     if not fsys.is_s3(top) and not fsys.is_folder(top, storage):
         raise InputError(f"{top}: no such folder of images")
-    return walk(top, storage)
+    return list_pages(top, storage)
 
 
 def _suffix(info: FileInfo) -> str:

@@ -59,7 +59,7 @@ subsamples."""
 
 
 @dataclass(frozen=True)
-class Figure:
+class MetricValue:
     """Value and 95 % interval of one metric of one generator, as in a row of ``metrics.parquet``.
 
     Attributes:
@@ -100,21 +100,21 @@ class Difference:
         return asdict(self)
 
 
-Figures = dict[str, Figure]
+MetricValues = dict[str, MetricValue]
 """Metric name -> value with interval, of one generator."""
 
 
-def figure(line: Mapping[str, Any]) -> Figure | None:
+def metric_value(line: Mapping[str, Any]) -> MetricValue | None:
     """Convert a row of ``metrics.parquet`` to a `Figure`; None where its value is null."""
     if line["value"] is None:
         return None
     known = line["deviations"] is not None and all(d is not None for d in line["deviations"])
     ends = [np.nan if line[name] is None else line[name] for name in ("low", "high")]
     deviations = np.array(line["deviations"], np.float64) if known else None
-    return Figure(line["value"], ends[0], ends[1], deviations, line["synthetic"])
+    return MetricValue(line["value"], ends[0], ends[1], deviations, line["synthetic"])
 
 
-def compare(one: tuple[str, Figures], two: tuple[str, Figures]) -> list[Difference]:
+def compare(one: tuple[str, MetricValues], two: tuple[str, MetricValues]) -> list[Difference]:
     """Return the differences ``one`` minus ``two`` of all metrics that both generators have.
 
     Metrics that are not compared are left out, and so are size-dependent ones where the sizes differ.
@@ -133,11 +133,11 @@ def compare(one: tuple[str, Figures], two: tuple[str, Figures]) -> list[Differen
     ]
 
 
-def _comparable(metric: str, figures: Sequence[Figure]) -> bool:
-    return metric not in SIZE_DEPENDENT or of_one_size(figures)
+def _comparable(metric: str, figures: Sequence[MetricValue]) -> bool:
+    return metric not in SIZE_DEPENDENT or have_similar_sizes(figures)
 
 
-def _difference(metric: str, one: tuple[str, Figure], two: tuple[str, Figure]) -> Difference:
+def _difference(metric: str, one: tuple[str, MetricValue], two: tuple[str, MetricValue]) -> Difference:
     """Return a minus b with the interval of MOVER (Zou 2007) for dependent estimates."""
     (first_name, a), (second_name, b) = one, two
     value = a.value - b.value
@@ -157,7 +157,7 @@ def _difference(metric: str, one: tuple[str, Figure], two: tuple[str, Figure]) -
     return Difference(metric, first_name, second_name, value, low, high, better)
 
 
-def _correlation(a: Figure, b: Figure) -> float:
+def _correlation(a: MetricValue, b: MetricValue) -> float:
     """Return the correlation of the deviations over the blocks; 0 where either is unknown or constant."""
     if a.deviations is None or b.deviations is None:
         return 0.0
@@ -165,18 +165,20 @@ def _correlation(a: Figure, b: Figure) -> float:
     return float(np.clip(a.deviations @ b.deviations / norms, -1, 1)) if norms > 0 else 0.0
 
 
-def pairwise(whole: Mapping[str, Figures], matched: Mapping[str, Figures]) -> list[Difference]:
+def pairwise_differences(
+    whole: Mapping[str, MetricValues], matched: Mapping[str, MetricValues]
+) -> list[Difference]:
     """Return the differences of all pairs of generators of a run; arguments as for `between`."""
     differences = []
     for (first_name, first), (second_name, second) in itertools.combinations(whole.items(), 2):
-        if not of_one_size([*first.values(), *second.values()]):
+        if not have_similar_sizes([*first.values(), *second.values()]):
             first, second = first | matched.get(first_name, {}), second | matched.get(second_name, {})
         differences += compare((first_name, first), (second_name, second))
     return differences
 
 
-def between(
-    whole: Mapping[str, Figures], matched: Mapping[str, Figures], control: str | None = None
+def comparison_blocks(
+    whole: Mapping[str, MetricValues], matched: Mapping[str, MetricValues], control: str | None = None
 ) -> dict[str, Any]:
     """Return the blocks ``comparisons`` and ``ranking`` of metrics.json.
 
@@ -185,9 +187,9 @@ def between(
         matched: metrics over a subsample of the smallest generator's size, for each larger generator.
         control: name of the held-out real images, if there are any: they are compared and not ranked.
     """
-    differences = pairwise(whole, matched)
+    differences = pairwise_differences(whole, matched)
     ranked = {name: dict(figures) for name, figures in whole.items() if name != control}
-    if not of_one_size(figure for figures in ranked.values() for figure in figures.values()):
+    if not have_similar_sizes(metric_value for figures in ranked.values() for metric_value in figures.values()):
         ranked = {name: figures | matched.get(name, {}) for name, figures in ranked.items()}
     metrics = dict.fromkeys(
         metric for figures in ranked.values() for metric in figures if metric not in _NOT_COMPARED
@@ -199,9 +201,9 @@ def between(
     }
 
 
-def of_one_size(figures: Iterable[Figure]) -> bool:
+def have_similar_sizes(figures: Iterable[MetricValue]) -> bool:
     """Return True if the metrics' numbers of synthetic rows differ by at most 5 %."""
-    return are_similar_sizes([figure.rows for figure in figures])
+    return are_similar_sizes([metric_value.rows for metric_value in figures])
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ class Rank:
     worst: int
 
 
-def ranking(metric: str, figures: Mapping[str, Figures], differences: Sequence[Difference]) -> list[Rank]:
+def ranking(metric: str, figures: Mapping[str, MetricValues], differences: Sequence[Difference]) -> list[Rank]:
     """Return the generators sorted by a metric, the best first, with the range of ranks that is possible.
 
     Args:
@@ -264,8 +266,8 @@ class ScoredGenerator:
     name: str
     generator: str
     run: str
-    figures: Figures
-    matched: Figures
+    figures: MetricValues
+    matched: MetricValues
 
 
 @dataclass(frozen=True)
@@ -285,7 +287,7 @@ class Comparison:
                     "name": generator.name,
                     "generator": generator.generator,
                     "run": generator.run,
-                    "metrics": {name: figure.value for name, figure in generator.figures.items()},
+                    "metrics": {name: metric_value.value for name, metric_value in generator.figures.items()},
                 }
                 for generator in self.scored
             ],

@@ -199,7 +199,7 @@ def _mean_quality_metric(sums: CoreSums, kind: str) -> Estimate:
     """Return 1 - mean q and its interval: fidelity (of synthetic rows) or representativeness (of real)."""
     count = sums[kind]
     if not count or not sums["scored"]:
-        return Estimate.none(f"no {kind} rows" if not count else NO_CLASSIFIER)
+        return Estimate.undefined(f"no {kind} rows" if not count else NO_CLASSIFIER)
     value = 1.0 - sums[f"quality_{kind}"] / count
     total, by_block = sums[f"quality_{kind}"], sums.by_block(kind)
     without = sums.by_block(f"without_{kind}")
@@ -237,7 +237,7 @@ def share(sums: CoreSums, name: str, kind: str, *, is_complement: bool, referenc
     """
     count = sums[kind]
     if not count:
-        return Estimate.none(f"no {kind} rows")
+        return Estimate.undefined(f"no {kind} rows")
     counted = sums.by_block(kind) - sums.by_block(name) if is_complement else sums.by_block(name)
     deviations = jackknife.ratio_deviations(counted, sums.by_block(kind))
     rows = (count, _effective_rows(sums, kind))
@@ -259,7 +259,7 @@ def within(sums: CoreSums, name: str, metric_name: str, context: MetricContext) 
     kind = "synthetic" if metric_name == "precision" else "real"
     count, reference = sums[kind], context.references.get(metric_name)
     if not count or context.no_manifold:
-        return Estimate.none(context.no_manifold or f"no {kind} rows")
+        return Estimate.undefined(context.no_manifold or f"no {kind} rows")
     value = sums[name] / count
     deviations = jackknife.ratio_deviations(sums.by_block(name), sums.by_block(kind))
     independent = _effective_rows(sums, kind)

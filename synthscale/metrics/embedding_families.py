@@ -194,7 +194,7 @@ def frechet_family(real: VectorSums, synthetic: VectorSums) -> Family:
         value, error = extrapolated(real.moments, synthetic.moments)
         metrics["frechet_distance_infinity"] = _with_t_interval(value, error, PARTS - 1, "too few rows in a part")
     else:
-        metrics["frechet_distance_infinity"] = Estimate.none("metrics.frechet_infinity is not set")
+        metrics["frechet_distance_infinity"] = Estimate.undefined("metrics.frechet_infinity is not set")
     return metrics
 
 
@@ -205,7 +205,7 @@ def kernel_family(real: VectorSums, synthetic: VectorSums) -> Family:
     blocks = _BLOCKS[1] if usable >= _BLOCKS[1] * _BLOCK_ROWS else _BLOCKS[0]
     size = min(_BLOCK_ROWS, usable // blocks)
     if size < 2:
-        return {"kid": Estimate.none(f"fewer than {2 * blocks} rows in a set")}
+        return {"kid": Estimate.undefined(f"fewer than {2 * blocks} rows in a set")}
     slices = [slice(i * size, (i + 1) * size) for i in range(blocks)]
     value, error = kid([x[block] for block in slices], [y[block] for block in slices])
     return {"kid": _with_t_interval(value, error, blocks - 1, "undefined")}
@@ -215,7 +215,7 @@ def vendi_family(real: SecondMoment, synthetic: SecondMoment) -> Family:
     """Return the Vendi score of the generator, with that of the real set as the reference."""
     value = synthetic.score()
     if not math.isfinite(value):
-        return {"vendi_score": Estimate.none("no rows")}
+        return {"vendi_score": Estimate.undefined("no rows")}
     return {"vendi_score": Estimate(value, reason=NO_VENDI_INTERVAL, reference=real.score())}
 
 
@@ -224,7 +224,7 @@ def utility_family(real: VectorSums, synthetic: VectorSums, view: int) -> Family
     x, y = real.ordered_sample(), synthetic.ordered_sample()
     result = utility(x.vectors, x.label, x.fold[:, view], y.vectors, y.label)
     if isinstance(result, str):
-        return {name: Estimate.none(result) for name in ("utility", "accuracy_synthetic", "accuracy_real")}
+        return {name: Estimate.undefined(result) for name in ("utility", "accuracy_synthetic", "accuracy_real")}
     no_ratio = "the classifier trained on real rows has an accuracy of 0"
     rows = float(result.rows)
     return {
@@ -241,7 +241,7 @@ def _share(value: float, error: float, rows: float, reference: float | None) -> 
 
 def _without_interval(value: float, reason: str) -> Estimate:
     if not math.isfinite(value):
-        return Estimate.none(reason)
+        return Estimate.undefined(reason)
     return Estimate(value, reason=NO_FRECHET_INTERVAL)
 
 
@@ -250,7 +250,7 @@ def _with_t_interval(
 ) -> Estimate:
     """Return an estimate with a Student t interval; without one where the error is 0 or not finite."""
     if not math.isfinite(value):
-        return Estimate.none(reason)
+        return Estimate.undefined(reason)
     if not math.isfinite(error) or error == 0:
         return Estimate(value, reference=reference)
     margin = float(t.ppf(0.975, freedom)) * error

@@ -13,13 +13,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from synthscale.statistics.auc import RankSums, auc, auc_metric, sum_ranks
-from synthscale.statistics.estimates import NO_CLASSIFIER, metric
+from synthscale.statistics.estimates import NO_CLASSIFIER, metric_block
 from synthscale.tables.columns import to_float64
 from synthscale.tables.schemas import DISTINCT_REAL, NEAREST_REAL
 
 _IDENTICAL = 1e-12
 """Cosine distances up to this count as 0: rounding between batches that embedded the same image."""
-CONFOUNDED = 0.6
+CONFOUNDER_AUC_LIMIT = 0.6
 """The run warns if the lower end of the 95 % interval of the AUC from file properties alone exceeds this."""
 _ENDS = 5
 """Example ids per set and per end of a direction."""
@@ -28,7 +28,7 @@ End = tuple[float, str]
 
 
 @dataclass(frozen=True)
-class Evidence:
+class RowEvidence:
     """Per-row values that metrics need beside the scores, each (n,); NaN where unknown.
 
     Attributes:
@@ -211,16 +211,16 @@ def confounder_figures(file_facts: RankSums, bytes_per_pixel: RankSums, classifi
     """
     if not all(bytes_per_pixel.counts):
         reason = "the input is vectors: there are no image files to compare"
-        return {"auc": metric(None, reason), "bytes_per_pixel_auc": None, "reason": reason}
+        return {"auc": metric_block(None, reason), "bytes_per_pixel_auc": None, "reason": reason}
     size_auc = auc(bytes_per_pixel)
-    file_auc = auc_metric(file_facts) if classified else metric(None, NO_CLASSIFIER)
+    file_auc = auc_metric(file_facts) if classified else metric_block(None, NO_CLASSIFIER)
     return {"auc": file_auc, "bytes_per_pixel_auc": max(size_auc, 1 - size_auc)}
 
 
 def confounder_warning(figures: dict[str, Any]) -> str | None:
     """Return a warning if file properties alone separate the sets, else None."""
     low = figures["auc"]["low"]
-    if low is None or low <= CONFOUNDED:
+    if low is None or low <= CONFOUNDER_AUC_LIMIT:
         return None
     return (
         f"the files alone (format, size, mode, JPEG quality) separate real from synthetic with an AUC of "

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from synthscale.gate_grammar import OPERATORS, parse_gate
-from synthscale.metrics.metrics_json import figures, gated
+from synthscale.metrics.metrics_json import gate_metric_names, metrics_by_name
 
 
 def decide(
@@ -24,7 +24,7 @@ def decide(
     """
     decisions = []
     for text in texts:
-        gate = parse_gate(text, gated(generators))
+        gate = parse_gate(text, gate_metric_names(generators))
         scored = [name for name in generators if name != control]
         for name in scored if gate.generator is None else [gate.generator]:
             figure = _figure(generators, name, gate.metric)
@@ -42,5 +42,5 @@ def _figure(generators: dict[str, dict[str, Any]], name: str, metric: str) -> di
     if name not in generators:
         return {"reason": "the run has no generator of this name"}
     missing = {"reason": "this generator does not have this metric"}
-    result: dict[str, Any] = figures(generators[name]).get(metric, missing)
+    result: dict[str, Any] = metrics_by_name(generators[name]).get(metric, missing)
     return result

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from synthscale.metrics.summary import Line
+from synthscale.metrics.summary import MetricRow
 from synthscale.tables.columns import from_matrix
 from synthscale.tables.schemas import BLOCKS, METRICS
 
 
-def metric_lines(lines: Mapping[str, Sequence[Line]]) -> pa.Table:
+def metric_lines(lines: Mapping[str, Sequence[MetricRow]]) -> pa.Table:
     """Return the metrics of all generators as a table with the schema of ``metrics.parquet``.
 
     Args:
@@ -28,6 +28,6 @@ def metric_lines(lines: Mapping[str, Sequence[Line]]) -> pa.Table:
     for name in ("value", "low", "high", "unadjusted", "reference", "is_small"):
         columns[name] = [getattr(line.estimate, name) for _, line in rows]
     # As in metrics.json, every null value or interval has a reason.
-    columns["reason"] = [line.estimate.metric().get("reason") for _, line in rows]
+    columns["reason"] = [line.estimate.to_json().get("reason") for _, line in rows]
     columns["deviations"] = from_matrix(np.stack(deviations))
     return pa.table({name: columns[name] for name in METRICS.names}, schema=METRICS)

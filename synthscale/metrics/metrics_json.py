@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def warned(generators: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+def warnings_by_text(generators: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     """Return each distinct warning with the names of the generators that have it.
 
     Args:
@@ -17,12 +17,12 @@ def warned(generators: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     return names_by_warning
 
 
-def gated(generators: dict[str, dict[str, Any]]) -> list[str]:
+def gate_metric_names(generators: dict[str, dict[str, Any]]) -> list[str]:
     """Return the names of all metrics that a gate may use."""
-    return list(dict.fromkeys(name for block in generators.values() for name in figures(block)))
+    return list(dict.fromkeys(name for block in generators.values() for name in metrics_by_name(block)))
 
 
-def figures(block: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def metrics_by_name(block: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return a generator's metrics by name: the six core metrics, the classifier's AUC and the families."""
     metrics: dict[str, dict[str, Any]] = {**block["metrics"], "auc": block["classifier"]["auc"]}
     for family in block.get("families", {}).values():

@@ -99,7 +99,7 @@ _ShardFunction = Callable[[RunDirectory, Shard, pa.Table], Any]
 def _over_manifest(context: StageContext, columns: list[str], function: _ShardFunction) -> Iterator[Any]:
     """Yield the result of ``function`` on the manifest columns of each shard."""
     task = _ManifestTask(context.run, context.shards, columns, function)
-    for row in context.on_every_shard(task, "reduce"):
+    for row in context.map_shards(task, "reduce"):
         yield pickle.loads(row["result"])
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from synthscale.embed.file_metadata import COLUMNS, STATISTICS_COLUMNS, bytes_per_pixel, statistics_columns
 from synthscale.errors import SchemaError
-from synthscale.metrics.evidence import Evidence, row_evidence
+from synthscale.metrics.evidence import RowEvidence, row_evidence
 from synthscale.metrics.scores import ViewRows
 from synthscale.statistics.size_matching import matched_sizes
 from synthscale.storage.run_directory import RunDirectory
@@ -63,7 +63,7 @@ class ViewReader:
     families: tuple[str, ...] = ()
     rows: dict[str, int] = field(default_factory=dict)
 
-    def read(self, shard: Shard, real: pa.Table) -> dict[str, tuple[ViewRows, Evidence]]:
+    def read(self, shard: Shard, real: pa.Table) -> dict[str, tuple[ViewRows, RowEvidence]]:
         """Return the rows of a shard in each generator's view; ``real`` is the table of `real_lookup`."""
         manifest = self.run.read_shard("manifest", shard)
         for name in _MANIFEST_NAMES:
@@ -82,7 +82,7 @@ class ViewReader:
         embedded: pa.Table,
         parts: dict[str, pa.Table],
         real: pa.Table,
-    ) -> tuple[ViewRows, Evidence]:
+    ) -> tuple[ViewRows, RowEvidence]:
         tables = {table: t.filter(pc.equal(t.column("generator"), name)) for table, t in parts.items()}
         rows = tables["nearest"].column("row").to_numpy()
         # Without a classifier predictions/ is empty and cannot be checked.
@@ -136,7 +136,7 @@ def _float_column(table: pa.Table, name: str, n: int) -> NDArray[np.float64]:
     return to_float64(table.column(name), np.nan)
 
 
-def _evidence(folds: pa.Table, predictions: pa.Table, files: pa.Table, rows: NDArray[np.int64]) -> Evidence:
+def _evidence(folds: pa.Table, predictions: pa.Table, files: pa.Table, rows: NDArray[np.int64]) -> RowEvidence:
     """Return the per-row values of `Evidence` that are read from tables, without those of families."""
     n = len(rows)
     direction_coordinates, fold = np.full((n, DIRECTIONS), np.nan), np.empty(0, np.int8)
@@ -149,7 +149,7 @@ def _evidence(folds: pa.Table, predictions: pa.Table, files: pa.Table, rows: NDA
         without = _refit_logits(predictions, "logit_without")
         matched = _refit_logits(predictions, "logit_matched")
         reassigned = _refit_logits(predictions, "logit_reassigned")
-    return Evidence(
+    return RowEvidence(
         log_prior=folds.column("log_prior").to_numpy(),
         group_key=folds.column("group_key").to_numpy(),
         logit_file_facts=_float_column(predictions, "logit_file_facts", n),

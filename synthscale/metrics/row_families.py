@@ -53,10 +53,10 @@ def manifold_family(sums: CoreSums, context: MetricContext, k: int, distinct: in
     """
     recall = {"recall": within(sums, "recalled", "recall", context)}
     if distinct < 2:
-        recall = {"recall": Estimate.none("fewer than two distinct synthetic rows")}
+        recall = {"recall": Estimate.undefined("fewer than two distinct synthetic rows")}
     count = sums["synthetic"]
     if not count or context.no_manifold:
-        return {"density": Estimate.none(context.no_manifold or "no synthetic rows"), **recall}
+        return {"density": Estimate.undefined(context.no_manifold or "no synthetic rows"), **recall}
     value = sums["real_radii"] / count / k
     if count**2 <= sums["grouped_synthetic"]:
         # A single row or a single near-duplicate group has no variance to estimate.
@@ -65,7 +65,7 @@ def manifold_family(sums: CoreSums, context: MetricContext, k: int, distinct: in
     spread = context.spreads.get("density")
     if spread is not None:
         deviations = jackknife.larger_variance(deviations, spread * value / math.sqrt(count))
-    margin = jackknife.ERRORS * jackknife.standard_error(deviations)
+    margin = jackknife.T_HALF_WIDTH * jackknife.standard_error(deviations)
     density = Estimate(value, max(0.0, value - margin), value + margin, reference=1.0, deviations=deviations)
     return {"density": density, **recall}
 
@@ -82,7 +82,7 @@ def copying_family(sums: CoreSums, distances: RankSums) -> Family:
     names = ("privacy_ratio", "privacy_tail")
     real, synthetic = distances.fine
     if not real or not synthetic:
-        privacy = dict.fromkeys(names, Estimate.none("fewer than two real rows, or no synthetic ones"))
+        privacy = dict.fromkeys(names, Estimate.undefined("fewer than two real rows, or no synthetic ones"))
     else:
         medians = [_quantile(counts, 0.5) for counts in (real, synthetic)]
         tail = _quantile(real, _TAIL)
@@ -106,7 +106,7 @@ def _quantile(counts: Mapping[int, int], q: float) -> float:
 
 def _without_interval(value: float, reason: str, reference: float) -> Estimate:
     if not math.isfinite(value):
-        return Estimate.none(reason)
+        return Estimate.undefined(reason)
     return Estimate(value, reason=_NO_INTERVAL, reference=reference)
 
 
@@ -120,7 +120,7 @@ def facts_family(values: Mapping[str, RankSums]) -> tuple[Family, dict[str, floa
     for fact in FACTS:
         real, synthetic = values[fact].fine if fact in values else ({}, {})
         if not real or not synthetic:
-            metrics[f"{fact}_ks"] = Estimate.none("the input is vectors: there are no images to compare")
+            metrics[f"{fact}_ks"] = Estimate.undefined("the input is vectors: there are no images to compare")
             continue
         codes = sorted({*real, *synthetic})
         below = [np.cumsum([counts.get(code, 0) for code in codes]) for counts in (real, synthetic)]
@@ -139,7 +139,7 @@ def completeness_family(complete: Mapping[str, Any]) -> Family:
             rows, and the ``seen`` ones among these, whose label some synthetic row has.
     """
     labelled, seen = complete["labelled"], complete["seen"]
-    label_coverage = Estimate.none("no labels in the real set")
+    label_coverage = Estimate.undefined("no labels in the real set")
     if labelled:
         low, high = jackknife.binomial_interval(seen / labelled, labelled)
         label_coverage = Estimate(seen / labelled, low, high, reference=1.0)
@@ -173,4 +173,4 @@ def stability_family(sums: CoreSums, folds: list[CoreSums], context: MetricConte
 
 
 def _spread_estimate(value: float, reason: str) -> Estimate:
-    return Estimate(value, reason=_SPREAD) if math.isfinite(value) else Estimate.none(reason)
+    return Estimate(value, reason=_SPREAD) if math.isfinite(value) else Estimate.undefined(reason)

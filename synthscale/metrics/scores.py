@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from synthscale.classify.evaluation import probability
+from synthscale.classify.evaluation import synthetic_probability
 from synthscale.tables.schemas import MANIFEST_COLUMNS, REAL, SCORES, SYNTHETIC
 
 COPY_DISTANCE = 1e-8
@@ -49,7 +49,7 @@ def quality(logit: NDArray[np.float64], is_real: NDArray[np.bool_]) -> NDArray[n
     Returns:
         q in 0..1, in the shape of ``logit``; NaN where the logit is NaN.
     """
-    return probability(np.where(is_real, -logit, logit))
+    return synthetic_probability(np.where(is_real, -logit, logit))
 
 
 def label_quality_scores(logit: NDArray[np.float64], is_real: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -72,7 +72,7 @@ def label_quality_scores(logit: NDArray[np.float64], is_real: NDArray[np.bool_])
     from cleanlab.rank import get_label_quality_scores
 
     is_synthetic = (~is_real[known]).astype(np.int64)
-    pred_probs = np.column_stack([probability(-logit[known]), probability(logit[known])])
+    pred_probs = np.column_stack([synthetic_probability(-logit[known]), synthetic_probability(logit[known])])
     scores[known] = get_label_quality_scores(is_synthetic, pred_probs, method="self_confidence")
     return scores
 

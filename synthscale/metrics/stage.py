@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray
 
 from synthscale.errors import SchemaError
-from synthscale.metrics.comparison import between
+from synthscale.metrics.comparison import comparison_blocks
 from synthscale.metrics.gates import decide
 from synthscale.metrics.long_form import metric_lines
 from synthscale.metrics.ray_input_tables import completeness, slicings
@@ -22,7 +22,7 @@ from synthscale.metrics.ray_vector_pass import vector_families
 from synthscale.metrics.ray_view_tables import ViewReader, real_lookup
 from synthscale.metrics.scores import score_rows
 from synthscale.metrics.slices import Slicing
-from synthscale.metrics.summary import GeneratorFigures, ViewFacts, generator_figures, show_control
+from synthscale.metrics.summary import GeneratorMetrics, ViewFacts, add_control_values, generator_metrics
 from synthscale.metrics.view_sums import ViewSums, sum_view
 from synthscale.runtime.stage_context import StageContext, StageOutcome
 from synthscale.statistics.size_matching import matched_sizes
@@ -68,7 +68,7 @@ def run(context: StageContext) -> StageOutcome:
     complete = completeness(context)
     sizes = matched_sizes({name: embedded["sets"][name]["ok"] for name in context.generators})
     figures = {
-        name: generator_figures(
+        name: generator_metrics(
             sums,
             ViewFacts(
                 head,
@@ -91,7 +91,7 @@ def _write(
     context: StageContext,
     embedded: dict[str, Any],
     column_slicings: list[Slicing],
-    figures: dict[str, GeneratorFigures],
+    figures: dict[str, GeneratorMetrics],
 ) -> None:
     """Write ``metrics.parquet`` and ``metrics.json``, the latter without gates."""
     blocks = {name: generator.block for name, generator in figures.items()}
@@ -104,14 +104,14 @@ def _write(
         "run_id": context.run.read_json("run.json")["run_id"],
         "counts": _counts(embedded),
         "generators": {name: {**b, "warnings": [*b["warnings"], *slice_warnings]} for name, b in blocks.items()},
-        **between(
+        **comparison_blocks(
             {name: generator.whole for name, generator in figures.items()},
             {name: generator.at_smallest for name, generator in figures.items()},
             control,
         ),
     }
     if control is not None:
-        show_control(metrics["generators"], CONTROL)
+        add_control_values(metrics["generators"], CONTROL)
     context.run.write_json("metrics.json", {**metrics, "gates": []})
 
 
@@ -157,7 +157,7 @@ def _reduce_shards(
     rows = {name: embedded[name]["ok"] for name in context.generators}
     reader = ViewReader(context.run, classified, context.config.metrics.families, rows)
     task = _ReduceTask(reader, context.shards, medians, column_slicings, lookup)
-    for row in context.on_every_shard(task, "reduce"):
+    for row in context.map_shards(task, "reduce"):
         yield pickle.loads(row["sums"])
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from synthscale.classify.evaluation import classifier_figures
+from synthscale.classify.evaluation import classifier_metrics
 from synthscale.metric_names import CORE_METRICS
-from synthscale.metrics.comparison import SIZE_DEPENDENT, Figure
+from synthscale.metrics.comparison import SIZE_DEPENDENT, MetricValue
 from synthscale.metrics.core import CoreSums, MetricContext, core_metrics, coverage_reference
 from synthscale.metrics.evidence import confounder_figures, confounder_warning, direction_figures
 from synthscale.metrics.row_families import (
@@ -25,7 +25,7 @@ from synthscale.metrics.view_sums import FOLD, ViewSums
 from synthscale.metrics.warnings import warnings
 from synthscale.neighbors.view import K
 from synthscale.statistics.auc import RankSums
-from synthscale.statistics.estimates import Estimate, Metric, metric
+from synthscale.statistics.estimates import Estimate, Metric, metric_block
 from synthscale.statistics.size_matching import are_similar_sizes
 from synthscale.tables.schemas import NEAREST_REAL
 
@@ -35,7 +35,7 @@ NO_IMAGES = "not run: the input is vectors, or neighbors.self_test_images is 0"
 
 
 @dataclass(frozen=True)
-class Line:
+class MetricRow:
     """A row of ``metrics.parquet``: a metric of a generator over all its rows or over a slice.
 
     Attributes:
@@ -55,7 +55,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class GeneratorFigures:
+class GeneratorMetrics:
     """A generator's metrics in all their forms.
 
     Attributes:
@@ -65,11 +65,11 @@ class GeneratorFigures:
     """
 
     block: dict[str, Any]
-    lines: list[Line]
+    lines: list[MetricRow]
     matched: dict[str, Estimate] = field(default_factory=dict)
 
     @property
-    def whole(self) -> dict[str, Figure]:
+    def whole(self) -> dict[str, MetricValue]:
         """Metrics over all rows, for comparisons with generators of similar size."""
         estimates = {
             line.metric: line.estimate for line in self.lines if not line.slice_by and line.family != "matched"
@@ -77,14 +77,14 @@ class GeneratorFigures:
         return _figures(estimates, self.block["counts"]["synthetic"])
 
     @property
-    def at_smallest(self) -> dict[str, Figure]:
+    def at_smallest(self) -> dict[str, MetricValue]:
         """Metrics of the matched subsample, for comparisons with smaller generators; empty for the smallest."""
         return _figures(self.matched, self.block.get("matched", {"size": 0})["size"])
 
 
-def _figures(estimates: Mapping[str, Estimate], rows: int) -> dict[str, Figure]:
+def _figures(estimates: Mapping[str, Estimate], rows: int) -> dict[str, MetricValue]:
     return {
-        name: Figure(
+        name: MetricValue(
             estimate.value,
             np.nan if estimate.low is None else estimate.low,
             np.nan if estimate.high is None else estimate.high,
@@ -120,7 +120,7 @@ class ViewFacts:
     matched_size: int | None = None
 
 
-def generator_figures(sums: ViewSums, facts: ViewFacts) -> GeneratorFigures:
+def generator_metrics(sums: ViewSums, facts: ViewFacts) -> GeneratorMetrics:
     """Return all metrics of a generator.
 
     Args:
@@ -137,9 +137,9 @@ def generator_figures(sums: ViewSums, facts: ViewFacts) -> GeneratorFigures:
             lines += slice_lines
             by.setdefault(column, {})[name] = {"counts": _counts(part), **_as_json(slice_lines)}
     confounders = confounder_figures(sums.file_facts, sums.bytes_per_pixel, bool(fit.get("folds")))
-    self_test = neighbors.get("self_test") or metric(None, NO_IMAGES)
+    self_test = neighbors.get("self_test") or metric_block(None, NO_IMAGES)
     shown = {name: value for name, value in neighbors.items() if name != "spreads"}
-    classifier = classifier_figures(sums.classifier, facts.head, fit)
+    classifier = classifier_metrics(sums.classifier, facts.head, fit)
     lines += _classifier_lines(classifier, confounders, overall)
     families, family_lines = _families(sums, facts, context)
     lines += family_lines
@@ -167,10 +167,10 @@ def generator_figures(sums: ViewSums, facts: ViewFacts) -> GeneratorFigures:
         block["matched"] = {
             "size": facts.matched_size,
             "counts": _counts(sums.matched),
-            "metrics": {name: estimate.metric() for name, estimate in matched.items()},
+            "metrics": {name: estimate.to_json() for name, estimate in matched.items()},
         }
         lines += _lines("matched", matched, sums.matched)
-    return GeneratorFigures(block, lines, matched)
+    return GeneratorMetrics(block, lines, matched)
 
 
 def _matched_metrics(sums: ViewSums, context: MetricContext, size: int | None) -> dict[str, Estimate]:
@@ -179,7 +179,7 @@ def _matched_metrics(sums: ViewSums, context: MetricContext, size: int | None) -
         return {}
     if not sums.matched["synthetic"]:
         reason = f"no near-duplicate group was sampled into the matched subsample of about {size:,} rows"
-        return dict.fromkeys(CORE_METRICS, Estimate.none(reason))
+        return dict.fromkeys(CORE_METRICS, Estimate.undefined(reason))
     coverage = coverage_reference(sums.distinct_real, int(sums.matched["synthetic"]), K)
     at_size = replace(context, references={**context.references, "coverage": coverage})
     # No unadjusted values: the log prior of a row is for heads fitted to all rows, not to the subsample.
@@ -188,7 +188,7 @@ def _matched_metrics(sums: ViewSums, context: MetricContext, size: int | None) -
     }
 
 
-def _families(sums: ViewSums, facts: ViewFacts, context: MetricContext) -> tuple[dict[str, Any], list[Line]]:
+def _families(sums: ViewSums, facts: ViewFacts, context: MetricContext) -> tuple[dict[str, Any], list[MetricRow]]:
     """Return the metrics of the requested families, as JSON and as rows of ``metrics.parquet``."""
     overall, extra_fields = sums.overall, dict[str, dict[str, Any]]()
     by_family: dict[str, Mapping[str, Estimate]] = dict(facts.from_vectors)
@@ -207,14 +207,14 @@ def _families(sums: ViewSums, facts: ViewFacts, context: MetricContext) -> tuple
         by_family["stability"] = stability_family(overall, folds, context)
     ordered = {name: by_family[name] for name in facts.families if name in by_family}
     as_json = {
-        family: {name: estimate.metric() | extra_fields.get(name, {}) for name, estimate in metrics.items()}
+        family: {name: estimate.to_json() | extra_fields.get(name, {}) for name, estimate in metrics.items()}
         for family, metrics in ordered.items()
     }
     lines = [line for family, metrics in ordered.items() for line in _lines(family, metrics, overall)]
     return as_json, lines
 
 
-def show_control(generators: dict[str, dict[str, Any]], control: str) -> None:
+def add_control_values(generators: dict[str, dict[str, Any]], control: str) -> None:
     """Add the control's value as ``control`` to every metric of the other generators, in place.
 
     Size-dependent metrics get it only from a control of similar size (whole or matched).
@@ -279,19 +279,21 @@ def _counts(sums: CoreSums) -> dict[str, int]:
 
 def _lines(
     family: str, metrics: Mapping[str, Estimate], sums: CoreSums, column: str = "", name: str = ""
-) -> list[Line]:
+) -> list[MetricRow]:
     counts = _counts(sums)
     return [
-        Line(family, metric_name, estimate, counts["real"], counts["synthetic"], column, name)
+        MetricRow(family, metric_name, estimate, counts["real"], counts["synthetic"], column, name)
         for metric_name, estimate in metrics.items()
     ]
 
 
-def _as_json(lines: Sequence[Line]) -> dict[str, Metric]:
-    return {line.metric: line.estimate.metric() for line in lines}
+def _as_json(lines: Sequence[MetricRow]) -> dict[str, Metric]:
+    return {line.metric: line.estimate.to_json() for line in lines}
 
 
-def _classifier_lines(classifier: dict[str, Any], confounders: dict[str, Any], overall: CoreSums) -> list[Line]:
+def _classifier_lines(
+    classifier: dict[str, Any], confounders: dict[str, Any], overall: CoreSums
+) -> list[MetricRow]:
     """Return the classifier's metrics, which have bootstrap intervals, as rows of ``metrics.parquet``."""
     figures = {name: classifier[name] for name in ("auc", "accuracy", "log_loss", "p_value")}
     estimates = {name: _as_estimate(figure) for name, figure in figures.items()}

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from synthscale.classify.evaluation import ClassifierSums, sum_classifier_errors
 from synthscale.metrics.core import CoreSums, Indicators, sum_slices
-from synthscale.metrics.evidence import DirectionSums, Evidence, sum_directions
+from synthscale.metrics.evidence import DirectionSums, RowEvidence, sum_directions
 from synthscale.metrics.scores import ViewRows, quality
 from synthscale.metrics.slices import Slicing
 from synthscale.statistics import bootstrap, jackknife
 from synthscale.statistics.auc import RankSums, sum_ranks
-from synthscale.statistics.size_matching import OUTSIDE, matched_block_codes, probability_any_drawn
+from synthscale.statistics.size_matching import OUTSIDE_SUBSAMPLE, matched_block_codes, probability_any_drawn
 from synthscale.tables.schemas import DIRECTIONS, REAL
 
 FOLD = "(fold)"
@@ -79,7 +79,9 @@ class ViewSums:
         )
 
 
-def sum_view(view: ViewRows, scores: pa.Table, evidence: Evidence, slicings: Sequence[Slicing] = ()) -> ViewSums:
+def sum_view(
+    view: ViewRows, scores: pa.Table, evidence: RowEvidence, slicings: Sequence[Slicing] = ()
+) -> ViewSums:
     """Return the sums over rows of a view.
 
     Args:
@@ -108,7 +110,7 @@ def sum_view(view: ViewRows, scores: pa.Table, evidence: Evidence, slicings: Seq
     )
 
 
-def _indicators(view: ViewRows, scores: pa.Table, evidence: Evidence, is_real: NDArray[np.bool_]) -> Indicators:
+def _indicators(view: ViewRows, scores: pa.Table, evidence: RowEvidence, is_real: NDArray[np.bool_]) -> Indicators:
     """Return the per-row inputs of the core metrics."""
     groups = view.groups
     mixed = np.asarray(groups.column("has_real").fill_null(False)) if len(groups) else np.empty(0, np.bool_)
@@ -134,7 +136,7 @@ def _indicators(view: ViewRows, scores: pa.Table, evidence: Evidence, is_real: N
     )
 
 
-def _matched_sums(rows: Indicators, view: ViewRows, evidence: Evidence) -> CoreSums:
+def _matched_sums(rows: Indicators, view: ViewRows, evidence: RowEvidence) -> CoreSums:
     """Return the core sums over the matched subsample; zeros for the smallest generator.
 
     Whether a row repeats another, or is covered, depends on which synthetic rows are in the subsample. Both are
@@ -158,11 +160,11 @@ def _matched_sums(rows: Indicators, view: ViewRows, evidence: Evidence) -> CoreS
         covered=is_real * probability_any_drawn(in_radius, population, size),
         more={},
     )
-    return sum_slices(matched, np.where(code < OUTSIDE, 0, -1), 1)[0]
+    return sum_slices(matched, np.where(code < OUTSIDE_SUBSAMPLE, 0, -1), 1)[0]
 
 
 def _slice_sums(
-    rows: Indicators, scores: pa.Table, evidence: Evidence, slicings: Sequence[Slicing]
+    rows: Indicators, scores: pa.Table, evidence: RowEvidence, slicings: Sequence[Slicing]
 ) -> Iterator[tuple[tuple[str, str], CoreSums]]:
     """Yield the core sums of each slice that occurs in the rows, keyed by column and name of the slice."""
     parts = [(slicing.column, slicing.names, slicing.of(scores.column(slicing.column))) for slicing in slicings]

@@ -166,7 +166,7 @@ class IndexActor:
             vectors, rows = (np.concatenate([getattr(b, name) for b in blocks]) for name in ("vectors", "row"))
             self._indexes[code] = FlatIndex(vectors, rows)
         for code in (*built, *flat):
-            fsys.write_with(self._path(part, code), self._indexes[code].write, self._reader.run.storage)
+            fsys.write_with_callback(self._path(part, code), self._indexes[code].write, self._reader.run.storage)
         self._part = part
 
     def _path(self, part: IndexPart, code: int) -> str:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from synthscale.embed.edited_copies import EDITS, _edited_pixels
 from synthscale.embed.encoders.protocol import Encoder
 from synthscale.neighbors.distance import Floats, Rows, cosine_distance, unit
-from synthscale.statistics.estimates import Metric, metric
+from synthscale.statistics.estimates import Metric, metric_block
 from synthscale.statistics.jackknife import binomial_interval
-from synthscale.tables.faults import ImageFault
+from synthscale.tables.faults import RowFault
 
 WARN_BELOW = 0.9
 """A radius that finds a smaller share of the copies deserves a warning."""
@@ -57,9 +57,9 @@ class SelfTest:
         1 vary most: it fits images whose copies are found together or not at all, and is wide for others.
         """
         if radius is None:
-            return metric(None, "no radius: too few distinct real rows to calibrate it")
+            return metric_block(None, "no radius: too few distinct real rows to calibrate it")
         if not any(len(distances) for distances in self.distances.values()):
-            return metric(None, "no image of the sample could be read and edited again")
+            return metric_block(None, "no image of the sample could be read and edited again")
         distance = np.stack(list(self.distances.values()), axis=1)
         found = (distance < radius) | (distance == 0)
         low, high = binomial_interval(float(found.mean()), len(found))
@@ -88,7 +88,7 @@ def warning(summary: Metric) -> str | None:
 
 
 def run_self_test(
-    images: Iterable[bytes | ImageFault],
+    images: Iterable[bytes | RowFault],
     originals: NDArray[np.float32],
     encoder: Encoder,
     batch_size: int,

@@ -11,7 +11,7 @@ import pyarrow.dataset as ds
 from synthscale.config import Config
 from synthscale.embed.image_reader import fetch_all, files_of
 from synthscale.embed.images import thumbnail_jpeg
-from synthscale.tables.faults import ImageFault
+from synthscale.tables.faults import RowFault
 from synthscale.tables.layout import StoredFile
 
 TILE_PX, POINT_PX = 112, 40
@@ -48,12 +48,12 @@ class Thumbnails:
             for name, data in zip(part, fetch_all([files[each] for each in part], config), strict=True):
                 self._put(name, data, side_px, limit_bytes)
 
-    def _put(self, name: str, data: bytes | ImageFault, side_px: int, limit_bytes: int) -> None:
+    def _put(self, name: str, data: bytes | RowFault, side_px: int, limit_bytes: int) -> None:
         try:
-            if isinstance(data, ImageFault):
+            if isinstance(data, RowFault):
                 raise data
             text = base64.b64encode(thumbnail_jpeg(data, side_px)).decode()
-        except ImageFault:
+        except RowFault:
             self.missing.add(name)
             return
         if self.held_bytes + len(text) > limit_bytes:

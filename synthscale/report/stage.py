@@ -18,7 +18,7 @@ import yaml
 
 import synthscale
 from synthscale.config import Config
-from synthscale.metrics.metrics_json import warned
+from synthscale.metrics.metrics_json import warnings_by_text
 from synthscale.report import maps, page, readings
 from synthscale.report.choice import COLUMNS, ChosenGroups, ChosenRows, choose_groups, choose_rows, members
 from synthscale.report.pictures import POINT_PX, POINTS_BYTES, TILE_PX, TILES_BYTES, Thumbnails, files_by_id
@@ -197,7 +197,7 @@ def _section(block: dict[str, Any], shown: _Shown, tiler: Tiler, number: int) ->
 
 def _warnings(metrics: dict[str, Any]) -> dict[str, list[str]]:
     """Return each warning with the generators that it concerns."""
-    found = warned(metrics["generators"])
+    found = warnings_by_text(metrics["generators"])
     for name, tally in metrics["counts"]["generators"].items():
         if tally["failed"]:
             found.setdefault("some images could not be used: see the list at the end", []).append(name)
@@ -217,7 +217,7 @@ def _unequal(metrics: dict[str, Any]) -> list[str]:
 def _failures(context: StageContext, counts: dict[str, int], redaction: Redaction) -> dict[str, Any]:
     names: dict[str, list[str]] = {reason: [] for reason in counts}
     if counts:
-        table = context.read_all("failures", ["id", "reason"])
+        table = context.read_columns("failures", ["id", "reason"])
         for reason, own in names.items():
             rows = table.filter(pc.equal(table.column("reason"), reason)).slice(0, _FAILURES)
             own += [redaction.name(name) for name in rows.column("id").to_pylist()]

@@ -58,7 +58,7 @@ class RaySession:
         self._preload_task: object | None = None
         self._started, self._closed = threading.Event(), threading.Event()
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Start Ray in the background; if the caller has already started Ray, use that and leave it running."""
         if self._thread is not None or ray.is_initialized():
             return
@@ -88,13 +88,13 @@ class RaySession:
         # Linux kills Ray's processes when the thread that started them ends: stay until the session is closed.
         self._closed.wait()
 
-    def ready(self) -> dict[str, float]:
+    def wait_until_ready(self) -> dict[str, float]:
         """Wait until Ray has started and return the cluster's resources, such as ``{"CPU": 8.0, "GPU": 1.0}``.
 
         Raises:
             StageError: Ray cannot be started or reached.
         """
-        self.begin()
+        self.start()
         if self._thread is not None:
             self._started.wait()
         if self._error is not None:

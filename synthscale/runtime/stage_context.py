@@ -77,7 +77,7 @@ class StageContext:
         """Which dimensions the search and the classifier use, as embed recorded it."""
         return self.run.layout()
 
-    def on_every_shard(self, task: Callable[[pa.Table], pa.Table], stage: str) -> Iterator[dict[str, Any]]:
+    def map_shards(self, task: Callable[[pa.Table], pa.Table], stage: str) -> Iterator[dict[str, Any]]:
         """Run a Ray Data task on every shard; yield the result rows in shard order.
 
         Args:
@@ -90,9 +90,11 @@ class StageContext:
 
         indices = [{"shard": shard.index} for shard in self.shards]
         items = ray.data.from_items(indices, override_num_blocks=len(indices))
-        return self.in_order(items.map_batches(task, batch_size=1, batch_format="pyarrow").iter_rows(), stage)
+        return self.in_shard_order(
+            items.map_batches(task, batch_size=1, batch_format="pyarrow").iter_rows(), stage
+        )
 
-    def in_order(self, results: Iterable[dict[str, Any]], stage: str) -> Iterator[dict[str, Any]]:
+    def in_shard_order(self, results: Iterable[dict[str, Any]], stage: str) -> Iterator[dict[str, Any]]:
         """Sort task results, one per shard, into shard order; yield each as soon as all before it have arrived.
 
         A fixed order makes float sums independent of which task finishes first. Only results that arrive early are
@@ -122,7 +124,7 @@ class StageContext:
                 f"{stage}: shard {next_shard.index} was not processed; rerun with --redo-from {stage}"
             )
 
-    def read_all(self, table: str, columns: list[str]) -> pa.Table:
+    def read_columns(self, table: str, columns: list[str]) -> pa.Table:
         """Read columns of all shards of a table into one table, in row order."""
         read = partial(self.run.read_shard, table, columns=columns)
         with ThreadPoolExecutor(_READ_THREADS) as pool:

@@ -16,14 +16,14 @@ from scipy.sparse import csr_array
 from scipy.special import expit, logit, ndtr
 
 from synthscale.statistics.bootstrap import REPLICATES
-from synthscale.statistics.estimates import Metric, metric
+from synthscale.statistics.estimates import Metric, metric_block
 from synthscale.statistics.jackknife import binomial_interval
 
 _FINE_DROPPED_BITS = 12
 """Bits dropped from a float32's 23-bit mantissa for the AUC's histogram; 11 remain."""
 _COARSE_DROPPED_BITS = 19
 """Bits dropped for the bootstrap's histogram; 4 remain."""
-ERRORS = 1.959963984540054 * math.sqrt(2)
+BOOTSTRAP_HALF_WIDTH = 1.959963984540054 * math.sqrt(2)
 """Half-width of a 95 % interval of an out-of-fold metric, in standard errors of the bootstrap.
 
 The bootstrap holds the fitted heads fixed. But each pair of rows acts twice: either row is in the training part of
@@ -64,7 +64,7 @@ class RankSums:
     @property
     def effective_rows(self) -> float:
         """Effective sample size of the smaller class; see `independent_rows`."""
-        return min(independent_rows(weighted) for weighted in self.replicates.sum(0, dtype=np.float64))
+        return min(effective_rows(weighted) for weighted in self.replicates.sum(0, dtype=np.float64))
 
 
 def sum_ranks(
@@ -142,10 +142,10 @@ def _area(real: NDArray[np.floating], synthetic: NDArray[np.floating]) -> NDArra
 def auc_error(sums: RankSums) -> float:
     """Return the standard error of the AUC by the bootstrap over groups; NaN without bootstrap weights."""
     replicates = sums.replicates.astype(np.float64)
-    return standard_error(_area(replicates[:, 0], replicates[:, 1]))
+    return replicate_standard_error(_area(replicates[:, 0], replicates[:, 1]))
 
 
-def standard_error(replicates: NDArray[np.float64]) -> float:
+def replicate_standard_error(replicates: NDArray[np.float64]) -> float:
     """Return the standard deviation of a metric over bootstrap replicates, (REPLICATES,).
 
     Replicates that are not finite, because they drew no row of a class, are left out; NaN if fewer than two
@@ -155,7 +155,7 @@ def standard_error(replicates: NDArray[np.float64]) -> float:
     return float(finite.std(ddof=1)) if len(finite) > 1 else float("nan")
 
 
-def independent_rows(weighted: NDArray[np.float64]) -> float:
+def effective_rows(weighted: NDArray[np.float64]) -> float:
     """Return the effective sample size (sum c)^2 / sum c^2 over the sizes c of near-duplicate groups, at least 1.
 
     It is estimated from the bootstrap-weighted row counts, ``weighted``, (REPLICATES,): their mean estimates sum c
@@ -165,7 +165,7 @@ def independent_rows(weighted: NDArray[np.float64]) -> float:
     return max(1.0, float(weighted.mean()) ** 2 / variance) if variance > 0 else 1.0
 
 
-def certain_up_to(rows: float) -> float:
+def perfect_share_lower_bound(rows: float) -> float:
     """Return the lower end of the exact 95 % binomial interval of a share that is 1 over independent ``rows``."""
     return binomial_interval(1.0, rows)[0]
 
@@ -180,15 +180,15 @@ def auc_metric(sums: RankSums) -> Metric:
     if not np.isfinite(error):
         low = high = error
     elif value in (0.0, 1.0):
-        bound = certain_up_to(sums.effective_rows)
+        bound = perfect_share_lower_bound(sums.effective_rows)
         low, high = (bound, 1.0) if value else (0.0, 1 - bound)
     else:
-        margin = ERRORS * error / (value * (1 - value))
+        margin = BOOTSTRAP_HALF_WIDTH * error / (value * (1 - value))
         low, high = expit(logit(value) - margin), expit(logit(value) + margin)
-    return interval(value, low, high, reference=0.5)
+    return metric_with_interval(value, low, high, reference=0.5)
 
 
-def interval(
+def metric_with_interval(
     value: float,
     low: float,
     high: float,
@@ -204,7 +204,7 @@ def interval(
         within: range of the metric, to which the interval is clipped.
         reference: the value that an ideal generator would get.
     """
-    result: dict[str, Any] = metric(value, reference=reference)
+    result: dict[str, Any] = metric_block(value, reference=reference)
     if not (np.isfinite(low) and np.isfinite(high)):
         return result
     result |= {"low": float(np.clip(low, *within)), "high": float(np.clip(high, *within))}

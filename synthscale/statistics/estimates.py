@@ -39,15 +39,15 @@ class Estimate:
     is_small: bool = False
 
     @classmethod
-    def none(cls, reason: str) -> "Estimate":
+    def undefined(cls, reason: str) -> "Estimate":
         """Create an undefined metric."""
         return cls(None, reason=reason)
 
-    def metric(self) -> Metric:
+    def to_json(self) -> Metric:
         """Return the estimate in the form of metrics.json."""
         if self.value is None:
-            return metric(None, self.reason)
-        result = metric(self.value, unadjusted=self.unadjusted, reference=self.reference)
+            return metric_block(None, self.reason)
+        result = metric_block(self.value, unadjusted=self.unadjusted, reference=self.reference)
         if self.low is not None and self.high is not None:
             result |= {"low": self.low, "high": self.high}
             result.pop("reason")
@@ -56,7 +56,7 @@ class Estimate:
         return result | ({"small": True} if self.is_small else {})
 
 
-def metric(value: float | None, reason: str | None = None, **more: float | None) -> Metric:
+def metric_block(value: float | None, reason: str | None = None, **more: float | None) -> Metric:
     """Return a metric without an interval in the form of metrics.json.
 
     Args:

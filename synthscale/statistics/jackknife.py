@@ -18,7 +18,7 @@ from scipy.stats import t
 from synthscale.tables.id_hashes import Hashes, mix
 from synthscale.tables.schemas import BLOCKS
 
-ERRORS = float(t.ppf(0.975, BLOCKS - 1))
+T_HALF_WIDTH = float(t.ppf(0.975, BLOCKS - 1))
 """Half-width of a 95 % interval in standard errors: the 97.5 % quantile of Student's t with BLOCKS - 1 degrees of
 freedom (2.09), because the variance is itself estimated from BLOCKS numbers."""
 _STREAM = 20_000
@@ -138,7 +138,7 @@ def interval(value: float, error: float, effective_rows: float, *, is_share: boo
         return None
     if not is_share:
         return _mean_quality_interval(value, error)
-    margin = ERRORS * error / (value * (1 - value))
+    margin = T_HALF_WIDTH * error / (value * (1 - value))
     return float(expit(logit(value) - margin)), float(expit(logit(value) + margin))
 
 
@@ -163,7 +163,7 @@ def _mean_quality_interval(value: float, error: float) -> tuple[float, float]:
     root = np.sqrt(distance + offset) - np.sqrt(offset)
     position = np.sign(1 - 2 * value) * np.arctanh(root)
     # The derivative of the scale converts the standard error (delta method).
-    margin = ERRORS * error / (np.sqrt(distance + offset) * (1 - root**2))
+    margin = T_HALF_WIDTH * error / (np.sqrt(distance + offset) * (1 - root**2))
     return from_scale(position + margin), from_scale(position - margin)
 
 

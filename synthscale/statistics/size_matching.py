@@ -18,7 +18,7 @@ from scipy.special import gammaln
 from synthscale.statistics.jackknife import jackknife_blocks
 from synthscale.tables.id_hashes import Hashes, mix, sampling_threshold
 
-OUTSIDE = 32
+OUTSIDE_SUBSAMPLE = 32
 """Added to the jackknife block of rows outside their generator's subsample.
 
 Must be at least BLOCKS, so that block and membership can be told apart, and OUTSIDE + BLOCKS must fit an int8.
@@ -65,7 +65,7 @@ def matched_block_codes(
     """
     code = jackknife_blocks(group)
     if size is not None:
-        code[~is_real & (mix(group, _STREAM) > sampling_threshold(size, rows))] += OUTSIDE
+        code[~is_real & (mix(group, _STREAM) > sampling_threshold(size, rows))] += OUTSIDE_SUBSAMPLE
     return code
 
 

@@ -2,7 +2,7 @@
 
 Archive members have fsspec's chained URIs: ``zip://MEMBER::PATH``, and in the same manner
 ``tar://OFFSET+SIZE/MEMBER::PATH`` (one byte range of the file) and ``parquet://GROUP/ROW/COLUMN::PATH``. Failures
-are raised as ImageFault with a reason: the caller records them for the row, and the run continues.
+are raised as RowFault with a reason: the caller records them for the row, and the run continues.
 """
 
 import os
@@ -19,7 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from synthscale.config import StorageConfig
 from synthscale.storage import filesystems as fsys
 from synthscale.storage import objects
-from synthscale.tables.faults import ImageFault, Reason
+from synthscale.tables.faults import Reason, RowFault
 from synthscale.tables.layout import StoredFile
 
 MAX_BYTES = 512 * 1024 * 1024
@@ -42,7 +42,7 @@ def parquet_uri(path: str, group: int, row: int, column: str) -> str:
     return f"parquet://{group}/{row}/{column}::{path}"
 
 
-def file_of(uri: str) -> str:
+def containing_file(uri: str) -> str:
     """Return the URI of the file that contains the bytes: ``uri`` itself, or the archive of a member."""
     return uri.rpartition("::")[2] if uri.partition("://")[0] in _MEMBER_READERS else uri
 
@@ -55,7 +55,7 @@ def fetch(stored: StoredFile, storage: StorageConfig) -> bytes:
         storage: S3 settings.
 
     Raises:
-        ImageFault: the bytes cannot be read, or the file has changed since it was listed; ``reason`` says which.
+        RowFault: the bytes cannot be read, or the file has changed since it was listed; ``reason`` says which.
     """
     uri = stored.uri
     try:
@@ -65,15 +65,15 @@ def fetch(stored: StoredFile, storage: StorageConfig) -> bytes:
             return _MEMBER_READERS[scheme](member, StoredFile(archive, stored.size_bytes, stored.etag), storage)
         if not fsys.is_s3(uri):
             return _read_file(stored)
-        return objects.get(stored, storage, MAX_BYTES)
+        return objects.get_object(stored, storage, MAX_BYTES)
     except (FileNotFoundError, KeyError) as error:
-        raise ImageFault(Reason.NOT_FOUND, f"{uri}: not found") from error
+        raise RowFault(Reason.NOT_FOUND, f"{uri}: not found") from error
     except PermissionError as error:
-        raise ImageFault(Reason.ACCESS_DENIED, f"{uri}: access denied") from error
+        raise RowFault(Reason.ACCESS_DENIED, f"{uri}: access denied") from error
     except (zipfile.BadZipFile, zlib.error, pa.ArrowInvalid, IndexError) as error:
-        raise ImageFault(Reason.CORRUPT, f"{uri}: {error}") from error
+        raise RowFault(Reason.CORRUPT, f"{uri}: {error}") from error
     except (OSError, BotoCoreError, ClientError, RuntimeError, ValueError) as error:
-        raise ImageFault(Reason.READ_ERROR, f"{uri}: {' '.join(str(error).split())}") from error
+        raise RowFault(Reason.READ_ERROR, f"{uri}: {' '.join(str(error).split())}") from error
 
 
 def _read_file(stored: StoredFile) -> bytes:
@@ -83,16 +83,16 @@ def _read_file(stored: StoredFile) -> bytes:
 
 
 def _check_unchanged(stored: StoredFile) -> int:
-    """Return the size of a local file in bytes; raise ImageFault if its etag differs from the listed one."""
+    """Return the size of a local file in bytes; raise RowFault if its etag differs from the listed one."""
     state = os.stat(stored.uri)
     if stored.etag is not None and fsys.file_etag(state) != stored.etag:
-        raise ImageFault(Reason.CHANGED, f"{stored.uri}: has changed since it was listed")
+        raise RowFault(Reason.CHANGED, f"{stored.uri}: has changed since it was listed")
     return state.st_size
 
 
 def _check_size(size_bytes: int) -> None:
     if size_bytes > MAX_BYTES:
-        raise ImageFault(Reason.TOO_LARGE, f"{size_bytes:,} bytes, limit {MAX_BYTES:,}")
+        raise RowFault(Reason.TOO_LARGE, f"{size_bytes:,} bytes, limit {MAX_BYTES:,}")
 
 
 # Archive members.
@@ -106,10 +106,10 @@ def _etag(archive: StoredFile, storage: StorageConfig) -> str:
 
 
 def _open(uri: str, storage: StorageConfig, etag: str) -> Any:
-    """Open an archive for reading; raise ImageFault if its etag is not ``etag``."""
+    """Open an archive for reading; raise RowFault if its etag is not ``etag``."""
     file = fsys.filesystem(uri, storage).open(uri, "rb")
     if fsys.stat(uri, storage).etag != etag:
-        raise ImageFault(Reason.CHANGED, f"{uri}: has changed since it was listed")
+        raise RowFault(Reason.CHANGED, f"{uri}: has changed since it was listed")
     return file
 
 
@@ -132,13 +132,13 @@ def _from_tar(member: str, archive: StoredFile, storage: StorageConfig) -> bytes
     offset, size = (int(number) for number in span.split("+"))
     _check_size(size)
     if fsys.is_s3(archive.uri):
-        return objects.get(archive, storage, MAX_BYTES, (offset, offset + size)) if size else b""
+        return objects.get_object(archive, storage, MAX_BYTES, (offset, offset + size)) if size else b""
     _check_unchanged(archive)
     with open(archive.uri, "rb") as file:
         file.seek(offset)
         data = file.read(size)
     if len(data) < size:
-        raise ImageFault(Reason.TRUNCATED, f"{archive.uri}: file ends before the end of member {name}")
+        raise RowFault(Reason.TRUNCATED, f"{archive.uri}: file ends before the end of member {name}")
     return data
 
 
@@ -151,7 +151,7 @@ def _from_parquet(member: str, archive: StoredFile, storage: StorageConfig) -> b
     value = images[int(row)].as_py()
     data = value["bytes"] if isinstance(value, dict) else value
     if data is None:
-        raise ImageFault(Reason.EMPTY, f"{uri}: row {row} of row group {group} contains no image")
+        raise RowFault(Reason.EMPTY, f"{uri}: row {row} of row group {group} contains no image")
     _check_size(len(data))
     return bytes(data)
 

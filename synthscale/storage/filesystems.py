@@ -142,7 +142,7 @@ def _atomic_path(uri: str) -> Iterator[str]:
             os.unlink(temporary)
 
 
-def write_with(uri: str, write: Callable[[str], None], storage: StorageConfig) -> None:
+def write_with_callback(uri: str, write: Callable[[str], None], storage: StorageConfig) -> None:
     """Write a file atomically with a library that can only write to a local path.
 
     Args:
@@ -179,7 +179,7 @@ def list_files(uri: str, storage: StorageConfig) -> list[FileInfo]:
         ]
 
 
-def file_info(uri: str, storage: StorageConfig) -> FileInfo | None:
+def stat_or_none(uri: str, storage: StorageConfig) -> FileInfo | None:
     """Return path, size and etag of a file; None if it does not exist."""
     with storage_errors(uri, "look up"):
         try:

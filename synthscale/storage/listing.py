@@ -18,7 +18,7 @@ from obstore.store import S3Store
 from synthscale.config import StorageConfig
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.filesystems import FileInfo
-from synthscale.storage.objects import client, file_info_of, listing_errors, try_listing
+from synthscale.storage.objects import bucket_client, check_listing, listing_errors, to_file_info
 
 _LIST_THREADS = 16
 """Number of S3 prefixes listed in parallel, one thread each."""
@@ -32,7 +32,7 @@ _MAX_PREFIXES = 4096
 """A split into more sub-prefixes than this is not used."""
 
 
-def walk(uri: str, storage: StorageConfig) -> Iterator[list[FileInfo]]:
+def list_pages(uri: str, storage: StorageConfig) -> Iterator[list[FileInfo]]:
     """Yield all files below a local folder or S3 prefix, sorted by path.
 
     Yields:
@@ -76,8 +76,8 @@ def _objects(uri: str, storage: StorageConfig) -> Iterator[list[FileInfo]]:
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
     with listing_errors(uri, "list"):
-        try_listing(bucket, prefix, storage)
-        store = client(bucket, storage)
+        check_listing(bucket, prefix, storage)
+        store = bucket_client(bucket, storage)
         prefixes = _sub_prefixes(store, prefix)
         yield from _pages(store, bucket, prefix) if prefixes is None else _in_order(store, bucket, prefixes)
 
@@ -159,4 +159,4 @@ def _list_into(pages: "queue.Queue[Any]", store: S3Store, bucket: str, prefix: s
 def _pages(store: S3Store, bucket: str, prefix: str) -> Iterator[list[FileInfo]]:
     for page in store.list(prefix, chunk_size=_PAGE):
         # Some tools create empty objects "folder/" as placeholders of folders; they are not files.
-        yield [file_info_of(bucket, item) for item in page if not item["path"].endswith("/")]
+        yield [to_file_info(bucket, item) for item in page if not item["path"].endswith("/")]

@@ -28,7 +28,7 @@ from obstore.store import S3Store
 from synthscale.config import StorageConfig
 from synthscale.errors import StorageError
 from synthscale.storage.filesystems import FileInfo
-from synthscale.tables.faults import ImageFault, Reason
+from synthscale.tables.faults import Reason, RowFault
 from synthscale.tables.layout import StoredFile
 
 _MAX_ATTEMPTS = 4
@@ -55,7 +55,7 @@ _OTHER_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLo
 _THROTTLED = {"SlowDown", "ServiceUnavailable", "TooManyRequests", "RequestLimitExceeded"}
 
 
-def get(
+def get_object(
     stored: StoredFile, storage: StorageConfig, limit_bytes: int, span: tuple[int, int] | None = None
 ) -> bytes:
     """Return the content of an object, or of one byte range of it.
@@ -67,7 +67,7 @@ def get(
         span: (start, stop) of the range in bytes, ``start <= offset < stop``; None reads the whole object.
 
     Raises:
-        ImageFault: with the reason. CHANGED if the etag differs from the manifest's, TRUNCATED if the size still
+        RowFault: with the reason. CHANGED if the etag differs from the manifest's, TRUNCATED if the size still
             differs after ``_MAX_ATTEMPTS`` requests, otherwise what `fault_of` or the size limit says.
     """
     bucket, _, key = stored.uri.removeprefix("s3://").partition("/")
@@ -75,16 +75,16 @@ def get(
         if attempt:
             time.sleep(random.uniform(0, _FIRST_PAUSE_S * 2**attempt))
         try:
-            data = _get(client(bucket, storage), key, stored, limit_bytes, span)
+            data = _get(bucket_client(bucket, storage), key, stored, limit_bytes, span)
         except (BaseError, FileNotFoundError) as error:
-            fault = fault_of(error, stored.uri)
+            fault = to_row_fault(error, stored.uri)
             if fault.reason is not Reason.TRUNCATED:
                 raise fault from error
             continue
         expected = stored.size_bytes if span is None else span[1] - span[0]
         if expected is None or len(data) == expected:
             return data
-        fault = ImageFault(Reason.TRUNCATED, f"{stored.uri}: received {len(data):,} of {expected:,} bytes")
+        fault = RowFault(Reason.TRUNCATED, f"{stored.uri}: received {len(data):,} of {expected:,} bytes")
     raise fault
 
 
@@ -92,33 +92,33 @@ def _get(store: S3Store, key: str, stored: StoredFile, limit_bytes: int, span: t
     result = store.get(key, options={} if span is None else {"range": span})
     etag = (result.meta["e_tag"] or "").strip('"')
     if stored.etag is not None and etag and etag != stored.etag:
-        raise ImageFault(Reason.CHANGED, f"{stored.uri}: has changed since it was listed (etag {etag})")
+        raise RowFault(Reason.CHANGED, f"{stored.uri}: has changed since it was listed (etag {etag})")
     size = result.meta["size"] if span is None else span[1] - span[0]
     if size > limit_bytes:
-        raise ImageFault(Reason.TOO_LARGE, f"{stored.uri}: {size:,} bytes, limit {limit_bytes:,}")
+        raise RowFault(Reason.TOO_LARGE, f"{stored.uri}: {size:,} bytes, limit {limit_bytes:,}")
     return result.bytes().to_bytes()
 
 
-def fault_of(error: Exception, uri: str) -> ImageFault:
-    """Convert an obstore error to an ImageFault; HTTP status and S3 error code are parsed from its message."""
+def to_row_fault(error: Exception, uri: str) -> RowFault:
+    """Convert an obstore error to an RowFault; HTTP status and S3 error code are parsed from its message."""
     message = str(error).partition("Debug source")[0]
     code = match[1] if (match := re.search(r"<Code>(\w+)</Code>", message)) else ""
     status = match[1] if (match := re.search(r"status code: (\d{3})", message)) else ""
     if code == "NoSuchBucket":
-        return ImageFault(Reason.NOT_FOUND, f"{uri}: there is no such bucket")
+        return RowFault(Reason.NOT_FOUND, f"{uri}: there is no such bucket")
     if isinstance(error, FileNotFoundError):
-        return ImageFault(Reason.NOT_FOUND, f"{uri}: not found")
+        return RowFault(Reason.NOT_FOUND, f"{uri}: not found")
     if code in _EXPIRED:
-        return ImageFault(Reason.ACCESS_DENIED, f"{uri}: the credentials have expired")
+        return RowFault(Reason.ACCESS_DENIED, f"{uri}: the credentials have expired")
     if code in _DENIED or isinstance(error, PermissionDeniedError | UnauthenticatedError):
-        return ImageFault(Reason.ACCESS_DENIED, f"{uri}: access denied{f' ({code})' if code else ''}")
+        return RowFault(Reason.ACCESS_DENIED, f"{uri}: access denied{f' ({code})' if code else ''}")
     if code in _OTHER_REGION or "redirect" in message:
-        return ImageFault(Reason.READ_ERROR, f"{uri}: the bucket is in another region; set storage.region")
+        return RowFault(Reason.READ_ERROR, f"{uri}: the bucket is in another region; set storage.region")
     if code in _THROTTLED or status in {"429", "503"}:
-        return ImageFault(Reason.THROTTLED, f"{uri}: the server is throttling requests ({status} {code})")
+        return RowFault(Reason.THROTTLED, f"{uri}: the server is throttling requests ({status} {code})")
     if "response body" in message:
-        return ImageFault(Reason.TRUNCATED, f"{uri}: the connection closed before the end of the body")
-    return ImageFault(Reason.READ_ERROR, f"{uri}: {' '.join(message.split())}")
+        return RowFault(Reason.TRUNCATED, f"{uri}: the connection closed before the end of the body")
+    return RowFault(Reason.READ_ERROR, f"{uri}: {' '.join(message.split())}")
 
 
 @contextmanager
@@ -127,17 +127,17 @@ def listing_errors(uri: str, doing: str) -> Iterator[None]:
     try:
         yield
     except (BaseError, FileNotFoundError) as error:
-        raise StorageError(f"cannot {doing} {fault_of(error, uri).detail}") from error
-    except ImageFault as fault:
+        raise StorageError(f"cannot {doing} {to_row_fault(error, uri).detail}") from error
+    except RowFault as fault:
         raise StorageError(f"cannot {doing} {fault.detail}") from fault
 
 
-def try_listing(bucket: str, prefix: str | None, storage: StorageConfig) -> None:
+def check_listing(bucket: str, prefix: str | None, storage: StorageConfig) -> None:
     """Request one listed object, with few retries.
 
     A wrong endpoint, bucket or key then raises within seconds and not after minutes of retries.
     """
-    next(iter(client(bucket, storage, is_patient=False).list(prefix, chunk_size=1)), None)
+    next(iter(bucket_client(bucket, storage, is_patient=False).list(prefix, chunk_size=1)), None)
 
 
 def is_denied(error: BaseError) -> bool:
@@ -145,12 +145,12 @@ def is_denied(error: BaseError) -> bool:
     return "<Code>AccessDenied</Code>" in str(error)
 
 
-def file_info_of(bucket: str, item: Any) -> FileInfo:
+def to_file_info(bucket: str, item: Any) -> FileInfo:
     """Convert obstore's metadata of a listed object to a FileInfo."""
     return FileInfo(f"{bucket}/{item['path']}", item["size"], (item["e_tag"] or "").strip('"') or None)
 
 
-def client(bucket: str, storage: StorageConfig, *, is_patient: bool = True) -> S3Store:
+def bucket_client(bucket: str, storage: StorageConfig, *, is_patient: bool = True) -> S3Store:
     """Return this process's obstore client of a bucket.
 
     Args:
@@ -159,7 +159,7 @@ def client(bucket: str, storage: StorageConfig, *, is_patient: bool = True) -> S
         is_patient: retry for up to two minutes; False gives up after 8 seconds.
 
     Raises:
-        ImageFault: there are no credentials, or botocore cannot be configured.
+        RowFault: there are no credentials, or botocore cannot be configured.
     """
     # A client takes 0.1 s to create: without the lock, every thread would create its own.
     with _CLIENT_LOCK:
@@ -191,7 +191,7 @@ def _settings(bucket: str, storage: StorageConfig, pid: int) -> dict[str, Any]:
         )
         credentials = None if storage.anon else session.get_credentials()
         if credentials is None and not storage.anon:
-            raise ImageFault(
+            raise RowFault(
                 Reason.ACCESS_DENIED,
                 f"s3://{bucket}: no credentials were found; set storage.anon for a public bucket",
             )
@@ -207,7 +207,7 @@ def _settings(bucket: str, storage: StorageConfig, pid: int) -> dict[str, Any]:
             settings["credential_provider"] = _Credentials(credentials)
         return settings
     except BotoCoreError as error:
-        raise ImageFault(Reason.READ_ERROR, f"s3://{bucket}: {error}") from error
+        raise RowFault(Reason.READ_ERROR, f"s3://{bucket}: {error}") from error
 
 
 def _region_of(bucket: str, s3: Any) -> str:

@@ -87,7 +87,7 @@ class RunDirectory:
         """
         run = cls(fsys.absolute(uri), storage)
         if fsys.is_folder(run.uri, storage):
-            if run.begun():
+            if run.is_started():
                 run.check_version()
             elif not _is_empty(run.uri, storage):
                 raise ResumeConflict(
@@ -106,7 +106,7 @@ class RunDirectory:
             ResumeConflict: the run has another schema version.
         """
         run = cls(fsys.absolute(uri), storage)
-        if not run.begun():
+        if not run.is_started():
             raise StorageError(f"{run.uri}: no synthscale run here (run.json is missing)")
         run.check_version()
         return run
@@ -135,7 +135,7 @@ class RunDirectory:
         info = self.completed("embed").info
         return VectorLayout(info["dimensions"], tuple(info["search"]), tuple(info["classify"]))
 
-    def begun(self) -> bool:
+    def is_started(self) -> bool:
         """Return True if a run was started here, that is if ``run.json`` exists."""
         return fsys.exists(self.path("run.json"), self.storage)
 
@@ -188,7 +188,7 @@ class RunDirectory:
             raise StorageError(f"{self.uri}: stage {stage} is not complete; run score again to finish it")
         return marker
 
-    def resume(self, stage: str, fingerprint: dict[str, Any]) -> Marker | None:
+    def matching_marker(self, stage: str, fingerprint: dict[str, Any]) -> Marker | None:
         """Return the marker of a stage that was started with this fingerprint; None if it was never started.
 
         Raises:
@@ -210,7 +210,7 @@ class RunDirectory:
         """Write a stage's marker, when the stage starts and when it is complete."""
         self.write_json(f"_stages/{marker.stage}.json", asdict(marker))
 
-    def forget_from(self, stage: str) -> None:
+    def remove_from(self, stage: str) -> None:
         """Delete the output of ``stage`` and all later stages.
 
         Markers are deleted first: if the process is killed in between, no marker says that deleted tables are

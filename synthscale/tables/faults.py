@@ -21,7 +21,7 @@ class Reason(StrEnum):
     WRONG_LENGTH = "wrong_length"
 
 
-class ImageFault(Exception):  # noqa: N818 (a row's fault is data, not a program error)
+class RowFault(Exception):  # noqa: N818 (a row's fault is data, not a program error)
     """One image cannot be used. Caught per row and recorded, so it never ends a run.
 
     Attributes:

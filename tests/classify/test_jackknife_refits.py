@@ -54,7 +54,7 @@ def vectors_of(sets: Sets, name: str = "fake") -> NDArray[np.float32]:
 
 def without_blocks(sets: Sets, model: FittedClassifier, name: str = "fake") -> Floats:
     plan = sets.plans[name]
-    found = model.refitted(name, vectors_of(sets, name), plan.fold[:, 0], plan.block(None))
+    found = model.predict_refits(name, vectors_of(sets, name), plan.fold[:, 0], plan.block(None))
     assert found.without is not None
     # No generator here has a matched subsample.
     assert found.matched is None
@@ -262,7 +262,7 @@ def test_networks_and_intercept_only_models_have_no_refits(settings: ClassifierC
     model, _ = fit_classifier(sets.training(is_refitted=True), settings)
     plan = sets.plans["fake"]
     assert model.refits == {}
-    assert model.refitted("fake", vectors_of(sets), plan.fold[:, 0], plan.block(None)).without is None
+    assert model.predict_refits("fake", vectors_of(sets), plan.fold[:, 0], plan.block(None)).without is None
 
 
 def test_nothing_is_refitted_by_default() -> None:
@@ -294,7 +294,7 @@ def test_reassigned_heads_are_those_of_a_classifier_with_the_reassigned_folds() 
     sets = one_generator(LINEAR)
     model, fit = fitted(sets, LINEAR)
     plan = sets.plans["fake"]
-    found = model.refitted("fake", vectors_of(sets), plan.fold[:, 0], plan.block(None)).reassigned
+    found = model.predict_refits("fake", vectors_of(sets), plan.fold[:, 0], plan.block(None)).reassigned
     assert found is not None
     # Fold assignments under which that classifier calibrates its logits as well.
     for reassignment in (1, 4):

@@ -142,7 +142,7 @@ def refits(rng: np.random.Generator, folds: int, dimensions: int) -> JackknifeRe
 def without(model: FittedClassifier, name: str, folds: int) -> NDArray[np.float64] | None:
     rng = np.random.default_rng(19)
     vectors, fold = draw(rng, 40, DIMENSIONS).numpy() * 2, rng.integers(0, folds, 40).astype(np.int8)
-    return model.refitted(name, vectors, fold, rng.integers(0, BLOCKS, 40).astype(np.int8)).without
+    return model.predict_refits(name, vectors, fold, rng.integers(0, BLOCKS, 40).astype(np.int8)).without
 
 
 def test_a_saved_model_has_its_refits() -> None:
@@ -177,7 +177,7 @@ def test_logits_without_a_block_are_calibrated_and_nan_inside_it() -> None:
     model = FittedClassifier(own_map, {"a": (logistic(rng, folds, own_map.dimensions),)}, refits={"a": [own]})
     vectors, fold = draw(rng, 50, DIMENSIONS).numpy(), rng.integers(0, folds, 50).astype(np.int8)
     block = (np.arange(50) % BLOCKS).astype(np.int8)
-    found = model.refitted("a", vectors, fold, block).without
+    found = model.predict_refits("a", vectors, fold, block).without
     assert found is not None
     features = own_map(torch.from_numpy(vectors)).numpy()
     for row in range(50):

@@ -331,7 +331,7 @@ def test_a_stage_that_is_repeated_predicts_with_its_new_heads(prepared, tmp_path
     config = copy_of(prepared, tmp_path / "run", head="linear")
     first = classify_alone(config).predictions()
     changed = Config.model_validate({**config.model_dump(), "classifier": {"head": "linear", "seed": 5}})
-    RunDirectory.existing(config.output, config.storage).forget_from("classify")
+    RunDirectory.existing(config.output, config.storage).remove_from("classify")
     again = classify_alone(changed)
     assert_same(again, classify_alone(copy_of(prepared, tmp_path / "fresh", head="linear", seed=5)))
     assert not first.equals(again.predictions())
@@ -609,7 +609,7 @@ def reducible(finished, tmp_path):
     """A run whose stages after classify have not run."""
     config = copy_of(finished[0], tmp_path / "run")
     run = RunDirectory.existing(config.output, config.storage)
-    run.forget_from("reduce")
+    run.remove_from("reduce")
     return StageContext(config, run, cpus=2)
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from synthscale.embed.images import decode, thumbnail_jpeg
-from synthscale.tables.faults import ImageFault, Reason
+from synthscale.tables.faults import Reason, RowFault
 
 ORIENTATION = 0x0112
 
@@ -36,7 +36,7 @@ def pixels_of(data, size=48):
 
 
 def fault_of(data):
-    with pytest.raises(ImageFault) as caught:
+    with pytest.raises(RowFault) as caught:
         decode(data, 32)
     assert caught.value.detail
     return caught.value.reason
@@ -265,7 +265,7 @@ def test_a_bomb_below_pillows_own_limit_is_refused_too():
 
 
 def test_a_bomb_is_refused_for_thumbnails_too():
-    with pytest.raises(ImageFault) as caught:
+    with pytest.raises(RowFault) as caught:
         thumbnail_jpeg(png_header(20000, 20000), 64)
     assert caught.value.reason is Reason.TOO_LARGE
 
@@ -273,7 +273,7 @@ def test_a_bomb_is_refused_for_thumbnails_too():
 def test_faults_survive_pickling():
     import pickle
 
-    again = pickle.loads(pickle.dumps(ImageFault(Reason.CORRUPT, "bad")))
+    again = pickle.loads(pickle.dumps(RowFault(Reason.CORRUPT, "bad")))
     assert (again.reason, again.detail) == (Reason.CORRUPT, "bad")
 
 
@@ -372,7 +372,7 @@ def test_thumbnails_are_upright():
 
 
 def test_thumbnails_of_unusable_bytes_raise_the_fault():
-    with pytest.raises(ImageFault) as caught:
+    with pytest.raises(RowFault) as caught:
         thumbnail_jpeg(b"", 64)
     assert caught.value.reason is Reason.EMPTY
 
@@ -393,7 +393,7 @@ def test_damaged_bytes_are_a_fault_or_a_picture_and_never_a_crash(format):
             data[at] = rng.integers(0, 256)
         try:
             pixels, _ = decode(bytes(data[: rng.integers(1, len(data) + 1)]), 8)
-        except ImageFault:
+        except RowFault:
             continue
         assert pixels.shape == (8, 8, 3)
 

@@ -15,7 +15,7 @@ from synthscale.ingest.checks import check_rows
 from synthscale.ingest.discover import discover
 from synthscale.storage import fetch as fetching
 from synthscale.storage.fetch import fetch, tar_uri
-from synthscale.tables.faults import ImageFault, Reason
+from synthscale.tables.faults import Reason, RowFault
 from synthscale.tables.layout import StoredFile
 
 LOCAL = StorageConfig()
@@ -109,7 +109,7 @@ def test_a_tar_that_ends_early_costs_its_last_picture_alone(tmp_path, pictures):
     last = rows[-1]["uri"]
     path.write_bytes(data[: data.index(list(pictures.values())[-1]) + 10])
     assert fetch(StoredFile(rows[0]["uri"], rows[0]["size_bytes"]), LOCAL) == next(iter(pictures.values()))
-    with pytest.raises(ImageFault) as fault:
+    with pytest.raises(RowFault) as fault:
         fetch(StoredFile(last), LOCAL)
     assert fault.value.reason is Reason.TRUNCATED
 
@@ -172,7 +172,7 @@ def test_parquet_of_plain_bytes_is_read_and_a_null_is_its_rows_fault(tmp_path, p
     pq.write_table(pa.table({"image": pa.array(data, pa.binary())}), tmp_path / "fake.parquet")
     rows, _ = rows_of(tmp_path, tmp_path / "fake.parquet")
     assert_leads_to(rows[:8], pictures)
-    with pytest.raises(ImageFault) as fault:
+    with pytest.raises(RowFault) as fault:
         fetch(StoredFile(rows[8]["uri"]), LOCAL)
     assert fault.value.reason is Reason.EMPTY
 
@@ -212,7 +212,7 @@ def test_archives_on_s3_are_read_in_place(s3, tmp_path, pictures, kind):
     fetching._zip.cache_clear()
     fetching._row_group.cache_clear()
     s3.client.put_object(Bucket=bucket, Key=f"fake/a.{kind}", Body=path.read_bytes()[::-1])
-    with pytest.raises(ImageFault) as fault:
+    with pytest.raises(RowFault) as fault:
         fetch(StoredFile(rows[0]["uri"], rows[0]["size_bytes"], rows[0]["etag"]), storage)
     assert fault.value.reason is Reason.CHANGED
 
@@ -220,6 +220,6 @@ def test_archives_on_s3_are_read_in_place(s3, tmp_path, pictures, kind):
 def test_a_range_that_a_tar_does_not_have_is_a_fault(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"x" * 100)
     for place in ((90, 20), (200, 5)):
-        with pytest.raises(ImageFault) as fault:
+        with pytest.raises(RowFault) as fault:
             fetch(StoredFile(tar_uri(str(tmp_path / "a.tar"), "a.png", *place)), LOCAL)
         assert fault.value.reason is Reason.TRUNCATED

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from synthscale.errors import ConfigError, InputError
 from synthscale.ingest import control
 from synthscale.ingest.control import hold_out
-from synthscale.metrics.summary import show_control
+from synthscale.metrics.summary import add_control_values
 from synthscale.tables.id_hashes import hash_ids, mix
 from synthscale.tables.schemas import CONTROL
 
@@ -173,7 +173,7 @@ def block(value, labels=("cat",), column="prompt", values=("a",)):
 
 def test_the_controls_value_stands_beside_every_metric_of_the_others():
     blocks = {"sdxl": block(0.1), "flux": block(0.2), CONTROL: block(0.5)}
-    show_control(blocks, CONTROL)
+    add_control_values(blocks, CONTROL)
     for name, own in (("sdxl", 0.1), ("flux", 0.2)):
         found = blocks[name]
         metrics = (
@@ -192,7 +192,7 @@ def test_the_controls_value_stands_beside_every_metric_of_the_others():
 def test_what_the_control_has_not_is_not_shown():
     blocks = {"sdxl": block(0.1, labels=("cat", "dog")), CONTROL: block(None)}
     blocks[CONTROL]["by_label"]["cat"]["fidelity"]["value"] = 0.4
-    show_control(blocks, CONTROL)
+    add_control_values(blocks, CONTROL)
     assert "control" not in blocks["sdxl"]["metrics"]["fidelity"]
     assert "control" not in blocks["sdxl"]["by_label"]["dog"]["fidelity"]
     assert blocks["sdxl"]["by_label"]["cat"]["fidelity"]["control"] == 0.4
@@ -201,7 +201,7 @@ def test_what_the_control_has_not_is_not_shown():
 @pytest.mark.parametrize("name", ["value", "counts", "control", "reason"])
 def test_slices_may_have_any_name(name):
     blocks = {g: block(v, labels=(name, "b"), values=(name, "b")) for g, v in (("sdxl", 0.1), (CONTROL, 0.5))}
-    show_control(blocks, CONTROL)
+    add_control_values(blocks, CONTROL)
     for part in (blocks["sdxl"]["by_label"], blocks["sdxl"]["by"]["prompt"]):
         assert set(part) == {name, "b"}
         for own in part.values():

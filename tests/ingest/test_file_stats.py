@@ -12,7 +12,7 @@ from synthscale.ingest import metadata_tables as manifests
 from synthscale.ingest.discover import discover
 from synthscale.ingest.file_stats import states
 from synthscale.storage.filesystems import file_etag
-from synthscale.storage.listing import walk
+from synthscale.storage.listing import list_pages
 from tests.object_server import Fault, ObjectServer
 
 COUNT = 25_000
@@ -34,7 +34,7 @@ def storage(server, s3_clients_of_its_own):
 
 
 def all_of(storage):
-    return {f"s3://{info.path}": info for page in walk("s3://many", storage) for info in page}
+    return {f"s3://{info.path}": info for page in list_pages("s3://many", storage) for info in page}
 
 
 @pytest.mark.parametrize("threads", [1, 16])

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synthscale.metric_names import CORE_METRICS, FAMILIES
-from synthscale.metrics.comparison import Figure, between, compare, figure, ranking
+from synthscale.metrics.comparison import MetricValue, compare, comparison_blocks, metric_value, ranking
 from synthscale.metrics.core import CoreSums, MetricContext, share, within
 from synthscale.statistics.estimates import Estimate
-from synthscale.statistics.jackknife import ERRORS
+from synthscale.statistics.jackknife import T_HALF_WIDTH
 from synthscale.tables.schemas import BLOCKS
 
 HIGHER = {
@@ -26,21 +26,21 @@ LOWER = {
 }
 
 
-def fig(value, low=np.nan, high=np.nan, deviations=None) -> Figure:
-    return Figure(value, low, high, deviations)
+def fig(value, low=np.nan, high=np.nan, deviations=None) -> MetricValue:
+    return MetricValue(value, low, high, deviations)
 
 
-def of(estimate: Estimate) -> Figure:
+def of(estimate: Estimate) -> MetricValue:
     ends = [np.nan if end is None else end for end in (estimate.low, estimate.high)]
     return fig(estimate.value, *ends, estimate.deviations)
 
 
-def symmetric(value, deviations) -> Figure:
-    away = ERRORS * np.sqrt(np.square(deviations).sum())
+def symmetric(value, deviations) -> MetricValue:
+    away = T_HALF_WIDTH * np.sqrt(np.square(deviations).sum())
     return fig(value, value - away, value + away, deviations)
 
 
-def difference(a: Figure, b: Figure, metric="fidelity"):
+def difference(a: MetricValue, b: MetricValue, metric="fidelity"):
     (found,) = compare(("a", {metric: a}), ("b", {metric: b}))
     return found
 
@@ -53,7 +53,7 @@ def test_symmetric_intervals_give_the_paired_interval(one, two):
     # A paired jackknife gives this directly: deviations of a difference are differences of deviations.
     a, b = np.array(one), np.array(two)
     found = difference(symmetric(0.4, a), symmetric(0.1, b))
-    away = ERRORS * np.sqrt(np.square(a - b).sum())
+    away = T_HALF_WIDTH * np.sqrt(np.square(a - b).sum())
     assert found.difference == pytest.approx(0.3)
     assert found.low == pytest.approx(0.3 - away, abs=1e-6)
     assert found.high == pytest.approx(0.3 + away, abs=1e-6)
@@ -194,7 +194,7 @@ def test_every_metric_has_a_direction_here_or_is_not_compared():
 @pytest.mark.parametrize("metric", ["p_value", *FAMILIES["stability"]])
 def test_spreads_and_p_values_are_not_compared(metric):
     assert compare(("a", {metric: fig(0.8, 0.7, 0.9)}), ("b", {metric: fig(0.1, 0.0, 0.2)})) == []
-    assert between({"a": {metric: fig(0.8)}, "b": {metric: fig(0.1)}}, {}, "control") == {
+    assert comparison_blocks({"a": {metric: fig(0.8)}, "b": {metric: fig(0.1)}}, {}, "control") == {
         "comparisons": [],
         "ranking": {},
     }
@@ -260,26 +260,26 @@ def line(**values):
 
 
 def test_lines_of_the_table_become_figures():
-    found = figure(line())
+    found = metric_value(line())
     assert (found.value, found.low, found.high) == (0.5, 0.4, 0.6)
     assert found.deviations.tolist() == [0.01] * BLOCKS
 
 
 def test_lines_without_a_value_are_no_figures():
-    assert figure(line(value=None, low=None, high=None, deviations=None)) is None
+    assert metric_value(line(value=None, low=None, high=None, deviations=None)) is None
 
 
 @pytest.mark.parametrize("deviations", [None, [None] * BLOCKS, [0.01] * (BLOCKS - 1) + [None]])
 def test_unknown_deviations_are_unpaired(deviations):
-    found = figure(line(deviations=deviations, low=None))
+    found = metric_value(line(deviations=deviations, low=None))
     assert found.deviations is None
     assert np.isnan(found.low)
-    blind = difference(figure(line(deviations=deviations)), figure(line(value=0.45)))
+    blind = difference(metric_value(line(deviations=deviations)), metric_value(line(value=0.45)))
     assert blind.high - blind.low == pytest.approx(np.hypot(0.1, 0.15) + np.hypot(0.1, 0.05))
 
 
 def test_a_value_of_zero_is_a_value():
-    assert figure(line(value=0.0, low=0.0, high=0.0)).value == 0
+    assert metric_value(line(value=0.0, low=0.0, high=0.0)).value == 0
 
 
 def test_figures_that_do_not_vary_are_unpaired():
@@ -298,7 +298,7 @@ def runs(**values):
 
 
 def places(figures, metric="coverage", control="control"):
-    found = between(figures, {}, control)["ranking"].get(metric, [])
+    found = comparison_blocks(figures, {}, control)["ranking"].get(metric, [])
     return [(rank["generator"], rank["rank"], rank["best"], rank["worst"]) for rank in found]
 
 
@@ -324,7 +324,7 @@ def test_the_lowest_value_ranks_first_where_lower_is_better():
 
 def test_the_control_is_compared_and_not_ranked():
     figures = runs(a=0.6, control=0.9, b=0.3)
-    found = between(figures, {}, "control")
+    found = comparison_blocks(figures, {}, "control")
     assert places(figures) == [("a", 1, 1, 1), ("b", 2, 2, 2)]
     assert [(d["one"], d["two"]) for d in found["comparisons"]] == [("a", "control"), ("a", "b"), ("control", "b")]
     assert [d["better"] for d in found["comparisons"]] == ["control", "a", "control"]
@@ -338,7 +338,7 @@ def test_a_generator_without_the_metric_has_no_rank():
 
 @pytest.mark.parametrize("figures", [{}, runs(a=0.5), runs(a=0.5, control=0.9)])
 def test_one_generator_is_not_ranked(figures):
-    assert between(figures, {}, "control")["ranking"] == {}
+    assert comparison_blocks(figures, {}, "control")["ranking"] == {}
 
 
 @given(
@@ -369,5 +369,5 @@ def test_the_blocks_can_be_written_as_json():
         name: {"coverage": fig(np.float64(0.5), 0.4, 0.6, rng.normal(size=BLOCKS)), "kid": fig(1.0)}
         for name in ("a", "b")
     }
-    text = json.dumps(between(figures, {}, "control"), allow_nan=False)
+    text = json.dumps(comparison_blocks(figures, {}, "control"), allow_nan=False)
     assert set(json.loads(text)) == {"comparisons", "ranking"}

@@ -21,8 +21,8 @@ from synthscale.metrics.core import (
     coverage_reference,
     sum_slices,
 )
-from synthscale.statistics.estimates import NO_INTERVAL, Estimate, metric
-from synthscale.statistics.jackknife import ERRORS, interval, jackknife_blocks
+from synthscale.statistics.estimates import NO_INTERVAL, Estimate, metric_block
+from synthscale.statistics.jackknife import T_HALF_WIDTH, interval, jackknife_blocks
 from synthscale.tables.id_hashes import hash_ids
 from synthscale.tables.schemas import BLOCKS
 from tests.reference import brute
@@ -84,7 +84,7 @@ def summed(rows: Indicators) -> CoreSums:
 
 
 def core(rows: Indicators, context: MetricContext = NO_REFERENCES) -> dict[str, dict[str, Any]]:
-    return {name: estimate.metric() for name, estimate in core_metrics(summed(rows), context).items()}
+    return {name: estimate.to_json() for name, estimate in core_metrics(summed(rows), context).items()}
 
 
 def by_loop(rows: Indicators, slices: NDArray[np.int64], chosen: int) -> dict[str, NDArray[np.float64]]:
@@ -267,7 +267,7 @@ def test_shares_of_independent_rows_have_the_binomial_standard_error() -> None:
     found = [core(large(seed, 1000, 1500)) for seed in range(40)]
     for name, count in (("diversity", 1500), ("freshness", 1500), ("precision", 1500), ("coverage", 1000)):
         values = [one[name] for one in found]
-        error = np.mean([half_width(one) for one in values]) / ERRORS
+        error = np.mean([half_width(one) for one in values]) / T_HALF_WIDTH
         share = np.mean([one["value"] for one in values])
         assert error == pytest.approx(math.sqrt(share * (1 - share) / count), rel=0.1), name
         assert error == pytest.approx(np.std([one["value"] for one in values]), rel=0.4), name
@@ -348,7 +348,7 @@ def test_fidelity_and_representativeness_have_the_delete_a_block_jackknife_error
         assert deviations is not None
         error = math.sqrt(np.square(deviations).sum())
         assert error == pytest.approx(math.sqrt(variance), rel=1e-9 if equal else 0.1)
-        one = found[name].metric()
+        one = found[name].to_json()
         assert one["value"] == pytest.approx(value)
         assert (one["low"], one["high"]) == pytest.approx(interval(value, error, 1000, is_share=False))
 
@@ -370,7 +370,7 @@ def test_a_slice_within_one_block_has_a_value() -> None:
     rows, _ = refitted(3, np.full(BLOCKS, 20))
     inside = np.where(rows.block == 4, 0, -1)
     (sums,) = sum_slices(rows, inside, 1)
-    found = core_metrics(sums, NO_REFERENCES)["fidelity"].metric()
+    found = core_metrics(sums, NO_REFERENCES)["fidelity"].to_json()
     own = (rows.block == 4) & ~rows.is_real
     assert found["value"] == pytest.approx(1 - rows.q[own].mean())
     assert found["low"] is None or found["low"] < found["value"] < found["high"]
@@ -385,7 +385,7 @@ def test_intervals_of_precision_and_coverage_follow_the_design_effect(effect: fl
     found = core(rows, MetricContext(NO_REFERENCES.references, spreads={"precision": spread, "coverage": spread}))
     for name in ("precision", "coverage"):
         share = found[name]["value"]
-        binomial = ERRORS * math.sqrt(share * (1 - share) / 2000)
+        binomial = T_HALF_WIDTH * math.sqrt(share * (1 - share) / 2000)
         assert found[name]["value"] == plain[name]["value"]
         if effect == 4:
             assert half_width(found[name]) == pytest.approx(2 * binomial, rel=0.01)
@@ -441,22 +441,22 @@ def test_every_metric_is_a_share_within_its_interval_or_says_why_not(seed: int, 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf])
 def test_a_metric_that_is_no_number_is_null_with_a_reason(value: float | None) -> None:
-    found = metric(value, reference=0.5)
+    found = metric_block(value, reference=0.5)
     assert (found["value"], found["low"], found["high"]) == (None, None, None)
     assert found["reason"]
 
 
 def test_a_metric_without_an_interval_says_so() -> None:
-    assert metric(0.25, reference=0.5, unadjusted=None) == {
+    assert metric_block(0.25, reference=0.5, unadjusted=None) == {
         "value": 0.25,
         "low": None,
         "high": None,
         "reference": 0.5,
         "reason": NO_INTERVAL,
     }
-    assert Estimate(0.25, reason="a p-value has no interval").metric()["reason"] == "a p-value has no interval"
-    assert Estimate.none("nothing to see").metric()["reason"] == "nothing to see"
-    whole = Estimate(0.25, 0.0, 1.0, is_small=True).metric()
+    assert Estimate(0.25, reason="a p-value has no interval").to_json()["reason"] == "a p-value has no interval"
+    assert Estimate.undefined("nothing to see").to_json()["reason"] == "nothing to see"
+    whole = Estimate(0.25, 0.0, 1.0, is_small=True).to_json()
     assert whole == {"value": 0.25, "low": 0.0, "high": 1.0, "small": True}
 
 

@@ -54,7 +54,7 @@ def chosen(rows: VectorRows, own) -> VectorRows:
 
 def figures(real: VectorSums, own: VectorSums, moments=None, view=0, wanted=VECTOR_FAMILIES):
     found = embedding_families((real, own), moments, view, wanted)
-    return {name: metric.metric() for family in found.values() for name, metric in family.items()}
+    return {name: metric.to_json() for family in found.values() for name, metric in family.items()}
 
 
 # Frechet.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from synthscale.gate_grammar import parse_gate
 from synthscale.metric_names import CORE_METRICS
 from synthscale.metrics.gates import decide
-from synthscale.metrics.metrics_json import figures, gated
+from synthscale.metrics.metrics_json import gate_metric_names, metrics_by_name
 
 KNOWN = [*CORE_METRICS, "auc", "kid"]
 BY_SIGN = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -161,8 +161,8 @@ def test_a_gate_for_a_generator_that_does_not_exist_fails() -> None:
 def test_the_metrics_of_families_can_be_gated() -> None:
     kid = {"kid": figure(0.02, 0.01, 0.03)}
     blocks = {"a": block(figure(0.5), kernel=kid)}
-    assert figures(blocks["a"])["kid"] == kid["kid"]
-    assert gated(blocks) == [*CORE_METRICS, "auc", "kid"]
+    assert metrics_by_name(blocks["a"])["kid"] == kid["kid"]
+    assert gate_metric_names(blocks) == [*CORE_METRICS, "auc", "kid"]
     assert [d["passed"] for d in decide(["kid<=0.025", "kid.high<=0.025"], blocks)] == [True, False]
 
 
@@ -173,6 +173,6 @@ def test_a_gate_fails_for_a_generator_without_the_metric() -> None:
 
 def test_figures_leave_the_block_as_it_was() -> None:
     own = block(figure(0.5), kernel={"kid": figure(0.02)})
-    figures(own)["fidelity"] = figure(0.0)
+    metrics_by_name(own)["fidelity"] = figure(0.0)
     assert set(own["metrics"]) == set(CORE_METRICS)
     assert own["metrics"]["fidelity"]["value"] == 0.5

@@ -13,8 +13,8 @@ from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_
 
 from synthscale.classify.evaluation import (
     ClassifierSums,
-    classifier_figures,
-    metrics_over_deals,
+    classifier_metrics,
+    metrics_over_repeats,
     sum_classifier_errors,
 )
 from synthscale.statistics.bootstrap import poisson_weights
@@ -37,7 +37,7 @@ def own_weights(n: int, copies: int = 1) -> NDArray[np.uint8]:
 
 
 def figures_of(logit: NDArray[np.float64], is_real: NDArray[np.bool_], copies: int = 1) -> dict[str, Any]:
-    return classifier_figures(
+    return classifier_metrics(
         sum_classifier_errors(logit, is_real, own_weights(len(logit), copies)), "kernel", FIT
     )
 
@@ -119,7 +119,7 @@ def test_an_accuracy_of_all_or_nothing_does_not_claim_to_be_certain(answer: floa
 
 def test_without_weights_figures_have_no_interval_and_say_so() -> None:
     logit, is_real = answers(4, 60, 50)
-    found = classifier_figures(sum_classifier_errors(logit, is_real), "kernel", FIT)
+    found = classifier_metrics(sum_classifier_errors(logit, is_real), "kernel", FIT)
     for name in ("auc", "accuracy", "log_loss"):
         assert found[name]["value"] > 0
         assert (found[name]["low"], found[name]["high"]) == (None, None)
@@ -190,7 +190,7 @@ def test_classifier_sums_merge_over_any_split(cuts: tuple[int, ...]) -> None:
     parts = [sum_classifier_errors(logit[part], is_real[part], drawn[part]) for part in np.split(order, cuts)]
     merged = functools.reduce(operator.add, parts, ClassifierSums())
     whole = sum_classifier_errors(logit, is_real, drawn)
-    found, expected = (classifier_figures(sums, "kernel", FIT) for sums in (merged, whole))
+    found, expected = (classifier_metrics(sums, "kernel", FIT) for sums in (merged, whole))
     # The AUC counts rows and is exact; the other metrics are sums of floats.
     assert (found["auc"], found["p_value"]) == (expected["auc"], expected["p_value"])
     for name in ("accuracy", "log_loss"):
@@ -204,7 +204,7 @@ def test_the_figures_are_plain_json_and_say_how_they_were_made() -> None:
     fit = FIT | {"epoch": None, "repeats": None, "calibrated": {"used": False}, "passes": 17}
     logit, is_real = answers(11, 50, 50)
     found = json.loads(
-        json.dumps(classifier_figures(sum_classifier_errors(logit, is_real), "linear", fit), allow_nan=False)
+        json.dumps(classifier_metrics(sum_classifier_errors(logit, is_real), "linear", fit), allow_nan=False)
     )
     assert found["head"] == "linear"
     assert (found["folds"], found["strength"], found["converged"]) == (5, 0.1, True)
@@ -215,7 +215,7 @@ def test_the_figures_are_plain_json_and_say_how_they_were_made() -> None:
 
 @pytest.mark.parametrize("fit", [{"folds": 0}, {}])
 def test_without_a_classifier_every_figure_is_null_with_a_reason(fit: dict[str, Any]) -> None:
-    figures = classifier_figures(ClassifierSums(), "kernel", fit)
+    figures = classifier_metrics(ClassifierSums(), "kernel", fit)
     assert figures["reason"]
     for name in ("auc", "accuracy", "log_loss", "p_value"):
         assert figures[name]["value"] is None
@@ -225,7 +225,7 @@ def test_without_a_classifier_every_figure_is_null_with_a_reason(fit: dict[str, 
 
 def test_the_spread_over_repeats_is_the_deviation_of_the_figures_of_each_repeat() -> None:
     repeats = [answers(seed, 80, 60, 0.7) for seed in range(4)]
-    found = metrics_over_deals([sum_classifier_errors(logit, is_real) for logit, is_real in repeats])
+    found = metrics_over_repeats([sum_classifier_errors(logit, is_real) for logit, is_real in repeats])
     assert found is not None
     assert found.pop("count") == 4
     expected = {
@@ -242,8 +242,8 @@ def test_the_spread_over_repeats_is_the_deviation_of_the_figures_of_each_repeat(
 
 def test_one_repeat_has_no_spread_and_equal_repeats_a_spread_of_zero() -> None:
     sums = sum_classifier_errors(*answers(12, 30, 30))
-    assert metrics_over_deals([sums]) is None
-    assert metrics_over_deals([]) is None
-    found = metrics_over_deals([sums, sums])
+    assert metrics_over_repeats([sums]) is None
+    assert metrics_over_repeats([]) is None
+    found = metrics_over_repeats([sums, sums])
     assert found is not None
     assert [found[name]["deviation"] for name in ("fidelity", "representativeness", "auc", "log_loss")] == [0] * 4

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from synthscale.classify.evaluation import probability
+from synthscale.classify.evaluation import synthetic_probability
 from synthscale.metrics.scores import label_quality_scores, near_duplicate_score, quality
 
 
@@ -36,7 +36,7 @@ def test_cleanlabs_scores_equal_the_vectorised_quality(rows: list[tuple[float, b
 def test_probabilities_neither_overflow_nor_leave_the_unit_interval() -> None:
     logit = np.array([-1e6, -800.0, 0.0, 800.0, 1e6])
     with np.errstate(all="raise", under="ignore"):
-        np.testing.assert_array_equal(probability(logit), [0, 0, 0.5, 1, 1])
+        np.testing.assert_array_equal(synthetic_probability(logit), [0, 0, 0.5, 1, 1])
 
 
 def test_nan_logits_have_nan_quality() -> None:

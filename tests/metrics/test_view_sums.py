@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from synthscale.metrics.core import FIELDS
-from synthscale.metrics.evidence import Evidence
+from synthscale.metrics.evidence import RowEvidence
 from synthscale.metrics.scores import ViewRows, score_rows
 from synthscale.metrics.slices import Slicing, choose_slices, count_values
 from synthscale.metrics.view_sums import FOLD, ViewSums, sum_view
@@ -32,7 +32,7 @@ class World:
     """View of 40 real and 60 synthetic rows with gaps in the row numbers; the first 60 are in groups of 2 to 4."""
 
     view: ViewRows
-    evidence: Evidence
+    evidence: RowEvidence
     real_ids: pa.Table
 
     def scores(self) -> pa.Table:
@@ -58,7 +58,7 @@ class World:
             name: part[chosen] if part is not None and len(part) else part
             for name, part in vars(self.evidence).items()
         }
-        return World(view, Evidence(**parts), self.real_ids)
+        return World(view, RowEvidence(**parts), self.real_ids)
 
 
 def world(seed: int = 0, *, classified: bool = True) -> World:
@@ -108,7 +108,7 @@ def world(seed: int = 0, *, classified: bool = True) -> World:
     logit = rng.normal(size=ROWS) if classified else np.full(ROWS, np.nan)
     without = logit[:, None] + 0.1 * rng.normal(size=(ROWS, BLOCKS))
     without[np.arange(ROWS), jackknife_blocks(key)] = np.nan
-    evidence = Evidence(
+    evidence = RowEvidence(
         log_prior=rng.normal(size=ROWS),
         group_key=key,
         logit_file_facts=np.full(ROWS, np.nan),

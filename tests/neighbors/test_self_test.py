@@ -17,7 +17,7 @@ from synthscale.embed.edited_copies import EDITS, edited_copies
 from synthscale.embed.encoders.descriptor import DescriptorEncoder
 from synthscale.embed.images import MAX_PIXELS, decode
 from synthscale.neighbors.self_test import WARN_BELOW, SelfTest, run_self_test, sample_rows, warning
-from synthscale.tables.faults import ImageFault, Reason
+from synthscale.tables.faults import Reason, RowFault
 from tests.conftest import draw
 
 NAMES = ("reencode", "resize", "disturb")
@@ -298,7 +298,7 @@ def png_header(width, height):
     ],
 )
 def test_what_cannot_be_edited_is_a_typed_fault(data, reason):
-    with pytest.raises(ImageFault) as caught:
+    with pytest.raises(RowFault) as caught:
         edited_copies(data)
     assert caught.value.reason == reason
     assert caught.value.detail
@@ -313,7 +313,7 @@ def test_unusable_and_changed_images_are_left_out_and_do_not_move_the_others():
     assert clean.left_out == 0
     damaged = list(images)
     damaged[1] = b"no image"
-    damaged[3] = ImageFault(Reason.NOT_FOUND, "gone")
+    damaged[3] = RowFault(Reason.NOT_FOUND, "gone")
     damaged[5] = encoded(scene(77))
     tested = run_self_test(iter(damaged), vectors, means, 64, hashes)
     assert tested.left_out == 3

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from synthscale.config import NeighborsConfig
-from synthscale.in_memory.neighbors import analyse
+from synthscale.in_memory.neighbors import analyse_vectors
 from synthscale.neighbors.copies import Copies
 from synthscale.neighbors.edges import Codes, Edges
 from synthscale.neighbors.groups import Groups
@@ -57,7 +57,7 @@ def test_nearest_rows_of_a_shard_are_those_of_the_whole(kind: str, seed: int, so
     part = nearest_rows(found, copies, chosen[chosen < 18], chosen[chosen >= 18])
     for name, values in vars(whole).items():
         np.testing.assert_array_equal(getattr(part, name), values[chosen], err_msg=name)
-    searched = analyse(x, rows, copies, EXACT).nearest["fake"]
+    searched = analyse_vectors(x, rows, copies, EXACT).nearest["fake"]
     for name in ("nn_distance", "nearest_real_distance", "knn_radius"):
         np.testing.assert_allclose(getattr(searched, name), getattr(whole, name), atol=1e-15)
 

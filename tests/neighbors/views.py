@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthscale.config import NeighborsConfig
-from synthscale.in_memory.neighbors import Analysis, analyse
+from synthscale.in_memory.neighbors import Analysis, analyse_vectors
 from synthscale.neighbors.copies import Copies, copies_from_pairs, equal_pairs, vector_keys
 from synthscale.neighbors.edges import Edges
 from synthscale.neighbors.knn_search import KnnResult
@@ -35,7 +35,7 @@ def numbered(sets: dict[str, Vectors]) -> tuple[Vectors, dict[str, NDArray[np.in
 
 
 def analysed(sets: dict[str, Vectors], config: NeighborsConfig = EXACT) -> Analysis:
-    return analyse(*numbered(sets), config)
+    return analyse_vectors(*numbered(sets), config)
 
 
 class Seen(NamedTuple):

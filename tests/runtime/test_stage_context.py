@@ -15,7 +15,7 @@ def in_order(arrived: list[int], shards: int = 3) -> list[int]:
     """Return the shard indices in the order in which they are yielded, given the order of arrival."""
     context: Any = SimpleNamespace(shards=shards_of([10 * (i + 1) for i in range(shards)]))
     results = ({"shard": shard} for shard in arrived)
-    return [result["shard"] for result in StageContext.in_order(context, results, "reduce")]
+    return [result["shard"] for result in StageContext.in_shard_order(context, results, "reduce")]
 
 
 @pytest.mark.parametrize("arrived", itertools.permutations(range(3)))
@@ -32,7 +32,7 @@ def test_a_result_is_yielded_as_soon_as_all_results_before_it_have_arrived() -> 
             taken.append(shard)
             yield {"shard": shard}
 
-    results = StageContext.in_order(context, arriving(), "reduce")
+    results = StageContext.in_shard_order(context, arriving(), "reduce")
     assert next(results)["shard"] == 0
     assert taken == [1, 0]
 

@@ -12,7 +12,7 @@ from scipy.stats import binom, binomtest, t
 
 from synthscale.statistics import jackknife
 from synthscale.statistics.jackknife import (
-    ERRORS,
+    T_HALF_WIDTH,
     interval,
     jackknife_blocks,
     ratio_deviations,
@@ -156,7 +156,7 @@ def test_deviations_of_a_difference_are_differences_of_deviations() -> None:
 
 
 def test_the_half_width_in_standard_errors_is_students_t_quantile() -> None:
-    assert t.cdf(ERRORS, BLOCKS - 1) - t.cdf(-ERRORS, BLOCKS - 1) == pytest.approx(0.95)
+    assert t.cdf(T_HALF_WIDTH, BLOCKS - 1) - t.cdf(-T_HALF_WIDTH, BLOCKS - 1) == pytest.approx(0.95)
 
 
 @given(st.integers(0, 4), st.integers(12, 500), st.booleans())
@@ -198,10 +198,10 @@ def test_elsewhere_the_interval_of_a_share_is_symmetric_in_the_log_odds(value: f
     if ends[1] < 1 - 1e-9 and ends[0] > 1e-9:
         below, above = logit(value) - logit(ends[0]), logit(ends[1]) - logit(value)
         assert below == pytest.approx(above, rel=1e-5)
-        assert below == pytest.approx(ERRORS * error / (value * (1 - value)), rel=1e-5)
+        assert below == pytest.approx(T_HALF_WIDTH * error / (value * (1 - value)), rel=1e-5)
     if error < 1e-2 * min(value, 1 - value):
         # With a small error it equals the normal interval.
-        assert ends[1] - ends[0] == pytest.approx(2 * ERRORS * error, rel=0.01)
+        assert ends[1] - ends[0] == pytest.approx(2 * T_HALF_WIDTH * error, rel=0.01)
 
 
 @given(st.floats(0.001, 0.999), st.floats(1e-5, 0.3))
@@ -214,7 +214,9 @@ def test_the_interval_of_a_mean_quality_contains_it_and_is_mirrored_at_0_5(value
     assert mirrored == pytest.approx((1 - ends[1], 1 - ends[0]), abs=1e-9)
     if error < 1e-3 * min(value, 1 - value):
         # With a small error it equals the normal interval, unless the error is as large as the distance to 0.5.
-        assert ends[1] - ends[0] == pytest.approx(2 * ERRORS * error, rel=0.05 if abs(value - 0.5) > 0.1 else 0.7)
+        assert ends[1] - ends[0] == pytest.approx(
+            2 * T_HALF_WIDTH * error, rel=0.05 if abs(value - 0.5) > 0.1 else 0.7
+        )
 
 
 def test_the_interval_of_a_mean_quality_covers_where_errors_near_chance_are_too_small() -> None:
@@ -236,7 +238,7 @@ def test_the_interval_of_a_mean_quality_covers_where_errors_near_chance_are_too_
 def test_a_mean_quality_near_0_does_not_get_the_binomial_interval() -> None:
     # Quality scores with a mean of 0.01 may hardly vary.
     ends = interval(0.01, 0.0001, 100, is_share=False)
-    assert ends == pytest.approx((0.01 - ERRORS * 1e-4, 0.01 + ERRORS * 1e-4), abs=1e-5)
+    assert ends == pytest.approx((0.01 - T_HALF_WIDTH * 1e-4, 0.01 + T_HALF_WIDTH * 1e-4), abs=1e-5)
     assert interval(0.0, 0.0, 100, is_share=False) is None
     assert interval(1.0, 0.0, 100, is_share=False) is None
 

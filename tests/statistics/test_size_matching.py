@@ -9,10 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synthscale import score_features
-from synthscale.metrics.comparison import Figure, pairwise
-from synthscale.metrics.summary import show_control
+from synthscale.metrics.comparison import MetricValue, pairwise_differences
+from synthscale.metrics.summary import add_control_values
 from synthscale.neighbors.flat_index import FlatIndex
-from synthscale.statistics.size_matching import OUTSIDE, matched_block_codes, matched_sizes, probability_any_drawn
+from synthscale.statistics.size_matching import (
+    OUTSIDE_SUBSAMPLE,
+    matched_block_codes,
+    matched_sizes,
+    probability_any_drawn,
+)
 from synthscale.tables.id_hashes import hash_ids
 
 
@@ -53,10 +58,10 @@ def test_a_subsample_has_all_real_rows_and_whole_groups():
     group = hash_ids(f"group/{i // 3}" for i in range(3000))
     is_real = np.arange(3000) < 900
     code = matched_block_codes(group, is_real, 2100, 700)
-    assert (code[is_real] < OUTSIDE).all()
-    assert abs((code[~is_real] < OUTSIDE).sum() - 700) < 5 * math.sqrt(3 * 700)
+    assert (code[is_real] < OUTSIDE_SUBSAMPLE).all()
+    assert abs((code[~is_real] < OUTSIDE_SUBSAMPLE).sum() - 700) < 5 * math.sqrt(3 * 700)
     assert all(len(set(code[group == key])) == 1 for key in np.unique(group))
-    np.testing.assert_array_equal(code % OUTSIDE, matched_block_codes(group, is_real, 2100, None))
+    np.testing.assert_array_equal(code % OUTSIDE_SUBSAMPLE, matched_block_codes(group, is_real, 2100, None))
 
 
 def test_matched_coverage_and_diversity_are_the_means_over_subsamples():
@@ -111,19 +116,19 @@ def test_an_empty_subsample_gives_a_reason():
 
 
 def figures(value, rows):
-    return {name: Figure(value, value - 0.1, value + 0.1, None, rows) for name in ("coverage", "precision")}
+    return {name: MetricValue(value, value - 0.1, value + 0.1, None, rows) for name in ("coverage", "precision")}
 
 
 def test_generators_of_similar_size_are_compared_without_matching_whatever_a_third_ones_size():
     whole = {"a": figures(0.5, 1000), "b": figures(0.6, 1010), "c": figures(0.7, 10)}
     matched = {"a": figures(0.1, 10), "b": figures(0.2, 10)}
-    found = {(d.one, d.two, d.metric): d.difference for d in pairwise(whole, matched)}
+    found = {(d.one, d.two, d.metric): d.difference for d in pairwise_differences(whole, matched)}
     assert found["a", "b", "coverage"] == pytest.approx(-0.1)
     assert found["a", "c", "coverage"] == pytest.approx(0.1 - 0.7)
 
 
 def test_size_dependent_metrics_are_not_compared_between_sizes_without_matching():
-    found = {(d.one, d.metric) for d in pairwise({"a": figures(0.5, 1000), "c": figures(0.7, 10)}, {})}
+    found = {(d.one, d.metric) for d in pairwise_differences({"a": figures(0.5, 1000), "c": figures(0.7, 10)}, {})}
     assert found == {("a", "precision")}
 
 
@@ -135,7 +140,7 @@ def control_block(rows, value, matched=None):
 
 def test_a_control_of_another_size_is_no_reference_for_size_dependent_metrics():
     generators = {"small": control_block(200, 0.3), "control": control_block(5000, 0.9)}
-    show_control(generators, "control")
+    add_control_values(generators, "control")
     assert "control" not in generators["small"]["metrics"]["coverage"]
     assert generators["small"]["metrics"]["precision"]["control"] == 0.9
 
@@ -143,5 +148,5 @@ def test_a_control_of_another_size_is_no_reference_for_size_dependent_metrics():
 def test_a_larger_control_is_shown_at_the_matched_size():
     matched = {"size": 204, "metrics": {"coverage": {"value": 0.4}, "precision": {"value": 0.8}}}
     generators = {"small": control_block(200, 0.3), "control": control_block(5000, 0.9, matched)}
-    show_control(generators, "control")
+    add_control_values(generators, "control")
     assert generators["small"]["metrics"]["coverage"]["control"] == 0.4

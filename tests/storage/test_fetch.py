@@ -1,4 +1,4 @@
-"""`fetch` reads local files, zip members and S3 objects; every failure is an ImageFault with a reason."""
+"""`fetch` reads local files, zip members and S3 objects; every failure is an RowFault with a reason."""
 
 import os
 import zipfile
@@ -8,7 +8,7 @@ import pytest
 from synthscale.config import StorageConfig
 from synthscale.storage import fetch as fetch_module
 from synthscale.storage.fetch import fetch, zip_uri
-from synthscale.tables.faults import ImageFault, Reason
+from synthscale.tables.faults import Reason, RowFault
 from synthscale.tables.layout import StoredFile
 
 LOCAL = StorageConfig()
@@ -16,7 +16,7 @@ DATA = bytes(range(256)) * 8
 
 
 def fault_of(uri, storage=LOCAL):
-    with pytest.raises(ImageFault) as caught:
+    with pytest.raises(RowFault) as caught:
         fetch(StoredFile(uri), storage)
     assert caught.value.detail
     return caught.value.reason

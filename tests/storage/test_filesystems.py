@@ -229,7 +229,7 @@ def filled(data):
 def test_write_with_puts_the_written_file_at_its_location(place):
     top, storage = place
     for data in (b"first of them", b"second"):
-        fsys.write_with(f"{top}/deep/er/x.index", filled(data), storage)
+        fsys.write_with_callback(f"{top}/deep/er/x.index", filled(data), storage)
         assert fsys.read_bytes(f"{top}/deep/er/x.index", storage) == data
     assert len(fsys.list_files(top, storage)) == 1
 
@@ -244,7 +244,7 @@ def test_write_with_keeps_the_old_file_until_the_new_one_is_complete(place):
         assert not path.startswith("s3://")
         seen.append(fsys.read_bytes(f"{top}/x.index", storage))
 
-    fsys.write_with(f"{top}/x.index", write, storage)
+    fsys.write_with_callback(f"{top}/x.index", write, storage)
     assert seen == [b"old"]
     assert fsys.read_bytes(f"{top}/x.index", storage) == b"whole"
 
@@ -268,7 +268,7 @@ def test_a_failing_writer_leaves_only_the_old_file(place, tmp_path, monkeypatch,
 
     expected = StorageError if isinstance(error, OSError) else type(error)
     with pytest.raises(expected) as caught:
-        fsys.write_with(f"{top}/x.index", write, storage)
+        fsys.write_with_callback(f"{top}/x.index", write, storage)
     if expected is StorageError:
         assert "x.index: cannot write" in str(caught.value)
         assert "No space left" in str(caught.value)
@@ -287,7 +287,7 @@ def test_write_with_leaves_no_file_if_the_rename_fails(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(StorageError, match=r"x\.index.*No space left"):
-        fsys.write_with(f"{tmp_path}/x.index", filled(b"whole"), LOCAL)
+        fsys.write_with_callback(f"{tmp_path}/x.index", filled(b"whole"), LOCAL)
     assert os.listdir(tmp_path) == []
 
 
@@ -295,7 +295,7 @@ def test_write_with_leaves_no_file_if_s3_refuses_it(s3, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     storage = StorageConfig(endpoint_url=s3.endpoint_url)
     with pytest.raises(StorageError, match="no-such-bucket-anywhere"):
-        fsys.write_with("s3://no-such-bucket-anywhere/x.index", filled(b"whole"), storage)
+        fsys.write_with_callback("s3://no-such-bucket-anywhere/x.index", filled(b"whole"), storage)
     assert os.listdir(tmp_path) == []
 
 

@@ -9,7 +9,7 @@ from synthscale.config import Config, StorageConfig
 from synthscale.errors import StorageError
 from synthscale.ingest.discover import discover
 from synthscale.storage import listing
-from synthscale.storage.listing import walk
+from synthscale.storage.listing import list_pages
 from tests.object_server import Fault, ObjectServer
 
 LOCAL = StorageConfig()
@@ -28,7 +28,7 @@ def storage(server, s3_clients_of_its_own):
 
 
 def names(uri, storage):
-    return [info.path for page in walk(uri, storage) for info in page]
+    return [info.path for page in list_pages(uri, storage) for info in page]
 
 
 TREES = {
@@ -52,7 +52,7 @@ def test_a_folder_and_a_prefix_give_the_same_listing_sorted_by_path(server, stor
     assert [path.removeprefix(f"{tree}/top/") for path in names(f"s3://{tree}/top/", storage)] == expected
     assert names(f"s3://{tree}/top", storage) == names(f"s3://{tree}/top/", storage)
     for uri, where in ((str(tmp_path), LOCAL), (f"s3://{tree}/top", storage)):
-        sizes = [info.size_bytes for page in walk(uri, where) for info in page]
+        sizes = [info.size_bytes for page in list_pages(uri, where) for info in page]
         assert sizes == [len(name.encode()) for name in expected]
 
 
@@ -79,7 +79,7 @@ def test_a_listing_can_be_closed_while_the_prefetch_queue_is_full(server, storag
     for branch in "ab":
         for i in range(100):
             server.put("long", f"{branch}/{i:03d}.png", b"x")
-    pages = walk("s3://long", storage)
+    pages = list_pages("s3://long", storage)
     next(pages)
     pages.close()
     assert len(names("s3://long", storage)) == 200
@@ -92,7 +92,7 @@ def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path):
     (tmp_path / "top" / "link.png").symlink_to(tmp_path / "out" / "a.png")
     (tmp_path / "top" / "folder").symlink_to(tmp_path / "out")
     (tmp_path / "top" / "broken.png").symlink_to(tmp_path / "none")
-    (page,) = walk(str(tmp_path / "top"), LOCAL)
+    (page,) = list_pages(str(tmp_path / "top"), LOCAL)
     assert [(info.path.rsplit("/")[-1], info.size_bytes) for info in page if info.path.endswith("link.png")] == [
         ("link.png", 3)
     ]

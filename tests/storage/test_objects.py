@@ -7,8 +7,8 @@ import pytest
 from synthscale.config import Config, StorageConfig
 from synthscale.embed.image_reader import fetch_all
 from synthscale.storage import objects
-from synthscale.storage.objects import get
-from synthscale.tables.faults import ImageFault, Reason
+from synthscale.storage.objects import get_object
+from synthscale.tables.faults import Reason, RowFault
 from synthscale.tables.layout import StoredFile
 from tests.object_server import Fault, ObjectServer
 
@@ -40,8 +40,8 @@ KNOWN = StoredFile(URI, len(DATA))
 
 
 def fault_of(stored, storage, **options):
-    with pytest.raises(ImageFault) as caught:
-        get(stored, storage, LIMIT, **options)
+    with pytest.raises(RowFault) as caught:
+        get_object(stored, storage, LIMIT, **options)
     assert "s3://bucket" in caught.value.detail or "s3://nowhere" in caught.value.detail
     assert "of-the-test" not in caught.value.detail
     return caught.value
@@ -49,14 +49,14 @@ def fault_of(stored, storage, **options):
 
 def test_an_object_is_read_with_one_get_and_no_head(server, storage):
     for _ in range(3):
-        assert get(KNOWN, storage, LIMIT) == DATA
+        assert get_object(KNOWN, storage, LIMIT) == DATA
     assert server.asked() == {"bucket/a b/ü&.png": 3}
     assert server.asked("HEAD") == {"bucket": 1}
 
 
 def test_a_range_get_returns_only_the_range(server, storage):
-    assert get(StoredFile(URI), storage, LIMIT, (100, 300)) == DATA[100:300]
-    assert get(StoredFile(URI), storage, 200, (100, 300)) == DATA[100:300]
+    assert get_object(StoredFile(URI), storage, LIMIT, (100, 300)) == DATA[100:300]
+    assert get_object(StoredFile(URI), storage, 200, (100, 300)) == DATA[100:300]
     assert fault_of(StoredFile(URI), storage, span=(len(DATA) - 10, len(DATA) + 10)).reason is Reason.TRUNCATED
 
 
@@ -69,13 +69,13 @@ def short_timeout(monkeypatch):
 @pytest.mark.parametrize("kind", ["slow_down", "error", "reset", "cut", "short", "hang"])
 def test_temporary_faults_are_retried(server, storage, kind):
     server.fault(Fault("bucket/a b", kind, times=2))
-    assert get(KNOWN, storage, LIMIT) == DATA
+    assert get_object(KNOWN, storage, LIMIT) == DATA
     assert server.asked()["bucket/a b/ü&.png"] == 3
 
 
 def test_a_slow_response_is_not_a_fault(server, storage):
     server.fault(Fault("bucket/many/000", "drip"))
-    assert get(StoredFile("s3://bucket/many/000.png", 5000), storage, LIMIT) == DATA[:5000]
+    assert get_object(StoredFile("s3://bucket/many/000.png", 5000), storage, LIMIT) == DATA[:5000]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_missing_objects_and_buckets_are_not_found(storage):
 def test_an_object_replaced_after_listing_is_changed(server, storage):
     server.put("bucket", "changing.png", b"first")
     listed = StoredFile("s3://bucket/changing.png", 5, "8b04d5e3775d298e78455efc5ca404d5")  # md5 of "first"
-    assert get(listed, storage, LIMIT) == b"first"
+    assert get_object(listed, storage, LIMIT) == b"first"
     server.put("bucket", "changing.png", b"other")
     assert fault_of(listed, storage).reason is Reason.CHANGED
 
@@ -124,14 +124,14 @@ def test_an_object_of_another_size_than_listed_is_a_fault(server, storage):
 
 
 def test_an_object_over_the_size_limit_is_refused(server, storage):
-    with pytest.raises(ImageFault) as caught:
-        get(KNOWN, storage, 100)
+    with pytest.raises(RowFault) as caught:
+        get_object(KNOWN, storage, 100)
     assert caught.value.reason is Reason.TOO_LARGE
 
 
 def test_an_empty_object_is_read(server, storage):
     server.put("bucket", "empty.png", b"")
-    assert get(StoredFile("s3://bucket/empty.png", 0), storage, LIMIT) == b""
+    assert get_object(StoredFile("s3://bucket/empty.png", 0), storage, LIMIT) == b""
 
 
 def test_missing_credentials_are_reported_and_anonymous_access_needs_none(server, storage, monkeypatch, tmp_path):
@@ -143,7 +143,7 @@ def test_missing_credentials_are_reported_and_anonymous_access_needs_none(server
     fault = fault_of(KNOWN, storage)
     assert fault.reason is Reason.ACCESS_DENIED
     assert "storage.anon" in fault.detail
-    assert get(KNOWN, storage.model_copy(update={"anon": True}), LIMIT) == DATA
+    assert get_object(KNOWN, storage.model_copy(update={"anon": True}), LIMIT) == DATA
 
 
 def test_a_profile_supplies_endpoint_and_credentials(server, storage, monkeypatch, tmp_path):
@@ -154,7 +154,7 @@ def test_a_profile_supplies_endpoint_and_credentials(server, storage, monkeypatc
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    assert get(KNOWN, StorageConfig(profile="mine"), LIMIT) == DATA
+    assert get_object(KNOWN, StorageConfig(profile="mine"), LIMIT) == DATA
 
 
 def test_many_requests_are_in_flight_and_results_keep_their_order(server, storage):
@@ -180,6 +180,6 @@ def test_a_fault_of_one_object_does_not_affect_others(server, storage):
     server.fault(Fault("many/00[3-5]", "denied"), Fault("many/007", "cut"))
     files = [StoredFile(f"s3://bucket/many/{i:03d}.png", 5000) for i in range(20)]
     contents = list(fetch_all(files, Config(storage=storage)))
-    faults = [i for i, data in enumerate(contents) if isinstance(data, ImageFault)]
+    faults = [i for i, data in enumerate(contents) if isinstance(data, RowFault)]
     assert faults == [3, 4, 5, 7]
     assert [contents[i].reason.value for i in faults] == ["access_denied"] * 3 + ["truncated"]

@@ -41,10 +41,10 @@ def run(request, tmp_path):
 
 
 def test_a_new_an_empty_and_a_started_run_folder_can_be_opened(tmp_path):
-    assert not RunDirectory.open(f"{tmp_path}/new", LOCAL).begun()
+    assert not RunDirectory.open(f"{tmp_path}/new", LOCAL).is_started()
     (tmp_path / "empty").mkdir()
     RunDirectory.open(f"{tmp_path}/empty", LOCAL).write_json("run.json", {"schema_version": SCHEMA_VERSION})
-    assert RunDirectory.open(f"{tmp_path}/empty", LOCAL).begun()
+    assert RunDirectory.open(f"{tmp_path}/empty", LOCAL).is_started()
 
 
 def test_opening_writes_nothing(tmp_path):
@@ -158,7 +158,7 @@ def test_markers_are_read_back(run):
 
 def test_a_stage_that_never_started_has_no_marker(run):
     assert run.marker("embed") is None
-    assert run.resume("embed", FINGERPRINT) is None
+    assert run.matching_marker("embed", FINGERPRINT) is None
 
 
 def test_a_started_stage_is_not_complete(run):
@@ -170,12 +170,12 @@ def test_a_started_stage_is_not_complete(run):
 def test_the_same_fingerprint_resumes(run):
     marker = Marker("embed", True, FINGERPRINT, {"rows": 5})
     run.write_marker(marker)
-    assert run.resume("embed", dict(FINGERPRINT)) == marker
+    assert run.matching_marker("embed", dict(FINGERPRINT)) == marker
 
 
 def test_tuples_in_a_fingerprint_equal_stored_lists(run):
     run.write_marker(Marker("embed", True, {"search": (0, 4)}))
-    assert run.resume("embed", {"search": (0, 4)}) is not None
+    assert run.matching_marker("embed", {"search": (0, 4)}) is not None
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_tuples_in_a_fingerprint_equal_stored_lists(run):
 def test_another_fingerprint_conflicts_and_the_error_names_the_difference(run, change, named):
     run.write_marker(Marker("embed", True, FINGERPRINT))
     with pytest.raises(ResumeConflict) as caught:
-        run.resume("embed", FINGERPRINT | change)
+        run.matching_marker("embed", FINGERPRINT | change)
     message = str(caught.value)
     assert named in message
     assert "embed" in message
@@ -202,13 +202,13 @@ def test_another_fingerprint_conflicts_and_the_error_names_the_difference(run, c
 def test_a_conflict_shows_both_values_when_they_are_short(run):
     run.write_marker(Marker("embed", True, {"settings": {"image_size": 64}}))
     with pytest.raises(ResumeConflict, match=r"64.*128"):
-        run.resume("embed", {"settings": {"image_size": 128}})
+        run.matching_marker("embed", {"settings": {"image_size": 128}})
 
 
 def test_an_incomplete_stage_conflicts_too(run):
     run.write_marker(Marker("embed", False, FINGERPRINT))
     with pytest.raises(ResumeConflict):
-        run.resume("embed", FINGERPRINT | {"input": "xyz"})
+        run.matching_marker("embed", FINGERPRINT | {"input": "xyz"})
 
 
 def test_a_marker_with_unknown_fields_is_a_storage_error(run):
@@ -242,20 +242,20 @@ def fill(run):
 @pytest.mark.parametrize("stage", ["ingest", "neighbors", "report"])
 def test_forgetting_a_stage_removes_it_and_all_later_stages(run, stage):
     fill(run)
-    run.forget_from(stage)
+    run.remove_from(stage)
     kept, gone = STAGES[: STAGES.index(stage)], STAGES[STAGES.index(stage) :]
     assert all(run.marker(name) is not None for name in kept)
     assert all(run.marker(name) is None for name in gone)
     assert all(fsys.exists(run.path(table), run.storage) for name in kept for table in TABLES[name])
     assert not any(fsys.exists(run.path(table), run.storage) for name in gone for table in TABLES[name])
-    assert run.begun()
+    assert run.is_started()
 
 
 def test_markers_are_removed_before_tables(run, monkeypatch):
     fill(run)
     removed = []
     monkeypatch.setattr(fsys, "remove", lambda uri, storage: removed.append(uri))
-    run.forget_from("neighbors")
+    run.remove_from("neighbors")
     markers = [i for i, uri in enumerate(removed) if "/_stages/" in uri]
     assert len(markers) == 4
     assert max(markers) < min(i for i, uri in enumerate(removed) if "/_stages/" not in uri)
