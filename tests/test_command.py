@@ -57,6 +57,7 @@ def test_a_run_prints_its_stages_its_metrics_and_where_they_lie_and_nothing_else
     assert again.stdout.count("done before") == 6
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_stopped_and_gives_the_same_scores(images, tmp_path):
     whole = subprocess.run([*COMMAND, *arguments(images, tmp_path / "whole")], capture_output=True)
     assert whole.returncode == 0

@@ -15,6 +15,7 @@ from PIL import Image
 from synthscale import Config, Options, RunResult, parse_config, score, score_features
 from synthscale.errors import ConfigError, InputError, ResumeConflict, TooManyFailures
 from synthscale.metric_names import CORE_METRICS
+from synthscale.storage.run_directory import RunDirectory
 from synthscale.tables.schemas import METRICS, SCHEMA_VERSION, SCORES
 from tests.reference.tutorial import scores as tutorial_scores
 
@@ -53,6 +54,33 @@ def folders(images, output, *names, **more):
 def finished(images, tmp_path_factory):
     """A run with both generators."""
     return score(folders(images, tmp_path_factory.mktemp("runs") / "both", "good", "copier"))
+
+
+@pytest.fixture
+def copied(finished, images, tmp_path):
+    """A copy of the run with both generators that a test may change, and its configuration."""
+    shutil.copytree(finished.run.uri, tmp_path / "run")
+
+    def config(**more):
+        return folders(images, tmp_path / "run", "good", "copier", **more)
+
+    return RunResult.open(str(tmp_path / "run")), config
+
+
+class StopAfterStageError(Exception):
+    """Ends a run after a stage."""
+
+
+def run_until(config, last, **options):
+    """Run the stages up to ``last``; return the run directory."""
+
+    def on_stage(report):
+        if report.stage == last:
+            raise StopAfterStageError
+
+    with pytest.raises(StopAfterStageError):
+        score(config, Options(on_stage=on_stage, **options))
+    return RunDirectory.existing(config.output, config.storage)
 
 
 def values(block):
@@ -188,6 +216,7 @@ def test_scoring_the_embeddings_in_memory_gives_the_same_numbers(finished):
         )
 
 
+@pytest.mark.slow
 def test_a_worker_group_gives_the_same_scores_as_this_process(finished, images, tmp_path):
     config = folders(images, tmp_path / "group", "good", "copier", classifier={"workers": 2})
     grouped = score(config)
@@ -220,14 +249,13 @@ def test_metrics_parquet_has_a_line_for_every_figure_of_metrics_json(finished):
     assert seen == 2 * 3 * len(CORE_METRICS)
 
 
-def test_gates_are_decided_anew_and_nothing_else_is(images, tmp_path):
-    output = tmp_path / "gated"
-    first = score(folders(images, output, "good", "copier")).metrics
+def test_gates_are_decided_anew_and_nothing_else_is(copied):
+    run, config_with = copied
+    first = run.metrics
     assert first["gates"] == []
     gates = ["generator=good freshness>=0.5", "freshness.low>=0.9", "coverage>=0"]
     reports = []
-    config = folders(images, output, "good", "copier", gates=gates)
-    second = score(config, Options(on_stage=reports.append))
+    second = score(config_with(gates=gates), Options(on_stage=reports.append))
     # It shows the gates.
     assert [report.stage for report in reports if not report.skipped] == ["report"]
     assert [(gate["gate"], gate["generator"], gate["passed"]) for gate in second.metrics["gates"]] == [
@@ -238,7 +266,7 @@ def test_gates_are_decided_anew_and_nothing_else_is(images, tmp_path):
         (gates[2], "copier", True),
     ]
     assert {**second.metrics, "gates": []} == first
-    assert score(folders(images, output, "good", "copier")).metrics == first
+    assert score(config_with()).metrics == first
 
 
 def test_a_rerun_of_a_finished_run_recomputes_nothing(finished, images):
@@ -250,10 +278,8 @@ def test_a_rerun_of_a_finished_run_recomputes_nothing(finished, images):
     assert before == {path: path.stat().st_mtime_ns for path in Path(finished.run.uri).rglob("*.parquet")}
 
 
-def test_an_interrupted_embed_repeats_only_the_missing_shards(images, tmp_path):
-    config = folders(images, tmp_path / "run", "good")
-    whole = score(config)
-    first = whole.scores()
+def test_an_interrupted_embed_repeats_only_the_missing_shards(finished, copied):
+    whole, config_with = copied
     shards = sorted(Path(whole.run.path("embeddings")).iterdir())
     kept = {path: path.stat().st_mtime_ns for path in shards[1:]}
     # As a kill leaves it: the stage begun, one shard missing, nothing after it.
@@ -262,18 +288,18 @@ def test_an_interrupted_embed_repeats_only_the_missing_shards(images, tmp_path):
     whole.run.remove_from("neighbors")
     Path(marker).write_text(json.dumps({**document, "complete": False}))
     shards[0].unlink()
-    again = score(config)
+    again = score(config_with())
     assert {path: path.stat().st_mtime_ns for path in shards[1:]} == kept
-    pd.testing.assert_frame_equal(first, again.scores())
+    for name in ("good", "copier"):
+        pd.testing.assert_frame_equal(finished.scores(name), again.scores(name))
 
 
-def test_redo_from_a_stage_repeats_it_and_all_after_it(images, tmp_path):
-    config = folders(images, tmp_path / "run", "good")
-    first = score(config)
+def test_redo_from_a_stage_repeats_it_and_all_after_it(finished, copied):
     reports = []
-    second = score(config, Options(redo_from="classify", on_stage=reports.append))
+    again = score(copied[1](), Options(redo_from="classify", on_stage=reports.append))
     assert [r.stage for r in reports if r.skipped] == ["ingest", "embed", "neighbors"]
-    pd.testing.assert_frame_equal(first.scores(), second.scores())
+    for name in ("good", "copier"):
+        pd.testing.assert_frame_equal(finished.scores(name), again.scores(name))
 
 
 @pytest.mark.parametrize(
@@ -298,7 +324,7 @@ def test_a_run_is_not_continued_with_other_images(images, tmp_path, make_images)
             "output": str(tmp_path / "run"),
         }
     )
-    score(config)
+    run_until(config, "ingest")
     make_images(tmp_path / "made", 13, seed=10)
     with pytest.raises(ResumeConflict, match="ingest"):
         score(config)
@@ -364,8 +390,8 @@ def test_a_file_that_was_missing_is_looked_for_again(images, tmp_path):
     assert len(result.scores()) == 60
 
 
-def hashes(result):
-    table = pq.read_table(result.run.path("embeddings"), columns=["row", "content_hash"])
+def hashes(run):
+    table = pq.read_table(run.path("embeddings"), columns=["row", "content_hash"])
     return dict(zip(table["row"].to_pylist(), table["content_hash"].to_pylist(), strict=True))
 
 
@@ -376,7 +402,7 @@ def test_a_file_that_changed_since_a_table_named_it_is_no_part_of_the_run(images
     frame = pd.DataFrame({"image_filename": names, "real_or_synthetic": ["real"] * 30 + ["synthetic"] * 30})
     frame.to_csv(top / "metadata.csv", index=False)
     config = Config(manifest=str(top / "metadata.csv"), output=str(tmp_path / "run"))
-    before = hashes(score(config))
+    before = hashes(run_until(config, "embed"))
     shutil.copy(top / names[3], top / names[-1])
     (top / names[5]).unlink()
     with pytest.raises(
@@ -384,7 +410,7 @@ def test_a_file_that_changed_since_a_table_named_it_is_no_part_of_the_run(images
     ):
         score(config)
     (top / names[5]).write_bytes((images / names[5]).read_bytes())
-    after = hashes(score(config, Options(redo_from="ingest")))
+    after = hashes(run_until(config, "embed", redo_from="ingest"))
     assert [before[row] == after[row] for row in range(60)] == [True] * 59 + [False]
 
 
@@ -395,10 +421,8 @@ def test_a_generator_may_bear_the_name_of_anything_of_ours(images, tmp_path):
     assert result.metrics["generators"]["shard"]["counts"] == {"real": 90, "synthetic": 60}
 
 
-def test_the_report_tells_the_settings_that_a_stage_was_redone_with(images, tmp_path):
-    score(folders(images, tmp_path / "run", "good"))
-    config = folders(images, tmp_path / "run", "good", classifier={"head": "linear"})
-    result = score(config, Options(redo_from="classify"))
+def test_the_report_tells_the_settings_that_a_stage_was_redone_with(copied):
+    result = score(copied[1](classifier={"head": "linear"}), Options(redo_from="classify"))
     assert "5-fold linear classifier" in Path(result.report_path).read_text()
     assert json.loads(Path(result.run.path("run.json")).read_text())["config"]["classifier"]["head"] == "linear"
 

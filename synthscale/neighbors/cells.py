@@ -1,14 +1,18 @@
-"""Where rows go in a join at a radius: cells of a k-means partition, certified so that no pair is missed.
+"""Plan a radius join: partition rows into k-means cells so that every pair within the radius shares a cell.
 
-Each row has one home cell, and also visits every cell c whose half-space it nearly reaches:
-(|z - c|^2 - |z - h|^2) / (2 |c - h|) <= r / 2, with z its point, h the centre of its home and r the Euclidean
-radius. A pair that met nowhere would need both rows more than r / 2 away from the plane between their homes, on
-its two sides, and so be more than r apart. Where the centres lie decides the cost alone (their
-length must not exceed that of points much, for the sake of float32; means of points do not).
+Reads a sample of vectors and returns a `JoinPlan`; `assign_cells` applies it to blocks of rows. No files.
 
-*Hubs* are images repeated so often, slightly changed, that their pairs would be quadratic. A row within r / 2 of
-a hub's pivot is absorbed: absorbed rows are at most r from each other, so one edge each, to the pivot, joins them.
-Any row within 3 r / 2 of the pivot visits the hub's own cell. A hub belongs to one set.
+Each row has one *home* cell, that of its nearest centre, and also *visits* every cell c close to the boundary:
+(|z - c|^2 - |z - h|^2) / (2 |c - h|) <= r / 2, where z is the row's projected point, h the centre of its home
+and r the Euclidean radius. The left side is the distance of z from the plane that separates c and h. If neither
+of two rows visits the home of the other, both are more than r / 2 from the plane between their homes, on opposite
+sides, so they are more than r apart: no pair is missed. The centres affect only the cost, not the result. (They
+must not be much longer than the points, or float32 rounding grows; means of points are not.)
+
+*Hubs* handle images that are repeated so often, with small changes, that listing their pairs would be quadratic.
+A row within r / 2 of a hub's pivot row is absorbed. Absorbed rows are at most r from each other, so one edge from
+each to the pivot connects them. Every row within 3 r / 2 of the pivot visits the hub's own cell. All absorbed rows
+of a hub belong to one set.
 """
 
 import logging
@@ -27,21 +31,30 @@ from synthscale.neighbors.projection import COMPARE_S, PRODUCT_S, Projection, Ve
 logger = logging.getLogger(__name__)
 
 _FEWEST_ROWS = 4096
-"""Below this many rows a join compares all pairs: a partition costs more than it saves."""
+"""Rows below which a join compares all pairs: a partition would cost more than it saves."""
 _MOST_CELLS = 16384
+"""Upper bound on cells. Every row is compared with every centre, so the assignment cost grows with it."""
 _PER_CELL = 32
+"""Sampled rows per cell for k-means."""
 _ITERATIONS = 8
+"""Iterations of k-means. The centres affect only the cost of a join, so it need not converge."""
 _OVERSIZED = 4.0
+"""A cell with more than this multiple of the mean number of points is split, because cost is quadratic in size."""
 _CELL_S = 4e-4
+"""Fixed overhead per cell in seconds of one core, for the cost estimate."""
 _HUB_ROWS = 256
+"""Minimum number of rows within r / 2 of a pivot for a hub."""
 _HUB_SHARE = 0.01
+"""Minimum share of its set for a hub; the larger of the two minima applies."""
 _HUB_SAMPLE = 8192
+"""Rows per set in which hubs are sought, all pairs compared; also the rows that the projection is fitted on."""
 _MOST_HUBS = 64
+"""Upper bound on hubs. Every row is compared with every pivot."""
 
 
 @dataclass(frozen=True)
 class Hubs:
-    """Pivots of hubs, (h,) each: row, set (by code) and unit vector (h, d) float64."""
+    """Pivots of h hubs: row number (h,), set code (h,) and unit vector (h, d) float64."""
 
     row: Rows
     code: Codes
@@ -50,7 +63,17 @@ class Hubs:
 
 @dataclass(frozen=True)
 class JoinCost:
-    """What a join was expected to cost on one core, and what was chosen for it."""
+    """Estimated cost of a join on one core, and the method chosen.
+
+    Attributes:
+        method: "cells" or "brute force".
+        cells: number of k-means cells, without hubs; 1 for brute force.
+        width: dimensions of the projected points.
+        hubs: number of hubs.
+        visits_per_row: mean number of cells that a row visits besides its home.
+        seconds: estimated cost of the chosen method.
+        brute_force_seconds: estimated cost of comparing all pairs.
+    """
 
     method: str
     cells: int
@@ -63,7 +86,15 @@ class JoinCost:
 
 @dataclass(frozen=True)
 class JoinPlan:
-    """How a join at a radius is carried out; picklable, the same for every worker."""
+    """Plan of a radius join; picklable, and the same for every worker.
+
+    Attributes:
+        radius: cosine distance.
+        projection: from unit vectors to the points that are partitioned and compared.
+        centers: (c, width) centres of the k-means cells.
+        hubs: see the module's docstring.
+        estimate: expected cost.
+    """
 
     radius: float
     projection: Projection
@@ -73,18 +104,25 @@ class JoinPlan:
 
     @property
     def cells(self) -> int:
-        """Number of cells, those of hubs included (they come last)."""
+        """Number of cells, including one per hub (hub cells come last)."""
         return len(self.centers) + len(self.hubs.row)
 
     @property
     def reach(self) -> float:
-        """The Euclidean radius among points, with what float32 may add."""
+        """Euclidean radius between points, enlarged by the float32 error bound `SLACK`."""
         return float(np.sqrt(2.0 * (self.radius + SLACK)))
 
 
 @dataclass(frozen=True)
 class CellAssignment:
-    """Entries of rows in cells: arrays of equal length, and the hub (or -1) that absorbed each row, (n,)."""
+    """Cells of n rows, as e entries: one per row and cell.
+
+    Attributes:
+        who: (e,) index of the row, 0..n-1.
+        cell: (e,) cell number.
+        home: (e,) True in the row's home cell, False in cells that it visits.
+        hub: (n,) hub that absorbed each row, or -1.
+    """
 
     who: NDArray[np.int64]
     cell: NDArray[np.int32]
@@ -94,7 +132,13 @@ class CellAssignment:
 
 @dataclass(frozen=True)
 class JoinSample:
-    """Some distinct rows of the sets that are joined; ``share`` of the rows of each set, the same for all."""
+    """Random sample of the distinct rows of the joined sets; the same fraction of every set.
+
+    Attributes:
+        vectors: (m, d) as stored, none zero.
+        row: (m,) row numbers.
+        code: (m,) set codes.
+    """
 
     vectors: Vectors
     row: Rows
@@ -102,13 +146,13 @@ class JoinSample:
 
 
 def plan_join(sample: JoinSample, sizes: Mapping[int, int], radius: float, seed: int = 0) -> JoinPlan:
-    """Choose projection, hubs and cells for a join of all distinct rows within ``radius``.
+    """Choose the projection, hubs and cells of a radius join; fall back to brute force if it is cheaper.
 
     Args:
-        sample: seeded, with rows of each set in proportion.
-        sizes: distinct rows of each set, by code; 0 is the real set.
+        sample: seeded sample with the same fraction of every set.
+        sizes: number of distinct rows of each set, by set code; 0 is the real set.
         radius: cosine distance.
-        seed: of the k-means.
+        seed: seed of k-means.
     """
     n = sum(sizes.values())
     scaled = unit(sample.vectors).astype(np.float32)
@@ -116,49 +160,52 @@ def plan_join(sample: JoinSample, sizes: Mapping[int, int], radius: float, seed:
     points = projection(scaled)
     hubs = _find_hubs(sample, points, sizes, radius)
     one_cell = np.zeros((1, projection.width), np.float32)
-    brute = JoinPlan(radius, projection, one_cell, hubs, _brute_estimate(n, projection.width, len(hubs.row)))
+    brute = JoinPlan(radius, projection, one_cell, hubs, _brute_force_cost(n, projection.width, len(hubs.row)))
     chosen = brute
     free = points[assign_cells(brute, sample.vectors, sample.code, points).hub < 0]
     cells = int(min(_MOST_CELLS, np.sqrt(n), len(free) // 4))
     if n >= _FEWEST_ROWS and cells >= 2:
         plan = replace(brute, centers=_centers(free, cells, seed))
-        plan = replace(plan, estimate=_estimate(plan, sample, points, n))
+        plan = replace(plan, estimate=_cell_cost(plan, sample, points, n))
         chosen = plan if plan.estimate.seconds < plan.estimate.brute_force_seconds else brute
-    logger.info("join of %d rows at %.3g: %s", n, radius, chosen.estimate)
+    logger.info("join of %d rows within radius %.3g: %s", n, radius, chosen.estimate)
     return chosen
 
 
 def sample_size(n: int) -> int:
-    """Return how many of n rows a plan wants to see."""
+    """Return the number of rows to sample for the plan of a join of n rows."""
     return int(min(n, max(_HUB_SAMPLE, _PER_CELL * min(_MOST_CELLS, np.sqrt(n)))))
 
 
 def assign_cells(plan: JoinPlan, vectors: Vectors, code: Codes, points: Points | None = None) -> CellAssignment:
-    """Return the cells that rows live in and visit.
+    """Return the home cell of each row and the cells that it visits.
 
     Args:
-        plan: of the join.
+        plan: plan of the join.
         vectors: (n, d), none zero.
-        code: (n,), each row's set.
-        points: what the plan's projection makes of them, if known.
+        code: (n,) set code of each row.
+        points: (n, width) projection of ``vectors``; computed if None.
     """
     points = plan.projection.of_stored(vectors, norms(vectors)) if points is None else points
-    hub, hub_visitor, visited_hub = _at_hubs(plan, vectors, code)
+    hub, hub_visitor, visited_hub = _visits_to_hubs(plan, vectors, code)
     free = np.flatnonzero(hub < 0)
-    homes, visitor, visited = _at_cells(plan, points[free])
+    homes, visitor, visited = _visits_to_cells(plan, points[free])
     absorbed = np.flatnonzero(hub >= 0)
     first_hub = len(plan.centers)
-    who = np.concatenate([free, absorbed, free[visitor], hub_visitor])
+    entry_row = np.concatenate([free, absorbed, free[visitor], hub_visitor])
     cell = np.concatenate([homes, hub[absorbed] + first_hub, visited, visited_hub + first_hub])
-    home = np.arange(len(who)) < len(vectors)
-    return CellAssignment(who, cell.astype(np.int32), home, hub)
+    home = np.arange(len(entry_row)) < len(vectors)
+    return CellAssignment(entry_row, cell.astype(np.int32), home, hub)
 
 
 _BLOCK_NUMBERS = 2**24
+"""Entries of the matrix of points x centres computed at a time: 64 MiB of float32."""
 
 
-def _at_cells(plan: JoinPlan, points: Points) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return each point's home, and who visits which other cell."""
+def _visits_to_cells(
+    plan: JoinPlan, points: Points
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the home cell of each point, (n,), and visits as (point index, cell), (v,) each."""
     centers = plan.centers
     homes = np.zeros(len(points), np.int64)
     if len(centers) < 2:
@@ -166,24 +213,24 @@ def _at_cells(plan: JoinPlan, points: Points) -> tuple[NDArray[np.int64], NDArra
     apart = np.sqrt(np.maximum(0.0, _squared_distances(centers))).astype(np.float32)
     farthest = apart.max(axis=1)
     offset = np.einsum("ij,ij->i", centers, centers).astype(np.float32) / 2
-    who, where = [], []
+    visitors, visited = [], []
     step = max(1, _BLOCK_NUMBERS // len(centers))
     for start in range(0, len(points), step):
-        # Half of (|z - h|^2 - |z - c|^2) is score[c] - score[h].
+        # score[c] - score[h] equals (|z - h|^2 - |z - c|^2) / 2, so the home has the largest score.
         score = points[start : start + step] @ centers.T
         score -= offset
         home = score.argmax(axis=1)
         best = score[np.arange(len(score)), home]
         homes[start : start + step] = home
-        # First by the farthest centre, in one pass; then by each centre's own plane.
+        # A bound with the distance to the farthest centre needs one pass; the survivors get the exact test.
         floor = best - plan.reach / 2 * farthest[home] - SLACK
         near = np.flatnonzero((score >= floor[:, None]).ravel())
         row, cell = np.divmod(near, len(centers))
         keep = score.ravel()[near] >= best[row] - plan.reach / 2 * apart[home[row], cell] - SLACK
         keep &= cell != home[row]
-        who.append(row[keep] + start)
-        where.append(cell[keep])
-    return homes, np.concatenate([homes[:0], *who]), np.concatenate([homes[:0], *where])
+        visitors.append(row[keep] + start)
+        visited.append(cell[keep])
+    return homes, np.concatenate([homes[:0], *visitors]), np.concatenate([homes[:0], *visited])
 
 
 def _squared_distances(centers: Points) -> NDArray[np.float64]:
@@ -193,51 +240,54 @@ def _squared_distances(centers: Points) -> NDArray[np.float64]:
     return result
 
 
-def _at_hubs(
+def _visits_to_hubs(
     plan: JoinPlan, vectors: Vectors, code: Codes
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the hub that absorbs each row (or -1), and who visits which other hub."""
+    """Return the hub that absorbs each row (or -1), (n,), and visits as (row index, hub), (v,) each."""
     hub = np.full(len(vectors), -1, np.int64)
     scale = norms(vectors) if len(plan.hubs.row) else np.ones(0)
-    who, where = [hub[:0]], [hub[:0]]
+    visitors_by_hub, hubs_visited = [hub[:0]], [hub[:0]]
     for number in range(len(plan.hubs.row)):
-        pivot, owner = plan.hubs.unit[number], plan.hubs.code[number]
-        rough = 1.0 - (vectors @ pivot.astype(np.float32)) / scale
-        near = np.flatnonzero((rough <= plan.radius / 4 + SLACK) & (code == owner) & (hub < 0))
+        pivot, hub_code = plan.hubs.unit[number], plan.hubs.code[number]
+        approximate = 1.0 - (vectors @ pivot.astype(np.float32)) / scale
+        # Cosine distance is half the squared Euclidean one: r / 2 becomes radius / 4, and 3 r / 2 becomes 9/4 radius.
+        near = np.flatnonzero((approximate <= plan.radius / 4 + SLACK) & (code == hub_code) & (hub < 0))
         hub[near[cosine_distance(unit(vectors[near]), pivot) <= plan.radius / 4]] = number
-        # 3 r / 2 in Euclidean terms; absorbed rows of other hubs visit as well.
-        related = (code == owner) | (code == 0) | (owner == 0)
-        visitors = np.flatnonzero((rough <= 2.25 * plan.radius + SLACK) & related)
-        who.append(visitors)
-        where.append(np.full(len(visitors), number))
-    visitor, visited = np.concatenate(who), np.concatenate(where)
+        # Rows absorbed by other hubs visit this one as well.
+        related = (code == hub_code) | (code == 0) | (hub_code == 0)
+        visitors = np.flatnonzero((approximate <= 2.25 * plan.radius + SLACK) & related)
+        visitors_by_hub.append(visitors)
+        hubs_visited.append(np.full(len(visitors), number))
+    visitor, visited = np.concatenate(visitors_by_hub), np.concatenate(hubs_visited)
     elsewhere = hub[visitor] != visited
     return hub, visitor[elsewhere], visited[elsewhere]
 
 
 def _find_hubs(sample: JoinSample, points: Points, sizes: Mapping[int, int], radius: float) -> Hubs:
-    """Return pivots with so many sampled rows of their set around them that their pairs must not be listed."""
+    """Return the sampled rows with too many neighbours within r / 2 in their set to list all pairs."""
     pivots: list[int] = []
     for code, size in sizes.items():
-        own = np.flatnonzero(sample.code == code)[:_HUB_SAMPLE]
-        fewest = max(_HUB_ROWS, _HUB_SHARE * size) * len(own) / max(1, size)
-        while len(own) > fewest and len(pivots) < _MOST_HUBS:
-            counts = count_near(points[own], radius / 4)
+        candidates = np.flatnonzero(sample.code == code)[:_HUB_SAMPLE]
+        fewest = max(_HUB_ROWS, _HUB_SHARE * size) * len(candidates) / max(1, size)
+        while len(candidates) > fewest and len(pivots) < _MOST_HUBS:
+            counts = count_near(points[candidates], radius / 4)
             if counts.max() < max(fewest, 2):
                 break
-            pivot = int(own[counts.argmax()])
-            # Points that float32 cannot tell apart may still be too far away to be absorbed.
-            around = cosine_distance(unit(sample.vectors[own]), unit(sample.vectors[pivot][None])) <= radius / 4
+            pivot = int(candidates[counts.argmax()])
+            # The float32 count may include rows that the float64 formula puts outside r / 2.
+            around = (
+                cosine_distance(unit(sample.vectors[candidates]), unit(sample.vectors[pivot][None])) <= radius / 4
+            )
             if around.sum() < max(fewest, 2):
                 break
             pivots.append(pivot)
-            own = own[~around]
+            candidates = candidates[~around]
     chosen = np.array(pivots, np.int64)
     return Hubs(sample.row[chosen], sample.code[chosen], unit(sample.vectors[chosen]))
 
 
 def _centers(points: Points, cells: int, seed: int) -> Points:
-    """K-means centres; a centre with far more than its share of the points is replaced by several."""
+    """Return k-means centres; a centre with more than `_OVERSIZED` times the mean number of points is split."""
     centers = _kmeans(points, cells, seed)
     for _ in range(2):
         index = faiss.IndexFlatL2(centers.shape[1])
@@ -268,25 +318,25 @@ def _kmeans(points: Points, cells: int, seed: int) -> Points:
     return centers
 
 
-def _brute_estimate(n: int, width: int, hubs: int) -> JoinCost:
-    seconds = _pairs_seconds(n * n / 2, width)
+def _brute_force_cost(n: int, width: int, hubs: int) -> JoinCost:
+    seconds = _comparison_seconds(n * n / 2, width)
     return JoinCost("brute force", 1, width, hubs, 0.0, seconds, seconds)
 
 
-def _estimate(plan: JoinPlan, sample: JoinSample, points: Points, n: int) -> JoinCost:
-    """Estimate the cost with cells from what the sample does."""
-    placed = assign_cells(plan, sample.vectors, sample.code, points)
-    homes = np.bincount(placed.cell[placed.home], minlength=plan.cells).astype(np.float64)
-    visits = np.bincount(placed.cell[~placed.home], minlength=plan.cells).astype(np.float64)
-    grown = n / len(sample.row)
+def _cell_cost(plan: JoinPlan, sample: JoinSample, points: Points, n: int) -> JoinCost:
+    """Estimate the cost of a join with cells by assigning the sample and scaling its counts to n rows."""
+    assignment = assign_cells(plan, sample.vectors, sample.code, points)
+    homes = np.bincount(assignment.cell[assignment.home], minlength=plan.cells).astype(np.float64)
+    visits = np.bincount(assignment.cell[~assignment.home], minlength=plan.cells).astype(np.float64)
+    scale = n / len(sample.row)
     free = len(plan.centers)
-    pairs = float((homes * (homes + visits))[:free].sum() + (homes * visits)[free:].sum()) * grown**2
+    pairs = float((homes * (homes + visits))[:free].sum() + (homes * visits)[free:].sum()) * scale**2
     width = plan.projection.width
     assigning = n * free * (width * PRODUCT_S + 3 * COMPARE_S)
-    seconds = assigning + free * _CELL_S + _pairs_seconds(pairs, width)
-    brute = _pairs_seconds(n * n / 2, width)
+    seconds = assigning + free * _CELL_S + _comparison_seconds(pairs, width)
+    brute = _comparison_seconds(n * n / 2, width)
     return JoinCost("cells", free, width, len(plan.hubs.row), float(visits.sum() / homes.sum()), seconds, brute)
 
 
-def _pairs_seconds(pairs: float, width: int) -> float:
+def _comparison_seconds(pairs: float, width: int) -> float:
     return pairs * (width * PRODUCT_S + COMPARE_S)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from synthscale.errors import InputError
-from synthscale.ingest import stage as ingest
+from synthscale.ingest import checks
 from synthscale.ingest.checks import check_rows, rename_clashing_columns
 from synthscale.ingest.stage import default_shard_rows, vector_shard_rows
 from synthscale.tables.schemas import MANIFEST_COLUMNS, SCORES
@@ -51,7 +51,7 @@ def test_of_many_duplicate_ids_five_are_named_and_the_rest_counted():
 
 @pytest.mark.parametrize("at_a_time", [1, 7, 100, 2**22])
 def test_every_id_that_occurs_twice_is_found_however_few_are_sorted_at_a_time(monkeypatch, at_a_time):
-    monkeypatch.setattr(ingest, "_SORTED", at_a_time)
+    monkeypatch.setattr(checks, "_SORTED", at_a_time)
     ids = [str(i) for i in np.random.default_rng(0).integers(0, 2000, 1000)]
     twice = [name for name, count in Counter(ids).items() if count > 1]
     assert sorted(ingest._twice(pa.chunked_array([ids[:333], ids[333:]]))) == sorted(twice)

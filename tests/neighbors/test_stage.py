@@ -398,6 +398,7 @@ def test_progress_tells_what_is_done_the_rate_and_the_time_left(found):
     assert all(" of " in text and "a second" in text and "s left" in text for text in TOLD)
 
 
+@pytest.mark.slow
 def test_a_radius_at_which_everything_is_one_group_ends_with_few_edges(embedded, tmp_path):
     run = run_until(embedded.config(tmp_path / "run", radius=1.9))
     for view in run.completed("neighbors").info["views"].values():
