@@ -1,10 +1,11 @@
-"""Nearest neighbours in sets too large for brute force: a FAISS IVF index, searched by blocks.
+"""Approximate k-NN and radius search in sets too large for brute force: a FAISS IVF index with a blocked search.
 
-The index is FAISS's ``PCA,IVF,Flat`` with a flat refinement, and works as such when it is read back. Its own
-search scans lists one query at a time; here all queries that probe a list meet it in one matrix product over the
-principal components, which rules out what cannot be among the k nearest, and the vectors themselves decide the
-rest. Within the probed cells the answer is exact; probing all of them, it is exact altogether (to 1e-7 of a
-distance, or 1e-13: vectors are kept scaled to length 1 in float32).
+The index is FAISS's ``PCA,IVF,Flat`` with a flat refinement index; ``faiss.read_index`` reads the file that
+`CellIndex.write` writes. FAISS's own search scans inverted lists one query at a time. Here one matrix product over
+the principal components compares all queries that probe a list with its rows and excludes rows that cannot be
+among the k nearest; the full vectors decide the rest. The result is exact within the probed cells, and exact
+overall if all cells are probed (to a relative error of 1e-7 of a distance, or 1e-13 absolute, because vectors are
+stored scaled to length 1 in float32).
 """
 
 from typing import Any
@@ -26,25 +27,29 @@ from synthscale.neighbors.probe_order import ProbeOrder
 from synthscale.neighbors.projection import Vectors
 
 _WIDTH = 64
+"""Principal components kept for the candidate filter. They affect the cost, not the result."""
 _MOST_CELLS = 16384
+"""Upper bound on cells (IVF lists). Every query is compared with every centre, so the cost of probing grows with it."""
 _PER_CELL = 40
-_ALL = 2.0
-"""The largest cosine distance: a limit that lets everything pass."""
+"""Training rows per cell. FAISS warns below 39."""
+_MAX_DISTANCE = 2.0
+"""The largest cosine distance: a limit that every pair passes."""
 _PAIRS = 16384
+"""Pairs whose distance is computed at a time, to bound memory."""
 
 
 def cells_for(n: int) -> int:
-    """Return how many cells an index of n rows gets."""
+    """Return the number of cells for an index of n rows: sqrt(n), at most 16,384."""
     return int(max(1, min(_MOST_CELLS, np.sqrt(n))))
 
 
 def index_sample_size(n: int) -> int:
-    """Return how many of n rows the index wants to be trained on."""
+    """Return the number of rows to train an index of n rows on."""
     return min(n, _PER_CELL * cells_for(n))
 
 
 def train_index(sample: Vectors, cells: int) -> NDArray[np.uint8]:
-    """Return an empty index, serialised by FAISS, with principal components and cells of a sample (m, d)."""
+    """Train principal components and cells on a sample (m, d); return the empty index, serialised by FAISS."""
     m, d = sample.shape
     width = min(_WIDTH, d, m)
     index: Any = faiss.index_factory(d, f"PCA{width},IVF{min(cells, m)},Flat,RFlat")
@@ -60,7 +65,10 @@ def train_index(sample: Vectors, cells: int) -> NDArray[np.uint8]:
 
 
 def _make_orthonormal(pca: Any, d: int) -> None:
-    """Repair FAISS's components of a sample with fewer rows than dimensions: pruning needs a true projection."""
+    """Orthonormalise FAISS's components in place: with fewer rows than dimensions they are not orthonormal.
+
+    The candidate filter is only lossless under an orthogonal projection.
+    """
     components = faiss.vector_to_array(pca.A).reshape(-1, d)[: pca.d_out].astype(np.float64)
     repaired = np.ascontiguousarray(np.linalg.qr(components.T)[0].T, dtype=np.float32)
     mean = faiss.vector_to_array(pca.mean)
@@ -78,117 +86,128 @@ def _scaled(vectors: NDArray[np.floating]) -> Vectors:
 
 
 class CellIndex:
-    """Distinct rows of one set, or of a part of it, in the cells of that set."""
+    """IVF index over the distinct rows of one set, or over a part of them that shares the set's cells."""
 
-    def __init__(self, trained: NDArray[np.uint8] | faiss.Index, shortlist: CandidateFilter = cpu_filter) -> None:
-        """Take what ``train_index`` gave (rows are added in blocks), or an index that ``write`` wrote."""
-        # Every other object here is a view of parts of this one, and does not keep it alive.
+    def __init__(
+        self, trained: NDArray[np.uint8] | faiss.Index, candidate_filter: CandidateFilter = cpu_filter
+    ) -> None:
+        """Wrap a trained index.
+
+        Args:
+            trained: serialised empty index from `train_index`, or an index that FAISS has read from a file.
+            candidate_filter: CPU or GPU implementation of the candidate filter.
+        """
+        # The other FAISS objects refer to parts of this one without keeping it alive.
         self._owner = faiss.deserialize_index(trained) if isinstance(trained, np.ndarray) else trained
         self._named: Any = _cast(self._owner)
         self._index: Any = _cast(self._named.index)
-        self._shortlist = shortlist
+        self._shortlist = candidate_filter
         self._ivf: Any = _cast(faiss.extract_index_ivf(self._index.base_index))
         chain: Any = _cast(self._index.base_index).chain
         self._transform = faiss.downcast_VectorTransform(chain.at(0))
         self._centers = self._ivf.quantizer.reconstruct_n(0, self._ivf.nlist)
 
     @classmethod
-    def read(cls, path: str, shortlist: CandidateFilter = cpu_filter) -> "CellIndex":
-        """Read an index that ``write`` wrote."""
-        return cls(faiss.read_index(path), shortlist)
+    def read(cls, path: str, candidate_filter: CandidateFilter = cpu_filter) -> "CellIndex":
+        """Read an index from a file that `write` wrote."""
+        return cls(faiss.read_index(path), candidate_filter)
 
     @property
     def cells(self) -> int:
-        """How many cells there are to probe."""
+        """Number of cells (IVF lists)."""
         return int(self._ivf.nlist)
 
     @property
     def rows(self) -> Rows:
-        """The row numbers, in the order in which they were added."""
+        """Row numbers, (n,), in the order in which they were added."""
         rows: Rows = faiss.vector_to_array(self._named.id_map)
         return rows
 
     def add(self, vectors: Vectors, rows: Rows) -> None:
-        """Add rows: vectors (n, d) as stored, none zero, and their numbers."""
+        """Add rows: vectors (n, d) as stored, none zero, and their row numbers (n,)."""
         if len(rows):
             self._named.add_with_ids(_scaled(vectors), rows)
 
     def write(self, path: str) -> None:
-        """Write the index for ``faiss.read_index``; its ids are row numbers, its queries scaled to length 1."""
+        """Write the index for ``faiss.read_index``. Its ids are row numbers; queries must be scaled to length 1."""
         faiss.write_index(self._named, path)
 
     def nearest(self, queries: Vectors, query_rows: Rows, k: int, probes: int) -> tuple[Floats, Rows]:
-        """Return the k nearest rows of each query in its ``probes`` nearest cells, itself left out.
+        """Return the k nearest rows of each query among its ``probes`` nearest cells, excluding the query itself.
 
         Args:
             queries: (m, d) as stored, none zero.
-            query_rows: (m,) their row numbers.
-            k: neighbours.
-            probes: cells; ``cells`` makes the answer exact.
+            query_rows: (m,) row numbers of the queries.
+            k: number of neighbours.
+            probes: number of cells to probe; the result is exact if it is at least ``cells``.
 
         Returns:
-            distances and rows, (m, k) each, ascending; inf and -1 where there are fewer.
+            Distances and row numbers, (m, k) each, ascending by distance; padded with inf and -1.
         """
         scaled, rows = _scaled(queries), self.rows
-        best = _Best(len(scaled), k)
+        best = _RunningNearest(len(scaled), k)
         if len(rows) == 0:
             return best.distance, best.place
         stored = self._stored()
         points = self._transform.apply(scaled)
-        left, limit = as_queries(points), np.full(len(points), _ALL)
+        left, limit = as_queries(points), np.full(len(points), _MAX_DISTANCE)
         visits = self._visits(points, probes)
-        for cell, who in visits.nearest():
-            # A first bound: the k-th distance among the points that look nearest in the nearest cell.
+        for cell, query in visits.nearest():
+            # Upper bound on the k-th distance: from the k + 1 rows of the nearest cell that are closest as points.
             places, cell_points = self._list(cell)
-            found = places[_closest(left[who], as_database(cell_points), k + 1)]
-            distance = _distance(scaled, np.repeat(who, found.shape[1]), stored, found.ravel())
-            distance = np.where(rows[found] == query_rows[who, None], np.inf, distance.reshape(found.shape))
-            if found.shape[1] > k:
-                limit[who] = np.partition(distance, k - 1, axis=1)[:, k - 1]
-        for cell, who in visits.all():
+            nearest = places[_closest(left[query], as_database(cell_points), k + 1)]
+            distance = _distance(scaled, np.repeat(query, nearest.shape[1]), stored, nearest.ravel())
+            distance = np.where(rows[nearest] == query_rows[query, None], np.inf, distance.reshape(nearest.shape))
+            if nearest.shape[1] > k:
+                limit[query] = np.partition(distance, k - 1, axis=1)[:, k - 1]
+        for cell, query in visits.all():
             places, cell_points = self._list(cell)
-            limited = left[who]
-            limited[:, -1] += np.minimum(best.distance[who, -1], limit[who])
-            at, found = self._shortlist(limited, as_database(cell_points))
-            who, found = who[at], places[found]
-            other = rows[found] != query_rows[who]
-            who, found = who[other], found[other]
-            best.offer(who, found, _distance(scaled, who, stored, found))
+            limited = left[query]
+            limited[:, -1] += np.minimum(best.distance[query, -1], limit[query])
+            candidate_query, place = self._shortlist(limited, as_database(cell_points))
+            query, place = query[candidate_query], places[place]
+            other = rows[place] != query_rows[query]
+            query, place = query[other], place[other]
+            best.offer(query, place, _distance(scaled, query, stored, place))
         return self._decided(best, scaled, stored, rows)
 
-    def _decided(self, best: "_Best", scaled: Vectors, stored: Vectors, rows: Rows) -> tuple[Floats, Rows]:
-        """Return distances by the formula in float64, ascending, ties to the smaller row."""
+    def _finalize(self, best: "_Best", scaled: Vectors, stored: Vectors, rows: Rows) -> tuple[Floats, Rows]:
+        """Recompute the k best distances in float64 and sort each row by (distance, row number)."""
         m, k = best.place.shape
-        who, column = np.nonzero(best.place >= 0)
-        distance, found = np.full((m, k), np.inf), np.full((m, k), -1, np.int64)
-        distance[who, column] = _distance(scaled, who, stored, best.place[who, column], np.float64)
-        found[who, column] = rows[best.place[who, column]]
-        order = np.lexsort((found, distance), axis=1)
-        return np.take_along_axis(distance, order, 1), np.take_along_axis(found, order, 1)
+        query, column = np.nonzero(best.place >= 0)
+        distance, neighbor = np.full((m, k), np.inf), np.full((m, k), -1, np.int64)
+        distance[query, column] = _distance(scaled, query, stored, best.place[query, column], np.float64)
+        neighbor[query, column] = rows[best.place[query, column]]
+        order = np.lexsort((neighbor, distance), axis=1)
+        return np.take_along_axis(distance, order, 1), np.take_along_axis(neighbor, order, 1)
 
     def is_inside(self, queries: Vectors, query_rows: Rows, radii: Floats, probes: int) -> NDArray[np.bool_]:
-        """Tell which queries lie within (<=) the radius of some row other than themselves in the probed cells.
+        """Return, for each query, whether the radius (<=) of another row in the probed cells contains it: (m,).
 
         Args:
             queries: (m, d) as stored, none zero.
-            query_rows: (m,) their row numbers.
-            radii: (n,) cosine distances, in the order of ``rows``; -inf where there is none.
-            probes: cells.
+            query_rows: (m,) row numbers of the queries.
+            radii: (n,) cosine distances, in the order of ``rows``; -inf where a row has no radius.
+            probes: number of cells to probe.
         """
         return self.count_containing(queries, query_rows, radii, probes, most=1) > 0
 
     def count_containing(
         self, queries: Vectors, query_rows: Rows, radii: Floats, probes: int, most: int
     ) -> NDArray[np.int32]:
-        """Return how many rows' radii hold each query, as `inside`: (m,), right up to ``most``."""
+        """Count, for each query, the rows whose radius contains it: (m,); at least ``most`` where there are more.
+
+        Arguments are those of `is_inside`. A cell is skipped for queries that have reached ``most``.
+        """
         return self._count(queries, query_rows, radii, probes, most=most)
 
     def count_within(
         self, queries: Vectors, query_rows: Rows, radii: Floats, probes: int, counts: NDArray[np.integer]
     ) -> NDArray[np.int32]:
-        """Return how many rows in the probed cells lie within (<=) each query's own radius: (m,).
+        """Count the rows in the probed cells within (<=) each query's own radius: (m,).
 
-        ``counts``, (n,) in the order of ``rows``, are what each row counts for: its exact copies.
+        ``radii``, (m,), are those of the queries. ``counts``, (n,) in the order of ``rows``, is the multiplicity of
+        each row: the number of its exact copies, itself included.
         """
         return self._count(queries, query_rows, radii, probes, counts=counts)
 
@@ -202,26 +221,26 @@ class CellIndex:
         most: int = 2**30,
         counts: NDArray[np.integer] | None = None,
     ) -> NDArray[np.int32]:
-        """Count pairs within the radius of the row, or, with what rows count for, of the query."""
+        """Count pairs within the query's radius if ``counts`` is given, else within the database row's radius."""
         by_query = counts is not None
         result = np.zeros(len(queries), np.int32)
         scaled, rows = _scaled(queries), self.rows
         if len(rows) == 0:
             return result
-        stored, limits = self._stored(), np.maximum(radii, -_ALL)
+        stored, limits = self._stored(), np.maximum(radii, -_MAX_DISTANCE)
         points = self._transform.apply(scaled)
         left = as_queries(points, limits if by_query else 0.0)
-        for cell, who in self._visits(points, probes).all():
-            who = who[result[who] < most]
+        for cell, query in self._visits(points, probes).all():
+            query = query[result[query] < most]
             places, cell_points = self._list(cell)
             right = as_database(cell_points, 0.0 if by_query else limits[places])
-            at, found = self._shortlist(left[who], right)
-            who, found = who[at], places[found]
-            other = rows[found] != query_rows[who]
-            who, found = who[other], found[other]
-            radius = radii[who] if by_query else radii[found]
-            close = _is_within(scaled, who, stored, found, radius)
-            np.add.at(result, who[close], 1 if counts is None else counts[found[close]])
+            candidate_query, place = self._shortlist(left[query], right)
+            query, place = query[candidate_query], places[place]
+            other = rows[place] != query_rows[query]
+            query, place = query[other], place[other]
+            radius = radii[query] if by_query else radii[place]
+            close = _are_within(scaled, query, stored, place, radius)
+            np.add.at(result, query[close], 1 if counts is None else counts[place[close]])
         return result
 
     def _visits(self, points: Points, probes: int) -> ProbeOrder:
@@ -232,7 +251,7 @@ class CellIndex:
         return int(self._ivf.invlists.list_size(cell))
 
     def _list(self, cell: int) -> tuple[Places, Points]:
-        """Return the places of a cell's rows, and their points, as views of what FAISS holds."""
+        """Return the positions of a cell's rows, (c,), and their points, (c, width), as views into FAISS's memory."""
         lists, size, width = self._ivf.invlists, self._size(cell), self._ivf.d
         if size == 0:
             return np.empty(0, np.int64), np.empty((0, width), np.float32)
@@ -247,7 +266,7 @@ class CellIndex:
 
 
 def _closest(left: Points, right: Points, count: int) -> Places:
-    """Return the ``count`` nearest points of each query, (m, count), or all where there are fewer."""
+    """Return positions of the ``count`` nearest points of each query, (m, count), unordered; all if fewer."""
     count = min(count, len(right))
     if count == 0:
         return np.empty((len(left), 0), np.int64)
@@ -255,45 +274,45 @@ def _closest(left: Points, right: Points, count: int) -> Places:
     return np.argpartition(product, len(right) - count, axis=1)[:, len(right) - count :]
 
 
-def _distance(x: Vectors, who: Places, y: Vectors, which: Places, number: type = np.float32) -> Floats:
-    """Distance of x[who[i]] and y[which[i]]; by float32 differences it is right to 1e-6 of itself."""
-    out = np.empty(len(who))
-    for start in range(0, len(who), _PAIRS):
+def _distance(x: Vectors, query: Places, y: Vectors, place: Places, dtype: type = np.float32) -> Floats:
+    """Return the cosine distance of each pair of unit rows; in float32 the relative error is at most 1e-6."""
+    out = np.empty(len(query))
+    for start in range(0, len(query), _PAIRS):
         part = slice(start, start + _PAIRS)
-        difference = x[who[part]].astype(number, copy=False) - y[which[part]]
+        difference = x[query[part]].astype(dtype, copy=False) - y[place[part]]
         out[part] = np.einsum("ij,ij->i", difference, difference) / 2.0
     return out
 
 
-def _is_within(x: Vectors, who: Places, y: Vectors, which: Places, radii: Floats) -> NDArray[np.bool_]:
-    """Tell which distances are <= their radius: by float64 where float32 cannot."""
-    distance = _distance(x, who, y, which)
-    unsure = np.flatnonzero(np.abs(distance - radii) <= 1e-5 * radii + 1e-12)
-    distance[unsure] = _distance(x, who[unsure], y, which[unsure], np.float64)
+def _are_within(x: Vectors, query: Places, y: Vectors, place: Places, radii: Floats) -> NDArray[np.bool_]:
+    """Return whether the distance of each pair is <= its radius; recomputed in float64 near the radius."""
+    distance = _distance(x, query, y, place)
+    ambiguous = np.flatnonzero(np.abs(distance - radii) <= 1e-5 * radii + 1e-12)
+    distance[ambiguous] = _distance(x, query[ambiguous], y, place[ambiguous], np.float64)
     within: NDArray[np.bool_] = distance <= radii
     return within
 
 
-class _Best:
-    """The k nearest so far of each of m queries: distances (m, k) ascending, and places."""
+class _RunningNearest:
+    """Running k nearest of m queries: distances (m, k) ascending, and positions in the index (m, k)."""
 
     def __init__(self, m: int, k: int) -> None:
         self.distance = np.full((m, k), np.inf)
         self.place = np.full((m, k), -1, np.int64)
 
-    def offer(self, who: Places, place: Places, distance: Floats) -> None:
-        """Take candidates in: pairs of a query and a place that it has not seen."""
+    def offer(self, query: Places, place: Places, distance: Floats) -> None:
+        """Merge candidates into the k nearest; a pair of query and position may be offered only once."""
         k = self.place.shape[1]
-        good = distance < self.distance[who, -1]
-        who, place, distance = who[good], place[good], distance[good]
-        if len(who) == 0:
+        closer = distance < self.distance[query, -1]
+        query, place, distance = query[closer], place[closer], distance[closer]
+        if len(query) == 0:
             return
-        asked = np.unique(who)
-        who = np.concatenate([who, np.repeat(asked, k)])
-        place = np.concatenate([place, self.place[asked].ravel()])
-        distance = np.concatenate([distance, self.distance[asked].ravel()])
-        order = np.lexsort((distance, who))
-        who, place, distance = who[order], place[order], distance[order]
-        starts = np.searchsorted(who, asked)
+        updated = np.unique(query)
+        query = np.concatenate([query, np.repeat(updated, k)])
+        place = np.concatenate([place, self.place[updated].ravel()])
+        distance = np.concatenate([distance, self.distance[updated].ravel()])
+        order = np.lexsort((distance, query))
+        query, place, distance = query[order], place[order], distance[order]
+        starts = np.searchsorted(query, updated)
         chosen = starts[:, None] + np.arange(k)
-        self.distance[asked], self.place[asked] = distance[chosen], place[chosen]
+        self.distance[updated], self.place[updated] = distance[chosen], place[chosen]

@@ -250,7 +250,7 @@ def _visits_to_hubs(
     for number in range(len(plan.hubs.row)):
         pivot, hub_code = plan.hubs.unit[number], plan.hubs.code[number]
         approximate = 1.0 - (vectors @ pivot.astype(np.float32)) / scale
-        # Cosine distance is half the squared Euclidean one: r / 2 becomes radius / 4, and 3 r / 2 becomes 9/4 radius.
+        # Cosine distance is half the squared Euclidean one, so r / 2 is radius / 4 and 3 r / 2 is 2.25 radius.
         near = np.flatnonzero((approximate <= plan.radius / 4 + SLACK) & (code == hub_code) & (hub < 0))
         hub[near[cosine_distance(unit(vectors[near]), pivot) <= plan.radius / 4]] = number
         # Rows absorbed by other hubs visit this one as well.

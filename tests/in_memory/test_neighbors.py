@@ -431,7 +431,7 @@ def test_diameters_are_exact_for_small_groups_and_at_least_a_third_of_the_truth_
 def test_a_zero_vector_is_a_failure_of_input_that_names_the_row(row: int, zero: float) -> None:
     x = normal(73, 8)
     x[row] = zero
-    with pytest.raises(InputError, match=rf"1 of 8 rows are all zeros .* row {row}$"):
+    with pytest.raises(InputError, match=rf"1 of 8 rows are all zeros, .* row {row}$"):
         score_features(x, ["real"] * 4 + ["synthetic"] * 4)
 
 

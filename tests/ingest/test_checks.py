@@ -54,7 +54,7 @@ def test_every_id_that_occurs_twice_is_found_however_few_are_sorted_at_a_time(mo
     monkeypatch.setattr(checks, "_SORTED", at_a_time)
     ids = [str(i) for i in np.random.default_rng(0).integers(0, 2000, 1000)]
     twice = [name for name, count in Counter(ids).items() if count > 1]
-    assert sorted(ingest._twice(pa.chunked_array([ids[:333], ids[333:]]))) == sorted(twice)
+    assert sorted(checks._twice(pa.chunked_array([ids[:333], ids[333:]]))) == sorted(twice)
 
 
 def test_rows_without_an_id_are_counted():
