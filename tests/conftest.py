@@ -16,22 +16,25 @@ ROOT = Path(__file__).parents[1]
 _LONGEST = (
     "test_pipeline.py",
     "test_command.py",
-    "test_classify.py",
-    "test_neighbors.py",
+    "test_stage.py",
     "test_stream.py",
-    "test_coverage.py",
-    "test_report.py",
+    "test_cache_stage.py",
+    "test_page.py",
+    "test_jobs.py",
+    "test_interval_coverage.py",
 )
-"""Files that take minutes: two processes share the files (``make test``), and should not end with one of these."""
+"""Files that take longest: two processes share the files (``make test``), and should not end with one of these."""
 
 _AWS_OF_THE_MACHINE = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that use Ray, and begin with the files that take longest."""
+    """Mark tests that use Ray or a browser, and begin with the files that take longest."""
     for item in items:
-        if "local_ray" in getattr(item, "fixturenames", ()):
-            item.add_marker("ray")
+        fixtures = getattr(item, "fixturenames", ())
+        for marker, fixture in (("ray", "local_ray"), ("browser", "browser")):
+            if fixture in fixtures:
+                item.add_marker(marker)
     ranks = {name: rank for rank, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 

@@ -14,6 +14,8 @@ import pytest
 from synthscale import RunResult
 from tests.object_server import Fault, ObjectServer
 
+pytestmark = pytest.mark.ray
+
 COMMAND = [sys.executable, "-m", "synthscale.cli"]
 
 

@@ -18,6 +18,8 @@ import yaml
 
 from synthscale import RunResult, parse_config, score
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
 

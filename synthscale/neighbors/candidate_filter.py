@@ -1,9 +1,9 @@
-"""The one kernel of the near-duplicate engine: which pairs of points may be within a limit of each other.
+"""Candidate filter of k-NN, radius search and join: one matrix product finds the pairs that may be within a limit.
 
-A shortlist misses no pair that is within its limit by more than float32 can be wrong; it may hold others, and the
-distance formula decides among them. A point z with limit t stands as (z, 1, t - |z|^2 / 2) on the left and as
-(z, t - |z|^2 / 2, 1) on the right, so that one matrix product gives, for every pair, the two limits less half the
-squared distance, and one comparison with 0 the shortlist.
+The filter keeps every pair within its limit, with an allowance (`SLACK`) for float32 rounding. It may keep others
+too; the distance formula in float64 decides among the candidates. A query point z with limit t is stored as
+(z, 1, t - |z|^2 / 2), a database point as (z, t - |z|^2 / 2, 1). The inner product of a query and a database point
+is the sum of their limits minus half their squared distance, so candidates are the products of at least 0.
 """
 
 from typing import Protocol
@@ -15,48 +15,55 @@ Points = NDArray[np.float32]
 Places = NDArray[np.int64]
 
 SLACK = 4e-6
-"""More than half a squared distance of points from unit vectors is ever off by in float32 (8e-7 measured for rows
-like the sample, 2.8e-6 for rows all opposite its mean)."""
+"""Bound on the float32 error of half the squared distance between points of unit vectors. Measured: 8e-7 for rows
+like the sample, 2.8e-6 for rows that are all opposite its mean. A smaller value could miss pairs; a larger one only
+adds candidates."""
 
 _BLOCK = 2048
+"""Queries per matrix product in `count_near`."""
 
 
 def as_queries(points: Points, limit: NDArray[np.floating] | float = 0.0) -> Points:
-    """Return points (n, p) as the left side of a shortlist, (n, p + 2); limits in halved squared distance."""
+    """Augment points (n, p) for the query side of the product: (n, p + 2). Limits are half squared distances."""
     return _augmented(points, limit, -1)
 
 
 def as_database(points: Points, limit: NDArray[np.floating] | float = 0.0) -> Points:
-    """Return points (n, p) as the right side of a shortlist, (n, p + 2)."""
+    """Augment points (n, p) for the database side of the product: (n, p + 2). Limits as in `as_queries`."""
     return _augmented(points, limit, -2)
 
 
-def _augmented(points: Points, limit: NDArray[np.floating] | float, place: int) -> Points:
+def _augmented(points: Points, limit: NDArray[np.floating] | float, column: int) -> Points:
     n, p = points.shape
     out = np.ones((n, p + 2), np.float32)
     out[:, :p] = points
     half_norm = np.einsum("ij,ij->i", points, points, dtype=np.float64) / 2.0
-    out[:, place] = limit - half_norm
+    out[:, column] = limit - half_norm
     return out
 
 
 class CandidateFilter(Protocol):
-    """Finds the pairs of a left and a right block that may be within their limits."""
+    """Finds the pairs of a query block and a database block that may be within their limits."""
 
     def __call__(self, left: Points, right: Points) -> tuple[Places, Places]:
-        """Return places in ``left`` (ascending) and in ``right`` of all pairs whose product is at least -SLACK."""
+        """Return indices into ``left`` (ascending) and into ``right`` of all pairs whose product is >= -SLACK.
+
+        Args:
+            left: (m, p + 2) from `as_queries`.
+            right: (n, p + 2) from `as_database`.
+        """
         ...
 
 
 def cpu_filter(left: Points, right: Points) -> tuple[Places, Places]:
-    """See Shortlist; one BLAS product and one pass over it."""
+    """Filter candidates on the CPU: one BLAS product and one pass over it; see `CandidateFilter`."""
     products = left @ right.T
-    found = np.flatnonzero(products.ravel() >= -SLACK)
-    return np.divmod(found, max(1, len(right)))
+    candidates = np.flatnonzero(products.ravel() >= -SLACK)
+    return np.divmod(candidates, max(1, len(right)))
 
 
 def count_near(points: Points, limit: float) -> Places:
-    """Return for each of n points how many, itself included, a shortlist at ``limit`` holds: (n,)."""
+    """Count, for each of n points, the candidates within ``limit`` (half squared distance), itself included: (n,)."""
     right = as_database(points)
     counts = [
         (as_queries(points[start : start + _BLOCK], limit) @ right.T >= -SLACK).sum(axis=1)
@@ -66,23 +73,23 @@ def count_near(points: Points, limit: float) -> Places:
 
 
 class TorchFilter:
-    """See Shortlist; on a device of torch's, in float32 (not TF32: its error would swamp a radius)."""
+    """Filters candidates on a torch device, in float32: the error of TF32 would exceed a typical radius."""
 
     def __init__(self, device: str) -> None:
-        """Take ``cuda``, ``cuda:1``, or ``cpu`` for a test of the same code."""
+        """Select the device: ``cuda``, ``cuda:1``, or ``cpu`` to test the same code without a GPU."""
         import torch
 
         self._torch, self._device = torch, torch.device(device)
         torch.backends.cuda.matmul.allow_tf32 = False
 
     def __call__(self, left: Points, right: Points) -> tuple[Places, Places]:
-        """See Shortlist."""
+        """See `CandidateFilter`."""
         torch = self._torch
         products = torch.from_numpy(left).to(self._device) @ torch.from_numpy(right).to(self._device).T
-        found = torch.nonzero(products >= -SLACK).cpu().numpy()
-        return found[:, 0], found[:, 1]
+        candidates = torch.nonzero(products >= -SLACK).cpu().numpy()
+        return candidates[:, 0], candidates[:, 1]
 
 
 def filter_for(gpus: int) -> CandidateFilter:
-    """Return the fastest shortlist where this process may use ``gpus`` GPUs."""
+    """Return the candidate filter for a process that may use ``gpus`` GPUs: torch on CUDA, or NumPy for 0."""
     return TorchFilter("cuda") if gpus else cpu_filter

@@ -29,9 +29,9 @@ from synthscale.neighbors.projection import Vectors
 _WIDTH = 64
 """Principal components kept for the candidate filter. They affect the cost, not the result."""
 _MOST_CELLS = 16384
-"""Upper bound on cells (IVF lists). Every query is compared with every centre, so the cost of probing grows with it."""
+"""Upper bound on cells (IVF lists). Every query is compared with every centre, so the cost grows with it."""
 _PER_CELL = 40
-"""Training rows per cell. FAISS warns below 39."""
+"""Training rows per cell; the minimum that FAISS recommends is 39."""
 _MAX_DISTANCE = 2.0
 """The largest cosine distance: a limit that every pair passes."""
 _PAIRS = 16384
@@ -65,7 +65,7 @@ def train_index(sample: Vectors, cells: int) -> NDArray[np.uint8]:
 
 
 def _make_orthonormal(pca: Any, d: int) -> None:
-    """Orthonormalise FAISS's components in place: with fewer rows than dimensions they are not orthonormal.
+    """Orthonormalise FAISS's components in position: with fewer rows than dimensions they are not orthonormal.
 
     The candidate filter is only lossless under an orthogonal projection.
     """
@@ -101,7 +101,7 @@ class CellIndex:
         self._owner = faiss.deserialize_index(trained) if isinstance(trained, np.ndarray) else trained
         self._named: Any = _cast(self._owner)
         self._index: Any = _cast(self._named.index)
-        self._shortlist = candidate_filter
+        self._candidate_filter = candidate_filter
         self._ivf: Any = _cast(faiss.extract_index_ivf(self._index.base_index))
         chain: Any = _cast(self._index.base_index).chain
         self._transform = faiss.downcast_VectorTransform(chain.at(0))
@@ -129,7 +129,7 @@ class CellIndex:
             self._named.add_with_ids(_scaled(vectors), rows)
 
     def write(self, path: str) -> None:
-        """Write the index for ``faiss.read_index``. Its ids are row numbers; queries must be scaled to length 1."""
+        """Write the index for ``faiss.read_index``. Its ids are row numbers; its queries need unit length."""
         faiss.write_index(self._named, path)
 
     def nearest(self, queries: Vectors, query_rows: Rows, k: int, probes: int) -> tuple[Floats, Rows]:
@@ -147,37 +147,39 @@ class CellIndex:
         scaled, rows = _scaled(queries), self.rows
         best = _RunningNearest(len(scaled), k)
         if len(rows) == 0:
-            return best.distance, best.place
+            return best.distance, best.position
         stored = self._stored()
         points = self._transform.apply(scaled)
         left, limit = as_queries(points), np.full(len(points), _MAX_DISTANCE)
         visits = self._visits(points, probes)
         for cell, query in visits.nearest():
             # Upper bound on the k-th distance: from the k + 1 rows of the nearest cell that are closest as points.
-            places, cell_points = self._list(cell)
-            nearest = places[_closest(left[query], as_database(cell_points), k + 1)]
+            positions, cell_points = self._list(cell)
+            nearest = positions[_closest(left[query], as_database(cell_points), k + 1)]
             distance = _distance(scaled, np.repeat(query, nearest.shape[1]), stored, nearest.ravel())
             distance = np.where(rows[nearest] == query_rows[query, None], np.inf, distance.reshape(nearest.shape))
             if nearest.shape[1] > k:
                 limit[query] = np.partition(distance, k - 1, axis=1)[:, k - 1]
         for cell, query in visits.all():
-            places, cell_points = self._list(cell)
+            positions, cell_points = self._list(cell)
             limited = left[query]
             limited[:, -1] += np.minimum(best.distance[query, -1], limit[query])
-            candidate_query, place = self._shortlist(limited, as_database(cell_points))
-            query, place = query[candidate_query], places[place]
-            other = rows[place] != query_rows[query]
-            query, place = query[other], place[other]
-            best.offer(query, place, _distance(scaled, query, stored, place))
-        return self._decided(best, scaled, stored, rows)
+            candidate_query, position = self._candidate_filter(limited, as_database(cell_points))
+            query, position = query[candidate_query], positions[position]
+            other = rows[position] != query_rows[query]
+            query, position = query[other], position[other]
+            best.offer(query, position, _distance(scaled, query, stored, position))
+        return self._finalize(best, scaled, stored, rows)
 
-    def _finalize(self, best: "_Best", scaled: Vectors, stored: Vectors, rows: Rows) -> tuple[Floats, Rows]:
+    def _finalize(
+        self, best: "_RunningNearest", scaled: Vectors, stored: Vectors, rows: Rows
+    ) -> tuple[Floats, Rows]:
         """Recompute the k best distances in float64 and sort each row by (distance, row number)."""
-        m, k = best.place.shape
-        query, column = np.nonzero(best.place >= 0)
+        m, k = best.position.shape
+        query, column = np.nonzero(best.position >= 0)
         distance, neighbor = np.full((m, k), np.inf), np.full((m, k), -1, np.int64)
-        distance[query, column] = _distance(scaled, query, stored, best.place[query, column], np.float64)
-        neighbor[query, column] = rows[best.place[query, column]]
+        distance[query, column] = _distance(scaled, query, stored, best.position[query, column], np.float64)
+        neighbor[query, column] = rows[best.position[query, column]]
         order = np.lexsort((neighbor, distance), axis=1)
         return np.take_along_axis(distance, order, 1), np.take_along_axis(neighbor, order, 1)
 
@@ -206,8 +208,8 @@ class CellIndex:
     ) -> NDArray[np.int32]:
         """Count the rows in the probed cells within (<=) each query's own radius: (m,).
 
-        ``radii``, (m,), are those of the queries. ``counts``, (n,) in the order of ``rows``, is the multiplicity of
-        each row: the number of its exact copies, itself included.
+        ``radii``, (m,), belong to the queries. ``counts``, (n,) in the order of ``rows``, is the multiplicity of
+        each row: the number of its exact copies, including itself.
         """
         return self._count(queries, query_rows, radii, probes, counts=counts)
 
@@ -232,15 +234,15 @@ class CellIndex:
         left = as_queries(points, limits if by_query else 0.0)
         for cell, query in self._visits(points, probes).all():
             query = query[result[query] < most]
-            places, cell_points = self._list(cell)
-            right = as_database(cell_points, 0.0 if by_query else limits[places])
-            candidate_query, place = self._shortlist(left[query], right)
-            query, place = query[candidate_query], places[place]
-            other = rows[place] != query_rows[query]
-            query, place = query[other], place[other]
-            radius = radii[query] if by_query else radii[place]
-            close = _are_within(scaled, query, stored, place, radius)
-            np.add.at(result, query[close], 1 if counts is None else counts[place[close]])
+            positions, cell_points = self._list(cell)
+            right = as_database(cell_points, 0.0 if by_query else limits[positions])
+            candidate_query, position = self._candidate_filter(left[query], right)
+            query, position = query[candidate_query], positions[position]
+            other = rows[position] != query_rows[query]
+            query, position = query[other], position[other]
+            radius = radii[query] if by_query else radii[position]
+            close = _are_within(scaled, query, stored, position, radius)
+            np.add.at(result, query[close], 1 if counts is None else counts[position[close]])
         return result
 
     def _visits(self, points: Points, probes: int) -> ProbeOrder:
@@ -251,13 +253,13 @@ class CellIndex:
         return int(self._ivf.invlists.list_size(cell))
 
     def _list(self, cell: int) -> tuple[Places, Points]:
-        """Return the positions of a cell's rows, (c,), and their points, (c, width), as views into FAISS's memory."""
+        """Return positions (c,) and points (c, width) of a cell's rows, as views into FAISS's memory."""
         lists, size, width = self._ivf.invlists, self._size(cell), self._ivf.d
         if size == 0:
             return np.empty(0, np.int64), np.empty((0, width), np.float32)
-        places = faiss.rev_swig_ptr(lists.get_ids(cell), size)
+        positions = faiss.rev_swig_ptr(lists.get_ids(cell), size)
         codes = faiss.rev_swig_ptr(lists.get_codes(cell), size * width * 4)
-        return places, codes.view(np.float32).reshape(size, width)
+        return positions, codes.view(np.float32).reshape(size, width)
 
     def _stored(self) -> Vectors:
         flat: Any = _cast(self._index.refine_index)
@@ -274,21 +276,21 @@ def _closest(left: Points, right: Points, count: int) -> Places:
     return np.argpartition(product, len(right) - count, axis=1)[:, len(right) - count :]
 
 
-def _distance(x: Vectors, query: Places, y: Vectors, place: Places, dtype: type = np.float32) -> Floats:
+def _distance(x: Vectors, query: Places, y: Vectors, position: Places, dtype: type = np.float32) -> Floats:
     """Return the cosine distance of each pair of unit rows; in float32 the relative error is at most 1e-6."""
     out = np.empty(len(query))
     for start in range(0, len(query), _PAIRS):
         part = slice(start, start + _PAIRS)
-        difference = x[query[part]].astype(dtype, copy=False) - y[place[part]]
+        difference = x[query[part]].astype(dtype, copy=False) - y[position[part]]
         out[part] = np.einsum("ij,ij->i", difference, difference) / 2.0
     return out
 
 
-def _are_within(x: Vectors, query: Places, y: Vectors, place: Places, radii: Floats) -> NDArray[np.bool_]:
+def _are_within(x: Vectors, query: Places, y: Vectors, position: Places, radii: Floats) -> NDArray[np.bool_]:
     """Return whether the distance of each pair is <= its radius; recomputed in float64 near the radius."""
-    distance = _distance(x, query, y, place)
+    distance = _distance(x, query, y, position)
     ambiguous = np.flatnonzero(np.abs(distance - radii) <= 1e-5 * radii + 1e-12)
-    distance[ambiguous] = _distance(x, query[ambiguous], y, place[ambiguous], np.float64)
+    distance[ambiguous] = _distance(x, query[ambiguous], y, position[ambiguous], np.float64)
     within: NDArray[np.bool_] = distance <= radii
     return within
 
@@ -298,21 +300,21 @@ class _RunningNearest:
 
     def __init__(self, m: int, k: int) -> None:
         self.distance = np.full((m, k), np.inf)
-        self.place = np.full((m, k), -1, np.int64)
+        self.position = np.full((m, k), -1, np.int64)
 
-    def offer(self, query: Places, place: Places, distance: Floats) -> None:
+    def offer(self, query: Places, position: Places, distance: Floats) -> None:
         """Merge candidates into the k nearest; a pair of query and position may be offered only once."""
-        k = self.place.shape[1]
+        k = self.position.shape[1]
         closer = distance < self.distance[query, -1]
-        query, place, distance = query[closer], place[closer], distance[closer]
+        query, position, distance = query[closer], position[closer], distance[closer]
         if len(query) == 0:
             return
         updated = np.unique(query)
         query = np.concatenate([query, np.repeat(updated, k)])
-        place = np.concatenate([place, self.place[updated].ravel()])
+        position = np.concatenate([position, self.position[updated].ravel()])
         distance = np.concatenate([distance, self.distance[updated].ravel()])
         order = np.lexsort((distance, query))
-        query, place, distance = query[order], place[order], distance[order]
+        query, position, distance = query[order], position[order], distance[order]
         starts = np.searchsorted(query, updated)
         chosen = starts[:, None] + np.arange(k)
-        self.distance[updated], self.place[updated] = distance[chosen], place[chosen]
+        self.distance[updated], self.position[updated] = distance[chosen], position[chosen]

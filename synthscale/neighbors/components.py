@@ -1,7 +1,8 @@
-"""Which rows a join has connected so far, in every generator's view at once.
+"""Union-find over the rows of a join: connected components in the views of all generators at once.
 
-A view holds the real rows and one generator's: an edge between real rows connects in all views, any other in its
-generator's alone. So what one generator's rows connect says nothing about another's view.
+The view of a generator consists of the real rows and its own. An edge between two real rows belongs to all views,
+any other edge to the view of its generator only, so one generator's rows never connect rows in another's view.
+Arrays in, arrays out.
 """
 
 import numpy as np
@@ -14,68 +15,78 @@ from synthscale.neighbors.edges import Codes
 
 
 class Components:
-    """Components of n rows in the real rows alone (view 0) and in each generator's view."""
+    """Component labels of n rows, in the graph of the real rows alone (view 0) and in each generator's view."""
 
     def __init__(self, code: Codes, label: NDArray[np.int64]) -> None:
-        """Take each row's set and a label, (n,) each; rows of one label are connected from the start."""
+        """Start with one component per label.
+
+        Args:
+            code: (n,) set code of each row.
+            label: (n,) initial component of each row.
+        """
         self._code = code
         views = int(code.max(initial=0)) + 1
-        self._of = np.tile(np.unique(label, return_inverse=True)[1], (views, 1))
+        self._component = np.tile(np.unique(label, return_inverse=True)[1], (views, 1))
 
     def _view(self, a: Places, b: Places) -> Codes:
+        """Return the view of each edge: the generator's code, or 0 between real rows."""
         return np.maximum(self._code[a], self._code[b])
 
     def apart(self, a: Places, b: Places) -> NDArray[np.bool_]:
-        """Tell which pairs are not connected in the view that an edge between them would be of."""
+        """Return, for each pair of rows, whether they are not yet connected in the view of an edge between them."""
         view = self._view(a, b)
-        different: NDArray[np.bool_] = self._of[view, a] != self._of[view, b]
+        different: NDArray[np.bool_] = self._component[view, a] != self._component[view, b]
         return different
 
     def are_one(self, left: Places, right: Places) -> bool:
-        """Tell whether all these rows are connected in every view that they are of."""
-        for view, of in enumerate(self._of):
-            rows = [own[(self._code[own] == 0) | (self._code[own] == view)] for own in (left, right)]
+        """Return True if, in every view with rows of both lists, all these rows are one component."""
+        for view, component in enumerate(self._component):
+            rows = [ends[(self._code[ends] == 0) | (self._code[ends] == view)] for ends in (left, right)]
             if len(rows[0]) and len(rows[1]):
-                first = of[rows[0][0]]
-                if not all((of[own] == first).all() for own in rows):
+                first = component[rows[0][0]]
+                if not all((component[ends] == first).all() for ends in rows):
                     return False
         return True
 
     def ranks(self, a: Places, b: Places) -> NDArray[np.int64]:
-        """Return how many pairs before it share each pair's left component, or its right one: the fewer."""
+        """Rank each pair by the number of earlier pairs from the same left component, or the same right one: the smaller.
+
+        Processing low ranks first offers every component a few pairs.
+        """
         view = self._view(a, b)
-        ends = [view * np.int64(self._of.shape[1]) + self._of[view, rows] for rows in (a, b)]
+        ends = [view * np.int64(self._component.shape[1]) + self._component[view, rows] for rows in (a, b)]
         return np.minimum(_rank(ends[0]), _rank(ends[1]))
 
     def forest(self, a: Places, b: Places) -> Places:
-        """Return the places of edges that suffice to connect what all of these connect."""
+        """Return indices of a spanning forest of the edges (a, b) over the current components, ascending."""
         kept = [np.empty(0, np.int64)]
-        view, n = self._view(a, b), self._of.shape[1]
+        view, n = self._view(a, b), self._component.shape[1]
         for number in np.unique(view).tolist():
-            at = np.flatnonzero(view == number)
-            ends = np.sort([self._of[number, a[at]], self._of[number, b[at]]], axis=0)
+            index = np.flatnonzero(view == number)
+            ends = np.sort([self._component[number, a[index]], self._component[number, b[index]]], axis=0)
             _, first = np.unique(ends[0] * n + ends[1], return_index=True)
             first = first[ends[0, first] != ends[1, first]]
-            at, ends = at[first], ends[:, first]
-            # Weights are places from 1, which tell the edges of the tree apart.
+            index, ends = index[first], ends[:, first]
+            # The weights are 1-based edge indices (0 would mean no edge), which identify the edges of the tree.
             tree = minimum_spanning_tree(
-                coo_array((np.arange(1.0, len(at) + 1), (ends[0], ends[1])), shape=(n, n))
+                coo_array((np.arange(1.0, len(index) + 1), (ends[0], ends[1])), shape=(n, n))
             )
-            kept.append(at[tree.data.astype(np.int64) - 1])
+            kept.append(index[tree.data.astype(np.int64) - 1])
         return np.sort(np.concatenate(kept))
 
     def merge(self, a: Places, b: Places) -> None:
-        """Connect the ends of edges."""
-        view, n = self._view(a, b), self._of.shape[1]
-        for number, of in enumerate(self._of):
-            own = (view == 0) | (view == number)
-            if own.any():
-                edges = coo_array((np.ones(int(own.sum()), np.int8), (of[a[own]], of[b[own]])), shape=(n, n))
-                self._of[number] = connected_components(edges, directed=False)[1][of]
+        """Connect the ends of each edge, a[i] and b[i]."""
+        view, n = self._view(a, b), self._component.shape[1]
+        for number, component in enumerate(self._component):
+            member = (view == 0) | (view == number)
+            if member.any():
+                ends = component[a[member]], component[b[member]]
+                edges = coo_array((np.ones(int(member.sum()), np.int8), ends), shape=(n, n))
+                self._component[number] = connected_components(edges, directed=False)[1][component]
 
 
 def _rank(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return how many equal values stand before each."""
+    """Return the number of equal values before each value."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])) if len(values) else order
