@@ -29,8 +29,8 @@ from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from benchmarks.common import claim, write_images
 from synthscale import Config, score_features
 from synthscale.classify.fit_context import FitContext
+from synthscale.classify.fold_views import FeatureBlock, FoldView
 from synthscale.classify.logistic import LogisticFit, fit_logistic_heads
-from synthscale.classify.logistic_loss import FeatureBlock, FoldView
 from synthscale.config import parse_config
 from synthscale.tables.id_hashes import mix
 from synthscale.tables.schemas import REAL

@@ -1,6 +1,7 @@
-"""synthscale: tells whether synthetic images are any good, with the evidence behind each number.
+"""synthscale scores the quality of synthetic images against real ones, with the evidence behind each number.
 
-``score`` runs the main job; ``score_features`` does the same to vectors in memory, without Ray.
+``score`` runs the main job on files, with Ray; ``score_features`` computes the same metrics from vectors in memory,
+without Ray.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ __all__ = [
     "score_synthetic_data_quality",
 ]
 
-# Loaded when first used: `import synthscale` costs no Ray and no torch.
+# Loaded on first use, so that `import synthscale` imports neither Ray nor torch.
 _LAZY = {
     "FeatureScores": "in_memory.scoring",
     "Options": "pipeline",

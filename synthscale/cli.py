@@ -1,4 +1,8 @@
-"""The command line: ``synthscale score|demo|validate|status|compare|report``. The only module that prints."""
+"""Command line: ``synthscale score|demo|validate|status|compare|report``.
+
+Parses arguments into a configuration, runs a command, prints its results (with terminal.py) and returns an exit
+code. No other module prints. Commands import what they need, so that ``--help`` loads neither Ray nor torch.
+"""
 
 import argparse
 import json
@@ -27,29 +31,37 @@ DEMO_DATA, DEMO_OUTPUT = "runs/demo-data", "runs/demo"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed but resumable, 2 unusable input, 3 gates."""
+    """Run one command and return its exit code.
+
+    Args:
+        arguments: command and options; None for those of the process.
+
+    Returns:
+        0: done. 1: failed, and running the same command again continues. 2: input or configuration cannot be
+        used. 3: done, but a quality gate was missed. 130: interrupted.
+    """
     parsed = _parser().parse_args(arguments)
     _configure_logging(verbose=parsed.verbose)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _end_on_signal)
+        signal.signal(signal.SIGTERM, _exit_on_signal)
     console = Console(highlight=False, soft_wrap=True)
     try:
         code: int = parsed.command(parsed, console)
         return code
     except SynthscaleError as error:
-        _complain(str(error))
+        _print_error(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        _complain("interrupted; finished work is kept, and the same command goes on from there")
+        _print_error("interrupted; finished work is kept; run the same command again to continue")
         return 130
 
 
-def _complain(text: str) -> None:
+def _print_error(text: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(f"synthscale: {text}")
 
 
-def _end_on_signal(number: int, frame: FrameType | None) -> None:
-    # Finished shards are on disk already; leaving normally ends the workers.
+def _exit_on_signal(number: int, frame: FrameType | None) -> None:
+    # Finished shards are on disk already, and a normal exit stops Ray's workers.
     raise SystemExit(128 + number)
 
 
@@ -91,7 +103,7 @@ def _run(config: Config, parsed: argparse.Namespace, console: Console) -> int:
     console.print()
     console.print(metrics_table(result.metrics))
     print_warnings(result.metrics, console)
-    _print_places(result, console)
+    _print_paths(result, console)
     return print_gates(result.metrics, console)
 
 
@@ -104,7 +116,7 @@ def _validate(parsed: argparse.Namespace, console: Console) -> int:
         console.print(f"{name:16} {rows:>12,} rows", markup=False)
     console.print(f"encoder          {plan.encoder}, {plan.dimensions} dimensions", markup=False)
     console.print(f"output           {config.output} can be written", markup=False)
-    console.print(f"tried            {plan.tried} rows, {len(plan.faults)} could not be used")
+    console.print(f"tried            {plan.tried} rows, {len(plan.faults)} could not be read")
     for line in [*plan.faults, *plan.notes]:
         console.print(f"  {line}", markup=False)
     if plan.seconds is not None:
@@ -127,7 +139,9 @@ def _compare(parsed: argparse.Namespace, console: Console) -> int:
 
     stem, suffix = os.path.splitext(parsed.output)
     if suffix not in {".json", ".html"}:
-        raise ConfigError(f"--output {parsed.output}: must end with .json; the page lies beside it as .html")
+        raise ConfigError(
+            f"--output {parsed.output}: must end with .json; the page is written next to it as .html"
+        )
     storage = config_from(parsed).storage
     comparison = compare_runs(parsed.runs, storage)
     console.print(comparison_table(comparison))
@@ -146,13 +160,13 @@ def _report(parsed: argparse.Namespace, console: Console) -> int:
 
     storage = config_from(parsed).storage
     result = rewrite_report(parsed.run, storage, shows_images=not parsed.no_images)
-    _print_places(result, console)
+    _print_paths(result, console)
     if parsed.open:
         webbrowser.open(result.local_report().as_uri())
     return 0
 
 
-def _print_places(result: "RunResult", console: Console) -> None:
+def _print_paths(result: "RunResult", console: Console) -> None:
     console.print(f"report  {result.report_path}", markup=False)
     console.print(f"scores  {result.scores_path}", markup=False)
     console.print(f"metrics {result.run.path('metrics.json')}", markup=False)
@@ -162,7 +176,12 @@ def _print_places(result: "RunResult", console: Console) -> None:
 
 
 def config_from(parsed: argparse.Namespace) -> Config:
-    """Build the configuration from ``--config``, the input options and ``--set``, in this order."""
+    """Build the configuration from ``--config``, the other options and ``--set``; later ones override earlier ones.
+
+    Raises:
+        ConfigError: the configuration is invalid, or two synthetic sets have the same name.
+        StorageError: the configuration file cannot be read.
+    """
     values: dict[str, Any] = load_config(parsed.config) if parsed.config else {}
     for name in ("real", "manifest", "output"):
         if getattr(parsed, name, None) is not None:
@@ -171,7 +190,7 @@ def config_from(parsed: argparse.Namespace) -> Config:
     for text in getattr(parsed, "synthetic", None) or []:
         name, uri = split_synthetic(text)
         if name in given and given[name] != uri:
-            raise ConfigError(f"--synthetic {text}: there are two sets called {name}; name them NAME=FOLDER")
+            raise ConfigError(f"--synthetic {text}: two sets are named {name}; give each a name with NAME=FOLDER")
         given[name] = uri
     if given:
         from_file = values.get("synthetic") or {}
@@ -183,12 +202,12 @@ def config_from(parsed: argparse.Namespace) -> Config:
 
 
 def with_scoring(values: dict[str, Any], parsed: argparse.Namespace) -> dict[str, Any]:
-    """Lay ``--families``, ``--slice-by``, ``--gate`` and ``--control`` over the values of a configuration."""
+    """Return ``values`` overridden by ``--families``, ``--slice-by``, ``--gate`` and ``--control``."""
     given = {"families": getattr(parsed, "families", None), "slice_by": getattr(parsed, "slice_by", None)}
-    there = values.get("metrics") or {}
-    if not isinstance(there, dict):
+    from_file = values.get("metrics") or {}
+    if not isinstance(from_file, dict):
         raise ConfigError(f"{parsed.config}: metrics must be a section of keys and values")
-    metrics = {**there, **{name: value for name, value in given.items() if value}}
+    metrics = {**from_file, **{name: value for name, value in given.items() if value}}
     result = {**values, "metrics": metrics} if metrics else dict(values)
     if getattr(parsed, "gate", None):
         result["gates"] = parsed.gate
@@ -198,7 +217,11 @@ def with_scoring(values: dict[str, Any], parsed: argparse.Namespace) -> dict[str
 
 
 def split_synthetic(text: str) -> tuple[str, str]:
-    """Split NAME=URI; what stands before the first ``=`` is a name only if it can be one."""
+    """Split ``[NAME=]URI`` into name and URI.
+
+    Text before the first ``=`` is a name only if it is a valid generator name, since paths may contain ``=``.
+    Without a name the set is called ``synthetic``.
+    """
     from synthscale.config import GENERATOR_NAME
 
     name, separator, uri = text.partition("=")
@@ -209,7 +232,8 @@ def split_synthetic(text: str) -> tuple[str, str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="synthscale", description="Tells whether synthetic images are any good, with the evidence behind it."
+        prog="synthscale",
+        description="Score the quality of synthetic images against real ones, with the evidence behind each number.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     file = argparse.ArgumentParser(add_help=False)
@@ -218,55 +242,71 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="section.key=value")
     shared.add_argument("--verbose", action="store_true", help="show Ray's logs and progress")
     data = argparse.ArgumentParser(add_help=False)
-    data.add_argument("--real", metavar="URI", help="folder of real images; the sub-folder is the label")
+    data.add_argument("--real", metavar="URI", help="folder of real images; a sub-folder is a label")
     data.add_argument("--synthetic", action="append", metavar="[NAME=]URI", help="folder of a generator's images")
     data.add_argument("--manifest", metavar="URI", help="metadata.csv, Parquet, a Studio-style zip or folder")
     work = argparse.ArgumentParser(add_help=False)
     work.add_argument("--output", metavar="URI", help="the run directory")
     work.add_argument(
-        "--ray-address", default="local", metavar="ADDRESS", help="local (default), auto or a cluster's"
+        "--ray-address",
+        default="local",
+        metavar="ADDRESS",
+        help="local (default), auto or the address of a cluster",
     )
-    work.add_argument("--families", metavar="NAMES", help="metrics beyond the core: all, or names with commas")
-    work.add_argument("--slice-by", metavar="COLUMNS", help="columns that metrics are also given by")
     work.add_argument(
-        "--gate", action="append", metavar="GATE", help="fidelity>=0.3, in place of those in FILE; missed: exit 3"
+        "--families", metavar="NAMES", help="optional metric families: all, or names separated by commas"
+    )
+    work.add_argument("--slice-by", metavar="COLUMNS", help="columns by whose values metrics are also computed")
+    work.add_argument(
+        "--gate",
+        action="append",
+        metavar="GATE",
+        help="for example fidelity>=0.3; replaces the gates in FILE; exit code 3 if missed",
     )
     work.add_argument("--control", action="store_true", help="also score a held-out half of the real set")
-    work.add_argument("--redo-from", metavar="STAGE", help="repeat this stage and all after it")
+    work.add_argument("--redo-from", metavar="STAGE", help="repeat this stage and all later ones")
     output = argparse.ArgumentParser(add_help=False)
     output.add_argument("--output", metavar="URI", help="the run directory")
 
-    _command(commands, "score", _score, "score synthetic sets against a real one", [file, shared, data, work])
-    demo = _command(commands, "demo", _demo, "score five small generators of digits; no download", [shared, work])
+    _command(commands, "score", _score, "score synthetic sets against a real set", [file, shared, data, work])
+    demo = _command(
+        commands, "demo", _demo, "score five small generators of digits, without a download", [shared, work]
+    )
     demo.add_argument("--data", default=DEMO_DATA, metavar="DIR", help="where the demo's images are written")
     _command(
         commands,
         "validate",
         _validate,
-        "check input, output and settings; no cluster",
+        "check input, output and settings without starting a cluster",
         [file, shared, data, output],
     )
-    compare = _command(commands, "compare", _compare, "compare the generators of a run or of runs", [file, shared])
+    compare = _command(
+        commands, "compare", _compare, "compare the generators of one run or of several", [file, shared]
+    )
     compare.add_argument("runs", nargs="+", metavar="RUN")
     compare.add_argument(
         "--output",
         default="compare.json",
         metavar="FILE",
-        help="where the JSON is written; the page lies beside it",
+        help="JSON file to write; the page is written next to it as .html",
     )
-    status = _command(commands, "status", _status, "show how far a run has come", [file, shared])
+    status = _command(commands, "status", _status, "show the progress of a run", [file, shared])
     report = _command(commands, "report", _report, "write the report of a finished run again", [file, shared])
     for command in (status, report):
         command.add_argument("run", metavar="RUN")
-    report.add_argument("--open", action="store_true", help="show it in the browser")
-    report.add_argument("--no-images", action="store_true", help="leave every picture out, to share it")
+    report.add_argument("--open", action="store_true", help="open the report in the browser")
+    report.add_argument(
+        "--no-images", action="store_true", help="leave out all pictures, so that the report can be shared"
+    )
     return parser
 
 
 def _command(
-    commands: Any, name: str, function: Any, words: str, parents: list[argparse.ArgumentParser]
+    commands: Any, name: str, function: Any, help_text: str, parents: list[argparse.ArgumentParser]
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=words, description=words, parents=parents)
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=help_text, description=help_text, parents=parents
+    )
     parser.set_defaults(command=function)
     return parser
 

@@ -1,4 +1,9 @@
-"""``synthscale compare``: the generators of a run, or of several, against one another, from metrics.parquet."""
+"""Compare the generators of one run or of several: ``synthscale compare``.
+
+Reads ``metrics.parquet``, ``metrics.json`` and ``run.json`` of each run and writes nothing. metrics/comparison.py
+computes the differences; this module decides which generators are paired, and warns where runs differ in their
+settings or real sets.
+"""
 
 import itertools
 import posixpath
@@ -22,22 +27,28 @@ from synthscale.storage import filesystems as fsys
 from synthscale.storage.run_directory import RunDirectory
 from synthscale.tables.schemas import CONTROL, METRICS
 
-_SAME: Final[Mapping[Section, str]] = {
-    "encoder": "embeddings are not of one encoder: distances and scores are not on one scale",
-    "neighbors": "near-duplicates follow different rules",
-    "classifier": "classifiers have different settings",
+_SETTINGS_WARNINGS: Final[Mapping[Section, str]] = {
+    "encoder": "the runs used different encoders: their distances and scores are not on the same scale",
+    "neighbors": "the runs have different near-duplicate settings",
+    "classifier": "the runs have different classifier settings",
 }
+"""Warning for each section of the configuration that should be equal in all runs."""
 
 
 def compare_runs(uris: Sequence[str], storage: StorageConfig) -> Comparison:
-    """Compare the generators of one run, or those of several runs, the later run less the earlier.
+    """Compare the generators of one run with each other, or those of several runs between runs.
 
-    Between runs it is generators of the same name; where there are none, all of them. Within a run, larger
-    generators are compared on matched subsamples.
+    Within a run all pairs are compared, and where a metric depends on the number of images, larger generators on
+    matched subsamples. Between runs, differences are later run minus earlier run, for generators of the same name;
+    if no name other than the control's occurs in two runs, all generators are compared.
+
+    Args:
+        uris: run directories, the earlier first.
+        storage: S3 settings.
 
     Raises:
         InputError: a run is named twice, or a single run has one generator.
-        StorageError: a run is not there, not finished, or of an older version.
+        StorageError: a run does not exist, is not finished or was written by an older version.
     """
     runs = [RunDirectory.existing(uri, storage) for uri in uris]
     if len({run.uri for run in runs}) < len(runs):
@@ -61,35 +72,36 @@ def compare_runs(uris: Sequence[str], storage: StorageConfig) -> Comparison:
     ]
     compared = {own.name for pair in pairs for own in pair}
     alone = [own.name for own in scored if own.name not in compared]
-    notes = [f"no other run has a generator of these names: {', '.join(alone)}"] if alone else []
+    notes = [f"no other run has a generator with this name: {', '.join(alone)}"] if alone else []
     if unlike:
-        notes.append(f"different sizes: {', '.join(unlike)}; what depends on the size is left out")
+        notes.append(f"different numbers of images: {', '.join(unlike)}; metrics that depend on them are left out")
     return Comparison(scored, differences, [*_warnings(runs), *notes])
 
 
-def _scored(run: RunDirectory, name: str, is_one: bool) -> list[ScoredGenerator]:
+def _scored(run: RunDirectory, name: str, is_only_run: bool) -> list[ScoredGenerator]:
+    """Read the metrics of a run's generators, without slices; names get the run's name as prefix if there are more."""
     run.completed("reduce")
     path = run.path("metrics.parquet")
     if not fsys.exists(path, run.storage):
-        raise StorageError(f"{path}: not found; repeat the run with --redo-from reduce")
+        raise StorageError(f"{path}: not found; run synthscale score again with --redo-from reduce")
     lines = fsys.read_table(path, run.storage)
     if not set(METRICS.names) <= set(lines.column_names):
-        raise StorageError(f"{path}: of another version of synthscale; repeat the run with --redo-from reduce")
+        raise StorageError(f"{path}: written by another version of synthscale; run synthscale score again with --redo-from reduce")
     lines = lines.filter(pc.equal(lines.column("slice_by"), ""))
-    found: dict[str, tuple[MetricValues, MetricValues]] = {}
+    by_generator: dict[str, tuple[MetricValues, MetricValues]] = {}
     for line in lines.to_pylist():
-        whole, matched = found.setdefault(line["generator"], ({}, {}))
-        own = metric_value(line)
-        if own is not None:
-            (matched if line["family"] == "matched" else whole)[line["metric"]] = own
+        whole, matched = by_generator.setdefault(line["generator"], ({}, {}))
+        value = metric_value(line)
+        if value is not None:
+            (matched if line["family"] == "matched" else whole)[line["metric"]] = value
     return [
-        ScoredGenerator(own if is_one else f"{name}/{own}", own, run.uri, *figures)
-        for own, figures in found.items()
+        ScoredGenerator(generator if is_only_run else f"{name}/{generator}", generator, run.uri, *figures)
+        for generator, figures in by_generator.items()
     ]
 
 
 def _short_names(uris: list[str]) -> list[str]:
-    """The last parts of the runs' paths, as many as tell them apart."""
+    """Return the shortest path suffixes, of equal depth, that distinguish the runs."""
     for depth in range(1, max(uri.count("/") for uri in uris) + 2):
         names = ["/".join(uri.rstrip("/").split("/")[-depth:]) for uri in uris]
         if len(set(names)) == len(names):
@@ -98,15 +110,16 @@ def _short_names(uris: list[str]) -> list[str]:
 
 
 def _warnings(runs: list[RunDirectory]) -> list[str]:
+    """Return warnings about settings and real sets that differ between runs."""
     configs = [parse_config(run.read_json("run.json")["config"], f"{run.uri}/run.json") for run in runs]
-    found = []
-    for section, text in _SAME.items():
+    warnings = []
+    for section, text in _SETTINGS_WARNINGS.items():
         settings = [config.result_settings(section) for config in configs]
-        if any(own != settings[0] for own in settings):
-            found.append(text)
+        if any(section_settings != settings[0] for section_settings in settings):
+            warnings.append(text)
     real = [run.read_json("metrics.json")["counts"]["real"]["ok"] for run in runs]
     if len(set(real)) > 1:
-        found.append(f"the real sets differ in size ({', '.join(f'{n:,}' for n in real)})")
+        warnings.append(f"the real sets differ in size ({', '.join(f'{n:,}' for n in real)})")
     elif len({config.manifest or config.real for config in configs}) > 1:
-        found.append("the real sets are not from one place: what differs may be the real images")
-    return found
+        warnings.append("the real sets are in different places: differences may be due to the real images")
+    return warnings

@@ -1,6 +1,7 @@
-"""The main job: the stages in order, each skipped when its marker says that it is done.
+"""Run the stages in order: ingest -> embed -> neighbors -> classify -> reduce -> report.
 
-ingest -> embed -> neighbors -> classify -> reduce -> report
+Reads the images, tables or vectors that the configuration names, and writes the run directory. A stage whose marker
+is complete is skipped, so running an interrupted job again continues it.
 """
 
 import platform
@@ -26,12 +27,22 @@ from synthscale.storage.run_directory import STAGES, Marker, RunDirectory
 from synthscale.tables.schemas import SCHEMA_VERSION
 
 _LATER_STAGES = tuple(f"synthscale.{room}.stage" for room in ("classify", "neighbors", "metrics"))
+"""Modules that Ray's workers import in advance, while they wait for work."""
 _PACKAGES = ("numpy", "pandas", "pillow", "pyarrow", "ray", "scipy", "torch")
+"""Packages whose versions ``run.json`` records."""
 
 
 @dataclass(frozen=True)
 class StageReport:
-    """What a person is told when a stage ends: one line."""
+    """Outcome of a stage, for progress output.
+
+    Attributes:
+        stage: name of the stage.
+        rows: number of rows that were processed.
+        failed: number of rows that could not be used.
+        seconds: duration; that of the earlier run if the stage was skipped.
+        skipped: whether the stage was complete already.
+    """
 
     stage: str
     rows: int
@@ -42,15 +53,15 @@ class StageReport:
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is carried out; nothing here changes its results.
+    """How a run is executed. No option changes its results.
 
     Attributes:
         ray_address: ``local`` starts a private Ray; ``auto`` or an address joins a cluster.
-        redo_from: repeat this stage and all after it.
-        verbose: let Ray's own logs and progress through.
-        show_progress: let Ray Data's progress bar show during long stages.
-        on_stage: called when a stage ends.
-        on_progress: told, every few seconds of a long stage, what is done, at what rate, and the time left.
+        redo_from: name of a stage; it and all later ones are repeated.
+        verbose: show Ray's own logs and progress.
+        show_progress: show Ray Data's progress bar during long stages.
+        on_stage: called with the outcome of each stage when it ends.
+        on_progress: called every few seconds during a long stage with a line of text: work done, rate, time left.
     """
 
     ray_address: str = LOCAL
@@ -62,13 +73,17 @@ class Options:
 
 
 def score(config: Config, options: Options | None = None) -> RunResult:
-    """Run the main job, or what is left of it, and return its result.
+    """Run the main job and return its result; stages that are complete in the output directory are skipped.
+
+    Args:
+        config: what to score and how; ``output`` is required.
+        options: how to execute the run; None for the defaults.
 
     Raises:
-        ConfigError, InputError, StorageError: the input or configuration cannot be used.
-        TooManyFailures: too many rows could not be used.
-        ResumeConflict: the output directory holds another run.
-        StageError: a stage could not finish; the same call goes on from there.
+        ConfigError, InputError, StorageError: the configuration or the input cannot be used.
+        TooManyFailures: more rows are unusable than ``max_failure_fraction`` allows.
+        ResumeConflict: the output directory contains another run, or this run with other settings.
+        StageError: a stage could not finish; the same call continues the run.
     """
     options = options or Options()
     config.check_runnable()
@@ -77,15 +92,20 @@ def score(config: Config, options: Options | None = None) -> RunResult:
     run = RunDirectory.open(config.output, config.storage)
     if options.redo_from is not None:
         if options.redo_from not in STAGES:
-            raise ConfigError(f"--redo-from {options.redo_from}: no such stage; there are {', '.join(STAGES)}")
+            raise ConfigError(f"--redo-from {options.redo_from}: no such stage; choose from {', '.join(STAGES)}")
         run.remove_from(options.redo_from)
     with RaySession(options.ray_address, verbose=options.verbose, preload=_LATER_STAGES) as session:
-        _Run(config, run, options, session).work()
+        _StageRunner(config, run, options, session).run_all()
     return RunResult(run)
 
 
 def rewrite_report(uri: str, storage: StorageConfig, *, shows_images: bool = True) -> RunResult:
-    """Write the report of a finished run again; return the run's result.
+    """Write ``report.html`` of a finished run again and return the run's result.
+
+    Args:
+        uri: the run directory, a local path or ``s3://`` URI.
+        storage: S3 settings.
+        shows_images: whether the report contains pictures; without them no image is read.
 
     Raises:
         StorageError: there is no finished run at ``uri``.
@@ -100,7 +120,7 @@ def rewrite_report(uri: str, storage: StorageConfig, *, shows_images: bool = Tru
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Return the configuration with local paths made absolute: workers run in other folders."""
+    """Return the configuration with absolute local paths, since Ray's workers run in other folders."""
 
     def absolute(uri: str | None) -> str | None:
         return None if uri is None else fsys.absolute(uri)
@@ -112,26 +132,26 @@ def with_absolute_paths(config: Config) -> Config:
     return config.model_copy(update={**paths, "synthetic": synthetic, "encoder": encoder, "storage": storage})
 
 
-class _Run:
-    """One call of ``score``: carries the context from stage to stage."""
+class _StageRunner:
+    """Runs the stages of one call of ``score`` in a run directory."""
 
     def __init__(self, config: Config, run: RunDirectory, options: Options, session: RaySession) -> None:
         self.config, self.run, self.options, self.session = config, run, options, session
 
-    def work(self) -> None:
+    def run_all(self) -> None:
         dataset = discover(self.config)
         check_rows(dataset.rows)
         if self.config.control:
             dataset = replace(dataset, rows=hold_out(dataset.rows))
         check_metrics(self.config, dataset.rows)
-        self._begin()
+        self._write_run_info()
         context = StageContext(self.config, self.run)
-        again = self._stage("ingest", ingest.fingerprint(context, dataset), lambda: ingest.run(context, dataset))
-        if again and dataset.is_table:
+        skipped = self._stage("ingest", ingest.fingerprint(context, dataset), lambda: ingest.run(context, dataset))
+        if skipped and dataset.is_table:
             ingest.refuse_changed(context, dataset)
         if not self._is_reduced():
             self.session.start()
-        # Ray takes seconds to start; meanwhile these load torch.
+        # Ray takes seconds to start in the background; these imports load torch meanwhile.
         from synthscale.classify import stage as classify
         from synthscale.embed import stage as embed
         from synthscale.embed.encoder_reader import encoder_spec
@@ -140,18 +160,22 @@ class _Run:
         from synthscale.report import stage as report
 
         encoder = encoder_spec(self.config, context.vectors)
-        self._stage("embed", embed.fingerprint(context, encoder), lambda: embed.run(self._on_ray(), encoder))
-        self._stage("neighbors", neighbors.fingerprint(context), lambda: neighbors.run(self._on_ray()))
-        self._stage("classify", classify.fingerprint(context), lambda: classify.run(self._on_ray()))
-        self._stage("reduce", reduce.fingerprint(context), lambda: reduce.run(self._on_ray()))
+        self._stage("embed", embed.fingerprint(context, encoder), lambda: embed.run(self._ray_context(), encoder))
+        self._stage("neighbors", neighbors.fingerprint(context), lambda: neighbors.run(self._ray_context()))
+        self._stage("classify", classify.fingerprint(context), lambda: classify.run(self._ray_context()))
+        self._stage("reduce", reduce.fingerprint(context), lambda: reduce.run(self._ray_context()))
         if reduce.decide_gates(context):
-            # It shows them.
+            # The report shows the gates, so it has to be written again.
             self.run.remove_from("report")
         self._stage("report", report.fingerprint(context), lambda: report.run(context))
-        self._record()
+        self._write_finished_run_info()
 
     def _stage(self, name: str, fingerprint: dict[str, Any], work: Callable[[], StageOutcome]) -> bool:
-        """Do one stage, its marker around it, unless that says that it is done before; tell whether it was."""
+        """Run a stage unless its marker is complete. Return True if it was skipped.
+
+        The marker is written before the work, as incomplete, and again after it. A marker with another
+        fingerprint raises ResumeConflict.
+        """
         marker = self.run.matching_marker(name, fingerprint)
         skipped = marker is not None and marker.complete
         if marker is None or not marker.complete:
@@ -166,8 +190,8 @@ class _Run:
         self.options.on_stage(StageReport(name, rows, failed, marker.seconds, skipped))
         return skipped
 
-    def _on_ray(self) -> StageContext:
-        """Return the context with the cluster's resources, waiting until Ray is up."""
+    def _ray_context(self) -> StageContext:
+        """Wait until Ray is up and return a stage context with the cluster's resources."""
         resources = self.session.wait_until_ready()
         return StageContext(
             self.config,
@@ -183,13 +207,15 @@ class _Run:
         marker = self.run.marker("reduce")
         return marker is not None and marker.complete
 
-    def _begin(self) -> None:
+    def _write_run_info(self) -> None:
+        """Write ``run.json`` with a new run id, unless the run was started before."""
         if not self.run.is_started():
             self.run.write_json(
-                "run.json", {"schema_version": SCHEMA_VERSION, "run_id": uuid.uuid4().hex[:12], **self._about()}
+                "run.json", {"schema_version": SCHEMA_VERSION, "run_id": uuid.uuid4().hex[:12], **self._run_info()}
             )
 
-    def _record(self) -> None:
+    def _write_finished_run_info(self) -> None:
+        """Write ``run.json`` again, with the duration and rate of each stage."""
         stages = {}
         for name in STAGES:
             marker = self.run.completed(name)
@@ -202,14 +228,14 @@ class _Run:
                 "schema_version": SCHEMA_VERSION,
                 "run_id": self.run.read_json("run.json")["run_id"],
                 "finished": True,
-                **self._about(),
+                **self._run_info(),
                 "stages": stages,
                 "notes": self.run.completed("ingest").info["notes"],
             },
         )
 
-    def _about(self) -> dict[str, Any]:
-        """What the run is made with: its configuration and versions."""
-        packages = {name: version(name) for name in _PACKAGES}
-        own = {"synthscale": synthscale.__version__, "python": platform.python_version()}
-        return {"config": self.config.model_dump(mode="json", exclude_none=True), "versions": own | packages}
+    def _run_info(self) -> dict[str, Any]:
+        """Return the configuration and the versions of synthscale, Python and the main packages."""
+        versions = {"synthscale": synthscale.__version__, "python": platform.python_version()}
+        versions |= {name: version(name) for name in _PACKAGES}
+        return {"config": self.config.model_dump(mode="json", exclude_none=True), "versions": versions}

@@ -1,4 +1,8 @@
-"""``validate`` and ``status``: what a run would do, and how far one has come. No cluster is started."""
+"""``validate`` checks and estimates a run before it starts; ``status`` returns the progress of a run. Without Ray.
+
+``validate`` reads a few images of each set and writes and removes one empty file at the output. ``status`` reads the
+run's markers and listings.
+"""
 
 import time
 from dataclasses import dataclass, replace
@@ -24,12 +28,23 @@ from synthscale.tables.layout import VectorLayout, shards_of
 from synthscale.tables.schemas import REAL
 
 SAMPLE = 8
-"""Images of each set that ``validate`` embeds."""
+"""Number of images of each set that ``validate`` reads and embeds."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What ``validate`` found out."""
+    """Result of ``validate``.
+
+    Attributes:
+        sets: number of rows by set: ``real`` and the generators.
+        encoder: fingerprint of the encoder.
+        dimensions: dimensions of an embedding.
+        tried: number of rows that were read.
+        faults: for each of these that could not be read, its id and what is wrong with it.
+        seconds: estimated time to embed all rows on one core of this machine; None for precomputed vectors.
+        disk_bytes: estimated size of the run directory.
+        notes: remarks on the input, for example skipped files.
+    """
 
     sets: dict[str, int]
     encoder: str
@@ -42,7 +57,10 @@ class Plan:
 
 
 def validate(config: Config) -> Plan:
-    """Resolve a configuration, try its input and output, and estimate time and disk on this machine.
+    """Check that a run can start, by reading a few rows and writing to the output, and estimate its time and size.
+
+    Args:
+        config: the configuration of the run.
 
     Raises:
         ConfigError, InputError, StorageError: the run could not be carried out.
@@ -58,32 +76,32 @@ def validate(config: Config) -> Plan:
     names = pc.fill_null(dataset.rows.column("generator").cast(pa.string()), REAL)
     sets = {entry["values"]: entry["counts"] for entry in pc.value_counts(names).to_pylist()}
     encoder = None if dataset.vectors is not None else load_encoder(config)
-    facts = spec_of(encoder) if encoder is not None else encoder_spec(config, dataset.vectors)
-    chosen = [i for name in sets for i in _spread(np.flatnonzero(pc.equal(names, name).to_numpy()))]
-    seconds_a_row, faults = _try_rows(config, dataset, chosen, encoder)
+    spec = spec_of(encoder) if encoder is not None else encoder_spec(config, dataset.vectors)
+    chosen = [i for name in sets for i in _evenly_spaced(np.flatnonzero(pc.equal(names, name).to_numpy()))]
+    seconds_per_row, faults = _try_rows(config, dataset, chosen, encoder)
     if len(faults) == len(chosen):
-        raise InputError(f"none of {len(chosen)} rows tried could be used; the first: {faults[0]}")
+        raise InputError(f"none of the {len(chosen)} rows tried could be read; the first: {faults[0]}")
     n = dataset.rows.num_rows
     return Plan(
         sets,
-        facts.fingerprint,
-        facts.layout.dimensions,
+        spec.fingerprint,
+        spec.layout.dimensions,
         len(chosen),
         faults,
-        None if seconds_a_row is None else seconds_a_row * n,
-        n * _bytes_a_row(facts.layout),
+        None if seconds_per_row is None else seconds_per_row * n,
+        n * _bytes_per_row(spec.layout),
         dataset.notes,
     )
 
 
-def _bytes_a_row(layout: VectorLayout) -> int:
-    """Return what an image leaves at the output: its embedding, its place in the index, its lines of tables."""
+def _bytes_per_row(layout: VectorLayout) -> int:
+    """Estimate the bytes of a row in the run directory: embedding, index entry and table rows."""
     width = layout.search[1] - layout.search[0]
     return 4 * layout.dimensions + 4 * (width + 64) + 400
 
 
-def _spread(rows: Any) -> list[int]:
-    """A handful of rows, spread evenly over a set."""
+def _evenly_spaced(rows: Any) -> list[int]:
+    """Return up to `SAMPLE` of the given row numbers, evenly spaced."""
     picked: list[int] = rows[np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(int)].tolist()
     return picked
 
@@ -91,40 +109,46 @@ def _spread(rows: Any) -> list[int]:
 def _try_rows(
     config: Config, dataset: Dataset, rows: list[int], encoder: Encoder | None
 ) -> tuple[float | None, list[str]]:
-    """Read and embed some rows; return seconds a row (None for vectors) and what went wrong."""
+    """Read and embed rows; return seconds per row (None for vectors) and a line for each row that failed."""
     tried = dataset.rows.take(rows)
     ids = tried.column("id").to_pylist()
     if encoder is None:
         assert dataset.vectors is not None
-        facts: list[dict[str, Any]] = []
+        metadata: list[dict[str, Any]] = []
         for row in rows:
-            vector, fact = read_rows(dataset.vectors, row, row + 1, config.storage)
-            check_vectors(vector, fact, (0, vector.shape[1]))
-            facts += fact
-        return None, [f"{name}: {f['detail']}" for name, f in zip(ids, facts, strict=True) if "reason" in f]
+            vector, row_metadata = read_rows(dataset.vectors, row, row + 1, config.storage)
+            check_vectors(vector, row_metadata, (0, vector.shape[1]))
+            metadata += row_metadata
+        return None, [f"{name}: {m['detail']}" for name, m in zip(ids, metadata, strict=True) if "reason" in m]
     start = time.perf_counter()
-    pixels, facts = decode_all(files_of(tried), encoder.image_size, config)
+    pixels, metadata = decode_all(files_of(tried), encoder.image_size, config)
     encoder.encode(pixels)
     seconds = (time.perf_counter() - start) / len(rows)
-    return seconds, [f"{name}: {f['detail']}" for name, f in zip(ids, facts, strict=True) if "reason" in f]
+    return seconds, [f"{name}: {m['detail']}" for name, m in zip(ids, metadata, strict=True) if "reason" in m]
 
 
 def check_writable(config: Config) -> None:
-    """Raise StorageError unless something can be written to, and removed from, the output's place."""
+    """Write an empty file to the output directory and remove it; raise StorageError if that fails."""
     assert config.output is not None
     run = RunDirectory.open(config.output, config.storage)
     probe = run.path(".synthscale-probe")
-    # The topmost of what the probe makes is removed with all below it.
-    made = Path(probe)
-    while not fsys.is_s3(probe) and not made.parent.exists():
-        made = made.parent
+    # Writing also creates missing parent folders, so the topmost created one is removed with its content.
+    created = Path(probe)
+    while not fsys.is_s3(probe) and not created.parent.exists():
+        created = created.parent
     fsys.write_bytes(probe, b"", config.storage)
-    fsys.remove(probe if fsys.is_s3(probe) else str(made), config.storage)
+    fsys.remove(probe if fsys.is_s3(probe) else str(created), config.storage)
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """How far a stage has come."""
+    """Progress of a stage.
+
+    Attributes:
+        stage: name of the stage.
+        state: ``waiting``, ``begun`` or ``done``.
+        detail: counts and duration, or how much is finished.
+    """
 
     stage: str
     state: str
@@ -132,28 +156,37 @@ class StageStatus:
 
 
 def status(uri: str, config: Config) -> list[StageStatus]:
-    """Return the state of every stage of a run; raise StorageError when there is no run."""
+    """Return the progress of every stage of a run.
+
+    Args:
+        uri: the run directory.
+        config: configuration, of which the S3 settings are used.
+
+    Raises:
+        StorageError: there is no run at ``uri``.
+    """
     run = RunDirectory.existing(uri, config.storage)
-    found = []
+    lines = []
     for stage in STAGES:
         marker = run.marker(stage)
         if marker is None:
-            found.append(StageStatus(stage, "waiting", ""))
+            lines.append(StageStatus(stage, "waiting", ""))
         elif marker.complete:
             counts = ", ".join(f"{v:,} {k}" for k, v in marker.counts.items() if isinstance(v, int))
-            found.append(StageStatus(stage, "done", f"{counts} in {marker.seconds:.1f} s"))
+            lines.append(StageStatus(stage, "done", f"{counts} in {marker.seconds:.1f} s"))
         else:
-            found.append(StageStatus(stage, "begun", _partial(run, stage)))
-    return found
+            lines.append(StageStatus(stage, "begun", _partial_progress(run, stage)))
+    return lines
 
 
-def _partial(run: RunDirectory, stage: str) -> str:
+def _partial_progress(run: RunDirectory, stage: str) -> str:
+    """Return how much of an interrupted stage is finished, in words."""
     if stage == "neighbors" and fsys.is_folder(run.path("_neighbors"), run.storage):
         kept = len(fsys.list_files(run.path("_neighbors"), run.storage))
-        return f"{kept:,} finished pieces of work are kept; the rest will be resumed"
+        return f"{kept:,} finished parts are kept; the next run does the rest"
     if stage != "embed":
-        return "will start again"
+        return "not finished; the next run starts this stage again"
     stops = run.completed("ingest").info["shard_stops"]
     written = run.written_shards("embeddings")
     done = sum(shard.stop - shard.start for shard in shards_of(stops) if shard.name in written)
-    return f"{done:,} of {stops[-1]:,} rows embedded; the rest will be resumed"
+    return f"{done:,} of {stops[-1]:,} rows embedded; the next run does the rest"

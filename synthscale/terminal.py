@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: lines and tables; the command line prints them."""
+"""Text and tables for the terminal. Reads ``metrics.json`` and comparisons; cli.py prints the results."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from synthscale.pipeline import StageReport
 
 GATE_MISSED = 3
+"""Exit code of a finished run in which a quality gate was missed."""
 
 
 def stage_line(report: "StageReport") -> str:
-    """Return one line on a finished stage."""
+    """Return one line about a finished stage: rows, failed rows, seconds and rows per second."""
     if report.skipped:
         return f"{report.stage:10} done before"
     rate = f"{report.rows / report.seconds:>9,.0f} rows/s" if report.seconds > 0 else ""
@@ -24,59 +25,66 @@ def stage_line(report: "StageReport") -> str:
 
 
 def metrics_table(metrics: dict[str, Any]) -> Table:
-    """Return the metrics of every generator as a table for the terminal, with 95 % intervals."""
+    """Return a table of the core metrics and the AUC of each generator, with 95 % intervals.
+
+    Args:
+        metrics: the content of ``metrics.json``.
+    """
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("generator", overflow="fold")
     for name in (*CORE_METRICS, "AUC"):
-        # The longest name on two lines, so that all fit in 80 columns.
+        # Break the longest name over two lines, so that the table fits in 80 columns.
         table.add_column(name.replace("tative", "-\ntative") if len(name) > 12 else name, justify="right")
     for name, block in metrics["generators"].items():
         figures = [block["metrics"][metric] for metric in CORE_METRICS]
-        # One without its interval, so that all fit in 80 columns.
+        # The AUC is shown without its interval, so that the table fits in 80 columns.
         figures.append({"value": block["classifier"]["auc"]["value"]})
-        # Names come from the user's data: no markup is read in them.
-        table.add_row(name.replace("[", r"\["), *(_with_interval(own) for own in figures))
+        # Names come from the user's data, so rich's markup is escaped.
+        table.add_row(name.replace("[", r"\["), *(_with_interval(figure) for figure in figures))
     return table
 
 
-def _with_interval(figures: dict[str, Any]) -> str:
-    """Return a value, and below it its 95 % interval."""
-    if figures["value"] is None:
+def _with_interval(figure: dict[str, Any]) -> str:
+    """Format a value, with its 95 % interval on a second line."""
+    if figure["value"] is None:
         return "n/a"
-    if figures.get("low") is None:
-        return f"{figures['value']:.3f}"
-    return f"{figures['value']:.3f}\n[dim]{figures['low']:.2f}-{figures['high']:.2f}[/dim]"
+    if figure.get("low") is None:
+        return f"{figure['value']:.3f}"
+    return f"{figure['value']:.3f}\n[dim]{figure['low']:.2f}-{figure['high']:.2f}[/dim]"
 
 
 def comparison_table(comparison: "Comparison") -> Table:
-    """Return the differences of each pair of generators as a table for the terminal."""
+    """Return a table of the differences of each pair of generators, A minus B, with 95 % intervals.
+
+    The column ``better`` names A or B where the interval excludes 0, and is ``-`` otherwise.
+    """
     table = Table(box=None, padding=(0, 1, 0, 0))
-    for name in ("one", "less two"):
+    for name in ("A", "B"):
         table.add_column(name, overflow="fold")
-    for name in ("metric", "difference", "95 % interval", "better"):
-        table.add_column(name, justify="right" if name in {"difference", "95 % interval"} else "left")
-    last = None
-    for found in comparison.differences:
-        pair = (found.one.replace("[", r"\["), found.two.replace("[", r"\["))
-        interval = "n/a" if found.low is None else f"{found.low:+.3f} to {found.high:+.3f}"
-        better = {None: "-", found.one: "one", found.two: "two"}[found.better]
-        shown = pair if pair != last else ("", "")
-        table.add_row(*shown, found.metric, f"{found.difference:+.3f}", interval, better)
-        last = pair
+    for name in ("metric", "A minus B", "95 % interval", "better"):
+        table.add_column(name, justify="right" if name in {"A minus B", "95 % interval"} else "left")
+    previous = None
+    for difference in comparison.differences:
+        pair = (difference.one.replace("[", r"\["), difference.two.replace("[", r"\["))
+        interval = "n/a" if difference.low is None else f"{difference.low:+.3f} to {difference.high:+.3f}"
+        better = {None: "-", difference.one: "A", difference.two: "B"}[difference.better]
+        shown = pair if pair != previous else ("", "")
+        table.add_row(*shown, difference.metric, f"{difference.difference:+.3f}", interval, better)
+        previous = pair
     return table
 
 
 def print_warnings(metrics: dict[str, Any], console: Console) -> None:
-    """Print each warning once, with the generators that it concerns."""
+    """Print each warning of ``metrics.json`` once, with the names of the generators that have it."""
     for warning, names in warnings_by_text(metrics["generators"]).items():
         console.print(f"warning ({', '.join(names)}): {warning}", markup=False)
 
 
 def print_gates(metrics: dict[str, Any], console: Console) -> int:
-    """Print each gate's decision; return the exit code: 3 where one was missed."""
+    """Print whether each gate passed; return the exit code: 0, or `GATE_MISSED` if one was missed."""
     for gate in metrics["gates"]:
-        found = "n/a" if gate["value"] is None else f"{gate['value']:.4g}"
-        found += f" ({gate['reason']})" if "reason" in gate else ""
+        value = "n/a" if gate["value"] is None else f"{gate['value']:.4g}"
+        value += f" ({gate['reason']})" if "reason" in gate else ""
         word = "passed" if gate["passed"] else "missed"
-        console.print(f"gate    {word}: {gate['generator']}: {gate['gate']}, is {found}", markup=False)
+        console.print(f"gate    {word}: {gate['generator']}: {gate['gate']}, is {value}", markup=False)
     return 0 if all(gate["passed"] for gate in metrics["gates"]) else GATE_MISSED

@@ -143,7 +143,7 @@ def server(tmp_path_factory, make_images):
     ("change", "fault", "told"),
     [
         ({"--real": "s3://nowhere/real"}, None, "s3://nowhere/real: there is no such bucket"),
-        ({"--real": "s3://known/none"}, None, "s3://known/none: holds no images"),
+        ({"--real": "s3://known/none"}, None, "s3://known/none: contains no images"),
         ({"--output": "s3://nowhere/run"}, None, "s3://nowhere/run"),
         ({}, "expired", "s3://known/real: the credentials have expired"),
         ({}, "denied", "s3://known/real: access denied"),

@@ -560,7 +560,7 @@ def test_gpus_that_are_not_there_are_missed_before_anything_is_embedded(images, 
 
 def test_one_class_only_is_refused(images, tmp_path):
     (tmp_path / "none").mkdir()
-    with pytest.raises(InputError, match="holds no images"):
+    with pytest.raises(InputError, match="contains no images"):
         score(
             parse_config({"real": str(images / "real"), "synthetic": {"x": str(tmp_path / "none")}, "output": "x"})
         )

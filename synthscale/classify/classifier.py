@@ -14,9 +14,9 @@ import torch
 
 from synthscale.classify.calibration import Logits, PlattScaling, fit_platt_scaling
 from synthscale.classify.features import FeatureMap, LinearHeads, fit_feature_map
+from synthscale.classify.fold_views import FeatureBlock, view_columns
 from synthscale.classify.jackknife_refits import JackknifeRefits, RefitRequest, fit_without_blocks
 from synthscale.classify.logistic import LogisticFit, fit_logistic_heads
-from synthscale.classify.logistic_loss import FeatureBlock, view_columns
 from synthscale.classify.model import FittedClassifier, OutOfFoldModel, out_of_fold_logits, to_cpu
 from synthscale.classify.network import MlpFit, fit_mlp_heads
 from synthscale.classify.training import TrainingData, VectorBlock, bandwidth_hashes

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from synthscale.classify.logistic_loss import view_columns
+from synthscale.classify.fold_views import view_columns
 from synthscale.classify.model import FittedClassifier, SeparatingDirections
 from synthscale.classify.training import TrainingData, VectorBlock
 from synthscale.tables.id_hashes import mix

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from synthscale.classify.calibration import fit_platt_scaling
 from synthscale.classify.features import LinearHeads
 from synthscale.classify.fit_context import FitContext
+from synthscale.classify.fold_views import FeatureBlock, FoldView, view_columns
 from synthscale.classify.logistic import LogisticFit, refit_logistic_heads
-from synthscale.classify.logistic_loss import FeatureBlock, FoldView, view_columns
 from synthscale.statistics.jackknife import reassigned_folds
 from synthscale.statistics.size_matching import OUTSIDE_SUBSAMPLE
 from synthscale.tables.schemas import BLOCKS, REAL, REASSIGNMENTS

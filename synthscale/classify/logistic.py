@@ -21,7 +21,8 @@ from synthscale.classify.batched_lbfgs import BatchedLbfgs
 from synthscale.classify.calibration import fit_platt_scaling
 from synthscale.classify.features import LinearHeads
 from synthscale.classify.fit_context import FitContext, FitState
-from synthscale.classify.logistic_loss import LOG_2, Blocks, FoldView, HeadColumns, LogisticLoss
+from synthscale.classify.fold_views import FoldView, HeadColumns
+from synthscale.classify.logistic_loss import LOG_2, Blocks, LogisticLoss
 
 _TOLERANCE = 1e-8
 """On the Newton decrement: the error of a probability is then below half of this times the square root of n."""

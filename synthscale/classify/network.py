@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch.nn.functional import silu, softplus
 
 from synthscale.classify.fit_context import FitContext, FitState, ReduceSum
-from synthscale.classify.logistic_loss import LOG_2, FeatureBlock, FoldView
+from synthscale.classify.fold_views import FeatureBlock, FoldView
+from synthscale.classify.logistic_loss import LOG_2
 from synthscale.tables.id_hashes import mix
 from synthscale.tables.schemas import REAL
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from synthscale.classify.logistic_loss import FoldView, view_columns
+from synthscale.classify.fold_views import FoldView, view_columns
 from synthscale.classify.training import FoldPlan, VectorBlock, plan_folds
 from synthscale.embed.file_metadata import COLUMNS, DIMENSIONS, metadata_vectors
 from synthscale.runtime.stage_context import StageContext

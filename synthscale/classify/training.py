@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from synthscale.classify.features import BANDWIDTH_ROWS, FOURIER_FEATURES
 from synthscale.classify.fit_context import FitContext
+from synthscale.classify.fold_views import FoldView
 from synthscale.classify.folds import assign_folds
-from synthscale.classify.logistic_loss import FoldView
 from synthscale.config import ClassifierConfig
 from synthscale.statistics.size_matching import matched_block_codes
 from synthscale.tables.id_hashes import Hashes, hash_groups, mix

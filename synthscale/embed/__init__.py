@@ -1,1 +1,1 @@
-"""``manifest/`` -> ``embeddings/``: images, file metadata, encoders, edited copies."""
+"""Embed the images of ``manifest/``: write ``embeddings/`` (vectors, file metadata) and ``failures/``."""

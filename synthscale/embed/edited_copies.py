@@ -1,4 +1,8 @@
-"""Lightly edited copies of images: what the self-test of the radius looks for."""
+"""Make lightly edited copies of images for the radius self-test (neighbors/self_test.py).
+
+Takes the encoded bytes of images, and returns the copies as encoded bytes or as decoded pixels. The self-test
+measures how many of the copies lie within the near-duplicate radius of their originals.
+"""
 
 import hashlib
 import io
@@ -13,10 +17,11 @@ from synthscale.embed.images import decode, to_rgb
 from synthscale.tables.faults import Reason, RowFault
 from synthscale.tables.image_formats import FORMATS
 
-_STRIP_PX = 2**20  # bounds the memory of a large picture's noise
-
+_STRIP_PX = 2**20
+"""Pixels that noise is added to at once. Bounds memory: the float32 noise of a strip takes 12 MiB."""
 
 _SMALL_PX = 32
+"""Shorter side in pixels below which `_resize` enlarges an image: shrinking so few pixels changes the content."""
 
 
 def _reencode(image: Image.Image) -> bytes:
@@ -24,7 +29,6 @@ def _reencode(image: Image.Image) -> bytes:
 
 
 def _resize(image: Image.Image) -> bytes:
-    # Three quarters of a picture of a few pixels is another picture.
     factor = 0.75 if min(image.size) >= _SMALL_PX else 1.5
     size = (max(1, round(factor * image.width)), max(1, round(factor * image.height)))
     return _encoded(image.resize(size, Image.Resampling.BICUBIC), "PNG", compress_level=0)
@@ -32,7 +36,7 @@ def _resize(image: Image.Image) -> bytes:
 
 def _disturb(image: Image.Image) -> bytes:
     pixels = np.array(image, np.uint8)
-    # The noise belongs to the picture, whatever its file and its place in the sample.
+    # Seeded by the pixels, so that an image gets the same noise in every file format and every sample.
     rng = np.random.default_rng(int.from_bytes(hashlib.blake2b(pixels.data, digest_size=16).digest(), "little"))
     height = max(1, _STRIP_PX // image.width)
     for start in range(0, image.height, height):
@@ -52,35 +56,52 @@ Edit = Callable[[Image.Image], bytes]
 
 
 EDITS: Mapping[str, Edit] = {"reencode": _reencode, "resize": _resize, "disturb": _disturb}
-"""Upright RGB picture -> encoded bytes of a copy: JPEG of quality 75; 3/4 of each side (3/2 where a side is under
-32 px); 2 % brighter with Gaussian noise of 2 grey levels. The last two are lossless PNG. The same picture always
-gives the same copies."""
+"""Edits by name; each maps an upright RGB image to the encoded bytes of a copy, deterministically.
+
+- ``reencode``: JPEG of quality 75.
+- ``resize``: each side times 3/4, or times 3/2 if the shorter side is below 32 px; lossless PNG.
+- ``disturb``: 2 % brighter, plus Gaussian noise with a standard deviation of 2 grey levels; lossless PNG.
+"""
 
 
 def edited_copies(data: bytes, content_hash: str | None = None) -> dict[str, bytes]:
-    """Return the encoded copies of an image by the names of the edits; raise RowFault.
+    """Return one encoded copy of an image for each edit in `EDITS`, by the edit's name.
 
     Args:
-        data: the bytes of the image's file.
-        content_hash: that of `FileFacts`, if the file must still be the one that was embedded.
+        data: content of the image file.
+        content_hash: ``FileMetadata.content_hash`` of the file when it was embedded; None skips the comparison.
+
+    Raises:
+        RowFault: the image cannot be decoded or is too large to be saved as a JPEG, or its hash differs.
     """
-    _, facts = decode(data, 8)  # the same refusals as for embedding
-    if content_hash is not None and facts.content_hash != content_hash:
+    # Decoding to pixels raises RowFault for every file that could not be embedded.
+    _, metadata = decode(data, 8)
+    if content_hash is not None and metadata.content_hash != content_hash:
         raise RowFault(Reason.NOT_FOUND, "the file has changed since it was embedded")
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            picture = to_rgb(ImageOps.exif_transpose(image))
-        # Pillow would write the original's comment and colour profile into the copies.
-        picture.info.clear()
-        return {name: edit(picture) for name, edit in EDITS.items()}
-    except (OSError, MemoryError) as error:  # a JPEG has no side above 65,500 px
-        raise RowFault(Reason.TOO_LARGE, f"no edited copy can be made: {error}") from error
+            upright = to_rgb(ImageOps.exif_transpose(image))
+        # Otherwise Pillow writes the comment and the colour profile of the original into the copies.
+        upright.info.clear()
+        return {name: edit(upright) for name, edit in EDITS.items()}
+    except (OSError, MemoryError) as error:
+        # Pillow raises OSError for a JPEG with a side above 65,500 px.
+        raise RowFault(Reason.TOO_LARGE, f"an edited copy could not be made: {error}") from error
 
 
 def _edited_pixels(
     images: Iterable[bytes | RowFault], hashes: Sequence[str | None], image_size: int
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Yield the place of each usable image, and its copies as pixels (edits, S, S, 3)."""
+    """Decode the edited copies of each image; skip images that cannot be read or have changed.
+
+    Args:
+        images: content of each image file, or the RowFault raised when it was fetched.
+        hashes: ``content_hash`` of each image when it was embedded; None skips the comparison.
+        image_size: S, side in pixels of the decoded squares.
+
+    Yields:
+        The position of an image in ``images``, and its copies: (len(EDITS), S, S, 3), in the order of `EDITS`.
+    """
     for i, (data, content_hash) in enumerate(zip(images, hashes, strict=True)):
         try:
             if isinstance(data, RowFault):

@@ -1,4 +1,7 @@
-"""The configured encoder, built from its weights file, and what it promises before a vector is made."""
+"""Build the configured encoder and describe its vectors.
+
+Reads the weights file at ``encoder.weights``, local or S3, if one is configured.
+"""
 
 from dataclasses import dataclass
 
@@ -9,7 +12,16 @@ from synthscale.tables.layout import VectorLayout, VectorSource
 
 
 def load_encoder(config: Config, device: str = "cpu") -> Encoder:
-    """Build the run's encoder, reading its weights file if there is one."""
+    """Build the encoder of a run, with the weights file of the configuration if there is one.
+
+    Args:
+        config: configuration of the run.
+        device: torch device that the encoder computes on, such as ``cpu`` or ``cuda``.
+
+    Raises:
+        ConfigError: the encoder is unknown, or its weights cannot be loaded.
+        StorageError: the weights file cannot be read.
+    """
     weights = config.encoder.weights
     data = None if weights is None else fsys.read_bytes(fsys.absolute(weights), config.storage)
     return build_encoder(config.encoder, data, device)
@@ -17,7 +29,13 @@ def load_encoder(config: Config, device: str = "cpu") -> Encoder:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What is known of a run's vectors before any is made; ``image_size`` is None for precomputed ones."""
+    """Properties of a run's vectors that are known before any image is embedded.
+
+    Attributes:
+        layout: number of dimensions, and those used by the search and by the classifier.
+        fingerprint: text that differs for encoders that give different vectors for the same pixels.
+        image_size: side in pixels of the encoder's input; None for precomputed vectors.
+    """
 
     layout: VectorLayout
     fingerprint: str
@@ -25,7 +43,12 @@ class EncoderSpec:
 
 
 def encoder_spec(config: Config, vectors: VectorSource | None) -> EncoderSpec:
-    """Return what the vectors' dimensions are for, and the text that identifies how they are made."""
+    """Return the specification of a run's vectors; builds the encoder unless the vectors are precomputed.
+
+    Args:
+        config: configuration of the run.
+        vectors: location of precomputed vectors, of which all dimensions are used; None if the input is images.
+    """
     if vectors is not None:
         d = vectors.dimensions
         return EncoderSpec(VectorLayout(d, (0, d), (0, d)), f"vectors/{d}", None)
@@ -33,6 +56,6 @@ def encoder_spec(config: Config, vectors: VectorSource | None) -> EncoderSpec:
 
 
 def spec_of(encoder: Encoder) -> EncoderSpec:
-    """Return what a built encoder promises."""
+    """Return the specification of an encoder's vectors."""
     layout = VectorLayout(encoder.dimensions, encoder.search, encoder.classify)
     return EncoderSpec(layout, encoder.fingerprint, encoder.image_size)

@@ -1,4 +1,7 @@
-"""What embedding needs beside Ray: the configured encoder, and images by their URIs as pixels or faults."""
+"""Fetch and decode images by URI, with concurrent S3 requests; failures become values, not exceptions.
+
+Reads image files from local disks and S3; writes nothing. Independent of Ray.
+"""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,12 +19,15 @@ from synthscale.tables.faults import RowFault
 from synthscale.tables.layout import StoredFile
 
 FILE_COLUMNS = ("uri", "size_bytes", "etag")
+"""Columns of ``manifest/`` that locate an image; the fields of `StoredFile`, in order."""
 _FIRST_IN_FLIGHT = 16
+"""Initial number of concurrent requests; it doubles while decoding waits for the network."""
 _UNKNOWN_BYTES = 2**20
+"""Size in bytes assumed for an image of unknown size when the memory of pending requests is bounded."""
 
 
 def files_of(manifest: pa.Table) -> list[StoredFile]:
-    """Return where a manifest's images lie, from its columns `FILE_COLUMNS`."""
+    """Return the location of each image of a manifest, which has the columns `FILE_COLUMNS`."""
     columns = (manifest.column(name).to_pylist() for name in FILE_COLUMNS)
     return [StoredFile(*values) for values in zip(*columns, strict=True)]
 
@@ -29,50 +35,68 @@ def files_of(manifest: pa.Table) -> list[StoredFile]:
 def decode_all(
     files: Sequence[StoredFile], image_size: int, config: Config
 ) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
-    """Fetch and decode images; return pixels (n, S, S, 3), zeros where one failed, and facts or reasons."""
+    """Fetch and decode images.
+
+    Args:
+        files: locations of n images.
+        image_size: S, side in pixels of the decoded squares.
+        config: configuration of the run, for its storage settings.
+
+    Returns:
+        Pixels, (n, S, S, 3) uint8, zeros for images that failed; and one record per image: the fields of
+        `FileMetadata` and of `image_statistics`, or ``reason`` and ``detail`` if it failed.
+    """
     pixels = np.zeros((len(files), image_size, image_size, 3), np.uint8)
-    facts: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for i, data in enumerate(fetch_all(files, config)):
         try:
             if isinstance(data, RowFault):
                 raise data
-            pixels[i], fact = decode(data, image_size)
-            facts.append({**vars(fact), **image_statistics(pixels[i])})
+            pixels[i], metadata = decode(data, image_size)
+            records.append({**vars(metadata), **image_statistics(pixels[i])})
         except RowFault as fault:
-            facts.append({"reason": fault.reason.value, "detail": fault.detail})
-    return pixels, facts
+            records.append({"reason": fault.reason.value, "detail": fault.detail})
+    return pixels, records
 
 
 def fetch_all(files: Sequence[StoredFile], config: Config) -> Iterator[bytes | RowFault]:
-    """Yield the bytes of each image, in order, or the fault that stands for it."""
+    """Fetch images in order.
 
-    def one(file: StoredFile) -> bytes | RowFault:
+    S3 objects are requested concurrently, ahead of the consumer, within ``storage.requests_in_flight`` requests and
+    ``storage.mib_in_flight`` MiB; a single image may exceed the latter. Local files are read one after another.
+
+    Yields:
+        The bytes of each image, or the RowFault that its fetch raised.
+    """
+
+    def fetch_or_fault(file: StoredFile) -> bytes | RowFault:
         try:
             return fetch(file, config.storage)
         except RowFault as fault:
             return fault
 
-    # Threads hide the latency of object storage; a local file is read faster than a thread is asked to.
+    # Threads hide the latency of object storage. For a local file, handing over to a thread costs more than reading.
     if not any("s3://" in file.uri for file in files):
-        yield from map(one, files)
+        yield from map(fetch_or_fault, files)
         return
-    # A window, so that a shard of large files is never in memory as a whole.
+    # Requests are limited to a window, so that a shard of large files is never in memory as a whole.
     sizes = [_UNKNOWN_BYTES if file.size_bytes is None else file.size_bytes for file in files]
-    waiting: deque[Future[bytes | RowFault]] = deque()
-    # More at once only where the reader waits: threads take turns with the one that decodes.
-    most, most_bytes = config.storage.requests_in_flight, config.storage.mib_in_flight * 2**20
-    window = min(most, _FIRST_IN_FLIGHT)
-    asked = held = done = 0
-    with ThreadPoolExecutor(min(most, len(files))) as pool:
-        while done < len(files):
-            while asked < len(files) and (
-                not waiting or (len(waiting) < window and held + sizes[asked] <= most_bytes)
+    pending: deque[Future[bytes | RowFault]] = deque()
+    max_requests, max_bytes = config.storage.requests_in_flight, config.storage.mib_in_flight * 2**20
+    window = min(max_requests, _FIRST_IN_FLIGHT)
+    submitted = pending_bytes = yielded = 0
+    with ThreadPoolExecutor(min(max_requests, len(files))) as pool:
+        while yielded < len(files):
+            while submitted < len(files) and (
+                not pending or (len(pending) < window and pending_bytes + sizes[submitted] <= max_bytes)
             ):
-                waiting.append(pool.submit(one, files[asked]))
-                held += sizes[asked]
-                asked += 1
-            if not waiting[0].done():
-                window = min(2 * window, 2 * most)
-            yield waiting.popleft().result()
-            held -= sizes[done]
-            done += 1
+                pending.append(pool.submit(fetch_or_fault, files[submitted]))
+                pending_bytes += sizes[submitted]
+                submitted += 1
+            # The window grows only while the consumer waits for the network: all these threads share the
+            # interpreter lock with the thread that decodes.
+            if not pending[0].done():
+                window = min(2 * window, 2 * max_requests)
+            yield pending.popleft().result()
+            pending_bytes -= sizes[yielded]
+            yielded += 1

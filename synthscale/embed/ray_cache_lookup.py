@@ -1,7 +1,8 @@
-"""A part of embed: rows whose embeddings earlier runs kept in ``storage.cache`` are taken from there.
+"""Look up rows of the run in the embedding cache (``storage.cache``), so that they are not embedded again.
 
-A task looks the manifest's rows up and leaves, shard by shard, where each lies in ``_cached/`` of the run.
-Whatever of the cache is gone when it is wanted is embedded as if it had never been there.
+Reads ``manifest/`` and the keys of the cache. One task looks all rows up and writes the locations of cached rows
+to the temporary table ``_cached/`` of the run, one file per shard. The tasks of embed then read the vectors.
+Missing cache entries are recomputed, also those that disappear after the lookup.
 """
 
 from collections.abc import Sequence
@@ -25,102 +26,123 @@ from synthscale.tables.schemas import embeddings_schema
 FOLDER = "_cached"
 _READERS = 16
 METADATA_COLUMNS = tuple(name for name in embeddings_schema(1).names if name not in {"row", "vector"})
-"""The columns of ``embeddings/`` beside the row and its vector."""
-_PLACES = pa.schema([("row", pa.int64()), ("part", pa.string()), ("position", pa.int64())])
+"""Columns of ``embeddings/`` other than ``row`` and ``vector``."""
+_LOCATIONS = pa.schema([("row", pa.int64()), ("part", pa.string()), ("position", pa.int64())])
 
 
 @dataclass(frozen=True)
 class CachedRows:
-    """Rows of a shard that an earlier run embedded: places in the shard (m,), vectors (m, D), facts (m)."""
+    """Rows of a shard that were read from the cache.
+
+    Attributes:
+        at: (m,) int, offset of each row from the shard's first row.
+        vectors: (m, D) float32.
+        metadata: m dicts with the columns `METADATA_COLUMNS`.
+    """
 
     at: NDArray[np.int64]
     vectors: NDArray[np.float32]
-    facts: list[dict[str, Any]]
+    metadata: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class CacheLookup:
-    """What earlier runs kept, as the tasks of embed see it; picklable. Without a cache, nothing."""
+    """The embedding cache as seen by the tasks of embed; picklable.
+
+    Attributes:
+        run: the run whose rows are looked up.
+        cache: cache entries of the run's encoder; with None every lookup is empty and nothing is stored.
+    """
 
     run: RunDirectory
     cache: EmbeddingCache | None
 
     def find(self, shards: Sequence[Shard]) -> dict[int, int]:
-        """Look rows up; return for each shard's number how many of its rows there are."""
+        """Look up all rows and write their locations to ``_cached/``.
+
+        Returns:
+            Shard index -> number of its rows that are in the cache; shards without any are left out.
+        """
         if self.cache is None:
             return {}
         fsys.remove(self.run.path(FOLDER), self.run.storage)
-        found: dict[int, int] = ray.get(ray.remote(_find).options(num_cpus=1).remote(self, list(shards)))
-        return found
+        counts: dict[int, int] = ray.get(ray.remote(_find).options(num_cpus=1).remote(self, list(shards)))
+        return counts
 
-    def places(self, shard: Shard) -> pa.Table:
-        """Return which rows of a shard were found, and where."""
+    def locations(self, shard: Shard) -> pa.Table:
+        """Return the cached rows of a shard: ``row``, the file name of the cache ``part``, ``position`` in it."""
         if self.cache is None or not fsys.exists(self.run.path(FOLDER, shard.name), self.run.storage):
-            return _PLACES.empty_table()
+            return _LOCATIONS.empty_table()
         return self.run.read_shard(FOLDER, shard)
 
-    def known(self, shard: Shard, dimensions: int) -> CachedRows:
-        """Return the rows of a shard that were found and are still there."""
-        places = self.places(shard)
-        names = places.column("part").to_numpy(zero_copy_only=False)
-        at, position = (places.column(name).to_numpy() for name in ("row", "position"))
+    def read(self, shard: Shard, dimensions: int) -> CachedRows:
+        """Read the cached rows of a shard, leaving out rows whose cache part has been deleted or damaged."""
+        locations = self.locations(shard)
+        names = locations.column("part").to_numpy(zero_copy_only=False)
+        at, position = (locations.column(name).to_numpy() for name in ("row", "position"))
         at = at - shard.start
         pieces = [CachedRows(np.empty(0, np.int64), np.empty((0, dimensions), np.float32), [])]
         for name in dict.fromkeys(names.tolist()):
-            own = np.flatnonzero(names == name)
+            in_part = np.flatnonzero(names == name)
             part = None if self.cache is None else self.cache.read(name)
-            if part is not None and position[own].max() < part.num_rows:
-                rows = part.take(pa.array(position[own]))
+            if part is not None and position[in_part].max() < part.num_rows:
+                rows = part.take(pa.array(position[in_part]))
                 vectors = np.asarray(vector_matrix(rows, (0, dimensions)), np.float32)
-                pieces.append(CachedRows(at[own], vectors, rows.select(list(METADATA_COLUMNS)).to_pylist()))
+                pieces.append(CachedRows(at[in_part], vectors, rows.select(list(METADATA_COLUMNS)).to_pylist()))
         return CachedRows(
             np.concatenate([piece.at for piece in pieces]),
             np.concatenate([piece.vectors for piece in pieces]),
-            [fact for piece in pieces for fact in piece.facts],
+            [metadata for piece in pieces for metadata in piece.metadata],
         )
 
-    def keep(self, shard: Shard, new: set[int]) -> None:
-        """Keep a written shard's rows at these places for later runs."""
-        if self.cache is None or not new:
+    def store(self, shard: Shard, computed: set[int]) -> None:
+        """Add newly embedded rows of a written shard to the cache.
+
+        Args:
+            shard: a shard of which ``embeddings/`` is written.
+            computed: offsets from the shard's first row; those without an embedding (failures) are skipped.
+        """
+        if self.cache is None or not computed:
             return
         written = self.run.read_shard("embeddings", shard)
         manifest = self.run.read_shard("manifest", shard, ["row", *FILE_COLUMNS])
         at = written.column("row").to_numpy() - shard.start
         rows = written.append_column("key", cache_keys(files_of(manifest)).take(pa.array(at)))
-        self.cache.write(rows.filter(pa.array(np.isin(at, list(new)))).drop_columns(["row"]))
+        self.cache.write(rows.filter(pa.array(np.isin(at, list(computed)))).drop_columns(["row"]))
 
-    def forget(self) -> None:
-        """Remove what `find` left behind."""
+    def remove_locations(self) -> None:
+        """Remove the temporary table that `find` wrote."""
         if self.cache is not None:
             fsys.remove(self.run.path(FOLDER), self.run.storage)
 
 
-def _find(earlier: CacheLookup, shards: list[Shard]) -> dict[int, int]:
-    cache, run = earlier.cache, earlier.run
+def _find(lookup: CacheLookup, shards: list[Shard]) -> dict[int, int]:
+    """Join the manifest's keys with the cache's: binary search for the first half of a key, then compare both."""
+    cache, run = lookup.cache, lookup.run
     assert cache is not None
     parts = cache.parts()
     with ThreadPoolExecutor(_READERS) as pool:
-        held = [_halves(keys.combine_chunks()) for keys in pool.map(cache.keys, parts)]
-    if not any(len(own) for own in held):
+        part_keys = [_halves(keys.combine_chunks()) for keys in pool.map(cache.keys, parts)]
+    if not any(len(halves) for halves in part_keys):
         return {}
-    keys = np.concatenate(held)
-    part = np.repeat(np.arange(len(held), dtype=np.int32), [len(own) for own in held])
-    position = np.concatenate([np.arange(len(own), dtype=np.int32) for own in held])
+    keys = np.concatenate(part_keys)
+    part = np.repeat(np.arange(len(part_keys), dtype=np.int32), [len(halves) for halves in part_keys])
+    position = np.concatenate([np.arange(len(halves), dtype=np.int32) for halves in part_keys])
     order = np.argsort(keys[:, 0], kind="stable")
-    firsts = keys[order, 0]
+    sorted_firsts = keys[order, 0]
 
     def look_up(shard: Shard) -> int:
         manifest = run.read_shard("manifest", shard, ["row", *FILE_COLUMNS])
         wanted = cache_keys(files_of(manifest))
         rows = manifest.column("row").to_numpy()[wanted.is_valid().to_numpy(zero_copy_only=False)]
-        asked = _halves(wanted.drop_null())
-        nearest = order[np.minimum(np.searchsorted(firsts, asked[:, 0]), len(order) - 1)]
-        there = (keys[nearest] == asked).all(1)
-        if there.any():
-            at = nearest[there]
-            places = {"row": rows[there], "part": [parts[i] for i in part[at]], "position": position[at]}
-            run.write_shard(FOLDER, shard, pa.table(places), _PLACES)
-        return int(there.sum())
+        queries = _halves(wanted.drop_null())
+        candidates = order[np.minimum(np.searchsorted(sorted_firsts, queries[:, 0]), len(order) - 1)]
+        is_hit = (keys[candidates] == queries).all(1)
+        if is_hit.any():
+            hits = candidates[is_hit]
+            locations = {"row": rows[is_hit], "part": [parts[i] for i in part[hits]], "position": position[hits]}
+            run.write_shard(FOLDER, shard, pa.table(locations), _LOCATIONS)
+        return int(is_hit.sum())
 
     with ThreadPoolExecutor(_READERS) as pool:
         counts = list(pool.map(look_up, shards))
@@ -128,6 +150,6 @@ def _find(earlier: CacheLookup, shards: list[Shard]) -> dict[int, int]:
 
 
 def _halves(keys: pa.Array) -> NDArray[np.uint64]:
-    """Keys of 128 bits as (n, 2) numbers."""
+    """Split 128-bit keys into two 64-bit integers each: (n, 2)."""
     data = b"".join(keys.to_pylist())
     return np.frombuffer(data, np.uint64).reshape(-1, 2)

@@ -1,8 +1,8 @@
-"""Embed: ``manifest/`` -> ``embeddings/`` and ``failures/``, streamed by Ray Data, one block per shard.
+"""Embed stage: read ``manifest/``, write ``embeddings/`` and ``failures/``, with Ray Data, one block per shard.
 
-A task fetches, decodes and resizes a shard's images to uint8 at the encoder's size; an actor that holds the
-encoder turns them into vectors and writes the shard. Written shards are not repeated by a rerun. Precomputed
-vectors take the same way without decoding. Only counts come back to the driver.
+Tasks fetch, decode and resize a shard's images to uint8 at the encoder's size; actors load the encoder, compute
+the vectors and write the shard. A rerun keeps the shards that are written. Precomputed vectors are checked and
+written in the same way, without decoding. The driver receives counts only.
 """
 
 import json
@@ -28,17 +28,20 @@ from synthscale.tables.schemas import REAL
 
 _MOST_GPU_ACTORS = 64
 _ONE_ACTOR_ROWS = 1500
+"""Up to this many images, one CPU actor is used: it is done before a second one has loaded torch."""
 _LONG_ROWS = 1000
+"""From this many images on, a progress bar is shown."""
 RETRIED = {Reason.NOT_FOUND, Reason.ACCESS_DENIED, Reason.THROTTLED, Reason.READ_ERROR}
+"""Failures that may be temporary: a rerun embeds the shards that have any of them again."""
 
 
 def fingerprint(context: StageContext, encoder: EncoderSpec) -> dict[str, Any]:
-    """Return what the embeddings depend on."""
-    return {"input": context.run.completed("ingest").digest, **_how(context, encoder)}
+    """Return everything the embeddings depend on, as JSON values: the ingest stage and `_encoder_fingerprint`."""
+    return {"input": context.run.completed("ingest").digest, **_encoder_fingerprint(context, encoder)}
 
 
-def _how(context: StageContext, encoder: EncoderSpec) -> dict[str, Any]:
-    """What an image's embedding depends on, beside the image."""
+def _encoder_fingerprint(context: StageContext, encoder: EncoderSpec) -> dict[str, Any]:
+    """Return everything an embedding depends on except the image: settings, encoder and library versions."""
     import torch
 
     return {
@@ -54,10 +57,18 @@ def _how(context: StageContext, encoder: EncoderSpec) -> dict[str, Any]:
 
 
 def run(context: StageContext, encoder: EncoderSpec) -> StageOutcome:
-    """Embed the shards that are not there yet; verify that every row ended in exactly one of the two tables."""
+    """Embed the shards that are not written yet, and verify the row counts.
+
+    Shards with failures that a retry may mend (`RETRIED`) are embedded again.
+
+    Raises:
+        TooManyFailures: more than ``max_failure_fraction`` of a set could not be used.
+        InputError: no row of a set could be used.
+        StageError: the rows of both tables do not add up to the rows of the manifest.
+    """
     written = context.run.written_shards("embeddings")
     done = {shard: count_outcomes(context.run, shard) for shard in context.shards if shard.name in written}
-    # What was not there, or not to be had, may be now.
+    # A file that could not be read may be readable now.
     done = {shard: tally for shard, tally in done.items() if not RETRIED & tally["reasons"].keys()}
     todo = [shard for shard in context.shards if shard not in done]
     tallies = list(done.values())
@@ -72,7 +83,8 @@ def run(context: StageContext, encoder: EncoderSpec) -> StageOutcome:
     failed = sum(n for key, n in by_set.items() if key.startswith("failed:"))
     if ok + failed != rows:
         raise StageError(
-            f"embed: {rows} rows went in, {ok} came out and {failed} failed; rerun with --redo-from embed"
+            f"embed: the manifest has {rows} rows, but {ok} were embedded and {failed} failed; "
+            "rerun with --redo-from embed"
         )
     sets = [REAL, *context.generators]
     counts = {
@@ -103,66 +115,70 @@ def _check_failures(context: StageContext, counts: dict[str, Any]) -> None:
 
 
 def _stream(context: StageContext, todo: list[Shard], encoder: EncoderSpec) -> list[dict[str, Any]]:
+    """Embed ``todo`` with Ray Data's progress bars on where they are useful; return the tally of each shard."""
     settings = ray.data.DataContext.get_current()
-    quiet = settings.enable_progress_bars
-    # The one stage that can take hours; a person at a terminal sees how far it is.
+    before = settings.enable_progress_bars
+    # Only this stage can take hours, so a person at a terminal is shown its progress.
     rows = sum(shard.stop - shard.start for shard in todo)
     settings.enable_progress_bars |= context.show_progress and rows >= _LONG_ROWS
     try:
         return _tallies(context, todo, encoder)
     finally:
-        settings.enable_progress_bars = quiet
+        settings.enable_progress_bars = before
 
 
-def _earlier(context: StageContext, encoder: EncoderSpec) -> CacheLookup:
-    """Return what earlier runs kept of images that were embedded in this way."""
+def _cache_lookup(context: StageContext, encoder: EncoderSpec) -> CacheLookup:
+    """Return the lookup in the cache entries of this encoder; an empty one without a cache or with vectors."""
     storage = context.config.storage
     if storage.cache is None or context.vectors is not None:
         return CacheLookup(context.run, None)
-    uri = fsys.join(storage.cache, digest(_how(context, encoder)))
+    uri = fsys.join(storage.cache, digest(_encoder_fingerprint(context, encoder)))
     return CacheLookup(context.run, EmbeddingCache(uri, storage, encoder.layout.dimensions))
 
 
 def _tallies(context: StageContext, todo: list[Shard], encoder: EncoderSpec) -> list[dict[str, Any]]:
-    job = EmbedJob(context.config, context.run, {shard.index: shard for shard in todo}, _earlier(context, encoder))
+    """Embed ``todo``: precomputed vectors; else fully cached shards first, then those with images to encode."""
+    lookup = _cache_lookup(context, encoder)
+    job = EmbedJob(context.config, context.run, {shard.index: shard for shard in todo}, lookup)
     if context.vectors is not None:
-        return _told(_items(todo).map_batches(VectorTask(job, context.vectors), **_A_SHARD))
-    found = job.earlier.find(todo)
-    if found:
+        return _collect(_shard_dataset(todo).map_batches(VectorTask(job, context.vectors), **_ONE_SHARD))
+    cached = job.lookup.find(todo)
+    if cached:
         rows = sum(shard.stop - shard.start for shard in todo)
-        context.on_progress(f"embed: {sum(found.values()):,} of {rows:,} embeddings are those of earlier runs")
-    whole = [shard for shard in todo if found.get(shard.index) == shard.stop - shard.start]
+        context.on_progress(f"embed: {sum(cached.values()):,} of {rows:,} embeddings are in the cache")
+    fully_cached = [shard for shard in todo if cached.get(shard.index) == shard.stop - shard.start]
     tallies = []
-    if whole:
-        tallies = _told(_items(whole).map_batches(CachedTask(job, encoder.layout.dimensions), **_A_SHARD))
+    if fully_cached:
+        tallies = _collect(_shard_dataset(fully_cached).map_batches(
+            CachedTask(job, encoder.layout.dimensions), **_ONE_SHARD))
     done = {tally["shard"] for tally in tallies}
     rest = [shard for shard in todo if shard.index not in done]
     if rest:
-        tallies += _told(_embed_images(context, job, rest, encoder))
-    job.earlier.forget()
+        tallies += _collect(_embed_images(context, job, rest, encoder))
+    job.lookup.remove_locations()
     return tallies
 
 
-_A_SHARD: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+_ONE_SHARD: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
 
 
-def _items(shards: list[Shard]) -> ray.data.Dataset:
+def _shard_dataset(shards: list[Shard]) -> ray.data.Dataset:
     return ray.data.from_items([{"shard": shard.index} for shard in shards], override_num_blocks=len(shards))
 
 
-def _told(done: ray.data.Dataset) -> list[dict[str, Any]]:
-    return [json.loads(row["tally"]) for row in done.iter_rows()]
+def _collect(tallies: ray.data.Dataset) -> list[dict[str, Any]]:
+    return [json.loads(row["tally"]) for row in tallies.iter_rows()]
 
 
 def _embed_images(
     context: StageContext, job: EmbedJob, shards: list[Shard], encoder: EncoderSpec
 ) -> ray.data.Dataset:
     device = device_for(context)
-    decoded = _items(shards).map_batches(DecodeTask(job, encoder.image_size or 0), **_A_SHARD)
+    decoded = _shard_dataset(shards).map_batches(DecodeTask(job, encoder.image_size or 0), **_ONE_SHARD)
     return decoded.map_batches(
         EmbedActor,
         fn_constructor_args=(job, encoder.layout, device),
-        **_A_SHARD,
+        **_ONE_SHARD,
         compute=actor_pool(context, device, len(shards), sum(s.stop - s.start for s in shards)),
         num_gpus=1 if device == "cuda" else None,
         num_cpus=None if device == "cuda" else 1,
@@ -170,21 +186,27 @@ def _embed_images(
 
 
 def device_for(context: StageContext) -> str:
-    """Return the device that actors encode on: a GPU where Ray sees one, unless the configuration says."""
+    """Return the device of the actors, ``cuda`` or ``cpu``; with ``auto``, ``cuda`` if Ray reports a GPU.
+
+    Raises:
+        ConfigError: ``cuda`` is configured, but this machine has no GPU. (A cluster may add one later.)
+    """
     device = context.config.encoder.device
     if device == "cuda" and context.gpus == 0 and context.is_local:
-        raise ConfigError("encoder.device is cuda, but Ray sees no GPU here; use auto or cpu")
+        raise ConfigError("encoder.device is cuda, but Ray finds no GPU on this machine; use auto or cpu")
     return ("cuda" if context.gpus else "cpu") if device == "auto" else device
 
 
 def actor_pool(context: StageContext, device: str, shards: int, rows: int) -> ray.data.ActorPoolStrategy:
-    """Return how many actors encode ``rows`` images in ``shards`` shards."""
+    """Return the Ray actor pool that encodes ``rows`` images in ``shards`` shards.
+
+    One actor per GPU or CPU core, but no more than there are shards.
+    """
     if device == "cuda":
-        # A cluster may start with no GPU node and grow: asking for more actors is what makes it grow.
+        # A cluster may start without a GPU node: requesting more actors makes its autoscaler add nodes.
         most = max(context.gpus, 1 if context.is_local else min(shards, _MOST_GPU_ACTORS))
         return ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(most, shards)))
-    # On CPUs Ray fuses the task into the actor (their resources are equal): every core decodes and encodes, and no
-    # pixel passes through the object store.
-    # A few hundred images are done before a second actor has loaded torch.
+    # On CPUs Ray fuses the decode task into the actor (both need one CPU), so every core decodes and encodes, and
+    # no pixels pass through the object store.
     wanted = context.cpus if rows > _ONE_ACTOR_ROWS else 1
     return ray.data.ActorPoolStrategy(size=max(1, min(wanted, shards)))

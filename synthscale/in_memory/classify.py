@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from synthscale.classify.classifier import fit_classifier
 from synthscale.classify.directions import find_directions
 from synthscale.classify.evaluation import metrics_over_repeats, sum_classifier_errors
-from synthscale.classify.logistic_loss import FoldView, view_columns
+from synthscale.classify.fold_views import FoldView, view_columns
 from synthscale.classify.model import RefittedLogits
 from synthscale.classify.training import FoldPlan, TrainingData, VectorBlock, bandwidth_sample
 from synthscale.config import Config, MetricsConfig

@@ -8,17 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthscale.config import NeighborsConfig
-from synthscale.neighbors.analysis import (
-    KnnQuery,
-    RadiusKey,
-    RadiusQuery,
-    SearchSummary,
-    SetPair,
-    analyse_views,
-    search_views,
-    view_neighbors,
-    view_pairs,
-)
+from synthscale.neighbors.analysis import SearchSummary, analyse_views, search_views, view_neighbors
 from synthscale.neighbors.cell_index import CellIndex, cells_for, index_sample_size, train_index
 from synthscale.neighbors.cells import JoinSample, plan_join, sample_size
 from synthscale.neighbors.copies import Copies, vector_hashes
@@ -38,6 +28,7 @@ from synthscale.neighbors.knn_search import (
     search_knn,
 )
 from synthscale.neighbors.radius import ViewSearches
+from synthscale.neighbors.search_backend import KnnQuery, RadiusKey, RadiusQuery, SetPair, view_pairs
 from synthscale.neighbors.view import (
     K,
     Nearest,
@@ -130,7 +121,7 @@ class MemoryLookup:
 
 
 class MemoryBackend:
-    """See `analysis.SearchBackend`: one index a set, in this process."""
+    """See `SearchBackend`: one index a set, in this process."""
 
     def __init__(self, vectors: NDArray[np.float32], sets: Mapping[str, Rows], copies: Copies) -> None:
         """Index the distinct rows of each set.
@@ -170,18 +161,18 @@ class MemoryBackend:
     # Searches.
 
     def sample_distances(self, queries: Sequence[KnnQuery]) -> list[Floats]:
-        """See `analysis.SearchBackend`."""
+        """See `SearchBackend`."""
         return [self._knn(self._recall_sample(query.query), query)[0] for query in queries]
 
     def search(self, queries: Sequence[KnnQuery], wanted: Collection[SetPair]) -> dict[SetPair, KnnResult]:
-        """See `analysis.SearchBackend`."""
+        """See `SearchBackend`."""
         for query in queries:
             rows = self._rows[query.query]
             self._results[query.pair] = KnnResult(rows, *self._knn(rows, query))
         return {pair: self._results[pair] for pair in wanted}
 
     def search_sample(self, pairs: Sequence[SetPair], counts: Mapping[int, int]) -> dict[SetPair, KnnResult]:
-        """See `analysis.SearchBackend`."""
+        """See `SearchBackend`."""
         samples = {code: self._sample(code, count) for code, count in counts.items()}
         return {
             pair: KnnResult(samples[pair.query], *self._knn(samples[pair.query], KnnQuery(*pair, 1, ALL_CELLS)))
@@ -198,13 +189,13 @@ class MemoryBackend:
         return distance, neighbor
 
     def count_radii(self, queries: Mapping[RadiusKey, RadiusQuery]) -> None:
-        """See `analysis.SearchBackend`."""
+        """See `SearchBackend`."""
         for key, query in queries.items():
             rows = self._rows[key.query]
             self._counts[key] = RadiusCounts(rows, self._count(rows, key, query))
 
     def sample_radii(self, queries: Mapping[RadiusKey, RadiusQuery]) -> dict[RadiusKey, NDArray[np.int32]]:
-        """See `analysis.SearchBackend`."""
+        """See `SearchBackend`."""
         return {key: self._count(self._recall_sample(key.query), key, query) for key, query in queries.items()}
 
     def _count(self, rows: Rows, key: RadiusKey, query: RadiusQuery) -> NDArray[np.int32]:
@@ -231,17 +222,17 @@ class MemoryBackend:
         return np.concatenate(parts)
 
     def end_searches(self) -> None:
-        """See `analysis.SearchBackend`."""
+        """See `SearchBackend`."""
 
     # Edges and groups.
 
     def listed_edges(self, code: int, radius: float) -> Edges:
-        """See `analysis.SearchBackend`."""
+        """See `SearchBackend`."""
         searches = ViewSearches(*(self._results[pair] for pair in view_pairs(code)))
         return listed_edges(searches, self.copies, radius, (0, code))
 
     def join(self, codes: Sequence[int], radius: float) -> tuple[Edges, dict[str, Any]]:
-        """See `analysis.SearchBackend`."""
+        """See `SearchBackend`."""
         rows = np.concatenate([self._rows[code] for code in codes])
         code_of_row = np.concatenate([np.full(len(self._rows[code]), code, np.int32) for code in codes])
         own = self._vectors[rows]
@@ -251,7 +242,7 @@ class MemoryBackend:
         return join_all(plan, own, rows, code_of_row).edges, {"radius": radius, **asdict(plan.estimate)}
 
     def share_deviations(self, codes: Sequence[int]) -> dict[int, dict[str, Blocks]]:
-        """See `analysis.SearchBackend`."""
+        """See `SearchBackend`."""
         found = {}
         for code in codes:
             real, own = sample_rows(self.distinct[0], self.distinct[code])
@@ -261,7 +252,7 @@ class MemoryBackend:
         return found
 
     def lookup(self) -> VectorLookup:
-        """See `analysis.SearchBackend`."""
+        """See `SearchBackend`."""
         return MemoryLookup(self._vectors, norms(self._vectors))
 
     # Samples that do not depend on the order of the rows.

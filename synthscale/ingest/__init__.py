@@ -1,1 +1,1 @@
-"""Inputs -> ``manifest/``: folders, archives, tables, precomputed vectors, checks, the held-out control."""
+"""Input discovery: read folders, archives, tables or precomputed vectors, check them and write ``manifest/``."""

@@ -1,7 +1,7 @@
-"""Rows of archives: WebDataset tars, zips of images, and Parquet files that hold images.
+"""Manifest columns of the images in archives: WebDataset tars, zips of images, and Parquet files of images.
 
-Only what says where the images lie is read: a tar's headers and its small text members, a zip's directory, a
-Parquet file's other columns.
+Reads archives on disk or S3 and writes nothing. No image is read: only a tar's headers and small text members, a
+zip's central directory, and a Parquet file's columns other than the image column.
 """
 
 import json
@@ -18,28 +18,49 @@ import pyarrow.parquet as pq
 
 from synthscale.config import StorageConfig
 from synthscale.errors import InputError
-from synthscale.ingest.dataset import OURS
+from synthscale.ingest.dataset import SOURCE_COLUMNS
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.fetch import parquet_uri, tar_uri, zip_uri
 from synthscale.tables.image_formats import SUFFIXES
 
-_BATCH = 20_000
-_TEXT_BYTES = 2**20
-"""Larger text members are no labels."""
+_BATCH_ROWS = 20_000
+"""Rows per yielded batch of a tar or zip; bounds the memory of a large archive's rows."""
+_MAX_TEXT_BYTES = 2**20
+"""Maximum size of a text member (1 MiB). Larger members are ignored, since they are not labels."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file that holds images: where it is, its name below its set, and its etag on S3."""
+    """A file that contains images.
+
+    Attributes:
+        uri: local path or ``s3://`` URI.
+        relative: path relative to the folder of its set; the prefix of the images' ids.
+        etag: etag of the file as listed; None if unknown.
+    """
 
     uri: str
     relative: str
     etag: str | None
 
 
-def members_of(archive: Archive, storage: StorageConfig) -> Iterator[dict[str, Any]]:
-    """Yield the manifest's columns of an archive's images, some thousands at a time; raise InputError."""
-    read = ARCHIVES[posixpath.splitext(archive.uri)[1].lower()]
+def read_members(archive: Archive, storage: StorageConfig) -> Iterator[dict[str, Any]]:
+    """Yield the manifest columns of an archive's images, in batches.
+
+    Args:
+        archive: the file; its suffix selects the reader.
+        storage: S3 settings.
+
+    Yields:
+        Columns of equal length by name: id (without the set's name), uri, label, image_filename, size_bytes, etag
+        and the user's own columns. A tar or zip gives about ``_BATCH_ROWS`` rows a batch, a Parquet file one row
+        group.
+
+    Raises:
+        InputError: the archive or a text member is damaged, or a Parquet file has no image column.
+        StorageError: the archive cannot be read.
+    """
+    read = ARCHIVE_READERS[posixpath.splitext(archive.uri)[1].lower()]
     try:
         with (
             fsys.storage_errors(archive.uri, "read"),
@@ -47,11 +68,13 @@ def members_of(archive: Archive, storage: StorageConfig) -> Iterator[dict[str, A
         ):
             yield from read(archive, f)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, pa.ArrowInvalid, EOFError) as error:
-        raise InputError(f"{archive.uri}: damaged or no {archive.uri.rpartition('.')[2]} file: {error}") from error
+        raise InputError(
+            f"{archive.uri}: damaged or not a {archive.uri.rpartition('.')[2]} file: {error}"
+        ) from error
 
 
 def _columns(archive: Archive, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Turn rows into columns; what only some rows have is null in the others, and mixed kinds become texts."""
+    """Convert rows to columns: a value missing from a row is null, and columns of mixed types become strings."""
     names = dict.fromkeys(name for row in rows for name in row)
     columns: dict[str, Any] = {name: _array([row.get(name) for row in rows]) for name in names}
     return {
@@ -61,7 +84,7 @@ def _columns(archive: Archive, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "image_filename": pa.array([row.get("image_filename") for row in rows], pa.string()),
         "size_bytes": pa.array([row.get("size_bytes") for row in rows], pa.int64()),
         "etag": pa.array([archive.etag] * len(rows), pa.string()),
-        **{name: column for name, column in columns.items() if name not in OURS},
+        **{name: column for name, column in columns.items() if name not in SOURCE_COLUMNS},
     }
 
 
@@ -72,30 +95,30 @@ def _array(values: list[Any]) -> pa.Array:
         return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
-def _users(values: dict[str, Any]) -> dict[str, Any]:
-    """What a user's table or JSON says of an image, under names that are not ours; only plain values."""
+def _user_columns(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the user's scalar values of an image; names that the manifest uses get the prefix ``user_``."""
     plain = {
         name: value for name, value in values.items() if value is None or isinstance(value, str | int | float)
     }
-    return {f"user_{name}" if name in OURS else name: value for name, value in plain.items()}
+    return {f"user_{name}" if name in SOURCE_COLUMNS else name: value for name, value in plain.items()}
 
 
-# WebDataset: the members of a sample follow one another, and share their name up to its first dot.
+# WebDataset tars: the members of a sample are adjacent and share their path up to the file name's first dot.
 
 
 def _tar_members(archive: Archive, file: Any) -> Iterator[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with tarfile.open(fileobj=file, mode="r:") as tar:
-        key, images, said = "", list[dict[str, Any]](), dict[str, Any]()
+        key, images, attributes = "", list[dict[str, Any]](), dict[str, Any]()
         for member in tar:
             if not member.isfile():
                 continue
             folder, name = posixpath.split(member.name)
             stem, _, kind = name.partition(".")
             if posixpath.join(folder, stem) != key:
-                rows += [{**said, **image} for image in images]
-                key, images, said = posixpath.join(folder, stem), [], {}
-                if len(rows) >= _BATCH:
+                rows += [{**attributes, **image} for image in images]
+                key, images, attributes = posixpath.join(folder, stem), [], {}
+                if len(rows) >= _BATCH_ROWS:
                     yield _columns(archive, rows)
                     rows = []
             if posixpath.splitext(name)[1].lower() in SUFFIXES:
@@ -107,16 +130,17 @@ def _tar_members(archive: Archive, file: Any) -> Iterator[dict[str, Any]]:
                         "size_bytes": member.size,
                     }
                 )
-                said.setdefault("label", posixpath.basename(folder) or None)
-            elif kind in {"cls", "txt", "json"} and member.size <= _TEXT_BYTES:
+                attributes.setdefault("label", posixpath.basename(folder) or None)
+            elif kind in {"cls", "txt", "json"} and member.size <= _MAX_TEXT_BYTES:
                 data = tar.extractfile(member)
-                said |= _said(archive, member.name, kind, b"" if data is None else data.read())
-        rows += [{**said, **image} for image in images]
+                attributes |= _parse_text(archive, member.name, kind, b"" if data is None else data.read())
+        rows += [{**attributes, **image} for image in images]
     if rows:
         yield _columns(archive, rows)
 
 
-def _said(archive: Archive, name: str, kind: str, data: bytes) -> dict[str, Any]:
+def _parse_text(archive: Archive, name: str, kind: str, data: bytes) -> dict[str, Any]:
+    """Return the columns that a sample's text member gives: its label, its caption, or the values of its JSON."""
     try:
         text = data.decode().strip()
         if kind == "cls":
@@ -125,11 +149,11 @@ def _said(archive: Archive, name: str, kind: str, data: bytes) -> dict[str, Any]
             return {"caption": text}
         values = json.loads(text)
     except ValueError as error:
-        raise InputError(f"{archive.uri}: {name}: not readable: {error}") from error
+        raise InputError(f"{archive.uri}: {name}: cannot be read: {error}") from error
     if not isinstance(values, dict):
         return {}
     label = {"label": str(values["label"])} if isinstance(values.get("label"), str | int) else {}
-    return label | _users({name: value for name, value in values.items() if name != "label"})
+    return label | _user_columns({name: value for name, value in values.items() if name != "label"})
 
 
 # Zips of images.
@@ -149,18 +173,22 @@ def _zip_members(archive: Archive, file: Any) -> Iterator[dict[str, Any]]:
                     "image_filename": info.filename,
                 }
             )
-            if len(rows) == _BATCH:
+            if len(rows) == _BATCH_ROWS:
                 yield _columns(archive, rows)
                 rows = []
     if rows:
         yield _columns(archive, rows)
 
 
-# Parquet with image bytes, as Hugging Face writes it.
+# Parquet files with a column of encoded images, as written by Hugging Face datasets.
 
 
 def image_column(schema: pa.Schema) -> str | None:
-    """Return the column that holds encoded images: a struct with ``bytes``, or binary values called ``image``."""
+    """Return the name of the column of encoded images, or None if there is none.
+
+    This is the first struct with a field ``bytes`` (Hugging Face's Image type), or else the first binary column
+    named ``image``, ``bytes``, ``jpg`` or ``png``.
+    """
     for field in schema:
         if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
             return str(field.name)
@@ -183,13 +211,16 @@ def _parquet_rows(archive: Archive, file: Any) -> Iterator[dict[str, Any]]:
     schema = opened.schema_arrow
     column = image_column(schema)
     if column is None:
-        raise InputError(f"{archive.uri}: no column holds images (a struct with bytes, or binary values)")
+        raise InputError(
+            f"{archive.uri}: no column contains images: expected a struct with a field bytes, or a binary column "
+            "named image, bytes, jpg or png"
+        )
     labels = _label_names(schema)
     plain = [field.name for field in schema if field.name != column and _is_plain(field.type)]
     kind = schema.field(column).type
     has_path = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
     wanted = [*plain, f"{column}.path"] if has_path else plain
-    row = 0
+    number = 0
     for group in range(opened.num_row_groups):
         table = opened.read_row_group(group, columns=wanted)
         names = [None] * opened.metadata.row_group(group).num_rows
@@ -197,21 +228,21 @@ def _parquet_rows(archive: Archive, file: Any) -> Iterator[dict[str, Any]]:
             names = [None if value is None else value["path"] for value in table.column(column).to_pylist()]
         values = table.select(plain).to_pylist() if plain else [{}] * len(names)
         rows = []
-        for i, (name, said) in enumerate(zip(names, values, strict=True)):
-            label = said.pop("label", None)
-            known = {
-                "id": f"{archive.relative}/{row}",
+        for i, (name, attributes) in enumerate(zip(names, values, strict=True)):
+            label = attributes.pop("label", None)
+            source_columns = {
+                "id": f"{archive.relative}/{number}",
                 "uri": parquet_uri(archive.uri, group, i, column),
                 "label": labels.get(label, None if label is None else str(label)),
                 "image_filename": name,
             }
-            rows.append({**_users(said), **known})
-            row += 1
+            rows.append({**_user_columns(attributes), **source_columns})
+            number += 1
         yield _columns(archive, rows)
 
 
 def _label_names(schema: pa.Schema) -> dict[int, str]:
-    """The names of the numbers in the column ``label``, where the file says them (Hugging Face's ClassLabel)."""
+    """Return label names by code from Hugging Face's ClassLabel metadata; empty if the file has none."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
         return dict(enumerate(features["label"]["names"]))
@@ -219,9 +250,9 @@ def _label_names(schema: pa.Schema) -> dict[int, str]:
         return {}
 
 
-ARCHIVES: dict[str, Callable[[Archive, Any], Iterator[dict[str, Any]]]] = {
+ARCHIVE_READERS: dict[str, Callable[[Archive, Any], Iterator[dict[str, Any]]]] = {
     ".tar": _tar_members,
     ".zip": _zip_members,
     ".parquet": _parquet_rows,
 }
-"""What reads the members of each kind of archive."""
+"""Reader of each archive type, by lower-case suffix."""

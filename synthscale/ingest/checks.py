@@ -1,4 +1,7 @@
-"""Checks of a whole input: unique ids, both classes, generator names, columns and gates that exist."""
+"""Checks that need the rows of the whole input: unique ids, both classes, generator names, columns and gates.
+
+Takes the rows that `discover` returns; writes only temporary files of id hashes.
+"""
 
 from collections import Counter
 
@@ -9,57 +12,74 @@ import pyarrow.compute as pc
 from synthscale.config import Config, check_generator_name
 from synthscale.errors import ConfigError, InputError
 from synthscale.gate_grammar import generator_gates
-from synthscale.ingest.spool import mapped_keys
+from synthscale.ingest.spool import mapped_id_hashes
 from synthscale.tables.columns import is_sliceable
 from synthscale.tables.schemas import MANIFEST_COLUMNS, REAL, SCORES, SYNTHETIC
 
-_SORTED = 2**21
-"""Keys of ids that are sorted at a time."""
+_HASHES_PER_SORT = 2**21
+"""Approximate number of id hashes sorted at a time (16 MiB).
+
+Bounds memory: the hashes are read once for every ``_HASHES_PER_SORT`` rows, so half the value doubles the reads.
+"""
 
 
 def rename_clashing_columns(rows: pa.Table) -> pa.Table:
-    """Give a user's column that bears the name of one of ours in ``scores/`` the prefix ``user_``."""
-    ours = (set(SCORES.names) - set(MANIFEST_COLUMNS.names)) | {"row", "id_hash"}
+    """Prefix user columns named like a column of ``scores/``, or ``row`` or ``id_hash``, with ``user_``."""
+    reserved = (set(SCORES.names) - set(MANIFEST_COLUMNS.names)) | {"row", "id_hash"}
     names = list(rows.column_names)
     for i, name in enumerate(names):
-        if name in ours:
-            while name in ours or name in names:
+        if name in reserved:
+            while name in reserved or name in names:
                 name = f"user_{name}"
             names[i] = name
     return rows.rename_columns(names)
 
 
 def check_metrics(config: Config, rows: pa.Table) -> None:
-    """Raise ConfigError where ``metrics.slice_by`` or a gate names what the input has not."""
+    """Check that the columns of ``metrics.slice_by`` and the generators of gates exist.
+
+    Raises:
+        ConfigError: a column is missing or its type cannot be sliced by, or a gate names an unknown generator.
+    """
     rows = rename_clashing_columns(rows)
-    there = ["label", *(name for name in rows.column_names if name not in MANIFEST_COLUMNS.names)]
-    missing = [name for name in config.metrics.slice_by if name not in there]
+    available = ["label", *(name for name in rows.column_names if name not in MANIFEST_COLUMNS.names)]
+    missing = [name for name in config.metrics.slice_by if name not in available]
     if missing:
         raise ConfigError(
-            f"metrics.slice_by: the input has no column {', '.join(missing)}; there are {', '.join(there)}"
+            f"metrics.slice_by: the input has no column {', '.join(missing)}; "
+            f"its columns are {', '.join(available)}"
         )
     for name in config.metrics.slice_by:
         if not is_sliceable(rows.schema.field(name).type):
-            raise ConfigError(f"metrics.slice_by: {name} holds {rows.schema.field(name).type}, not plain values")
+            raise ConfigError(
+                f"metrics.slice_by: column {name} has type {rows.schema.field(name).type}; "
+                "nested and binary columns cannot be used"
+            )
     generators = {name for name in pc.unique(rows.column("generator")).to_pylist() if name is not None}
     for text, generator in generator_gates(config.gates):
         if generator not in generators:
             raise ConfigError(
-                f"gate {text!r}: there is no generator {generator}; there are {', '.join(sorted(generators))}"
+                f"gate {text!r}: the input has no generator {generator}; its generators are "
+                f"{', '.join(sorted(generators))}"
             )
 
 
 def check_rows(rows: pa.Table) -> None:
-    """Raise InputError when the set as a whole cannot be scored, naming what is wrong."""
+    """Check that the input as a whole can be scored.
+
+    Raises:
+        InputError: there are no rows, a missing or duplicate id, rows of one class only, or an invalid generator
+            name; the message says which.
+    """
     if rows.num_rows == 0:
         raise InputError("the input has no rows")
     ids = rows.column("id")
     if ids.null_count:
-        raise InputError(f"{ids.null_count} rows have no id")
-    twice = _twice(ids)
-    if twice:
-        more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
-        raise InputError(f"duplicate ids: {', '.join(twice[:5])}{more}; every row needs an id of its own")
+        raise InputError(f"{ids.null_count:,} rows have no id")
+    duplicates = _duplicate_ids(ids)
+    if duplicates:
+        more = f" and {len(duplicates) - 5:,} more" if len(duplicates) > 5 else ""
+        raise InputError(f"duplicate ids: {', '.join(duplicates[:5])}{more}; every row needs a unique id")
     kinds = set(pc.unique(rows.column("real_or_synthetic")).to_pylist())
     for kind in (REAL, SYNTHETIC):
         if kind not in kinds:
@@ -72,20 +92,25 @@ def check_rows(rows: pa.Table) -> None:
                 raise InputError(str(error)) from error
 
 
-def _twice(ids: pa.ChunkedArray) -> list[str]:
-    """Return the ids that more than one row has; the keys of all are on disk, and sorted a range at a time."""
-    keys = mapped_keys(ids)
-    ranges = max(1, len(keys) // _SORTED)
-    found = [np.empty(0, np.uint64)]
-    for own in range(ranges):
-        spans = (keys[start : start + _SORTED] for start in range(0, len(keys), _SORTED))
-        order = np.sort(np.concatenate([span[span % np.uint64(ranges) == own] for span in spans]))
-        found.append(np.unique(order[1:][order[1:] == order[:-1]]))
-    same = np.concatenate(found)
-    if not len(same):
+def _duplicate_ids(ids: pa.ChunkedArray) -> list[str]:
+    """Return the ids of more than one row.
+
+    Id hashes are partitioned by residue and sorted one partition at a time; only the ids of equal hashes are then
+    compared as strings.
+    """
+    hashes = mapped_id_hashes(ids)
+    starts = range(0, len(hashes), _HASHES_PER_SORT)
+    partitions = max(1, len(hashes) // _HASHES_PER_SORT)
+    duplicate_hashes = [np.empty(0, np.uint64)]
+    for residue in range(partitions):
+        spans = (hashes[start : start + _HASHES_PER_SORT] for start in starts)
+        ordered = np.sort(np.concatenate([span[span % np.uint64(partitions) == residue] for span in spans]))
+        duplicate_hashes.append(np.unique(ordered[1:][ordered[1:] == ordered[:-1]]))
+    repeated = np.concatenate(duplicate_hashes)
+    if not len(repeated):
         return []
     counts = Counter[str]()
-    for start in range(0, len(keys), _SORTED):
-        mask = pa.array(np.isin(keys[start : start + _SORTED], same))
-        counts.update(ids.slice(start, _SORTED).filter(mask).to_pylist())
+    for start in starts:
+        mask = pa.array(np.isin(hashes[start : start + _HASHES_PER_SORT], repeated))
+        counts.update(ids.slice(start, _HASHES_PER_SORT).filter(mask).to_pylist())
     return [name for name, count in counts.items() if count > 1]

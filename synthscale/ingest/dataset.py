@@ -1,4 +1,7 @@
-"""What every source gives, and how a user's table becomes the manifest's columns."""
+"""The rows that every source returns, and the conversion of a user's table to the manifest's columns.
+
+Works on tables in memory; reads and writes no files.
+"""
 
 from collections import Counter
 from collections.abc import Callable
@@ -13,16 +16,24 @@ from synthscale.storage import filesystems as fsys
 from synthscale.tables.layout import VectorSource
 from synthscale.tables.schemas import REAL, SYNTHETIC
 
-OURS = frozenset({"id", "uri", "label", "image_filename", "size_bytes", "etag", "real_or_synthetic", "generator"})
-"""The manifest's columns that a source gives."""
+SOURCE_COLUMNS = frozenset(
+    {"id", "uri", "label", "image_filename", "size_bytes", "etag", "real_or_synthetic", "generator"}
+)
+"""Manifest columns that a source fills in; ingest adds ``row`` and ``id_hash``."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The rows of a run before they are numbered, a digest of what was found, and what was passed over.
+    """The rows of a run before ingest numbers them.
 
-    ``rows`` are mapped from disk: there may be more than memory holds. The digest of a table is of its words
-    alone: files that it names and that are not there may come later.
+    Attributes:
+        rows: manifest columns of a source and the user's own; memory-mapped, may be larger than memory.
+        digest: digest of the source, for the fingerprint of ingest. For folders it covers paths, sizes and etags
+            of all files. For a table it covers the table's content only, so that missing images may be added
+            later.
+        vectors: location of precomputed vectors; None if the input is images.
+        is_table: whether the source is a metadata table of images.
+        notes: messages for the report, e.g. the number of skipped files.
     """
 
     rows: pa.Table
@@ -33,17 +44,28 @@ class Dataset:
 
 
 def table_rows(frame: pd.DataFrame, source: str, locate: Callable[[str], str], first_row: int = 0) -> pa.Table:
-    """Return a part of a metadata table as manifest rows.
+    """Convert a part of a metadata table to manifest rows.
 
-    ``locate`` gives the URI of a name relative to the data set; errors count rows from ``first_row``.
+    Args:
+        frame: rows with ``real_or_synthetic``, and ``image_filename`` or ``uri``; other columns are kept.
+        source: URI of the table, for error messages.
+        locate: returns the URI of a path relative to the data set's folder.
+        first_row: row number of the first row in the whole table, for error messages.
+
+    Returns:
+        Source columns and the user's own; the id is the file name or URI if there is no column ``id``.
+
+    Raises:
+        InputError: a required column or a row's file name is missing, a path leaves the data set's folder, or a
+            class is unknown.
     """
     if "real_or_synthetic" not in frame:
-        raise InputError(f"{source}: lacks the column real_or_synthetic")
+        raise InputError(f"{source}: the column real_or_synthetic is missing")
     if not {"image_filename", "uri"} & set(frame.columns):
-        raise InputError(f"{source}: lacks the column image_filename (or uri)")
+        raise InputError(f"{source}: the column image_filename (or uri) is missing")
     n = len(frame)
-    names = texts(frame, "image_filename") or [None] * n
-    uris = texts(frame, "uri") or [None] * n
+    names = to_strings(frame, "image_filename") or [None] * n
+    uris = to_strings(frame, "uri") or [None] * n
     resolved = []
     for i, (name, uri) in enumerate(zip(names, uris, strict=True), first_row):
         if uri is None and name is None:
@@ -52,29 +74,44 @@ def table_rows(frame: pd.DataFrame, source: str, locate: Callable[[str], str], f
             resolved.append(fsys.absolute(uri))
             continue
         path = str(name if uri is None else uri)
-        _refuse_path_out(path, source, i)
+        _check_relative_path(path, source, i)
         resolved.append(locate(path))
-    known = {
-        "id": texts(frame, "id") or [name or uri for name, uri in zip(names, uris, strict=True)],
+    source_columns = {
+        "id": to_strings(frame, "id") or [name or uri for name, uri in zip(names, uris, strict=True)],
         "uri": resolved,
         "image_filename": names,
     }
-    return with_user_columns(frame, known, source)
+    return with_user_columns(frame, source_columns, source)
 
 
-def with_user_columns(frame: pd.DataFrame, known: dict[str, Any], source: str) -> pa.Table:
-    """Complete ``known`` columns with class, label, generator and the user's own; refuse unknown classes."""
+def with_user_columns(frame: pd.DataFrame, source_columns: dict[str, Any], source: str) -> pa.Table:
+    """Add class, label, generator and the user's own columns to the columns of a source.
+
+    Args:
+        frame: n rows of the user's table.
+        source_columns: columns that are already final, of length n.
+        source: URI of the table, for error messages.
+
+    Returns:
+        n rows. ``generator`` is null for real rows and defaults to ``synthetic`` for others; ``size_bytes`` and
+        ``etag`` are null, and user columns of these names get the prefix ``user_``.
+
+    Raises:
+        InputError: a value of ``real_or_synthetic`` is neither 'real' nor 'synthetic', in any case.
+    """
     n = len(frame)
-    kinds = [None if kind is None else kind.strip().lower() for kind in texts(frame, "real_or_synthetic") or []]
+    kinds = [
+        None if kind is None else kind.strip().lower() for kind in to_strings(frame, "real_or_synthetic") or []
+    ]
     unknown = Counter(str(kind) for kind in kinds if kind not in {REAL, SYNTHETIC})
     if unknown:
-        values = ", ".join(f"{value!r} ({count} rows)" for value, count in unknown.most_common(3))
+        values = ", ".join(f"{value!r} ({count:,} rows)" for value, count in unknown.most_common(3))
         raise InputError(f"{source}: real_or_synthetic must be 'real' or 'synthetic', found {values}")
-    generators = texts(frame, "generator") or [None] * n
+    generators = to_strings(frame, "generator") or [None] * n
     columns: dict[str, Any] = {
-        **known,
+        **source_columns,
         "real_or_synthetic": pa.array(kinds, pa.string()),
-        "label": pa.array(texts(frame, "label") or [None] * n, pa.string()),
+        "label": pa.array(to_strings(frame, "label") or [None] * n, pa.string()),
         "generator": pa.array(
             [None if kind == REAL else (name or SYNTHETIC) for kind, name in zip(kinds, generators, strict=True)],
             pa.string(),
@@ -90,17 +127,17 @@ def with_user_columns(frame: pd.DataFrame, known: dict[str, Any], source: str) -
     return pa.table(columns)
 
 
-def texts(frame: pd.DataFrame, column: str) -> list[str | None] | None:
-    """Return a column as texts, nulls as None; None when there is no such column."""
+def to_strings(frame: pd.DataFrame, column: str) -> list[str | None] | None:
+    """Return a column as strings, with None for nulls; None if the column does not exist."""
     if column not in frame:
         return None
     return [None if pd.isna(value) else str(value) for value in frame[column]]
 
 
-def _refuse_path_out(name: str, source: str, row: int) -> None:
-    plain = name.replace("\\", "/")
-    if plain.startswith("/") or "://" in plain or ".." in plain.split("/") or plain[1:2] == ":":
+def _check_relative_path(name: str, source: str, row: int) -> None:
+    path = name.replace("\\", "/")
+    if path.startswith("/") or "://" in path or ".." in path.split("/") or path[1:2] == ":":
         raise InputError(
-            f"{source}: row {row}: image_filename {name!r} leaves the data set's folder; "
+            f"{source}: row {row}: image_filename {name!r} is outside the data set's folder; "
             "use a path below it, or an absolute path or URI in a uri column"
         )

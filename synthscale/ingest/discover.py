@@ -1,6 +1,7 @@
-"""Finds the rows of a data set: image folders, metadata tables, Studio-style zips and folders, vector tables.
+"""Entry point of input discovery: image folders, metadata tables, Studio-style zips and folders, vector tables.
 
-Reads listings and tables, never pixels or vectors. Gives an Arrow table with the manifest's columns but ``row``.
+Reads listings and tables, not pixels or vectors. Returns an Arrow table with the manifest's columns except ``row``
+and ``id_hash``.
 """
 
 from synthscale.config import Config
@@ -14,7 +15,12 @@ __all__ = ["Dataset", "discover"]
 
 
 def discover(config: Config) -> Dataset:
-    """Resolve a configuration's input to rows; raise InputError or StorageError when that cannot be done."""
+    """Return the rows of the input that a configuration names: its folders, or its ``manifest``.
+
+    Raises:
+        InputError: the input does not exist, has an unknown format or is invalid.
+        StorageError: it cannot be read.
+    """
     if config.manifest is None:
         return from_folders(config)
     uri = fsys.absolute(config.manifest)

@@ -1,7 +1,8 @@
-"""Sizes and etags of files that a table names: by a look at the disk, or by listings of S3 where they lie.
+"""Sizes and etags of the files named by a metadata table: ``stat`` for local files, listings or HEAD for S3.
 
-A listing tells of a thousand objects at once. So the names are put in order, and each listing begins at the next
-name that is wanted; where one holds few of them, those that follow are asked for one by one.
+Reads file metadata only and writes nothing. A list request returns up to 1,000 objects, so keys are sorted and
+each listing starts at the next key to look up. After a page with few of the keys, the next ones are looked up by
+HEAD requests, one each.
 """
 
 import os
@@ -21,27 +22,40 @@ from synthscale.storage.filesystems import FileInfo
 from synthscale.storage.objects import bucket_client, check_listing, is_denied, listing_errors, to_file_info
 
 _THREADS = 32
+"""Concurrent requests to a bucket; each thread looks up a contiguous range of the sorted keys."""
 _PAGE = 1000
-_FEW = 10
-_ONE_BY_ONE = 100
+"""Objects per list request, the most that S3 returns."""
+_MIN_HITS = 10
+"""A page with fewer of the wanted keys than this is followed by HEAD requests."""
+_HEAD_KEYS = 100
+"""Number of keys looked up by HEAD requests before another listing is tried."""
 
 
-def with_states(tables: Sequence[pa.Table], storage: StorageConfig) -> list[pa.Table]:
-    """Complete tables of the manifest with ``size_bytes`` and ``etag``: null where there is no such file.
+def add_file_stats(tables: Sequence[pa.Table], storage: StorageConfig) -> list[pa.Table]:
+    """Fill in the columns ``size_bytes`` and ``etag`` of manifest rows.
 
-    More rows at once need fewer listings, where their order is not that of the names.
+    Args:
+        tables: rows with a column ``uri``. If they are not sorted by URI, more rows per call need fewer listings.
+        storage: S3 settings.
 
-    Raises StorageError when a bucket cannot be asked, or does not exist.
+    Returns:
+        The tables. Both values are null if a file does not exist; an archive member has the etag of its archive
+        and no size.
+
+    Raises:
+        StorageError: a bucket does not exist or cannot be reached.
     """
-    found = states({containing_file(uri) for rows in tables for uri in rows.column("uri").to_pylist()}, storage)
-    return [_completed(rows, found) for rows in tables]
+    infos = stat_files(
+        {containing_file(uri) for rows in tables for uri in rows.column("uri").to_pylist()}, storage
+    )
+    return [_fill_in(rows, infos) for rows in tables]
 
 
-def _completed(rows: pa.Table, found: Mapping[str, FileInfo]) -> pa.Table:
+def _fill_in(rows: pa.Table, info_by_uri: Mapping[str, FileInfo]) -> pa.Table:
     uris = rows.column("uri").to_pylist()
     files = [containing_file(uri) for uri in uris]
-    infos = [found.get(file) for file in files]
-    # A member of an archive changes with it, and has a size of its own.
+    infos = [info_by_uri.get(file) for file in files]
+    # An archive member gets the archive's etag, since it changes with the archive, but not the archive's size.
     sizes = [
         None if info is None or file != uri else info.size_bytes
         for uri, file, info in zip(uris, files, infos, strict=True)
@@ -55,23 +69,30 @@ def _completed(rows: pa.Table, found: Mapping[str, FileInfo]) -> pa.Table:
     return rows
 
 
-def states(uris: set[str], storage: StorageConfig) -> dict[str, FileInfo]:
-    """Return what is known of files on a disk and objects of S3, by URI, without those that are not there."""
-    found: dict[str, FileInfo] = {}
+def stat_files(uris: set[str], storage: StorageConfig) -> dict[str, FileInfo]:
+    """Look up the size and etag of local files and S3 objects.
+
+    Returns:
+        FileInfo by URI. Files that do not exist or may not be read are left out.
+
+    Raises:
+        StorageError: a bucket does not exist or cannot be reached.
+    """
+    infos: dict[str, FileInfo] = {}
     buckets: dict[str, list[str]] = {}
     for uri in sorted(uris):
         if fsys.is_s3(uri):
             bucket, _, key = uri.removeprefix("s3://").partition("/")
             if key:
                 buckets.setdefault(bucket, []).append(key)
-        elif (info := _on_disk(uri)) is not None:
-            found[uri] = info
+        elif (info := _stat_local(uri)) is not None:
+            infos[uri] = info
     for bucket, keys in buckets.items():
-        found |= {f"s3://{info.path}": info for info in _in_bucket(bucket, keys, storage)}
-    return found
+        infos |= {f"s3://{info.path}": info for info in _stat_objects(bucket, keys, storage)}
+    return infos
 
 
-def _on_disk(path: str) -> FileInfo | None:
+def _stat_local(path: str) -> FileInfo | None:
     try:
         state = os.stat(path)
     except (OSError, ValueError):
@@ -79,19 +100,19 @@ def _on_disk(path: str) -> FileInfo | None:
     return FileInfo(path, state.st_size, fsys.file_etag(state))
 
 
-def _in_bucket(bucket: str, keys: list[str], storage: StorageConfig) -> list[FileInfo]:
-    """Return what is known of keys, which ascend."""
-    share = -(-len(keys) // _THREADS)
+def _stat_objects(bucket: str, keys: list[str], storage: StorageConfig) -> list[FileInfo]:
+    """Look up the keys of a bucket, which must be sorted; objects that do not exist are left out."""
+    keys_per_thread = -(-len(keys) // _THREADS)
     with listing_errors(f"s3://{bucket}/{keys[0]}", "look at"):
-        look = _one_by_one if _is_listing_denied(bucket, keys[0], storage) else _leap
+        look_up = _look_up_by_head if _is_listing_denied(bucket, keys[0], storage) else _look_up_by_listing
         store = bucket_client(bucket, storage)
         with ThreadPoolExecutor(_THREADS) as pool:
-            parts = [keys[start : start + share] for start in range(0, len(keys), share)]
-            return [info for infos in pool.map(lambda part: look(store, bucket, part), parts) for info in infos]
+            parts = [keys[start : start + keys_per_thread] for start in range(0, len(keys), keys_per_thread)]
+            return [info for infos in pool.map(lambda part: look_up(store, bucket, part), parts) for info in infos]
 
 
 def _is_listing_denied(bucket: str, key: str, storage: StorageConfig) -> bool:
-    """Tell whether objects may be read and not listed."""
+    """Return True if the credentials do not permit listing the key's folder; raise other errors of S3."""
     try:
         check_listing(bucket, key.rpartition("/")[0] or None, storage)
     except (BaseError, ValueError) as error:
@@ -101,41 +122,47 @@ def _is_listing_denied(bucket: str, key: str, storage: StorageConfig) -> bool:
     return False
 
 
-def _one_by_one(store: S3Store, bucket: str, keys: list[str]) -> list[FileInfo]:
-    found = []
+def _look_up_by_head(store: S3Store, bucket: str, keys: list[str]) -> list[FileInfo]:
+    """Look up keys with one HEAD request each; objects that do not exist or may not be read are left out."""
+    infos = []
     for key in keys:
         try:
-            found.append(to_file_info(bucket, store.head(key)))
+            infos.append(to_file_info(bucket, store.head(key)))
         except (FileNotFoundError, PermissionDeniedError, ValueError):
-            # Why it cannot be read is told when it is.
+            # The cause is recorded as a failure of the row when embed reads the object.
             continue
-    return found
+    return infos
 
 
-def _leap(store: S3Store, bucket: str, keys: list[str]) -> list[FileInfo]:
-    """Look keys up, which ascend, by listings that begin at the next one, or one by one where they lie apart."""
-    found: list[FileInfo] = []
+def _look_up_by_listing(store: S3Store, bucket: str, keys: list[str]) -> list[FileInfo]:
+    """Look up sorted keys with listings that start at the next key, and HEAD requests where keys are sparse."""
+    infos: list[FileInfo] = []
     folder = os.path.commonprefix([keys[0], keys[-1]]).rpartition("/")[0]  # noqa: RUF071
-    at = 0
-    while at < len(keys):
+    position = 0
+    while position < len(keys):
         try:
-            page: Any = next(iter(store.list(folder or None, offset=_before(keys[at]), chunk_size=_PAGE)), [])
-            stop = bisect_right(keys, page[-1]["path"], at) if len(page) == _PAGE else len(keys)
-            there = {item["path"]: item for item in page}
+            page: Any = next(
+                iter(store.list(folder or None, offset=_before(keys[position]), chunk_size=_PAGE)), []
+            )
+            stop = bisect_right(keys, page[-1]["path"], position) if len(page) == _PAGE else len(keys)
+            listed = {item["path"]: item for item in page}
         except ValueError:
-            # obstore knows no names like a//b.
-            stop, there = at, {}
-        hits = [there[key] for key in keys[at:stop] if key in there]
-        found += [to_file_info(bucket, item) for item in hits]
-        at = stop
-        if len(hits) < _FEW:
-            found += _one_by_one(store, bucket, keys[at : at + _ONE_BY_ONE])
-            at += _ONE_BY_ONE
-    return found
+            # obstore refuses keys with an empty path segment, such as a//b.
+            stop, listed = position, {}
+        hits = [listed[key] for key in keys[position:stop] if key in listed]
+        infos += [to_file_info(bucket, item) for item in hits]
+        position = stop
+        if len(hits) < _MIN_HITS:
+            infos += _look_up_by_head(store, bucket, keys[position : position + _HEAD_KEYS])
+            position += _HEAD_KEYS
+    return infos
 
 
 def _before(key: str) -> str:
-    """Return a text that sorts before a key and, of all names that are used, after any smaller one."""
-    # A name that begins with / , or holds two, is none to obstore.
+    """Return a listing offset just below a key: S3 lists the keys after an offset, without the offset itself.
+
+    The last character of the key is replaced by its predecessor, followed by the highest code point.
+    """
+    # Character "/" precedes "0" but is skipped: obstore refuses keys that begin with "/" or contain "//".
     last = ord(key[-1]) - (2 if key[-1] == "0" else 1)
     return key[:-1] + (chr(last) + "\U0010ffff" if 0x20 <= last < 0xD800 else "")

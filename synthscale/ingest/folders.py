@@ -1,4 +1,7 @@
-"""Rows of each set's folder, prefix or archive: one row a picture, its sub-folder the label."""
+"""Rows of image sets given as a folder, S3 prefix or archive: one row per image, its parent folder is the label.
+
+Reads listings and the directories of archives, not images; rows are spooled to temporary files.
+"""
 
 import posixpath
 from dataclasses import dataclass
@@ -8,7 +11,7 @@ import pyarrow as pa
 
 from synthscale.config import Config, StorageConfig
 from synthscale.errors import InputError
-from synthscale.ingest.archives import ARCHIVES, Archive, members_of
+from synthscale.ingest.archives import ARCHIVE_READERS, Archive, read_members
 from synthscale.ingest.dataset import Dataset
 from synthscale.ingest.spool import RunningDigest, Spool
 from synthscale.storage import filesystems as fsys
@@ -19,20 +22,27 @@ from synthscale.tables.schemas import REAL, SYNTHETIC
 
 
 def from_folders(config: Config) -> Dataset:
-    """Return the rows of the real set and each synthetic one; raise InputError when one holds no images."""
+    """Return the rows of the real set and of each synthetic set.
+
+    Raises:
+        InputError: a set does not exist or contains no images, or one set's folder is inside another's.
+        StorageError: a folder or archive cannot be read.
+    """
     assert config.real is not None
-    sets = [_Set(REAL, None, fsys.absolute(config.real))]
-    sets += [_Set(SYNTHETIC, name, fsys.absolute(uri)) for name, uri in config.synthetic.items()]
-    _refuse_nested({own.top for own in sets})
+    sets = [_ImageSet(REAL, None, fsys.absolute(config.real))]
+    sets += [_ImageSet(SYNTHETIC, name, fsys.absolute(uri)) for name, uri in config.synthetic.items()]
+    _check_not_nested({image_set.top for image_set in sets})
     digest, notes = RunningDigest("folders"), list[str]()
     with Spool() as spool:
-        for own in sets:
-            notes += _read(own, config.storage, spool, digest)
+        for image_set in sets:
+            notes += _read_set(image_set, config.storage, spool, digest)
         return Dataset(spool.rows(), digest.text(), notes=notes)
 
 
 @dataclass(frozen=True)
-class _Set:
+class _ImageSet:
+    """Class, generator (None for real images) and absolute folder, prefix or archive of a set."""
+
     kind: str
     generator: str | None
     top: str
@@ -42,7 +52,7 @@ class _Set:
         return self.generator or REAL
 
     def rows(self, columns: dict[str, Any]) -> pa.Table:
-        """Complete ``columns`` (id without the set's name, uri, label, ...) to the manifest's."""
+        """Return source columns as a table, with ids prefixed by the set's name, and class and generator added."""
         n = len(columns["id"])
         return pa.table(
             {
@@ -54,34 +64,35 @@ class _Set:
         )
 
 
-def _read(own: _Set, storage: StorageConfig, spool: Spool, digest: RunningDigest) -> list[str]:
-    """Put a set's rows into the spool; return what a person should know of it."""
+def _read_set(image_set: _ImageSet, storage: StorageConfig, spool: Spool, digest: RunningDigest) -> list[str]:
+    """Append a set's rows to the spool and its files to the digest; return notes for the report."""
     archives: list[FileInfo] = []
-    images = passed_over = 0
-    base = own.top.removeprefix("s3://").rstrip("/") + "/"
-    digest.add([own.kind, own.generator, own.top])
-    for page in _pages(own.top, storage):
-        found = [info for info in page if _suffix(info) in SUFFIXES]
-        archives += (held := [info for info in page if _suffix(info) in ARCHIVES])
-        passed_over += len(page) - len(found) - len(held)
-        digest.add([info.path, info.size_bytes, info.etag] for info in [*found, *held])
-        if found:
-            spool.add(own.rows(_of_files(own.top, base, found)))
-        images += len(found)
+    images = skipped = 0
+    base = image_set.top.removeprefix("s3://").rstrip("/") + "/"
+    digest.add([image_set.kind, image_set.generator, image_set.top])
+    for page in _pages(image_set.top, storage):
+        page_images = [info for info in page if _suffix(info) in SUFFIXES]
+        archives += (page_archives := [info for info in page if _suffix(info) in ARCHIVE_READERS])
+        skipped += len(page) - len(page_images) - len(page_archives)
+        digest.add([info.path, info.size_bytes, info.etag] for info in [*page_images, *page_archives])
+        if page_images:
+            spool.add(image_set.rows(_columns(image_set.top, base, page_images)))
+        images += len(page_images)
     for info in archives:
         relative = info.path.removeprefix(base) if info.path.startswith(base) else posixpath.basename(info.path)
-        uri = f"s3://{info.path}" if fsys.is_s3(own.top) else info.path
-        for columns in members_of(Archive(uri, relative, info.etag), storage):
-            spool.add(own.rows(columns))
+        uri = f"s3://{info.path}" if fsys.is_s3(image_set.top) else info.path
+        for columns in read_members(Archive(uri, relative, info.etag), storage):
+            spool.add(image_set.rows(columns))
             images += len(columns["id"])
     if not images:
-        kinds = ", ".join([*sorted(SUFFIXES), *sorted(ARCHIVES)])
-        raise InputError(f"{own.top}: holds no images ({kinds})")
-    return [f"{own.top}: {passed_over} files that are no images were passed over"] if passed_over else []
+        kinds = ", ".join([*sorted(SUFFIXES), *sorted(ARCHIVE_READERS)])
+        raise InputError(f"{image_set.top}: contains no images ({kinds})")
+    return [f"{image_set.top}: {skipped:,} files were skipped because they are not images"] if skipped else []
 
 
 def _pages(top: str, storage: StorageConfig) -> Any:
-    if _suffix(FileInfo(top, 0, None)) in ARCHIVES:
+    """Return pages of the files of a set: its sorted listing, or the archive alone."""
+    if _suffix(FileInfo(top, 0, None)) in ARCHIVE_READERS:
         info = fsys.stat_or_none(top, storage)
         if info is None:
             raise InputError(f"{top}: not found")
@@ -95,15 +106,15 @@ def _suffix(info: FileInfo) -> str:
     return posixpath.splitext(info.path)[1].lower()
 
 
-def _refuse_nested(tops: set[str]) -> None:
-    # The same folder twice is a set scored against itself, which is a fair question.
+def _check_not_nested(tops: set[str]) -> None:
+    # The same folder may be given for two sets: scoring a set against itself is a valid test.
     for outer in tops:
         for inner in tops:
             if inner.startswith(f"{outer}/"):
-                raise InputError(f"{inner}: lies in {outer}, so its images would be counted in both sets")
+                raise InputError(f"{inner}: is inside {outer}, so its images would be counted in both sets")
 
 
-def _of_files(top: str, base: str, images: list[FileInfo]) -> dict[str, Any]:
+def _columns(top: str, base: str, images: list[FileInfo]) -> dict[str, Any]:
     relative = [info.path.removeprefix(base) for info in images]
     parents = [posixpath.basename(posixpath.dirname(path)) or None for path in relative]
     return {

@@ -1,4 +1,7 @@
-"""Rows on their way from a source to the manifest: kept on this machine's disk, never in its memory as a whole."""
+"""Temporary storage of rows between their source and the manifest, and a digest of a source's contents.
+
+Rows are written to Arrow files in the temporary folder and memory-mapped, so an input may be larger than memory.
+"""
 
 import hashlib
 import json
@@ -15,18 +18,24 @@ from synthscale.tables.id_hashes import Hashes, hash_ids
 
 
 class Spool:
-    """Takes tables of rows, one after the other, and gives them back as one that is mapped from disk."""
+    """Append-only buffer of rows on local disk, read back as one memory-mapped table.
+
+    Use it as a context manager: on exit, files that `rows` has not returned are deleted.
+    """
 
     def __init__(self) -> None:
-        """Begin without rows."""
+        """Create an empty spool."""
         self._writer: Any = None
         self._schema: pa.Schema | None = None
         self._paths: list[str] = []
 
     def add(self, rows: pa.Table) -> None:
-        """Append rows; a column may come and go, or hold nulls alone, from one table to the next."""
+        """Append a table; its columns and their types may differ from the previous table's.
+
+        Every change of schema starts another file.
+        """
         if self._schema is None or not rows.schema.equals(self._schema):
-            self._end()
+            self._close()
             handle, path = tempfile.mkstemp(prefix="synthscale-rows-")
             os.close(handle)
             self._paths.append(path)
@@ -35,13 +44,19 @@ class Spool:
         self._writer.write_table(rows)
 
     def add_all(self, tables: Iterable[pa.Table]) -> None:
-        """Append tables."""
+        """Append several tables, in order."""
         for table in tables:
             self.add(table)
 
     def rows(self) -> pa.Table:
-        """Return all rows; their file has no name any more, and goes with the last table that shows it."""
-        self._end()
+        """Return all rows in the order added; call it once.
+
+        Returns:
+            A memory-mapped table. A column missing from some tables is null there, and a column of incompatible
+            types is converted to strings. The files are already unlinked: the disk space is freed with the last
+            reference to the table.
+        """
+        self._close()
         tables = []
         for path in self._paths:
             tables.append(pa.ipc.open_file(pa.memory_map(path)).read_all())
@@ -52,9 +67,9 @@ class Spool:
         try:
             return pa.concat_tables(tables, promote_options="permissive")
         except pa.ArrowTypeError:
-            return pa.concat_tables(_as_texts(tables), promote_options="permissive")
+            return pa.concat_tables(_with_mixed_as_strings(tables), promote_options="permissive")
 
-    def _end(self) -> None:
+    def _close(self) -> None:
         if self._writer is not None:
             self._writer.close()
         self._writer = self._schema = None
@@ -63,13 +78,13 @@ class Spool:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._end()
+        self._close()
         for path in self._paths:
             os.unlink(path)
 
 
-def mapped_keys(ids: pa.ChunkedArray) -> Hashes:
-    """Return the key of each id (keys.py), (n,), mapped from a file without a name."""
+def mapped_id_hashes(ids: pa.ChunkedArray) -> Hashes:
+    """Return the hash of each id (`hash_ids`): (n,) uint64, memory-mapped from an unlinked temporary file."""
     with tempfile.TemporaryFile(prefix="synthscale-keys-") as file:
         for piece in iter_chunks(ids):
             file.write(hash_ids(piece.to_pylist()).tobytes())
@@ -77,13 +92,13 @@ def mapped_keys(ids: pa.ChunkedArray) -> Hashes:
         return np.memmap(file, np.uint64, "r") if len(ids) else np.empty(0, np.uint64)
 
 
-def _as_texts(tables: list[pa.Table]) -> list[pa.Table]:
-    """Turn into texts what is of one kind in one table and of another in another."""
-    kinds: dict[str, set[str]] = {}
+def _with_mixed_as_strings(tables: list[pa.Table]) -> list[pa.Table]:
+    """Convert columns whose type differs between tables to strings."""
+    types: dict[str, set[str]] = {}
     for field in (field for table in tables for field in table.schema):
         if not pa.types.is_null(field.type):
-            kinds.setdefault(field.name, set()).add(str(field.type))
-    mixed = {name for name, own in kinds.items() if len(own) > 1}
+            types.setdefault(field.name, set()).add(str(field.type))
+    mixed = {name for name, column_types in types.items() if len(column_types) > 1}
     return [
         table.cast(pa.schema([f.with_type(pa.string()) if f.name in mixed else f for f in table.schema]))
         for table in tables
@@ -91,18 +106,18 @@ def _as_texts(tables: list[pa.Table]) -> list[pa.Table]:
 
 
 class RunningDigest:
-    """A digest of what was found, piece by piece; the same however the pieces were cut."""
+    """Incremental BLAKE2b digest of a sequence of JSON values, independent of how it is split into calls."""
 
     def __init__(self, *start: Any) -> None:
-        """Begin with what identifies the source."""
+        """Start the digest with values that identify the source."""
         self._hash = hashlib.blake2b(digest_size=16)
         self.add([start])
 
     def add(self, items: Iterable[Any]) -> None:
-        """Take in items of JSON."""
+        """Append JSON-serializable values."""
         for item in items:
             self._hash.update(json.dumps(item).encode() + b"\n")
 
     def text(self) -> str:
-        """Return the digest of all that was taken in."""
+        """Return the digest of everything added, as 32 hexadecimal digits."""
         return self._hash.hexdigest()

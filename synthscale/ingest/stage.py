@@ -1,7 +1,7 @@
-"""Ingest: the rows that the input names -> ``manifest/``, numbered and cut into shards.
+"""Ingest stage: number the rows of the input, split them into shards and write them to ``manifest/``.
 
-Checks what only the whole set can tell: unique ids, both classes, generator names. The rows are mapped from disk
-and pass through memory shard by shard; a rerun looks again, and is refused where it finds other files.
+Takes the memory-mapped rows that `discover` found and the checks passed; one shard per thread is in memory. On a
+rerun the input is discovered again, and a change of the files is refused.
 """
 
 import math
@@ -21,18 +21,28 @@ from synthscale.tables.id_hashes import hash_ids
 from synthscale.tables.layout import Shard
 from synthscale.tables.schemas import CONTROL, MANIFEST_COLUMNS, REAL, SYNTHETIC
 
-_WRITERS = 16
+_S3_THREADS = 16
+"""Threads that read or write shards on S3."""
 _BLOCK_BYTES = 2**28
-"""Largest block of pixels, a shard's, that passes from a decoding task to an encoder."""
+"""Maximum size of a shard's decoded pixels (256 MiB), which a decoding task passes to an encoder as one block."""
 
 
 def fingerprint(context: StageContext, dataset: Dataset) -> dict[str, Any]:
-    """Return what the manifest depends on: the input's settings and the state of what was found there."""
+    """Return the values that the manifest depends on: the input's settings and the digest of its contents."""
     return {"settings": context.config.result_settings("input"), "found": dataset.digest}
 
 
 def run(context: StageContext, dataset: Dataset) -> StageOutcome:
-    """Write the manifest of rows that ``check_rows`` has passed."""
+    """Write the manifest.
+
+    Args:
+        context: the run.
+        dataset: rows that passed ``check_rows``.
+
+    Returns:
+        Row counts by class, and for the marker: ``shard_stops`` (row after the last of each shard), generator
+        names, notes and the location of precomputed vectors.
+    """
     rows = rename_clashing_columns(dataset.rows)
     n = rows.num_rows
     size = context.config.storage.shard_rows or _shard_rows(context, dataset, n)
@@ -44,13 +54,13 @@ def run(context: StageContext, dataset: Dataset) -> StageOutcome:
         piece = piece.append_column("id_hash", pa.array(hash_ids(piece.column("id").to_pylist())))
         context.run.write_shard("manifest", shard, piece, MANIFEST_COLUMNS)
 
-    # Threads hide the latency of object storage; each holds a compressor.
-    with ThreadPoolExecutor(_WRITERS if fsys.is_s3(context.run.uri) else 2) as pool:
+    # Threads hide the latency of object storage. Local runs use few, as each has its own compression buffers.
+    with ThreadPoolExecutor(_S3_THREADS if fsys.is_s3(context.run.uri) else 2) as pool:
         for first in range(0, len(shards), 1024):
             list(pool.map(write, shards[first : first + 1024]))
     kinds = {kind: pc.sum(pc.equal(rows.column("real_or_synthetic"), kind)).as_py() for kind in (REAL, SYNTHETIC)}
     generators = [name for name in pc.unique(rows.column("generator")).to_pylist() if name is not None]
-    # The control is shown last, wherever its rows stand.
+    # The control comes last in reports, wherever its rows are.
     generators.sort(key=lambda name: name == CONTROL)
     info = {
         "shard_stops": [shard.stop for shard in shards],
@@ -62,21 +72,25 @@ def run(context: StageContext, dataset: Dataset) -> StageOutcome:
 
 
 def refuse_changed(context: StageContext, dataset: Dataset) -> None:
-    """Raise ResumeConflict where files that a table names are not those that the run began with."""
+    """Check that the files named by a metadata table have the etags that the manifest recorded.
 
-    def changed(shard: Shard) -> tuple[int, str]:
+    Raises:
+        ResumeConflict: files have changed since the run began.
+    """
+
+    def count_changed(shard: Shard) -> tuple[int, str]:
         before = context.run.read_shard("manifest", shard, ["uri", "etag"])
         now = dataset.rows.column("etag").slice(shard.start, shard.stop - shard.start)
-        # Neither what was not there and has come, nor what is gone: they are told of when they are read.
+        # Files that have been added or deleted since have a null etag; embed reports those that it cannot read.
         uris = before.column("uri").filter(pc.fill_null(pc.not_equal(before.column("etag"), now), False))
         return len(uris), uris[0].as_py() if len(uris) else ""
 
-    with ThreadPoolExecutor(_WRITERS) as pool:
-        found = [each for each in pool.map(changed, context.shards) if each[0]]
-    if found:
+    with ThreadPoolExecutor(_S3_THREADS) as pool:
+        changed = [item for item in pool.map(count_changed, context.shards) if item[0]]
+    if changed:
         raise ResumeConflict(
-            f"{context.run.uri}: {sum(count for count, _ in found)} images have changed since the run began, "
-            f"the first is {found[0][1]}; give another --output, or repeat from here with --redo-from ingest"
+            f"{context.run.uri}: {sum(count for count, _ in changed):,} images have changed since the run began "
+            f"(first: {changed[0][1]}); choose another --output, or start again with --redo-from ingest"
         )
 
 
@@ -87,11 +101,19 @@ def _shard_rows(context: StageContext, dataset: Dataset, n: int) -> int:
 
 
 def vector_shard_rows(n: int) -> int:
-    """Return rows per shard of precomputed vectors: no pixels limit them, and few large files are read fastest."""
+    """Return the number of rows per shard of n precomputed vectors: about n / 32, within 64..16,384.
+
+    The upper limit is higher than for images: there are no pixel blocks, and few large files are read fastest.
+    """
     return min(16384, max(64, math.ceil(n / 32)))
 
 
 def default_shard_rows(n: int, image_size: int | None = None) -> int:
-    """Return rows per shard: shards enough to share out a small set, few files for a large one, small blocks."""
+    """Return the number of rows per shard of n images: about n / 32, within 64..1,024.
+
+    A small set is split into up to 32 shards, so that tasks can share it; a large set has full shards, so that
+    there are few files. Large images lower the limit, to a minimum of 16 rows: a shard's RGB pixels at
+    ``image_size`` (default 224) stay below ``_BLOCK_BYTES``.
+    """
     pixels_bytes = (image_size or 224) ** 2 * 3
     return min(1024, max(16, _BLOCK_BYTES // pixels_bytes), max(64, math.ceil(n / 32)))

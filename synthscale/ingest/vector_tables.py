@@ -1,4 +1,7 @@
-"""Rows of precomputed vectors: Parquet files with an ``embedding`` column of lists, or numeric columns."""
+"""Rows of precomputed vectors: Parquet files with an ``embedding`` column of lists, or one column per dimension.
+
+Reads the metadata columns and the vectors' lengths; `vector_reader` reads the vectors themselves, for embed.
+"""
 
 from collections import Counter
 
@@ -9,14 +12,14 @@ import pyarrow.parquet as pq
 
 from synthscale.config import StorageConfig
 from synthscale.errors import InputError
-from synthscale.ingest.dataset import Dataset, texts, with_user_columns
+from synthscale.ingest.dataset import Dataset, to_strings, with_user_columns
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.run_directory import digest
 from synthscale.tables.layout import VectorSource
 
 
 def parquet_schema(uri: str, storage: StorageConfig) -> pa.Schema:
-    """Return a Parquet file's schema; raise InputError when it is none."""
+    """Return a Parquet file's schema; raise InputError if the file is damaged or not Parquet."""
     try:
         with fsys.storage_errors(uri, "read"), fsys.filesystem(uri, storage).open(uri, "rb") as file:
             return pq.ParquetFile(file).schema_arrow
@@ -25,12 +28,14 @@ def parquet_schema(uri: str, storage: StorageConfig) -> pa.Schema:
 
 
 _NOT_FEATURES = frozenset({"id", "row", "real_or_synthetic", "label", "generator", "uri", "image_filename"})
+"""Columns that are not dimensions of a vector even if they are numeric."""
 
 
 def _vector_columns(schema: pa.Schema, uri: str) -> list[str]:
+    """Return ``embedding``, or else the names of all numeric columns that can be dimensions of a vector."""
     if "embedding" in schema.names:
         if not _is_list(schema.field("embedding").type):
-            raise InputError(f"{uri}: column embedding must hold lists of numbers")
+            raise InputError(f"{uri}: the column embedding must contain lists of numbers")
         return ["embedding"]
     columns = [
         f.name
@@ -38,7 +43,7 @@ def _vector_columns(schema: pa.Schema, uri: str) -> list[str]:
         if f.name not in _NOT_FEATURES and (pa.types.is_integer(f.type) or pa.types.is_floating(f.type))
     ]
     if not columns:
-        raise InputError(f"{uri}: has neither image_filename or uri, nor an embedding column, nor numeric columns")
+        raise InputError(f"{uri}: found no column image_filename, uri or embedding, and no numeric columns")
     return columns
 
 
@@ -47,47 +52,61 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def from_vectors(uris: list[str], storage: StorageConfig) -> Dataset:
-    """Return the rows of Parquet files of vectors, in order; the vectors themselves are read by embed."""
+    """Return the rows of Parquet files of vectors, in the order of the files, without the vectors.
+
+    Args:
+        uris: files, at least one. The first one decides which columns are the vectors.
+        storage: S3 settings.
+
+    Returns:
+        Rows, and the location of the vectors: D is the most frequent length, and they are float16 if all files
+        have lists of float16.
+
+    Raises:
+        InputError: a file is not Parquet, or lacks ``id``, ``real_or_synthetic`` or a vector column.
+        StorageError: a file cannot be read.
+    """
     columns = _vector_columns(parquet_schema(uris[0], storage), uris[0])
     half = columns == ["embedding"]
-    tables, rows, lengths, states = [], [], Counter[int](), []
+    tables, rows, lengths, versions = [], [], Counter[int](), []
     for uri in uris:
         schema = parquet_schema(uri, storage)
         names = schema.names
-        absent = [name for name in ("id", "real_or_synthetic", *columns) if name not in names]
-        if absent:
-            raise InputError(f"{uri}: lacks the column {', '.join(absent[:3])}")
+        missing = [name for name in ("id", "real_or_synthetic", *columns) if name not in names]
+        if missing:
+            raise InputError(f"{uri}: the column {', '.join(missing[:3])} is missing")
         half = half and _is_list(kind := schema.field("embedding").type) and kind.value_type == pa.float16()
         others = [name for name in names if name not in columns]
         frame = fsys.read_table(uri, storage, others).to_pandas(types_mapper=pd.ArrowDtype)
-        known = {
-            "id": texts(frame, "id"),
-            # Vectors of images may name them, for the report.
+        source_columns = {
+            "id": to_strings(frame, "id"),
+            # Vectors may come with the URIs of their images, which the report shows.
             "uri": pa.array(_uris(frame), pa.string()),
-            "image_filename": pa.array(texts(frame, "image_filename") or [None] * len(frame), pa.string()),
+            "image_filename": pa.array(to_strings(frame, "image_filename") or [None] * len(frame), pa.string()),
         }
-        tables.append(with_user_columns(frame, known, uri))
+        tables.append(with_user_columns(frame, source_columns, uri))
         rows.append(len(frame))
         if columns == ["embedding"]:
-            lengths.update(_lengths(uri, storage))
-        states.append([uri, str(fsys.filesystem(uri, storage).ukey(uri))])
-    # A row of another length than most is that row's fault, found when it is read.
+            lengths.update(_count_lengths(uri, storage))
+        versions.append([uri, str(fsys.filesystem(uri, storage).ukey(uri))])
+    # A vector of a different length is recorded as a failure of its row when embed reads it.
     dimensions = lengths.most_common(1)[0][0] if lengths else len(columns)
     table = pa.concat_tables(tables, promote_options="permissive")
-    return Dataset(table, digest(states), VectorSource(uris, rows, columns, dimensions, half))
+    return Dataset(table, digest(versions), VectorSource(uris, rows, columns, dimensions, half))
 
 
 def _uris(frame: pd.DataFrame) -> list[str | None]:
-    given = texts(frame, "uri") or [None] * len(frame)
+    """Return the column ``uri``; None for values that are neither URIs nor absolute paths."""
+    given = to_strings(frame, "uri") or [None] * len(frame)
     return [
         fsys.absolute(uri) if uri is not None and ("://" in uri or uri.startswith("/")) else None for uri in given
     ]
 
 
-def _lengths(uri: str, storage: StorageConfig) -> Counter[int]:
-    """Count the lengths of a file's vectors, one row group in memory at a time."""
-    counted = Counter[int]()
+def _count_lengths(uri: str, storage: StorageConfig) -> Counter[int]:
+    """Count the vectors of each length in a file, except null and empty ones, one batch in memory at a time."""
+    counts = Counter[int]()
     with fsys.storage_errors(uri, "read"), fsys.filesystem(uri, storage).open(uri, "rb") as file:
         for batch in pq.ParquetFile(file).iter_batches(columns=["embedding"]):
-            counted.update(n for n in pc.list_value_length(batch.column(0)).to_pylist() if n)
-    return counted
+            counts.update(n for n in pc.list_value_length(batch.column(0)).to_pylist() if n)
+    return counts

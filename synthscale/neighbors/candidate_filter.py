@@ -15,9 +15,9 @@ Points = NDArray[np.float32]
 Places = NDArray[np.int64]
 
 SLACK = 4e-6
-"""Bound on the float32 error of half the squared distance between points of unit vectors. Measured: 8e-7 for rows
-like the sample, 2.8e-6 for rows that are all opposite its mean. A smaller value could miss pairs; a larger one only
-adds candidates."""
+"""Bound on the float32 error of half the squared distance between points of unit vectors. Measured: 8e-7 for
+rows like the sample, 2.8e-6 for rows that are all opposite its mean. A smaller value could miss pairs; a larger
+one only adds candidates."""
 
 _BLOCK = 2048
 """Queries per matrix product in `count_near`."""
@@ -63,7 +63,7 @@ def cpu_filter(left: Points, right: Points) -> tuple[Places, Places]:
 
 
 def count_near(points: Points, limit: float) -> Places:
-    """Count, for each of n points, the candidates within ``limit`` (half squared distance), itself included: (n,)."""
+    """Count, for each of n points, its candidates within ``limit`` (half squared distance), itself included."""
     right = as_database(points)
     counts = [
         (as_queries(points[start : start + _BLOCK], limit) @ right.T >= -SLACK).sum(axis=1)

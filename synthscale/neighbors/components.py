@@ -33,7 +33,7 @@ class Components:
         return np.maximum(self._code[a], self._code[b])
 
     def apart(self, a: Places, b: Places) -> NDArray[np.bool_]:
-        """Return, for each pair of rows, whether they are not yet connected in the view of an edge between them."""
+        """Return, for each pair of rows, True if an edge between them would connect two components of its view."""
         view = self._view(a, b)
         different: NDArray[np.bool_] = self._component[view, a] != self._component[view, b]
         return different
@@ -49,9 +49,9 @@ class Components:
         return True
 
     def ranks(self, a: Places, b: Places) -> NDArray[np.int64]:
-        """Rank each pair by the number of earlier pairs from the same left component, or the same right one: the smaller.
+        """Return the number of earlier pairs with the same left or the same right component, whichever is smaller.
 
-        Processing low ranks first offers every component a few pairs.
+        Pairs of low rank, taken together, offer every component a few edges.
         """
         view = self._view(a, b)
         ends = [view * np.int64(self._component.shape[1]) + self._component[view, rows] for rows in (a, b)]
@@ -80,8 +80,10 @@ class Components:
         for number, component in enumerate(self._component):
             member = (view == 0) | (view == number)
             if member.any():
-                ends = component[a[member]], component[b[member]]
-                edges = coo_array((np.ones(int(member.sum()), np.int8), ends), shape=(n, n))
+                edges = coo_array(
+                    (np.ones(int(member.sum()), np.int8), (component[a[member]], component[b[member]])),
+                    shape=(n, n),
+                )
                 self._component[number] = connected_components(edges, directed=False)[1][component]
 
 

@@ -1,6 +1,7 @@
-"""Exact copies: rows of a set with equal file contents or equal vectors stand for one another.
+"""Exact copies: group the rows of a set that have equal file contents or equal vectors.
 
-Only rows that have a copy are held, so a set without copies costs nothing whatever its size.
+Arrays in, arrays out. Only rows that have a copy are stored, so a set without copies needs no memory, whatever its
+size.
 """
 
 import hashlib
@@ -16,33 +17,38 @@ from synthscale.neighbors.edges import Codes, Edges
 from synthscale.neighbors.groups import component_minimum
 
 ContentKeys = NDArray[np.uint64]
-"""Keys of rows, (n, 2): rows with equal keys are copies."""
+"""128-bit row hashes, (n, 2): rows with equal hashes are copies."""
 
 
 def content_keys(parts: Iterable[bytes], name: str) -> ContentKeys:
-    """Return a 128-bit key for each byte string of one set; equal strings of equal sets share it."""
+    """Hash each byte string to 128 bits, (n, 2), with BLAKE2b.
+
+    Args:
+        parts: n byte strings.
+        name: salt, such as the name of the set; equal strings have equal hashes only under the same salt.
+    """
     salt = hashlib.blake2b(name.encode(), digest_size=16).digest()
     digests = b"".join(hashlib.blake2b(part, digest_size=16, key=salt).digest() for part in parts)
     return np.frombuffer(digests, np.uint64).reshape(-1, 2)
 
 
 def vector_keys(vectors: NDArray[np.floating], name: str) -> ContentKeys:
-    """Return a key for each vector, (n, d), that equal vectors of the set share; -0 and 0 are equal."""
+    """Hash each vector (n, d), as float32, to 128 bits, (n, 2), salted with ``name``; -0 and 0 are equal."""
     plain = vectors.astype(np.float32) + np.float32(0)
     return content_keys((vector.tobytes() for vector in plain), name)
 
 
 def vector_hashes(vectors: NDArray[np.floating]) -> NDArray[np.uint64]:
-    """Return a number for each vector, (n, d), by which samples are drawn: the rows with the smallest are taken.
+    """Return a 64-bit hash of each vector (n, d): (n,). Samples consist of the rows with the smallest hashes.
 
-    It depends on nothing but the vector: a sample does not change with the order of the rows or with other sets.
+    The hash depends on the vector alone, so a sample does not change with the order of rows or with other sets.
     """
-    numbers: NDArray[np.uint64] = vector_keys(vectors, "sample")[:, 0]
-    return numbers
+    hashes: NDArray[np.uint64] = vector_keys(vectors, "sample")[:, 0]
+    return hashes
 
 
 def equal_pairs(keys: ContentKeys, rows: Rows) -> tuple[Rows, Rows]:
-    """Return pairs of rows that connect all rows of equal keys: (p,) each."""
+    """Return pairs (left, right), (p,) each, that chain together all rows with equal keys."""
     order = np.lexsort((rows, keys[:, 1], keys[:, 0]))
     ordered = keys[order]
     same = (ordered[1:] == ordered[:-1]).all(axis=1)
@@ -51,76 +57,87 @@ def equal_pairs(keys: ContentKeys, rows: Rows) -> tuple[Rows, Rows]:
 
 @dataclass(frozen=True)
 class Copies:
-    """Rows that have an exact copy in their own set, ascending, and each one's representative: the smallest row.
+    """Rows that have an exact copy in their own set, over all sets together. Rows not listed have none.
 
-    A representative is among the rows, as its own. Rows that are not here are distinct. All sets are together.
+    Attributes:
+        row: (c,) row numbers, ascending; includes the representatives.
+        representative: (c,) smallest row of each row's copies, itself included.
     """
 
     row: Rows
     representative: Rows
 
     def representatives(self, rows: Rows) -> Rows:
-        """Return the representative of each row, itself where it has no copy."""
-        at, known = self._at(rows)
+        """Return the representative of each row: (n,); the row itself if it has no copy."""
+        position, is_listed = self._at(rows)
         result = rows.copy()
-        result[known] = self.representative[at[known]]
+        result[is_listed] = self.representative[position[is_listed]]
         return result
 
     def are_distinct(self, rows: Rows) -> NDArray[np.bool_]:
-        """Tell which rows are their own representatives."""
+        """Return, for each row, whether it is its own representative: (n,)."""
         same: NDArray[np.bool_] = self.representatives(rows) == rows
         return same
 
     def counts(self, rows: Rows) -> NDArray[np.int64]:
-        """Return how many rows equal each row, itself included."""
-        at, known = self._at(rows)
+        """Return the number of copies of each row, itself included: (n,), at least 1."""
+        position, is_listed = self._at(rows)
         result = np.ones(len(rows), np.int64)
-        _, own, count = np.unique(self.representative, return_inverse=True, return_counts=True)
-        result[known] = count[own[at[known]]]
+        _, group, count = np.unique(self.representative, return_inverse=True, return_counts=True)
+        result[is_listed] = count[group[position[is_listed]]]
         return result
 
     def another(self, rows: Rows) -> Rows:
-        """Return for each row another exact copy of it, or -1."""
-        at, known = self._at(rows)
+        """Return, for each row, another row that is an exact copy of it, or -1: (n,)."""
+        position, is_listed = self._at(rows)
         result = np.full(len(rows), -1, np.int64)
-        result[known] = self._other[at[known]]
+        result[is_listed] = self._other[position[is_listed]]
         return result
 
     def _at(self, rows: Rows) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Return the position of each row in ``self.row``, and whether it is listed: (n,) each."""
         if len(self.row) == 0:
             return np.zeros(len(rows), np.intp), np.zeros(len(rows), np.bool_)
-        at = np.minimum(np.searchsorted(self.row, rows), len(self.row) - 1)
-        return at, self.row[at] == rows
+        position = np.minimum(np.searchsorted(self.row, rows), len(self.row) - 1)
+        return position, self.row[position] == rows
 
     @cached_property
     def _other(self) -> Rows:
-        """For each held row another one: its representative, and for that the last of its copies."""
-        own = self.row == self.representative
+        """For each listed row another copy: its representative or, for a representative, the last copy."""
+        is_representative = self.row == self.representative
         last = np.zeros(len(self.row), np.int64)
-        last[np.searchsorted(self.row, self.representative[~own])] = self.row[~own]
-        return np.where(own, last, self.representative)
+        last[np.searchsorted(self.row, self.representative[~is_representative])] = self.row[~is_representative]
+        return np.where(is_representative, last, self.representative)
 
     def edges(self, codes: Codes) -> Edges:
-        """Return one edge of distance 0 from each copy to its representative; codes: (n,), the rows' sets."""
+        """Return one edge of distance 0 from each copy to its representative.
+
+        Args:
+            codes: (c,) set code of each listed row.
+        """
         copy = self.row != self.representative
         return Edges(
             self.representative[copy], self.row[copy], np.zeros(int(copy.sum())), codes[copy], codes[copy]
         )
 
     def later(self, ids: Mapping[int, str]) -> Rows:
-        """Return the rows that equal another of a smaller id: one of each kind is left out."""
-        kept: dict[int, int] = {}
+        """Return the rows that are copies of a row with a smaller id, ascending: all but one row of each group.
+
+        Args:
+            ids: id of each listed row.
+        """
+        first: dict[int, int] = {}
         for row, representative in zip(self.row.tolist(), self.representative.tolist(), strict=True):
-            best = kept.setdefault(representative, row)
-            if ids[row] < ids[best]:
-                kept[representative] = row
-        return np.setdiff1d(self.row, np.fromiter(kept.values(), np.int64, len(kept)))
+            smallest = first.setdefault(representative, row)
+            if ids[row] < ids[smallest]:
+                first[representative] = row
+        return np.setdiff1d(self.row, np.fromiter(first.values(), np.int64, len(first)))
 
 
 def copies_from_pairs(pairs: Iterable[tuple[Rows, Rows]]) -> Copies:
-    """Return the copies that pairs of equal rows make."""
-    listed = list(pairs)
-    left = np.concatenate([np.empty(0, np.int64), *(pair[0] for pair in listed)])
-    right = np.concatenate([np.empty(0, np.int64), *(pair[1] for pair in listed)])
+    """Build `Copies` from pairs of equal rows: the connected components of the pairs."""
+    all_pairs = list(pairs)
+    left = np.concatenate([np.empty(0, np.int64), *(pair[0] for pair in all_pairs)])
+    right = np.concatenate([np.empty(0, np.int64), *(pair[1] for pair in all_pairs)])
     rows = np.unique(np.concatenate([left, right]))
     return Copies(rows, component_minimum(rows, left, right))

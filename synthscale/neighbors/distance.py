@@ -1,22 +1,24 @@
-"""The one distance formula: d = |x/|x| - y/|y||^2 / 2 in float64 (1 - x.y in float32 is off by up to 6e-7)."""
+"""Cosine distance in float64: d = |x/|x| - y/|y||^2 / 2.
+
+Every distance that decides a result comes from this formula, because 1 - x.y in float32 is off by up to 6e-7.
+Arrays in, arrays out.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-
-
 Rows = NDArray[np.int64]
-
+"""Row numbers of the run, as in the manifest."""
 
 _BLOCK = 2048
-
-
+"""Vectors converted to float64 at a time."""
 _PAIRS = 16384
+"""Pairs whose distance is computed at a time, to bound memory."""
 
 
 def norms(vectors: NDArray[np.floating]) -> Floats:
-    """Return the Euclidean length of each row in float64, (n,), without a float64 copy of all."""
+    """Return the Euclidean norm of each row in float64, (n,), without a float64 copy of the whole array."""
     parts = [
         np.einsum("ij,ij->i", block, block)
         for block in (vectors[i : i + _BLOCK].astype(np.float64) for i in range(0, len(vectors), _BLOCK))
@@ -26,21 +28,21 @@ def norms(vectors: NDArray[np.floating]) -> Floats:
 
 
 def unit(vectors: NDArray[np.floating]) -> Floats:
-    """Return rows scaled to length 1 in float64; rows of zeros must have been refused before."""
+    """Return rows (n, d) scaled to length 1, in float64. A row of zeros gives NaN; callers exclude them."""
     scaled: Floats = vectors.astype(np.float64)
     scaled /= norms(vectors)[:, None]
     return scaled
 
 
 def cosine_distance(x: Floats, y: Floats) -> Floats:
-    """Return the one distance formula for unit rows x and y, shapes (n, d) each or broadcastable."""
+    """Return the cosine distance of unit rows x and y along the last axis; shapes (n, d) or broadcastable."""
     difference = x - y
     distance: Floats = np.einsum("...i,...i->...", difference, difference) / 2.0
     return distance
 
 
 def paired_distance(x: Floats, who: NDArray[np.integer], y: Floats, which: NDArray[np.integer]) -> Floats:
-    """Return the distance of unit rows x[who[i]] and y[which[i]], in blocks, so that memory stays small."""
+    """Return the distance of unit rows x[who[i]] and y[which[i]], (p,), in blocks to bound memory."""
     out = np.empty(len(who))
     for start in range(0, len(who), _PAIRS):
         part = slice(start, start + _PAIRS)
@@ -51,7 +53,14 @@ def paired_distance(x: Floats, who: NDArray[np.integer], y: Floats, which: NDArr
 def distances_within(
     vectors: NDArray[np.floating], lengths: Floats, who: NDArray[np.integer], which: NDArray[np.integer]
 ) -> Floats:
-    """Return the distance of rows who[i] and which[i] of vectors as stored, whose ``norms`` are known."""
+    """Return the distance of rows who[i] and which[i] of one array: (p,).
+
+    Args:
+        vectors: (n, d) as stored.
+        lengths: (n,) their `norms`.
+        who: (p,) indices into ``vectors``.
+        which: (p,) indices into ``vectors``.
+    """
     out = np.empty(len(who))
     for start in range(0, len(who), _PAIRS):
         part = slice(start, start + _PAIRS)

@@ -1,6 +1,6 @@
-"""Near-duplicate groups: connected components over rows, and how far apart their members are.
+"""Near-duplicate groups: connected components of the edges, and the diameter of each group.
 
-Pure: arrays in, arrays out. The smallest member row names a group.
+Arrays in, arrays out. The id of a group is its smallest row number.
 """
 
 from dataclasses import dataclass
@@ -16,30 +16,30 @@ from synthscale.neighbors.edges import Edges
 
 
 class VectorLookup(Protocol):
-    """Looks up what a few rows are to each other, wherever their vectors lie."""
+    """Random access to vectors, for the diameters of groups: in memory or on Ray."""
 
     def distances(self, a: Rows, b: Rows) -> NDArray[np.float64]:
-        """Return the cosine distance of row a[i] and row b[i]."""
+        """Return the cosine distance of rows a[i] and b[i]: (n,)."""
         ...
 
     def draws(self, rows: Rows) -> NDArray[np.uint64]:
-        """Return a number for each row that depends on nothing but its vector."""
+        """Return a 64-bit hash of each row's vector, (n,); it depends on the vector alone."""
         ...
 
 
 _ALL_PAIRS = 32
-"""Groups up to this size get their exact diameter."""
+"""Rows up to which a group's diameter is exact: all pairs are compared, so the cost is quadratic."""
 _CHAIN = 4.0
-"""In cosine distance; in Euclidean terms ends twice as far apart as near-duplicates may be."""
+"""A group is a chain if its diameter exceeds this multiple of the radius (cosine; a factor of 2 if Euclidean)."""
 
 
 def component_minimum(nodes: Rows, left: Rows, right: Rows) -> Rows:
     """Return, for each node, the smallest node of its connected component.
 
     Args:
-        nodes: distinct row numbers, ascending, shape (n,).
-        left: one end of each edge; every value is a node.
-        right: the other end.
+        nodes: (n,) distinct row numbers, ascending.
+        left: (e,) one end of each edge; every value is a node.
+        right: (e,) the other end.
     """
     n = len(nodes)
     edges = coo_array(
@@ -54,10 +54,17 @@ def component_minimum(nodes: Rows, left: Rows, right: Rows) -> Rows:
 
 @dataclass(frozen=True)
 class Groups:
-    """Near-duplicate groups of two or more rows in one generator's view; arrays over member rows, ascending.
+    """Near-duplicate groups of two or more rows in one generator's view, as arrays over the n member rows.
 
-    ``diameter`` is the largest cosine distance that is known between members (see ``diameters``); ``is_chain``
-    tells that it is more than four times the radius: the ends are no near-duplicates, only linked by ones.
+    Attributes:
+        row: (n,) row numbers, ascending.
+        near_duplicate_id: (n,) id of the row's group: its smallest row number.
+        size: (n,) number of rows of the group.
+        has_real: (n,) whether the group has a real row.
+        has_synthetic: (n,) whether the group has a synthetic row.
+        diameter: (n,) largest known cosine distance between members (see `diameters`).
+        is_chain: (n,) whether the diameter is more than four times the radius: the ends of the group are not
+            near-duplicates of each other, they are only linked through other members.
     """
 
     row: Rows
@@ -70,12 +77,12 @@ class Groups:
 
 
 def near_duplicate_groups(edges: Edges, radius: float, lookup: VectorLookup) -> Groups:
-    """Return the groups that edges form.
+    """Group the rows of one view by connected components.
 
     Args:
-        edges: of one view, those of exact copies (distance 0) included.
-        radius: below which rows are near-duplicates.
-        lookup: of the rows that have edges.
+        edges: edges of the view, including those of exact copies (distance 0).
+        radius: cosine distance below which rows are near-duplicates.
+        lookup: access to the vectors of rows that have edges.
     """
     nodes, codes = edges.ends()
     group = component_minimum(nodes, edges.left, edges.right)
@@ -95,35 +102,35 @@ def near_duplicate_groups(edges: Edges, radius: float, lookup: VectorLookup) -> 
 
 
 def diameters(nodes: Rows, index: NDArray[np.intp], edges: Edges, lookup: VectorLookup) -> NDArray[np.float64]:
-    """Return the diameter of each of g groups, (g,).
+    """Return the diameter of each of g groups, as a cosine distance: (g,).
 
-    It is exact for groups of up to 32 rows. For larger ones it is the distance from the member that lies farthest
-    from a drawn one to the member farthest from that: never less than 1 / sqrt(3) of the true diameter in
-    Euclidean terms. No order of rows changes it.
+    It is exact for groups of up to 32 rows. For larger groups it is estimated by two sweeps: from a member chosen
+    by hash to the member farthest from it, and from there to the farthest member. The last distance is at least
+    1 / sqrt(3) of the true diameter in Euclidean terms. The result does not depend on the order of rows.
 
     Args:
-        nodes: member rows of all groups, ascending, (n,).
-        index: the group of each, 0..g-1, (n,).
-        edges: those that form the groups.
-        lookup: of the rows.
+        nodes: (n,) member rows of all groups, ascending.
+        index: (n,) group of each member, 0..g-1.
+        edges: the edges that form the groups.
+        lookup: access to the vectors of the members.
     """
     size = np.bincount(index)
     result = np.zeros(len(size))
-    of_edge = index[np.searchsorted(nodes, edges.left)]
-    np.maximum.at(result, of_edge, edges.distance)
-    # A group of copies alone has diameter 0, and one whose pairs are all edges its longest edge.
-    unknown = (np.bincount(of_edge, minlength=len(size)) < size * (size - 1) // 2) & (result > 0)
-    small, large = unknown & (size <= _ALL_PAIRS), unknown & (size > _ALL_PAIRS)
+    edge_group = index[np.searchsorted(nodes, edges.left)]
+    np.maximum.at(result, edge_group, edges.distance)
+    # Groups of exact copies have diameter 0, and in a complete graph the longest edge is the diameter.
+    is_open = (np.bincount(edge_group, minlength=len(size)) < size * (size - 1) // 2) & (result > 0)
+    small, large = is_open & (size <= _ALL_PAIRS), is_open & (size > _ALL_PAIRS)
     a, b = _pairs(index, small)
     if len(a):
         np.maximum.at(result, index[a], lookup.distances(nodes[a], nodes[b]))
     if large.any():
-        result[large] = _swept(nodes[large[index]], index[large[index]], lookup)
+        result[large] = _swept_diameters(nodes[large[index]], index[large[index]], lookup)
     return result
 
 
 def _pairs(index: NDArray[np.intp], chosen: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the places of all pairs within the chosen groups."""
+    """Return all pairs of members of the chosen groups, as indices into the member rows: (p,) each."""
     order = np.argsort(index, kind="stable")
     members = np.split(order, np.cumsum(np.bincount(index))[:-1])
     pairs = [members[group][np.array(np.triu_indices(len(members[group]), 1))] for group in np.flatnonzero(chosen)]
@@ -131,22 +138,22 @@ def _pairs(index: NDArray[np.intp], chosen: NDArray[np.bool_]) -> tuple[NDArray[
     return both[0], both[1]
 
 
-def _swept(rows: Rows, group: NDArray[np.intp], lookup: VectorLookup) -> NDArray[np.float64]:
-    """Return the diameters of the groups of some rows by two sweeps, in ascending order of group."""
-    draws = lookup.draws(rows)
-    _, start = _last(group, ~draws, draws)
-    which = np.unique(group, return_inverse=True)[1]
-    away = np.zeros(0)
+def _swept_diameters(rows: Rows, group: NDArray[np.intp], lookup: VectorLookup) -> NDArray[np.float64]:
+    """Return diameters estimated by two sweeps, for the groups of ``rows`` in ascending order of group."""
+    hashes = lookup.draws(rows)
+    _, start = _largest_by_group(group, ~hashes, hashes)
+    position = np.unique(group, return_inverse=True)[1]
+    distance = np.zeros(0)
     for _ in range(2):
-        away = lookup.distances(rows, rows[start][which])
-        away, start = _last(group, away, draws)
-    return away
+        distance = lookup.distances(rows, rows[start][position])
+        distance, start = _largest_by_group(group, distance, hashes)
+    return distance
 
 
-def _last(
-    group: NDArray[np.intp], key: NDArray[np.generic], draws: NDArray[np.uint64]
+def _largest_by_group(
+    group: NDArray[np.intp], key: NDArray[np.generic], hashes: NDArray[np.uint64]
 ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Return, for each group, the largest key and its place; ties go to the larger draw."""
-    order = np.lexsort((draws, key, group))
+    """Return the largest key of each group and its index; ties go to the larger hash."""
+    order = np.lexsort((hashes, key, group))
     ends = np.flatnonzero(np.concatenate([group[order][1:] != group[order][:-1], [True]]))
     return key[order[ends]].astype(np.float64), order[ends]

@@ -1,8 +1,9 @@
-"""All pairs of rows within a radius, from rows that a JoinPlan has put into cells.
+"""Radius join: find all pairs of rows within a radius, among rows that a `JoinPlan` has assigned to cells.
 
-A pair of rows of one set, or of a real and a synthetic row, that is nearer than the radius by the distance formula
-is found (recall 1), and no other (precision 1). Where a join finds more than ``EDGES_PER_ROW`` pairs a row, and in
-hubs, it keeps only edges that connect what is connected: the groups stay exact and the list stays linear.
+Arrays in, arrays out. A join compares rows of one set with each other and real rows with synthetic ones. It
+returns exactly the pairs whose distance by distance.py is below the radius (recall 1, precision 1). In hubs, and
+once a join has found more than ``EDGES_PER_ROW`` pairs per row, it keeps only a spanning forest of further pairs:
+connected components stay exact, and the number of edges stays linear in the number of rows.
 """
 
 from dataclasses import dataclass
@@ -19,19 +20,23 @@ from synthscale.neighbors.edges import Codes, Edges, distinct_edges, empty_edges
 from synthscale.neighbors.projection import Vectors
 
 EDGES_PER_ROW = 64
+"""Pairs per row that a join lists before it keeps spanning edges only. Memory and file size grow with it."""
 _BLOCK = 2048
+"""Rows on either side of one matrix product."""
 
 
 @dataclass(frozen=True)
 class JoinPiece:
-    """Rows and where they stand: n rows, and entries (e) sorted by cell.
+    """n rows and their cells, as e entries (one per row and cell) sorted by cell.
 
     Attributes:
         vectors: (n, d) as stored.
         row: (n,) row numbers.
-        code: (n,) each row's set; 0 is the real one.
-        label: (n,) the pivot's row of rows that a hub absorbed, else the row itself.
-        who, cell, home: (e,) which of the rows, in which cell, whether it lives there.
+        code: (n,) set code of each row; 0 is the real set.
+        label: (n,) for rows absorbed by a hub the row number of its pivot, else the row itself.
+        who: (e,) index of the row, 0..n-1.
+        cell: (e,) cell number.
+        home: (e,) True in the row's home cell, False in cells that it visits.
     """
 
     vectors: Vectors
@@ -44,11 +49,11 @@ class JoinPiece:
 
     @cached_property
     def norms(self) -> NDArray[np.float64]:
-        """The lengths of the rows, (n,)."""
+        """Euclidean norms of the vectors, (n,)."""
         return norms(self.vectors)
 
     def entries(self, cell: int, home: bool) -> Places:
-        """Return which rows live in (or visit) a cell."""
+        """Return indices of the rows whose home is the cell, or (``home`` False) of those that visit it."""
         low, high = np.searchsorted(self.cell, [cell, cell + 1])
         who: Places = self.who[low:high][self.home[low:high] == home]
         return who
@@ -56,26 +61,40 @@ class JoinPiece:
 
 @dataclass(frozen=True)
 class JoinResult:
-    """What a join found: each pair once or twice, left < right; ``is_whole`` unless some were left out."""
+    """Result of a join.
+
+    Attributes:
+        edges: each pair once, left < right.
+        is_whole: True if all pairs are listed, False if only spanning edges of some are.
+    """
 
     edges: Edges
     is_whole: bool
 
 
 def place_rows(plan: JoinPlan, vectors: Vectors, row: Rows, code: Codes) -> JoinPiece:
-    """Return rows with their entries under a plan."""
-    placed = assign_cells(plan, vectors, code)
-    order = np.argsort(placed.cell, kind="stable")
+    """Assign rows to the cells of a plan.
+
+    Args:
+        plan: plan of the join.
+        vectors: (n, d) as stored, none zero.
+        row: (n,) row numbers.
+        code: (n,) set codes.
+    """
+    assignment = assign_cells(plan, vectors, code)
+    order = np.argsort(assignment.cell, kind="stable")
     label = row.copy()
-    absorbed = placed.hub >= 0
-    label[absorbed] = plan.hubs.row[placed.hub[absorbed]]
-    return JoinPiece(vectors, row, code, label, placed.who[order], placed.cell[order], placed.home[order])
+    absorbed = assignment.hub >= 0
+    label[absorbed] = plan.hubs.row[assignment.hub[absorbed]]
+    return JoinPiece(
+        vectors, row, code, label, assignment.who[order], assignment.cell[order], assignment.home[order]
+    )
 
 
 def join(
     plan: JoinPlan, one: JoinPiece, other: JoinPiece | None = None, shortlist: CandidateFilter = cpu_filter
 ) -> JoinResult:
-    """Return the pairs within a piece, or between two pieces whose rows differ."""
+    """Join a piece with itself, or with another piece that has no row in common with it."""
     joiner = _Joiner(plan, [one] if other is None else [one, other], shortlist)
     shared = np.unique(one.cell) if other is None else np.intersect1d(one.cell, other.cell)
     for cell in shared.tolist():
@@ -98,10 +117,10 @@ def join(
 def join_all(
     plan: JoinPlan, vectors: Vectors, row: Rows, code: Codes, shortlist: CandidateFilter = cpu_filter
 ) -> JoinResult:
-    """Place rows and join them, in memory."""
+    """Assign rows to cells and join them in memory; the edges include those of hubs. Args as in `place_rows`."""
     piece = place_rows(plan, vectors, row, code)
-    found = join(plan, piece, shortlist=shortlist)
-    return JoinResult(distinct_edges([found.edges, hub_edges(plan, piece)]), found.is_whole)
+    joined = join(plan, piece, shortlist=shortlist)
+    return JoinResult(distinct_edges([joined.edges, hub_edges(plan, piece)]), joined.is_whole)
 
 
 def hub_edges(plan: JoinPlan, piece: JoinPiece) -> Edges:
@@ -117,10 +136,10 @@ def hub_edges(plan: JoinPlan, piece: JoinPiece) -> Edges:
 
 
 class _Joiner:
-    """Compares blocks of rows and collects pairs: all of them, or spanning ones once there are too many."""
+    """Compares blocks of rows and collects pairs: all pairs, or spanning edges once the budget is exceeded."""
 
-    def __init__(self, plan: JoinPlan, pieces: list[JoinPiece], shortlist: CandidateFilter) -> None:
-        self._pieces, self._shortlist, self._radius = pieces, shortlist, plan.radius
+    def __init__(self, plan: JoinPlan, pieces: list[JoinPiece], candidate_filter: CandidateFilter) -> None:
+        self._pieces, self._candidate_filter, self._radius = pieces, candidate_filter, plan.radius
         alone = len(pieces) == 1
         self._vectors = pieces[0].vectors if alone else np.concatenate([p.vectors for p in pieces])
         self._norms = pieces[0].norms if alone else np.concatenate([p.norms for p in pieces])
@@ -129,66 +148,73 @@ class _Joiner:
         self._row = np.concatenate([p.row for p in pieces])
         self._code = np.concatenate([p.code for p in pieces])
         self._budget = EDGES_PER_ROW * len(self._row)
-        self._found: list[Edges] = []
+        self._edges: list[Edges] = []
         self._components: Components | None = None
         self._is_whole = True
 
     def joined(self) -> JoinResult:
-        """Return what was found."""
-        return JoinResult(distinct_edges(self._found), self._is_whole)
+        """Return the edges collected so far."""
+        return JoinResult(distinct_edges(self._edges), self._is_whole)
 
     def compare(self, left: Places, right: Places, *, is_same: bool = False, is_dense: bool = False) -> None:
-        """Compare rows with rows, in blocks; ``is_same`` compares each pair of one list once."""
+        """Compare two lists of rows in blocks, and collect the pairs within the radius.
+
+        Args:
+            left: indices of rows.
+            right: indices of rows.
+            is_same: the two lists are the same one; each pair is compared once.
+            is_dense: keep spanning edges only, as in hubs.
+        """
         for i in range(0, len(left), _BLOCK):
             for j in range(i if is_same else 0, len(right), _BLOCK):
-                self._block(left[i : i + _BLOCK], right[j : j + _BLOCK], is_same and i == j, is_dense)
+                self._compare_block(left[i : i + _BLOCK], right[j : j + _BLOCK], is_same and i == j, is_dense)
 
-    def _block(self, left: Places, right: Places, is_same: bool, is_dense: bool) -> None:
+    def _compare_block(self, left: Places, right: Places, is_same: bool, is_dense: bool) -> None:
         if self._components is not None and self._components.are_one(left, right):
             return
-        at_left, at_right = self._shortlist(self._left[left], self._right[right])
+        at_left, at_right = self._candidate_filter(self._left[left], self._right[right])
         keep = at_left < at_right if is_same else slice(None)
         a, b = left[at_left[keep]], right[at_right[keep]]
-        one, other = self._code[a], self._code[b]
-        related = (one == other) | (one == 0) | (other == 0)
+        code_a, code_b = self._code[a], self._code[b]
+        related = (code_a == code_b) | (code_a == 0) | (code_b == 0)
         a, b = a[related], b[related]
         if is_dense or self._components is not None or len(a) > self._budget:
-            self._span(a, b)
+            self._keep_spanning(a, b)
         else:
-            near = self._near(a, b)
+            near = self._within_radius(a, b)
             self._keep(*near)
             self._budget -= len(near[0])
 
-    def _near(self, a: Places, b: Places) -> tuple[Places, Places, NDArray[np.float64]]:
-        """Return the pairs that the formula puts within the radius, and their distances."""
+    def _within_radius(self, a: Places, b: Places) -> tuple[Places, Places, NDArray[np.float64]]:
+        """Return the candidate pairs whose float64 distance is below the radius, and their distances."""
         distance = distances_within(self._vectors, self._norms, a, b)
         near = distance < self._radius
         return a[near], b[near], distance[near]
 
     def _keep(self, a: Places, b: Places, distance: NDArray[np.float64]) -> None:
-        self._found.append(Edges(self._row[a], self._row[b], distance, self._code[a], self._code[b]))
+        self._edges.append(Edges(self._row[a], self._row[b], distance, self._code[a], self._code[b]))
 
-    def _span(self, a: Places, b: Places) -> None:
-        """Keep edges that connect what these pairs connect, in every view."""
+    def _keep_spanning(self, a: Places, b: Places) -> None:
+        """Keep a spanning forest of the candidate pairs within the radius, in every view."""
         self._is_whole = False
-        components = self._components = self._components or self._connected()
-        tried = 1
+        components = self._components = self._components or self._current_components()
+        max_rank = 1
         while len(a):
             apart = components.apart(a, b)
             a, b = a[apart], b[apart]
-            # A few candidates of each component at a time: most that follow are connected by then.
-            now = components.ranks(a, b) < tried
-            one, other, distance = self._near(a[now], b[now])
-            needed = components.forest(one, other)
-            self._keep(one[needed], other[needed], distance[needed])
-            components.merge(one[needed], other[needed])
-            a, b, tried = a[~now], b[~now], tried * 2
+            # Each pass tries a few pairs per component; most of the remaining pairs are connected after it.
+            now = components.ranks(a, b) < max_rank
+            near_a, near_b, distance = self._within_radius(a[now], b[now])
+            spanning = components.forest(near_a, near_b)
+            self._keep(near_a[spanning], near_b[spanning], distance[spanning])
+            components.merge(near_a[spanning], near_b[spanning])
+            a, b, max_rank = a[~now], b[~now], max_rank * 2
 
-    def _connected(self) -> Components:
-        """Return the components that hubs and the pairs found so far make."""
+    def _current_components(self) -> Components:
+        """Return the connected components of the hubs and of the pairs found so far."""
         components = Components(self._code, np.concatenate([p.label for p in self._pieces]))
         order = np.argsort(self._row)
-        for edges in self._found:
+        for edges in self._edges:
             ends = [order[np.searchsorted(self._row, rows, sorter=order)] for rows in (edges.left, edges.right)]
             components.merge(ends[0], ends[1])
         return components

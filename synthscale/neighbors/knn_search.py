@@ -1,8 +1,8 @@
-"""What distinct rows of one set find in another, how that is searched, and how sure it is.
+"""k-NN search of one set's distinct rows in another set: results, choice of method, and measured recall.
 
-A search compares all pairs while they are few; beyond that it probes cells of the database's index, and its recall
-is measured against all pairs on a seeded sample. Which it is depends on the two sets alone, so that another
-generator changes nothing.
+Arrays in, arrays out. Up to `EXACT_PAIRS` pairs a search compares all of them. Beyond that it probes cells of the
+database's index, and its recall is measured against an exhaustive search of a seeded sample of queries. The choice
+depends on the sizes of the two sets only, so adding another generator does not change it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,22 +16,33 @@ from synthscale.neighbors.distance import Floats, Rows
 from synthscale.neighbors.flat_index import FlatIndex
 
 EXACT_PAIRS = 4e9
-"""All pairs are compared up to this many (10-20 s of a core), in each direction between two sets."""
+"""Pairs of two sets up to which all are compared, in each direction: 10-20 s of one core."""
 FLAT_ROWS = 8192
-"""Sets up to this size are searched in float64 without cells."""
+"""Rows up to which a set gets a flat index (no cells, float64) instead of an IVF index."""
 SAMPLED_QUERIES = 4096
-"""Queries that the median is estimated from, and recall measured with, where not all pairs are compared."""
+"""Sampled queries for the median distance and the recall, where not all pairs are compared."""
 RECALL_NEAREST = 0.99
+"""Minimum recall of the nearest neighbour when probes are chosen."""
 RECALL_ALL = 0.95
+"""Minimum recall of all k neighbours when probes are chosen."""
 ALL_CELLS = 2**30
+"""Number of probes that means every cell."""
 UNLIMITED = 2**30
+"""Saturation count of a radius search that must count every row."""
 
 Index = FlatIndex | CellIndex
 
 
 @dataclass(frozen=True)
 class Recall:
-    """Share of true neighbours found, over a sample of queries: of the nearest, and of all k."""
+    """Recall of a search on a sample of queries; for radius counts both shares are the same (`radius_recall`).
+
+    Attributes:
+        nearest: share of the true nearest neighbours found, 0..1.
+        all: share of all true k nearest neighbours found, 0..1.
+        queries: number of sampled queries.
+        probes: number of cells probed.
+    """
 
     nearest: float
     all: float
@@ -41,13 +52,13 @@ class Recall:
 
 @dataclass(frozen=True)
 class KnnResult:
-    """The nearest rows that distinct rows of one set have in another, each row itself left out.
+    """k nearest neighbours of the distinct rows of a query set in a database set, excluding the row itself.
 
     Attributes:
-        row: (m,) ascending.
-        distance: (m, k) ascending; inf where there are fewer.
-        neighbor: (m, k) row numbers; -1 where there are fewer.
-        recall: None where all pairs were compared.
+        row: (m,) row numbers of the queries, ascending.
+        distance: (m, k) cosine distances, ascending along k; padded with inf.
+        neighbor: (m, k) row numbers; padded with -1.
+        recall: measured recall; None if all pairs were compared.
     """
 
     row: Rows
@@ -56,18 +67,21 @@ class KnnResult:
     recall: Recall | None = None
 
     def of(self, rows: Rows) -> tuple[Floats, Rows]:
-        """Return the distances and neighbours, (r, k) each, of some of the rows."""
+        """Return distances and neighbours, (r, k) each, of the queries ``rows`` (r,)."""
         at = np.searchsorted(self.row, rows)
         return self.distance[at], self.neighbor[at]
 
     def radius(self, k: int) -> Floats:
-        """Return the distance of the k-th neighbour, or of the last there is; -inf where there is none: (m,)."""
+        """Return the k-NN radius of each query: (m,).
+
+        It is the distance of the k-th neighbour, of the last one if there are fewer, and -inf if there is none.
+        """
         known = np.where(np.isinf(self.distance[:, :k]), -np.inf, self.distance[:, :k])
         return np.asarray(known.max(axis=1, initial=-np.inf))
 
 
 def concatenate_results(parts: Sequence[KnnResult]) -> KnnResult:
-    """Return the relations of ranges of rows, in order, as one."""
+    """Concatenate results of consecutive ranges of queries; the recall is dropped."""
     row, distance, neighbor = (
         np.concatenate(column)
         for column in zip(*((part.row, part.distance, part.neighbor) for part in parts), strict=True)
@@ -76,14 +90,25 @@ def concatenate_results(parts: Sequence[KnnResult]) -> KnnResult:
 
 
 def is_exact(queries: int, database: int) -> bool:
-    """Tell whether a search between sets of these sizes compares all pairs."""
+    """Return True if a search between sets of these sizes compares all pairs."""
     return queries * database <= EXACT_PAIRS
 
 
 def search_knn(
     index: Index, queries: NDArray[np.floating], rows: Rows, k: int, probes: int
 ) -> tuple[Floats, Rows]:
-    """Return distances and rows, (m, k) each; a flat index has no cells to probe."""
+    """Search the k nearest rows of each query; ``probes`` has no effect on a flat index.
+
+    Args:
+        index: index of the database set, or of a part of it.
+        queries: (m, d) as stored.
+        rows: (m,) row numbers of the queries.
+        k: number of neighbours.
+        probes: number of cells to probe.
+
+    Returns:
+        Distances and row numbers, (m, k) each.
+    """
     if isinstance(index, FlatIndex):
         return index.nearest(queries, rows, k)
     return index.nearest(queries, rows, k, probes)
@@ -92,12 +117,15 @@ def search_knn(
 def count_radii_containing(
     index: Index, queries: NDArray[np.floating], rows: Rows, radii: Floats, probes: int, most: int = 1
 ) -> NDArray[np.int32]:
-    """Return how many rows of the index have a radius that holds a query: (m,), exact up to ``most``."""
+    """Count, for each query, the rows whose k-NN radius contains it: (m,), saturated at ``most``.
+
+    ``radii``, (n,), belong to the rows of the index; other arguments as in `search_knn`.
+    """
     if isinstance(index, FlatIndex):
-        found = index.count_containing(queries, rows, radii, most)
+        count = index.count_containing(queries, rows, radii, most)
     else:
-        found = index.count_containing(queries, rows, radii, probes, most)
-    return np.minimum(found, most)
+        count = index.count_containing(queries, rows, radii, probes, most)
+    return np.minimum(count, most)
 
 
 def count_within_radius(
@@ -108,14 +136,18 @@ def count_within_radius(
     probes: int,
     counts: NDArray[np.integer],
 ) -> NDArray[np.int32]:
-    """Return how many rows of the index, each with its copies, lie within each query's own radius: (m,)."""
+    """Count the rows of the index, with their exact copies, within each query's own radius: (m,).
+
+    ``radii``, (m,), belong to the queries. ``counts``, (n,), is the number of exact copies of each row of
+    the index, itself included. Other arguments as in `search_knn`.
+    """
     if isinstance(index, FlatIndex):
         return index.count_within(queries, rows, radii, counts)
     return index.count_within(queries, rows, radii, probes, counts)
 
 
 def merge_nearest(answers: list[tuple[Floats, Rows]], k: int) -> tuple[Floats, Rows]:
-    """Return the k nearest of what the parts of an index answered to the same queries; ties to the smaller row."""
+    """Merge k-NN results of the same queries on several parts of an index; ties go to the smaller row number."""
     distance = np.concatenate([d for d, _ in answers], axis=1)
     rows = np.concatenate([r for _, r in answers], axis=1)
     order = np.lexsort((rows, distance), axis=1)[:, :k]
@@ -123,34 +155,37 @@ def merge_nearest(answers: list[tuple[Floats, Rows]], k: int) -> tuple[Floats, R
 
 
 def choose_probes(found: Mapping[int, Floats], cells: int) -> Recall:
-    """Return the fewest of these probes that find enough of the true neighbours of sampled queries.
+    """Choose the smallest number of probes that reaches `RECALL_NEAREST` and `RECALL_ALL`; return its recall.
 
     Args:
-        found: the distances, (m, k), that each number of probes finds; all cells are among them.
-        cells: how many there are to probe.
+        found: distances (m, k) of sampled queries by number of probes; must include all cells.
+        cells: number of cells of the index.
+
+    Raises:
+        ValueError: if the result of probing all cells is missing.
     """
     for probes in sorted(found):
         recall = _recall(found[probes], found[cells], probes)
         if probes == cells or (recall.nearest >= RECALL_NEAREST and recall.all >= RECALL_ALL):
             return recall
-    raise ValueError("the answer of all cells is missing")
+    raise ValueError("the result of probing all cells is missing")
 
 
 def probes_to_try(cells: int) -> list[int]:
-    """Return the numbers of probes to try in turn until one finds enough; all cells come first, for the truth."""
+    """Return numbers of probes to try in order: all cells, for the true result, then 8, 11, 16, ... below."""
     return [cells, *(p for p in (round(8 * 2 ** (i / 2)) for i in range(30)) if p < cells)]
 
 
 def _recall(found: Floats, exact: Floats, probes: int) -> Recall:
-    real = np.isfinite(exact)
-    # By distance, since rows at equal distances are equally right.
-    right = (found <= exact * (1 + 1e-6) + 1e-12) & real
-    share = float(right.sum() / max(1, real.sum()))
-    nearest = float(right[:, 0].sum() / max(1, real[:, 0].sum()))
+    exists = np.isfinite(exact)
+    # Distances are compared, not row numbers, because rows at equal distances are interchangeable.
+    correct = (found <= exact * (1 + 1e-6) + 1e-12) & exists
+    share = float(correct.sum() / max(1, exists.sum()))
+    nearest = float(correct[:, 0].sum() / max(1, exists[:, 0].sum()))
     return Recall(nearest, share, len(exact), probes)
 
 
 def radius_recall(found: NDArray[np.integer], true: NDArray[np.integer], probes: int) -> Recall:
-    """Return the share that probing finds of the radii that hold sampled queries: counts, (m,) each."""
+    """Return the recall of radius counts: the share of the true counts, (m,), that probing finds, (m,)."""
     share = float(np.minimum(found, true).sum() / max(1, true.sum()))
     return Recall(share, share, len(true), probes)

@@ -1,4 +1,4 @@
-"""Which queries probe which cells of an index, in the order in which bounds shrink fastest."""
+"""Order of probing the cells of an IVF index: group queries by cell, near cells first. Arrays in, arrays out."""
 
 from collections.abc import Iterator
 
@@ -8,22 +8,29 @@ from numpy.typing import NDArray
 from synthscale.neighbors.candidate_filter import Places
 
 _BANDS = (1, 4, 16)
-"""Ranks of cells, by nearness to a query, that are probed together."""
+"""Bounds of the bands of cells, ranked by distance from the query, that are probed together."""
 
 
 class ProbeOrder:
-    """Which queries probe which cells, given their distances to the centres, (m, cells)."""
+    """Groups m queries by the cells that they probe."""
 
     def __init__(self, distance: NDArray[np.float32], probes: int) -> None:
+        """Take distances of queries from centres, (m, cells), and the number of cells that each query probes.
+
+        Distances may be off by a constant per query.
+        """
         self._distance, self._probes = distance, probes
         self._nearest = distance.argmin(axis=1)
 
     def nearest(self) -> Iterator[tuple[int, Places]]:
-        """Yield (cell, the queries that are nearest to it)."""
+        """Yield (cell, indices of the queries whose nearest cell it is)."""
         return _by_cell(self._nearest, np.arange(len(self._nearest)))
 
     def all(self) -> Iterator[tuple[int, Places]]:
-        """Yield (cell, queries that probe it), near cells before far ones: bounds that shrink early spare most."""
+        """Yield (cell, indices of the queries that probe it); every pair of query and probed cell once.
+
+        Near cells come first: the sooner the bound on the k-th distance shrinks, the fewer candidates remain.
+        """
         m, cells = self._distance.shape
         near = min(_BANDS[-1], self._probes)
         kth = sorted({near - 1, self._probes - 1})
@@ -42,9 +49,10 @@ class ProbeOrder:
                 yield cell, np.delete(np.arange(m), done.get(cell, np.empty(0, np.int64)))
 
 
-def _by_cell(cell: NDArray[np.integer], who: Places) -> Iterator[tuple[int, Places]]:
+def _by_cell(cell: NDArray[np.integer], query: Places) -> Iterator[tuple[int, Places]]:
+    """Group pairs of cell and query by cell."""
     order = np.argsort(cell, kind="stable")
     cells, starts = np.unique(cell[order], return_index=True)
     if len(cells) == 0:
         return
-    yield from zip(cells.tolist(), np.split(who[order], starts[1:]), strict=True)
+    yield from zip(cells.tolist(), np.split(query[order], starts[1:]), strict=True)

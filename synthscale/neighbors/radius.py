@@ -1,7 +1,8 @@
-"""The radius below which rows are near-duplicates: threshold x median nearest-neighbour distance, or absolute.
+"""Calibrate the near-duplicate radius: ``threshold`` x median nearest-neighbour distance, or an absolute value.
 
-The median is taken over the distinct real rows, because copies of real images pull a median over all rows towards
-zero until nothing is flagged. Where not every distance is known it is that of a seeded sample, with its error.
+Arrays in, a `RadiusCalibration` out. The median is taken over the distinct real rows by default: copies of real
+images would pull a median over all rows towards zero until nothing is flagged. If only a seeded sample of the
+distances was measured, the median comes with a confidence interval.
 """
 
 from dataclasses import dataclass
@@ -15,22 +16,24 @@ from synthscale.neighbors.distance import Floats
 from synthscale.neighbors.knn_search import KnnResult
 
 EXACT_COPIES_ONLY = float(np.nextafter(0.0, 1.0))
-"""The radius where there is nothing to calibrate on."""
+"""Smallest positive radius: only rows at distance 0 are near-duplicates. Used if there is no median."""
 DATALAB_FLOOR = 1e-6
+"""Lower bound on the median in the mode ``datalab`` (cosine distance)."""
 _Z = 1.959963984540054
-"""95 % of a normal distribution."""
+"""Two-sided 95 % quantile of the normal distribution."""
 
 
 @dataclass(frozen=True)
 class RadiusCalibration:
-    """A generator's radius and what it rests on.
+    """A generator's radius and the median that it is based on.
 
     Attributes:
-        median: nearest-neighbour distance; None where no row has a neighbour.
-        low, high: 95 % interval of the median of all rows; equal to it when all were measured.
-        radius: cosine distance.
-        queries: rows whose nearest neighbour was measured.
-        rows: rows that they stand for.
+        median: median nearest-neighbour distance (cosine); None if no row has a neighbour.
+        low: lower end of the 95 % interval of the median over all rows; the median itself if all were measured.
+        high: upper end of that interval.
+        radius: cosine distance below which rows are near-duplicates.
+        queries: number of rows whose nearest neighbour was measured.
+        rows: number of rows that the median is meant for; more than ``queries`` if these are a sample.
     """
 
     median: float | None
@@ -41,7 +44,7 @@ class RadiusCalibration:
     rows: int
 
     def summary(self) -> dict[str, Any]:
-        """Return how the median was found, as metrics.json has it."""
+        """Return the calibration block of metrics.json."""
         reason = {} if self.median is not None else {"reason": "too few distinct real rows"}
         return {
             **reason,
@@ -55,7 +58,14 @@ class RadiusCalibration:
 
 @dataclass(frozen=True)
 class ViewSearches:
-    """What the real rows and one generator's find among themselves and in each other; all rows, or a sample."""
+    """The four k-NN searches of a generator's view, of all rows or a sample of queries.
+
+    Attributes:
+        real_real: real rows among the real rows.
+        real_own: real rows among the generator's rows.
+        own_real: the generator's rows among the real rows.
+        own_own: the generator's rows among its own rows.
+    """
 
     real_real: KnnResult
     real_own: KnnResult
@@ -64,18 +74,18 @@ class ViewSearches:
 
 
 def is_median_of_real(config: NeighborsConfig) -> bool:
-    """Tell whether the median is over the distinct real rows alone, or over both sets."""
+    """Return True if the median is over the distinct real rows only, False if it is over both sets."""
     return config.mode == "exact" and config.calibrate_on == "real"
 
 
 def calibrate_radius(view: ViewSearches, rows: int, config: NeighborsConfig, copies: Copies) -> RadiusCalibration:
-    """Return the radius of a generator's view.
+    """Calibrate the radius of a generator's view.
 
     Args:
-        view: relations whose distances are exact, over all rows or a sample.
-        rows: rows that the median is of: distinct real ones, or those of both sets.
-        config: the radius rule.
-        copies: of all sets; Datalab counts every one of them, at distance 0.
+        view: k-NN searches with exact distances, of all rows or a sample.
+        rows: number of distinct rows that the median is meant for: real ones, or those of both sets.
+        config: radius, threshold and mode.
+        copies: exact copies within all sets; the mode ``datalab`` counts each of them at distance 0.
     """
     distances, measured = _nearest_distances(view, config, copies)
     finite = np.sort(distances[np.isfinite(distances)])
@@ -85,19 +95,20 @@ def calibrate_radius(view: ViewSearches, rows: int, config: NeighborsConfig, cop
     median = float(np.median(finite))
     low = high = median
     if measured < rows:
-        # Ranks around the middle whose share of the sample is binomial (a sample without replacement: narrower).
-        half = _Z * m * np.sqrt((1 - measured / rows) / max(1, measured)) / 2
-        low = float(finite[max(0, int(np.floor(m / 2 - half)) - 1)])
-        high = float(finite[min(m - 1, int(np.ceil(m / 2 + half)))])
+        # Order statistics around the middle, by the normal approximation of the binomial distribution of ranks,
+        # with the finite-population correction, because the sample is drawn without replacement.
+        half_ranks = _Z * m * np.sqrt((1 - measured / rows) / max(1, measured)) / 2
+        low = float(finite[max(0, int(np.floor(m / 2 - half_ranks)) - 1)])
+        high = float(finite[min(m - 1, int(np.ceil(m / 2 + half_ranks)))])
     if config.mode == "datalab":
         median, low, high = (max(value, DATALAB_FLOOR) for value in (median, low, high))
     radius = config.radius if config.radius is not None else config.threshold * median
-    # Without distances to calibrate on, exact copies (distance 0) are all that can be said.
+    # Exact copies (distance 0) are near-duplicates even if the median is 0.
     return RadiusCalibration(median, low, high, max(radius, EXACT_COPIES_ONLY), measured, rows)
 
 
 def _nearest_distances(view: ViewSearches, config: NeighborsConfig, copies: Copies) -> tuple[Floats, int]:
-    """Return the distances that the median is of, and how many distinct rows were measured for them."""
+    """Return the nearest-neighbour distances to take the median of, and the number of distinct rows measured."""
     if is_median_of_real(config):
         return view.real_real.distance[:, 0], len(view.real_real.row)
     real = np.minimum(view.real_real.distance[:, 0], view.real_own.distance[:, 0])

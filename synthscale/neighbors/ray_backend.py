@@ -7,7 +7,6 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from synthscale.neighbors.analysis import KnnQuery, RadiusKey, RadiusQuery, SetPair, view_pairs
 from synthscale.neighbors.copies import Copies
 from synthscale.neighbors.distance import Floats
 from synthscale.neighbors.edges import Codes, Edges, distinct_edges
@@ -19,6 +18,7 @@ from synthscale.neighbors.ray_copy_scan import CopyScan, sample_distinct
 from synthscale.neighbors.ray_index_actors import SearchResults
 from synthscale.neighbors.ray_index_cluster import IndexCluster
 from synthscale.neighbors.ray_row_lookup import RowLookup
+from synthscale.neighbors.search_backend import KnnQuery, RadiusKey, RadiusQuery, SetPair, view_pairs
 from synthscale.neighbors.view import listed_edges, prdc_deviations
 from synthscale.runtime.task_pool import TaskPool
 from synthscale.statistics.jackknife import Blocks
@@ -27,7 +27,7 @@ from synthscale.tables.layout import Shard
 
 
 class RayBackend:
-    """See `analysis.SearchBackend`: rows stay in files and actors; the driver holds copies, edges and groups."""
+    """See `SearchBackend`: rows stay in files and actors; the driver holds copies, edges and groups."""
 
     def __init__(
         self,
@@ -63,23 +63,23 @@ class RayBackend:
         return self._cluster.results
 
     def sample_distances(self, queries: Sequence[KnnQuery]) -> list[Floats]:
-        """See `analysis.SearchBackend`."""
+        """See `SearchBackend`."""
         return self._cluster.sample_distances(queries)
 
     def search(self, queries: Sequence[KnnQuery], wanted: Collection[SetPair]) -> dict[SetPair, KnnResult]:
-        """See `analysis.SearchBackend`."""
+        """See `SearchBackend`."""
         return self._cluster.search(queries, wanted)
 
     def search_sample(self, pairs: Sequence[SetPair], counts: Mapping[int, int]) -> dict[SetPair, KnnResult]:
-        """See `analysis.SearchBackend`."""
+        """See `SearchBackend`."""
         return self._cluster.search_sample(pairs, counts)
 
     def count_radii(self, queries: Mapping[RadiusKey, RadiusQuery]) -> None:
-        """See `analysis.SearchBackend`."""
+        """See `SearchBackend`."""
         self._cluster.count_radii(queries)
 
     def sample_radii(self, queries: Mapping[RadiusKey, RadiusQuery]) -> dict[RadiusKey, NDArray[np.int32]]:
-        """See `analysis.SearchBackend`."""
+        """See `SearchBackend`."""
         return self._cluster.sample_radii(queries)
 
     def end_searches(self) -> None:
@@ -87,25 +87,25 @@ class RayBackend:
         self._cluster.close()
 
     def listed_edges(self, code: int, radius: float) -> Edges:
-        """See `analysis.SearchBackend`."""
+        """See `SearchBackend`."""
         task, copies = ray.remote(_listed_edges).options(num_cpus=1), ray.put(self.copies)
         parts = [task.remote(self.results, chunk, copies, code, radius) for chunk in range(len(self._chunks))]
         return distinct_edges(ray.get(parts))
 
     def join(self, codes: Sequence[int], radius: float) -> tuple[Edges, dict[str, Any]]:
-        """See `analysis.SearchBackend`."""
+        """See `SearchBackend`."""
         files = JoinFiles(self._reader, f"join-{self._joins}-{radius:.17g}")
         self._joins += 1
         shards = [shard for chunk in self._chunks for shard in chunk]
         return CellJoin(files, shards, self._scanned, self._gpu_pool, self._memory_bytes).run(codes, radius)
 
     def share_deviations(self, codes: Sequence[int]) -> dict[int, dict[str, Blocks]]:
-        """See `analysis.SearchBackend`."""
+        """See `SearchBackend`."""
         task, scanned = ray.remote(_share_deviations).options(num_cpus=1), ray.put(self._scanned)
         return dict(zip(codes, ray.get([task.remote(scanned, code) for code in codes]), strict=True))
 
     def lookup(self) -> RowLookup:
-        """See `analysis.SearchBackend`."""
+        """See `SearchBackend`."""
         return RowLookup(self._reader, self._chunks, self._pool)
 
 

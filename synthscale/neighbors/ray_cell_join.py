@@ -1,7 +1,8 @@
-"""The cell join over Ray tasks: rows are dealt to buckets of cells on disk, and each bucket is joined on its own.
+"""Radius join on Ray: partition rows into buckets of cells on disk, then join each bucket in its own tasks.
 
-Files under ``_neighbors/join-N/``: the plan, one Parquet per group of shards with a row group per bucket, and the
-edges of each finished task. A rerun repeats only what is not there. A task holds at most two pieces of a bucket.
+Reads the shards of ``embeddings/``. Writes checkpoints under ``_neighbors/join-N/``: the plan, one Parquet file
+per group of shards with a row group per bucket, and the edges of each finished task. A rerun repeats only tasks
+whose files are missing. A task has at most two pieces of a bucket in memory.
 """
 
 import io
@@ -30,11 +31,18 @@ from synthscale.tables.layout import Shard
 logger = logging.getLogger(__name__)
 
 _TASKS_A_WORKER = 4
+"""Minimum number of buckets per worker, to balance the load."""
 
 
 @dataclass(frozen=True)
 class JoinTask:
-    """One bucket, and which of its pieces (groups of scattered files) are joined with each other."""
+    """Join of two pieces of a bucket, or of one piece with itself. A piece is the bucket's rows in several files.
+
+    Attributes:
+        bucket: number of the bucket.
+        one: numbers of the scattered files of the first piece.
+        other: those of the second piece; None joins the first with itself.
+    """
 
     bucket: int
     one: tuple[int, ...]
@@ -42,39 +50,50 @@ class JoinTask:
 
     @property
     def name(self) -> str:
-        """Names the task's edges."""
+        """Name of the file with the task's edges."""
         other = "self" if self.other is None else f"{self.other[0]:06d}"
         return f"edges-{self.bucket:06d}-{self.one[0]:06d}-{other}"
 
 
 @dataclass(frozen=True)
 class JoinFiles:
-    """The files of one join, and the tables that it reads."""
+    """Checkpoint files of one join, and access to the embeddings.
+
+    Attributes:
+        tables: reads the run's embeddings and stores checkpoints.
+        folder: folder of this join under ``_neighbors/``.
+    """
 
     tables: EmbeddingReader
     folder: str
 
     def path(self, name: str) -> str:
-        """Return the location of a file."""
+        """Return the path of a file of the join."""
         return self.tables.run.path(FOLDER, self.folder, name)
 
     def save(self, name: str, edges: Edges, *, is_whole: bool, **more: Any) -> None:
-        """Write edges, whether they are all, and further arrays."""
+        """Save edges, the flag whether all pairs are listed, and further arrays by keyword."""
         arrays = {f.name: getattr(edges, f.name) for f in fields(Edges)}
         self.tables.save(f"{self.folder}/{name}", arrays | {"is_whole": np.array(is_whole)} | more)
 
     def load(self, name: str) -> dict[str, Any]:
-        """Read what was saved."""
+        """Load the arrays that `save` wrote."""
         return self.tables.load(f"{self.folder}/{name}")
 
     def saved(self) -> set[str]:
-        """Return the names of what was saved."""
+        """Return the names of all saved arrays of this join."""
         return {name.rpartition("/")[2] for name in self.tables.saved(self.folder)}
 
 
 @dataclass(frozen=True)
 class Bucketed:
-    """A plan whose cells are dealt to buckets, and how many rows a piece of a bucket may have."""
+    """Join plan with its cells grouped into buckets.
+
+    Attributes:
+        plan: the plan.
+        buckets: number of buckets, each a contiguous range of cells.
+        piece_rows: maximum number of entries (one per row and cell) of a bucket's piece.
+    """
 
     plan: JoinPlan
     buckets: int
@@ -82,20 +101,36 @@ class Bucketed:
 
 
 class CellJoin:
-    """The join of some sets at one radius."""
+    """Joins the distinct rows of some sets at one radius, on Ray."""
 
     def __init__(
         self, files: JoinFiles, shards: Sequence[Shard], scanned: CopyScan, pool: TaskPool, memory_bytes: int
     ) -> None:
-        """Take the files of this join and no other, and the memory that a task may use."""
+        """Prepare a join.
+
+        Args:
+            files: checkpoint files; not shared with any other join.
+            shards: all shards of the run.
+            scanned: exact copies and samples.
+            pool: runs the tasks.
+            memory_bytes: memory that one task may use.
+        """
         self._files, self._shards, self._scan, self._pool = files, shards, ray.put(scanned), pool
         self._copies, self._distinct = ray.put(scanned.copies), scanned.distinct
         width = files.tables.layout.search[1] - files.tables.layout.search[0]
-        # A piece is joined with a second one, and half of the memory is for products and pairs.
+        # Two pieces are in memory at a time, and half of the memory is left to products and pairs.
         self._piece_rows = max(1024, memory_bytes // 8 // (4 * width + 400))
 
     def run(self, codes: Sequence[int], radius: float) -> tuple[Edges, dict[str, Any]]:
-        """Return all edges among the distinct rows of some sets, and how they were found."""
+        """Join sets and return the edges among their distinct rows.
+
+        Args:
+            codes: set codes.
+            radius: cosine distance.
+
+        Returns:
+            The edges, and a summary: the radius, the fields of `JoinCost` and ``all_pairs_listed``.
+        """
         sizes = {code: self._distinct[code] for code in codes}
         if sum(sizes.values()) <= self._piece_rows:
             task = ray.remote(_join_directly).options(num_cpus=1, num_gpus=1 if self._pool.gpus else 0)
@@ -115,10 +150,16 @@ class CellJoin:
         )
         plan, shared = bucketed.plan, ray.put(bucketed)
         groups = group_shards(self._shards, bucketed.piece_rows // 4)
-        tasks = _tasks(self._scatter(shared, groups, list(sizes)), bucketed.piece_rows)
-        logger.info("join at %.3g: %d buckets, %d tasks; %s", radius, bucketed.buckets, len(tasks), plan.estimate)
-        have = self._files.saved()
-        todo = [task for task in tasks if task.name not in have]
+        tasks = _tasks(self._write_buckets(shared, groups, list(sizes)), bucketed.piece_rows)
+        logger.info(
+            "join within radius %.3g: %d buckets, %d tasks; %s",
+            radius,
+            bucketed.buckets,
+            len(tasks),
+            plan.estimate,
+        )
+        saved = self._files.saved()
+        todo = [task for task in tasks if task.name not in saved]
         work = ray.remote(_join_bucket).options(num_cpus=1, num_gpus=1 if self._pool.gpus else 0)
 
         def submit(task: JoinTask) -> Any:
@@ -126,33 +167,38 @@ class CellJoin:
 
         for _ in self._pool.run(todo, submit, f"near-duplicates, {plan.cells:,} cells in buckets:"):
             pass
-        return asdict(plan.estimate), [*map(_stars, range(len(groups))), *(task.name for task in tasks)]
+        return asdict(plan.estimate), [*map(_stars_name, range(len(groups))), *(task.name for task in tasks)]
 
-    def _scatter(self, bucketed: Any, groups: list[list[Shard]], codes: list[int]) -> list[dict[int, int]]:
-        """Deal the rows to buckets; return, for each group of shards, the entries of each bucket."""
-        task = ray.remote(_scatter).options(num_cpus=1)
-        have = self._files.saved()
+    def _write_buckets(self, bucketed: Any, groups: list[list[Shard]], codes: list[int]) -> list[dict[int, int]]:
+        """Write rows by bucket; return, for each group of shards, the number of entries of each bucket."""
+        task = ray.remote(_write_buckets).options(num_cpus=1)
+        saved = self._files.saved()
         counts: dict[int, dict[int, int]] = {}
-        for number in (number for number in range(len(groups)) if _stars(number) in have):
-            stars = self._files.load(_stars(number))
+        for number in (number for number in range(len(groups)) if _stars_name(number) in saved):
+            stars = self._files.load(_stars_name(number))
             counts[number] = dict(zip(stars["bucket"].tolist(), stars["entries"].tolist(), strict=True))
         todo = [number for number in range(len(groups)) if number not in counts]
 
         def submit(number: int) -> Any:
             return task.remote(self._files, bucketed, number, groups[number], self._copies, codes)
 
-        for number, count in self._pool.run(todo, submit, "rows dealt to cells: groups"):
+        for number, count in self._pool.run(todo, submit, "rows assigned to cells: groups"):
             counts[number] = count
         return [counts[number] for number in range(len(groups))]
 
 
-def _stars(number: int) -> str:
-    """Name what a group of shards leaves beside its entries: the edges of hubs, and counts."""
+def _stars_name(number: int) -> str:
+    """Name the file with a shard group's star-shaped hub edges and its number of entries per bucket."""
     return f"stars-{number:06d}"
 
 
 def _tasks(counts: list[dict[int, int]], piece_rows: int) -> list[JoinTask]:
-    """Return the tasks of all buckets; a bucket too large for a task is joined piece by piece."""
+    """Return the tasks of all buckets; a bucket that is too large for one task is split into pieces.
+
+    Args:
+        counts: for each group of shards, the number of entries of each bucket.
+        piece_rows: maximum number of entries of a piece.
+    """
     tasks = []
     for bucket in sorted({bucket for group in counts for bucket in group}):
         pieces: list[list[int]] = []
@@ -172,7 +218,7 @@ def _tasks(counts: list[dict[int, int]], piece_rows: int) -> list[JoinTask]:
     return tasks
 
 
-# Tasks.
+# The functions below run in Ray tasks.
 
 
 def _sample_for(scanned: CopyScan, sizes: dict[int, int]) -> JoinSample:
@@ -186,20 +232,20 @@ def _join_directly(
     files: JoinFiles, shards: list[Shard], scanned: CopyScan, sizes: dict[int, int], radius: float
 ) -> dict[str, Any]:
     plan = plan_join(_sample_for(scanned, sizes), sizes, radius)
-    block = _of_sets(files.tables.block(shards, scanned.copies), list(sizes))
-    found = join_all(plan, block.vectors, block.row, block.code, _shortlist())
-    files.save("edges-all", found.edges, is_whole=found.is_whole)
+    block = _rows_of_sets(files.tables.block(shards, scanned.copies), list(sizes))
+    joined = join_all(plan, block.vectors, block.row, block.code, _candidate_filter())
+    files.save("edges-all", joined.edges, is_whole=joined.is_whole)
     return asdict(plan.estimate)
 
 
 def _plan(
     files: JoinFiles, scanned: CopyScan, sizes: dict[int, int], radius: float, piece_rows: int, workers: int
 ) -> Bucketed:
-    """Return the plan of this join; one that a run before has saved is kept, with what it has led to."""
+    """Return the saved plan of this join, whose checkpoints remain valid, or make a plan and save it."""
     path, storage = files.path("plan.pickle"), files.tables.run.storage
     if fsys.exists(path, storage):
-        kept: Bucketed = pickle.loads(fsys.read_bytes(path, storage))
-        return kept
+        saved: Bucketed = pickle.loads(fsys.read_bytes(path, storage))
+        return saved
     plan = plan_join(_sample_for(scanned, sizes), sizes, radius)
     entries = sum(sizes.values()) * (1 + plan.estimate.visits_per_row)
     wanted = max(_TASKS_A_WORKER * workers, int(np.ceil(entries / (piece_rows / 2))))
@@ -208,12 +254,12 @@ def _plan(
     return bucketed
 
 
-def _scatter(
+def _write_buckets(
     files: JoinFiles, bucketed: Bucketed, number: int, shards: list[Shard], copies: Copies, codes: list[int]
 ) -> dict[int, int]:
-    """Write a group's entries, a row group a bucket, and its hub edges; return the entries of each bucket."""
+    """Write a shard group's entries, one row group per bucket, and its hub edges; return entries per bucket."""
     plan = bucketed.plan
-    block = _of_sets(files.tables.block(shards, copies), codes)
+    block = _rows_of_sets(files.tables.block(shards, copies), codes)
     piece = place_rows(plan, block.vectors, block.row, block.code)
     bucket = piece.cell.astype(np.int64) * bucketed.buckets // plan.cells
     sink = io.BytesIO()
@@ -232,21 +278,21 @@ def _scatter(
     )
     with pq.ParquetWriter(sink, schema, compression="none", use_dictionary=False) as writer:
         for start, end in zip(starts.tolist(), ends, strict=True):
-            writer.write_table(_entries(piece, slice(start, end), schema), row_group_size=end - start)
+            writer.write_table(_entry_table(piece, slice(start, end), schema), row_group_size=end - start)
     fsys.write_bytes(files.path(f"scattered-{number:06d}.parquet"), sink.getvalue(), files.tables.run.storage)
     entries = np.array(ends, np.int64) - starts
     stars = hub_edges(plan, piece)
-    files.save(_stars(number), stars, is_whole=len(stars) == 0, bucket=numbers, entries=entries)
+    files.save(_stars_name(number), stars, is_whole=len(stars) == 0, bucket=numbers, entries=entries)
     return dict(zip(numbers.tolist(), entries.tolist(), strict=True))
 
 
-def _entries(piece: JoinPiece, part: slice, schema: pa.Schema) -> pa.Table:
-    who = piece.who[part]
-    flat = pa.array(piece.vectors[who].reshape(-1))
+def _entry_table(piece: JoinPiece, part: slice, schema: pa.Schema) -> pa.Table:
+    row_index = piece.who[part]
+    flat = pa.array(piece.vectors[row_index].reshape(-1))
     columns = {
-        "row": piece.row[who],
-        "label": piece.label[who],
-        "code": piece.code[who],
+        "row": piece.row[row_index],
+        "label": piece.label[row_index],
+        "code": piece.code[row_index],
         "cell": piece.cell[part],
         "home": piece.home[part],
         "vector": pa.FixedSizeListArray.from_arrays(flat, piece.vectors.shape[1]),
@@ -257,8 +303,8 @@ def _entries(piece: JoinPiece, part: slice, schema: pa.Schema) -> pa.Table:
 def _join_bucket(files: JoinFiles, bucketed: Bucketed, task: JoinTask) -> None:
     one = _read_piece(files, task.bucket, task.one)
     other = None if task.other is None else _read_piece(files, task.bucket, task.other)
-    found = join(bucketed.plan, one, other, _shortlist())
-    files.save(task.name, found.edges, is_whole=found.is_whole)
+    joined = join(bucketed.plan, one, other, _candidate_filter())
+    files.save(task.name, joined.edges, is_whole=joined.is_whole)
 
 
 def _read_piece(files: JoinFiles, bucket: int, numbers: tuple[int, ...]) -> JoinPiece:
@@ -267,8 +313,8 @@ def _read_piece(files: JoinFiles, bucket: int, numbers: tuple[int, ...]) -> Join
         path = files.path(f"scattered-{number:06d}.parquet")
         with fsys.filesystem(path, files.tables.run.storage).open(path, "rb") as opened:
             file = pq.ParquetFile(opened)
-            held = file.schema_arrow.metadata[b"buckets"].decode().split(",")
-            parts.append(file.read_row_group(held.index(str(bucket))))
+            buckets = file.schema_arrow.metadata[b"buckets"].decode().split(",")
+            parts.append(file.read_row_group(buckets.index(str(bucket))))
     table = pa.concat_tables(parts)
     vector = table.column("vector").combine_chunks()
     width = vector.type.list_size
@@ -280,10 +326,10 @@ def _read_piece(files: JoinFiles, bucket: int, numbers: tuple[int, ...]) -> Join
     return JoinPiece(vectors, row, code, label, order, cell[order], home[order])
 
 
-def _of_sets(block: EmbeddingBlock, codes: list[int]) -> EmbeddingBlock:
-    own = np.isin(block.code, codes)
-    return block if own.all() else EmbeddingBlock(block.row[own], block.code[own], block.vectors[own])
+def _rows_of_sets(block: EmbeddingBlock, codes: list[int]) -> EmbeddingBlock:
+    member = np.isin(block.code, codes)
+    return block if member.all() else EmbeddingBlock(block.row[member], block.code[member], block.vectors[member])
 
 
-def _shortlist() -> Any:
+def _candidate_filter() -> Any:
     return filter_for(len(ray.get_gpu_ids()))

@@ -1,4 +1,8 @@
-"""The first pass of the neighbors stage: exact copies of each set, and samples of its rows."""
+"""First pass of the neighbors stage on Ray: find exact copies within each set, and sample rows.
+
+Reads the shards of ``embeddings/`` once, in one task per group of shards. Writes no files; samples stay in Ray's
+object store.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,13 +28,18 @@ from synthscale.tables.id_hashes import sampling_threshold
 from synthscale.tables.layout import Shard
 
 _ROWS_A_REDUCER = 2**22
+"""Rows per task that matches row hashes; memory per task grows with it."""
 
 
 @dataclass(frozen=True)
 class CopyScan:
-    """Copies of all sets with the codes of their rows, how many distinct rows each set has, and samples of rows.
+    """Exact copies, numbers of distinct rows, and samples.
 
-    ``samples`` are references to Blocks, whose rows are drawn without regard to their order; see ``sample``.
+    Attributes:
+        copies: exact copies within all sets.
+        codes: (c,) set code of each row of ``copies``.
+        distinct: number of distinct rows of each set, by set code.
+        samples: Ray references to pairs of vector hashes and an `EmbeddingBlock`; see `sample_distinct`.
     """
 
     copies: Copies
@@ -46,13 +55,13 @@ def scan_copies(
     rows: dict[int, int],
     pool: TaskPool,
 ) -> CopyScan:
-    """Find exact copies (equal file contents or equal vectors) within each set.
+    """Find exact copies (equal file contents or equal vectors) within each set, and sample its rows.
 
     Args:
-        tables: the run's.
-        chunks: the shards, in groups.
-        wanted: rows to sample, by code.
-        rows: rows of each set, by code.
+        tables: reads the run's embeddings.
+        chunks: groups of shards, one task each.
+        wanted: number of rows to sample from each set, by set code.
+        rows: number of rows of each set, by set code.
         pool: runs the tasks.
     """
     reducers = max(1, -(-sum(rows.values()) // _ROWS_A_REDUCER))
@@ -67,16 +76,16 @@ def scan_copies(
         parts.append(keys)
         return done
 
-    for _ in pool.run(chunks, submit, "chunks scanned"):
+    for _ in pool.run(chunks, submit, "exact copies: shard groups scanned,"):
         pass
     reduce = ray.remote(_pairs).options(num_cpus=1)
-    found = ray.get([reduce.remote(*(keys[i] for keys in parts)) for i in range(reducers)])
-    copies = copies_from_pairs((left, right) for left, right, _ in found)
-    known, first = np.unique(
-        np.concatenate([np.concatenate([left, right]) for left, right, _ in found]), return_index=True
+    pairs = ray.get([reduce.remote(*(keys[i] for keys in parts)) for i in range(reducers)])
+    copies = copies_from_pairs((left, right) for left, right, _ in pairs)
+    paired, first = np.unique(
+        np.concatenate([np.concatenate([left, right]) for left, right, _ in pairs]), return_index=True
     )
-    codes = np.concatenate([np.concatenate([code, code]) for _, _, code in found])[first]
-    assert np.array_equal(known, copies.row)
+    codes = np.concatenate([np.concatenate([code, code]) for _, _, code in pairs])[first]
+    assert np.array_equal(paired, copies.row)
     extra = np.bincount(codes[copies.row != copies.representative], minlength=len(rows))
     return CopyScan(copies, codes, {code: n - int(extra[code]) for code, n in rows.items()}, samples)
 
@@ -84,7 +93,10 @@ def scan_copies(
 def _scan(
     tables: EmbeddingReader, chunk: list[Shard], limits: dict[int, np.uint64], reducers: int
 ) -> tuple[Any, ...]:
-    """Return nothing, a sample, and for each reducer the keys, rows and codes that fall to it."""
+    """Scan a group of shards. Return None, a sample, and for each reducer its keys, rows and set codes.
+
+    The first result is only there to be awaited, so that the driver does not fetch the others.
+    """
     block = tables.block(chunk)
     hashes = [
         text
@@ -93,43 +105,48 @@ def _scan(
     ]
     keys, rows, codes = [], [], []
     for code, name in enumerate(tables.names):
-        own = np.flatnonzero(block.code == code)
-        with_file = np.array([i for i in own if hashes[i] is not None], np.int64)
-        for chosen, made in (
-            (own, vector_keys(block.vectors[own], f"vector/{name}")),
+        members = np.flatnonzero(block.code == code)
+        with_file = np.array([i for i in members if hashes[i] is not None], np.int64)
+        for chosen, key_part in (
+            (members, vector_keys(block.vectors[members], f"vector/{name}")),
             (with_file, content_keys((hashes[i].encode() for i in with_file), f"content/{name}")),
         ):
-            keys.append(made)
+            keys.append(key_part)
             rows.append(block.row[chosen])
             codes.append(block.code[chosen])
     key, row, code_of = np.concatenate(keys), np.concatenate(rows), np.concatenate(codes)
     reducer = key[:, 0] % np.uint64(reducers)
-    partitions = [(key[own], row[own], code_of[own]) for own in (reducer == i for i in range(reducers))]
+    partitions = [(key[mine], row[mine], code_of[mine]) for mine in (reducer == i for i in range(reducers))]
     return None, _sampled(block, limits), *partitions
 
 
 def _sampled(block: EmbeddingBlock, limits: dict[int, np.uint64]) -> tuple[NDArray[np.uint64], EmbeddingBlock]:
-    draws = vector_hashes(block.vectors)
-    keep = draws <= np.array([limits[code] for code in range(len(limits))])[block.code]
-    return draws[keep], EmbeddingBlock(block.row[keep], block.code[keep], block.vectors[keep])
+    hashes = vector_hashes(block.vectors)
+    keep = hashes <= np.array([limits[code] for code in range(len(limits))])[block.code]
+    return hashes[keep], EmbeddingBlock(block.row[keep], block.code[keep], block.vectors[keep])
 
 
 def _pairs(*parts: tuple[ContentKeys, Rows, Codes]) -> tuple[Rows, Rows, Codes]:
-    """Return the pairs of equal rows among those of one reducer, and their sets."""
+    """Return pairs of equal rows among those of one reducer, and their set codes: (p,) each."""
     keys, rows, codes = (np.concatenate(column) for column in zip(*parts, strict=True))
     left, right = equal_pairs(keys, np.arange(len(rows)))
     return rows[left], rows[right], codes[left]
 
 
 def sample_distinct(scanned: CopyScan, counts: dict[int, int]) -> EmbeddingBlock:
-    """Return, in the order of their draw, so many distinct rows of each set (by code); called in a task."""
-    drawn = [part for part in ray.get(scanned.samples) if len(part[0])]
-    draws = np.concatenate([d for d, _ in drawn])
+    """Return a random sample of distinct rows, in ascending order of vector hash. Call it in a Ray task.
+
+    Args:
+        scanned: result of `scan_copies`.
+        counts: number of rows to take from each set, by set code; all sampled rows if there are fewer.
+    """
+    samples = [part for part in ray.get(scanned.samples) if len(part[0])]
+    hashes = np.concatenate([d for d, _ in samples])
     row, code, vectors = (
-        np.concatenate([getattr(b, name) for _, b in drawn]) for name in ("row", "code", "vectors")
+        np.concatenate([getattr(b, name) for _, b in samples]) for name in ("row", "code", "vectors")
     )
-    order = np.lexsort((row, draws))
+    order = np.lexsort((row, hashes))
     order = order[scanned.copies.are_distinct(row[order])]
-    chosen = np.concatenate([order[code[order] == own][:count] for own, count in counts.items()])
-    chosen = chosen[np.lexsort((row[chosen], draws[chosen]))]
+    chosen = np.concatenate([order[code[order] == number][:count] for number, count in counts.items()])
+    chosen = chosen[np.lexsort((row[chosen], hashes[chosen]))]
     return EmbeddingBlock(row[chosen], code[chosen], vectors[chosen])

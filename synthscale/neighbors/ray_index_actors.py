@@ -17,7 +17,6 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from synthscale.neighbors.analysis import KnnQuery, RadiusKey, RadiusQuery, SetPair
 from synthscale.neighbors.candidate_filter import filter_for
 from synthscale.neighbors.cell_index import CellIndex
 from synthscale.neighbors.copies import Copies
@@ -32,6 +31,7 @@ from synthscale.neighbors.knn_search import (
     merge_nearest,
     search_knn,
 )
+from synthscale.neighbors.search_backend import KnnQuery, RadiusKey, RadiusQuery, SetPair
 from synthscale.neighbors.search_files import pack_counts, pack_knn, unpack_counts, unpack_knn
 from synthscale.neighbors.view import K, RadiusCounts
 from synthscale.storage import filesystems as fsys

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from synthscale.neighbors.analysis import KnnQuery, RadiusKey, RadiusQuery, SetPair
 from synthscale.neighbors.cell_index import cells_for, index_sample_size, train_index
 from synthscale.neighbors.distance import Floats, Rows
 from synthscale.neighbors.embedding_reader import EmbeddingBlock, EmbeddingReader
@@ -29,6 +28,7 @@ from synthscale.neighbors.knn_search import (
 )
 from synthscale.neighbors.ray_copy_scan import CopyScan, sample_distinct
 from synthscale.neighbors.ray_index_actors import IndexActor, IndexPart, SearchResults, SetReferences, result_name
+from synthscale.neighbors.search_backend import KnnQuery, RadiusKey, RadiusQuery, SetPair
 from synthscale.runtime.task_pool import TaskPool
 from synthscale.tables.layout import Shard
 

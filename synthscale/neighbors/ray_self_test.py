@@ -1,4 +1,9 @@
-"""The self-test of the radius: edited copies of sampled real images are embedded beside the search."""
+"""Run the self-test of the near-duplicate radius on Ray, beside the k-NN searches.
+
+A seeded sample of real images is read again and edited, the edited copies are embedded with the run's encoder, and
+their distances from the originals are returned as a `SelfTest` (self_test.py). Reads ``manifest/`` and
+``embeddings/`` and the images themselves; writes nothing.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,54 +24,68 @@ from synthscale.tables.layout import Shard, shards_of
 
 
 def start_self_test(
-    context: StageContext, known: EmbeddingReader, chunks: list[list[Shard]]
+    context: StageContext, reader: EmbeddingReader, chunks: list[list[Shard]]
 ) -> Callable[[], SelfTest | None]:
-    """Start embedding edited copies of sampled real images; the result waits for them (None: no images)."""
+    """Start the self-test in the background, and return a function that waits for its result.
+
+    Args:
+        context: configuration and resources of the stage.
+        reader: reads the run's embeddings.
+        chunks: all shards of the run, in groups of one task each.
+
+    Returns:
+        A function without arguments. It returns None if there is nothing to test: the run's vectors were
+        precomputed, or ``neighbors.self_test_images`` is 0.
+    """
     count = context.config.neighbors.self_test_images
     if context.vectors is not None or count == 0:
         return lambda: None
     if context.is_local and not context.gpus:
-        # The driver has torch loaded already, and idles while its workers search.
+        # The driver has already loaded torch, and is idle while its workers search.
         pool = ThreadPoolExecutor(1)
-        result = pool.submit(_self_test_here, context.config, known, count, chunks)
+        result = pool.submit(_self_test_in_process, context.config, reader, count, chunks)
         return result.result
-    pick = ray.remote(_real_images).options(num_cpus=1)
-    parts = [pick.remote(known, chunk, count) for chunk in chunks]
+    sample_task = ray.remote(_sample_real_images).options(num_cpus=1)
+    parts = [sample_task.remote(reader, chunk, count) for chunk in chunks]
     task = ray.remote(_self_test).options(num_cpus=1, num_gpus=1 if context.gpus else 0)
-    reference = task.remote(context.config, known, count, *parts)
+    reference = task.remote(context.config, reader, count, *parts)
     return lambda: ray.get(reference)
 
 
-def _self_test_here(config: Config, known: EmbeddingReader, count: int, chunks: list[list[Shard]]) -> SelfTest:
-    return _self_test(config, known, count, *(_real_images(known, chunk, count) for chunk in chunks))
+def _self_test_in_process(
+    config: Config, reader: EmbeddingReader, count: int, chunks: list[list[Shard]]
+) -> SelfTest:
+    """Run the self-test in this process."""
+    return _self_test(config, reader, count, *(_sample_real_images(reader, chunk, count) for chunk in chunks))
 
 
-def _real_images(known: EmbeddingReader, chunk: list[Shard], count: int) -> pa.Table:
-    """Return id, row, uri and content_hash of the chunk's part of the sample."""
+def _sample_real_images(reader: EmbeddingReader, chunk: list[Shard], count: int) -> pa.Table:
+    """Return id, row, uri and content_hash of a sample of ``count`` embedded real images of the chunk."""
     parts = []
     for shard in chunk:
-        embedded = known.run.read_shard("embeddings", shard, ["row", "content_hash"])
-        manifest = known.run.read_shard("manifest", shard, ["row", "id", "generator", *FILE_COLUMNS])
-        at = pa.array(embedded.column("row").to_numpy() - shard.start)
-        mine = manifest.take(at).append_column("content_hash", embedded.column("content_hash"))
-        parts.append(mine.filter(mine.column("generator").is_null()).drop_columns("generator"))
-    return _drawn(pa.concat_tables(parts), count)
+        embedded = reader.run.read_shard("embeddings", shard, ["row", "content_hash"])
+        manifest = reader.run.read_shard("manifest", shard, ["row", "id", "generator", *FILE_COLUMNS])
+        position = pa.array(embedded.column("row").to_numpy() - shard.start)
+        images = manifest.take(position).append_column("content_hash", embedded.column("content_hash"))
+        parts.append(images.filter(images.column("generator").is_null()).drop_columns("generator"))
+    return _sampled(pa.concat_tables(parts), count)
 
 
-def _drawn(images: pa.Table, count: int) -> pa.Table:
+def _sampled(images: pa.Table, count: int) -> pa.Table:
+    """Return the lines of `self_test.sample_rows`; the sample of the chunks' samples is that of all images."""
     rows = images.column("row").to_numpy()
     chosen = selftest.sample_rows(images.column("id").to_pylist(), rows, count, seed=0)
     return images.filter(pa.array(np.isin(rows, chosen)))
 
 
-def _self_test(config: Config, known: EmbeddingReader, count: int, *parts: pa.Table) -> SelfTest:
-    images = _drawn(pa.concat_tables(parts), count)
+def _self_test(config: Config, reader: EmbeddingReader, count: int, *parts: pa.Table) -> SelfTest:
+    """Sample ``count`` images from the samples of all chunks, and measure the distances of their edited copies."""
+    images = _sampled(pa.concat_tables(parts), count)
     rows = images.column("row").to_numpy()
-    shards = known.run.completed("ingest").info["shard_stops"]
-    wanted = [s for s in shards_of(shards) if ((rows >= s.start) & (rows < s.stop)).any()]
-    pieces = [known.run.read_shard("embeddings", shard, ["row", "vector"]) for shard in wanted]
-    table = pa.concat_tables(pieces)
-    vectors = vector_matrix(table, (0, known.layout.dimensions))
+    stops = reader.run.completed("ingest").info["shard_stops"]
+    shards = [s for s in shards_of(stops) if ((rows >= s.start) & (rows < s.stop)).any()]
+    table = pa.concat_tables([reader.run.read_shard("embeddings", shard, ["row", "vector"]) for shard in shards])
+    vectors = vector_matrix(table, (0, reader.layout.dimensions))
     originals = vectors[np.searchsorted(table.column("row").to_numpy(), rows)]
     return selftest.run_self_test(
         fetch_all(files_of(images), config),

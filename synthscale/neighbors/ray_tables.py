@@ -9,13 +9,14 @@ import pyarrow as pa
 import ray
 
 from synthscale.neighbors import arrow_tables
-from synthscale.neighbors.analysis import RadiusKey, SetPair, view_neighbors
+from synthscale.neighbors.analysis import view_neighbors
 from synthscale.neighbors.copies import Copies
 from synthscale.neighbors.distance import Rows
 from synthscale.neighbors.edges import Edges
 from synthscale.neighbors.embedding_reader import EmbeddingReader
 from synthscale.neighbors.knn_search import KnnResult, Recall
 from synthscale.neighbors.ray_index_actors import SearchResults
+from synthscale.neighbors.search_backend import RadiusKey, SetPair
 from synthscale.neighbors.view import NeighborView, RadiusCounts, nearest_rows
 from synthscale.runtime.task_pool import TaskPool
 from synthscale.tables.layout import Shard

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from synthscale.neighbors.analysis import RadiusKey, SetPair
 from synthscale.neighbors.knn_search import KnnResult
+from synthscale.neighbors.search_backend import RadiusKey, SetPair
 from synthscale.neighbors.view import RadiusCounts
 
 Arrays = Mapping[str, NDArray[Any]]

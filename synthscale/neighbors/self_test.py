@@ -1,9 +1,9 @@
-"""The radius's self-test: whether lightly edited copies of real images lie within the radius of their originals.
+"""Self-test of the radius: the share of lightly edited copies of real images that lie within it.
 
-Where the radius is too small for the encoder, a generator that copies its training images looks fresh. So a
-seeded sample of real images is edited in three ways that a viewer hardly sees, the copies go through the run's own
-decoding and encoder, and the share of them within the radius is reported. Pure: takes the images' bytes and the
-vectors that the run stored of them, gives distances.
+Reads image bytes and their stored vectors, and returns distances; no files. If the radius is too small for the
+encoder, a generator that copies its training images looks fresh. The test edits a seeded sample of real images in
+three ways that a viewer hardly notices, decodes and encodes the copies as the run does, and reports the share
+whose distance from the original is below the radius.
 """
 
 import hashlib
@@ -23,27 +23,38 @@ from synthscale.statistics.jackknife import binomial_interval
 from synthscale.tables.faults import RowFault
 
 WARN_BELOW = 0.9
-"""A radius that finds a smaller share of the copies deserves a warning."""
+"""Share of copies found (0..1) below which the run warns."""
 
 
 def sample_rows(ids: Sequence[str], rows: Rows, count: int, seed: int) -> Rows:
-    """Return the ``count`` rows with the smallest BLAKE2b(seed, id), or all where there are fewer; ascending.
+    """Draw a seeded sample of rows: the ``count`` rows with the smallest BLAKE2b(seed, id), ascending.
 
-    ``ids`` are those of ``rows``, (n,) each. Which images are taken depends neither on the rows' order nor on
-    their numbers, and the sample of a whole is the sample of its parts' samples.
+    The sample depends neither on the order of rows nor on row numbers. Samples of parts can be merged: the sample
+    of their union is the sample of the whole.
+
+    Args:
+        ids: (n,) image ids.
+        rows: (n,) row numbers of these images.
+        count: sample size; all rows are returned if there are fewer.
+        seed: key of the hash.
     """
     salt = seed.to_bytes(8, "little")
 
-    def key(pair: tuple[str, int]) -> bytes:
+    def id_hash(pair: tuple[str, int]) -> bytes:
         return hashlib.blake2b(pair[0].encode(), digest_size=16, key=salt).digest()
 
-    taken = heapq.nsmallest(count, zip(ids, rows.tolist(), strict=True), key=key)
-    return np.array(sorted(row for _, row in taken), np.int64)
+    sample = heapq.nsmallest(count, zip(ids, rows.tolist(), strict=True), key=id_hash)
+    return np.array(sorted(row for _, row in sample), np.int64)
 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """Cosine distances of each edit's copies from their originals, (images,); how many images were not usable."""
+    """Result of the self-test.
+
+    Attributes:
+        distances: by name of the edit, cosine distances of the copies from their originals, (images,).
+        left_out: number of sampled images that could not be used.
+    """
 
     distances: dict[str, Floats]
     left_out: int = 0
@@ -51,15 +62,16 @@ class SelfTest:
     def summary(self, radius: float | None) -> Metric:
         """Return the block ``neighbors.self_test`` of metrics.json for a run's radius (None: not calibrated).
 
-        A copy is found when its distance is < radius, or 0. ``value`` is the share found of all copies. Copies of
-        one image are not independent, so the 95 % interval counts images: Clopper and Pearson's (1934), the sum of
-        the images' shares being the successes of as many trials. Of all shares with one mean, those that are 0 or
-        1 vary most: it fits images whose copies are found together or not at all, and is wide for others.
+        A copy is found if its distance is < radius, or 0. ``value`` is the share of all copies that are found. The
+        copies of one image are not independent, so the 95 % interval treats images as trials: it is the interval
+        of Clopper and Pearson (1934), with the sum of the images' shares as the number of successes. Among
+        distributions of shares with the same mean, shares of 0 and 1 have the largest variance. The interval is
+        therefore right if the copies of an image are found together or not at all, and conservative otherwise.
         """
         if radius is None:
             return metric_block(None, "no radius: too few distinct real rows to calibrate it")
         if not any(len(distances) for distances in self.distances.values()):
-            return metric_block(None, "no image of the sample could be read and edited again")
+            return metric_block(None, "no image of the sample could be read and edited")
         distance = np.stack(list(self.distances.values()), axis=1)
         found = (distance < radius) | (distance == 0)
         low, high = binomial_interval(float(found.mean()), len(found))
@@ -76,7 +88,7 @@ class SelfTest:
 
 
 def warning(summary: Metric) -> str | None:
-    """Return what the reader of a `SelfTest.summary` must know, if its share is below WARN_BELOW."""
+    """Return a warning if the share of a `SelfTest.summary` is below `WARN_BELOW`, else None."""
     if summary["value"] is None or summary["value"] >= WARN_BELOW:
         return None
     worst, share = min(summary["by_edit"].items(), key=lambda item: item[1])
@@ -94,17 +106,17 @@ def run_self_test(
     batch_size: int,
     hashes: Sequence[str] | None = None,
 ) -> SelfTest:
-    """Measure how far edited copies lie from their originals, on the encoder's search dimensions.
+    """Measure the distances of edited copies from their originals, on the encoder's search dimensions.
 
     Args:
-        images: the bytes of each image of the sample, or the fault met in fetching them; read one after another.
-        originals: the vectors that the run stored of these images, (n, D).
-        encoder: the run's.
-        batch_size: copies encoded at a time; never changes results.
-        hashes: the ``content_hash`` that the run stored of each image; those that have changed are left out.
+        images: bytes of each sampled image, or the error of fetching it; consumed one by one.
+        originals: (n, D) stored vectors of these images.
+        encoder: the encoder of the run.
+        batch_size: maximum number of copies per encoder batch; it does not change results.
+        hashes: stored ``content_hash`` of each image; images whose file has changed since are left out.
     """
-    known = [None] * len(originals) if hashes is None else hashes
-    usable, search = _edited_pixels(images, known, encoder.image_size), slice(*encoder.search)
+    expected = [None] * len(originals) if hashes is None else hashes
+    usable, search = _edited_pixels(images, expected, encoder.image_size), slice(*encoder.search)
     parts = [np.empty((0, len(EDITS)))]
     while batch := list(islice(usable, max(1, batch_size // len(EDITS)))):
         vectors = encoder.encode(np.concatenate([pixels for _, pixels in batch]))[:, search]
@@ -112,6 +124,6 @@ def run_self_test(
             copies = unit(vectors).reshape(len(batch), len(EDITS), -1)
         parts.append(cosine_distance(copies, unit(originals[[i for i, _ in batch], search])[:, None]))
     distance = np.concatenate(parts)
-    # A copy without a direction would be a failed row of a run, neither fresh nor a duplicate.
+    # A zero vector has no cosine distance. In a run its row would have failed, so the image is left out here.
     distance = distance[np.isfinite(distance).all(axis=1)]
     return SelfTest(dict(zip(EDITS, distance.T.copy(), strict=True)), len(originals) - len(distance))

@@ -1,1 +1,1 @@
-"""What the report shows: rows chosen from a run's tables, words, charts and thumbnails, and the page itself."""
+"""The report: rows selected from a run's tables, verbal verdicts, charts, thumbnails, the map and the HTML page."""

@@ -1,4 +1,7 @@
-"""Geometry of the report's charts: numbers in, places in an SVG of given width out."""
+"""Geometry of the report's charts: converts metric values, counts and points to SVG coordinates.
+
+Pure functions; the templates draw what they return.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,13 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS = 40
+"""Bins of the score histogram over 0..1; also the width of its SVG box, which report.html.j2 repeats."""
 _LEVELS = 5
+"""Shades of the label table, including the blank one; report.css defines their colours."""
 _ROUNDING = 1e-9
+"""Tolerance that keeps a value on a level's limit at the lower level in spite of floating-point rounding."""
 
 
 @dataclass(frozen=True)
 class IntervalMark:
-    """A line of an interval chart; places are shares of its width, None where unknown."""
+    """One row of an interval chart: the value of a generator and its 95 % interval.
+
+    Attributes:
+        name: the generator.
+        text: the value as text.
+        title: tooltip with metric, value and interval.
+        at: position of the value as a fraction of the axis, 0..1; None if unknown.
+        low: position of the lower end of the interval; None if unknown.
+        high: position of the upper end; None if unknown.
+    """
 
     name: str
     text: str
@@ -26,7 +41,14 @@ class IntervalMark:
 
 @dataclass(frozen=True)
 class IntervalChart:
-    """One metric of all generators: lines, the reference's place, and the ticks (place, text) of the axis."""
+    """Values of one metric for all generators, with 95 % intervals on a common axis.
+
+    Attributes:
+        metric: name of the metric.
+        lines: one row for each generator.
+        reference: position of the mean reference value as a fraction of the axis; None if there is none.
+        ticks: (position, text) of each tick of the axis.
+    """
 
     metric: str
     lines: list[IntervalMark]
@@ -35,36 +57,48 @@ class IntervalChart:
 
 
 def interval_chart(metric: str, figures: Mapping[str, Mapping[str, Any]], top: float) -> IntervalChart:
-    """Place a metric's values and intervals, by generator, on an axis from 0 to ``top``."""
+    """Return the chart of one metric, with values and intervals on an axis from 0 to ``top``.
 
-    def place(value: float | None) -> float | None:
+    Args:
+        metric: name of the metric.
+        figures: for each generator its block of metrics.json: ``value`` and optionally ``low``, ``high``,
+            ``reference`` and ``reason``.
+        top: value at the end of the axis; larger values are drawn there.
+    """
+
+    def position(value: float | None) -> float | None:
         return None if value is None else round(min(max(value / top, 0.0), 1.0), 4)
 
     lines = []
-    for name, own in figures.items():
-        text = figure(own.get("value"))
-        title = f"{name}: {metric} {text}{interval_text(own)}"
-        ends = [place(own.get(end)) for end in ("low", "high")]
-        lines.append(IntervalMark(name, text, title, place(own.get("value")), *ends))
-    references = [own["reference"] for own in figures.values() if own.get("reference") is not None]
+    for name, block in figures.items():
+        text = value_text(block.get("value"))
+        title = f"{name}: {metric} {text}{interval_text(block)}"
+        ends = [position(block.get(end)) for end in ("low", "high")]
+        lines.append(IntervalMark(name, text, title, position(block.get("value")), *ends))
+    references = [block["reference"] for block in figures.values() if block.get("reference") is not None]
     ticks = [(round(tick / top, 4), f"{tick:g}") for tick in np.linspace(0, 0.5 if top < 1 else 1, 3)]
-    return IntervalChart(metric, lines, place(float(np.mean(references))) if references else None, ticks)
+    return IntervalChart(metric, lines, position(float(np.mean(references))) if references else None, ticks)
 
 
-def figure(value: float | None) -> str:
-    """Return a value as the report writes it."""
+def value_text(value: float | None) -> str:
+    """Format a metric value with three decimals; ``n/a`` for None."""
     return "n/a" if value is None else f"{value:.3f}"
 
 
 def interval_text(figures: Mapping[str, Any]) -> str:
-    """Return the 95 % interval in words, or why there is none."""
+    """Format a metric's 95 % interval, or the reason why it has none, as text to append to its value."""
     if figures.get("low") is None:
         return f" ({figures['reason']})" if figures.get("reason") else ""
     return f", 95 % interval {figures['low']:.3f} to {figures['high']:.3f}"
 
 
-def steps(counts: NDArray[np.int64], largest: float) -> str:
-    """Return the outline of a histogram as an SVG path in a box of BINS by 100; shares of ``largest``."""
+def histogram_path(counts: NDArray[np.int64], largest: float) -> str:
+    """Return the outline of a histogram as an SVG path in a box of BINS by 100 units.
+
+    Args:
+        counts: (BINS,) heights of the bins, in any unit.
+        largest: height, in the same unit, that fills the box.
+    """
     heights = 100 - 100 * counts / max(largest, 1e-12)
     path = ["M0 100"]
     for i, height in enumerate(heights.tolist()):
@@ -72,21 +106,34 @@ def steps(counts: NDArray[np.int64], largest: float) -> str:
     return "".join([*path, "V100Z"])
 
 
-def level_of(figures: Mapping[str, Any]) -> int:
-    """Return 0 (at its reference, or beyond) to 4 (far below) for a heat map; -1 where unknown."""
+def heat_level(figures: Mapping[str, Any]) -> int:
+    """Return how far a value is below its reference: 0 (at or above it) to 4 (far below); -1 if unknown."""
     value, reference = figures.get("value"), figures.get("reference")
     if value is None or not reference:
         return -1
     return int(np.clip(np.ceil(_LEVELS * (reference - value) / reference - 0.25 - _ROUNDING), 0, _LEVELS - 1))
 
 
-def scaled(places: NDArray[np.float64], width: float, height: float, margin: float) -> NDArray[np.float64]:
-    """Return points (n, 2) scaled to fit a box; extremes beyond the 0.5 % at either end lie on its border."""
-    low, high = np.quantile(places, [0.005, 0.995], axis=0)
-    nearly_one = high <= low
-    low, high = np.where(nearly_one, places.min(0), low), np.where(nearly_one, places.max(0), high)
-    share = np.clip((places - low) / np.where(high > low, high - low, 1.0), 0, 1)
-    share[:, high <= low] = 0.5
+def scale_to_box(points: NDArray[np.float64], width: float, height: float, margin: float) -> NDArray[np.float64]:
+    """Scale points to a box, each axis on its own.
+
+    The 0.5 % and 99.5 % quantiles of an axis lie on the border, and points beyond them are moved to it, so that
+    outliers do not compress the others. Where these quantiles are equal, minimum and maximum are used.
+
+    Args:
+        points: (n, 2) coordinates.
+        width: width of the box.
+        height: height of the box.
+        margin: free space on each side.
+
+    Returns:
+        (n, 2) coordinates in the box, rounded to one decimal.
+    """
+    low, high = np.quantile(points, [0.005, 0.995], axis=0)
+    is_degenerate = high <= low
+    low, high = np.where(is_degenerate, points.min(0), low), np.where(is_degenerate, points.max(0), high)
+    fraction = np.clip((points - low) / np.where(high > low, high - low, 1.0), 0, 1)
+    fraction[:, high <= low] = 0.5
     size: Sequence[float] = (width - 2 * margin, height - 2 * margin)
-    result: NDArray[np.float64] = np.round(margin + share * np.asarray(size), 1)
-    return result
+    scaled: NDArray[np.float64] = np.round(margin + fraction * np.asarray(size), 1)
+    return scaled

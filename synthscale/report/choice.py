@@ -1,6 +1,7 @@
-"""Which rows of a generator the report shows: ends of its scores, histograms and groups, from tables in pieces.
+"""Select the rows and near-duplicate groups of a generator that the report shows.
 
-Memory does not grow with the rows: each piece is reduced to what may still be shown.
+Reads ``scores/`` and ``groups/`` as record batches; writes nothing. Each batch is reduced to what may still be
+shown, so memory does not grow with the number of rows.
 """
 
 from collections.abc import Iterable
@@ -25,14 +26,21 @@ COLUMNS = (
     "nearest_real_id",
     "distance_to_nearest_real",
 )
-"""What is read of ``scores/``."""
-_SAME = 1e-12
+"""Columns of ``scores/`` that the report reads."""
+_MAX_COPY_DISTANCE = 1e-12
+"""Cosine distance up to which a synthetic row counts as an exact copy of a real one; allows for rounding."""
 _ID = "near_duplicate_id"
 
 
 @dataclass(frozen=True)
 class End:
-    """The rows of one class at an end of a column."""
+    """A gallery's selection rule: the rows of one class that come first by a column.
+
+    Attributes:
+        kind: class of the rows, real or synthetic.
+        column: column to sort by; rows where it is null are left out.
+        order: ``ascending`` or ``descending``.
+    """
 
     kind: str
     column: str
@@ -45,17 +53,18 @@ ENDS = {
     "unrepresented": End(REAL, "label_quality_score", "descending"),
     "nearest": End(SYNTHETIC, "distance_to_nearest_real", "ascending"),
 }
+"""Selection rule of each gallery, by the gallery's key."""
 
 
 @dataclass
 class ChosenRows:
-    """What is shown of a generator's rows.
+    """Rows and counts of one generator that the report shows.
 
     Attributes:
-        ends: rows at each end, as tables of `COLUMNS`, those at the very end first.
-        counts: of each class, rows by the probability of being synthetic, in BINS steps from 0 to 1.
-        wanted: rows that were asked for by their ids.
-        same: synthetic rows that are, byte for byte or nearly, a real one: at distance 0.
+        ends: by key of `ENDS`, the selected rows as a table of `COLUMNS`, sorted by the gallery's rule.
+        counts: by class, the histogram of the probability of being synthetic: (BINS,) int, bins from 0 to 1.
+        wanted: rows that were requested by id, as a table of `COLUMNS`.
+        same: number of synthetic rows at distance 0 of a real one (up to rounding): exact copies.
     """
 
     ends: dict[str, pa.Table] = field(default_factory=dict)
@@ -65,43 +74,55 @@ class ChosenRows:
 
 
 def choose_rows(batches: Iterable[pa.RecordBatch], tiles: int, wanted: pa.Array) -> ChosenRows:
-    """Go over the rows of one generator's scores, in pieces."""
-    found = ChosenRows(counts={kind: np.zeros(BINS, np.int64) for kind in (REAL, SYNTHETIC)})
-    asked = []
+    """Select the gallery rows, histograms and requested rows of one generator in one pass.
+
+    Args:
+        batches: the generator's partition of ``scores/``, with at least `COLUMNS`.
+        tiles: maximum number of rows of each gallery.
+        wanted: ids of further rows to return, as strings.
+    """
+    chosen = ChosenRows(counts={kind: np.zeros(BINS, np.int64) for kind in (REAL, SYNTHETIC)})
+    requested = []
     for batch in batches:
         rows = pa.Table.from_batches([batch]).select(list(COLUMNS))
-        asked.append(rows.filter(pc.is_in(rows.column("id"), wanted)))
+        requested.append(rows.filter(pc.is_in(rows.column("id"), wanted)))
         for kind in (REAL, SYNTHETIC):
-            own = rows.filter(pc.equal(rows.column("real_or_synthetic"), kind))
-            _count(own, kind, found)
+            of_class = rows.filter(pc.equal(rows.column("real_or_synthetic"), kind))
+            _count(of_class, kind, chosen)
             for name, end in ENDS.items():
                 if end.kind == kind:
-                    before = found.ends.get(name, own.slice(0, 0))
-                    found.ends[name] = _first(pa.concat_tables([before, own]), end, tiles)
-    if asked:
-        found.wanted = pa.concat_tables(asked)
-    return found
+                    before = chosen.ends.get(name, of_class.slice(0, 0))
+                    chosen.ends[name] = _first_rows(pa.concat_tables([before, of_class]), end, tiles)
+    if requested:
+        chosen.wanted = pa.concat_tables(requested)
+    return chosen
 
 
-def _first(rows: pa.Table, end: End, most: int) -> pa.Table:
+def _first_rows(rows: pa.Table, end: End, most: int) -> pa.Table:
     known = rows.filter(rows.column(end.column).is_valid())
     keys = [(end.column, end.order), ("id", "ascending")]
     return known.take(pc.select_k_unstable(known, k=min(most, len(known)), sort_keys=keys))
 
 
-def _count(rows: pa.Table, kind: str, found: ChosenRows) -> None:
-    # The score is the probability of the row's own class.
-    own = rows.column("label_quality_score").drop_null().to_numpy()
-    synthetic = own if kind == SYNTHETIC else 1 - own
-    found.counts[kind] += np.histogram(synthetic, BINS, (0, 1))[0]
+def _count(rows: pa.Table, kind: str, chosen: ChosenRows) -> None:
+    # label_quality_score is the probability of the row's own class.
+    scores = rows.column("label_quality_score").drop_null().to_numpy()
+    synthetic = scores if kind == SYNTHETIC else 1 - scores
+    chosen.counts[kind] += np.histogram(synthetic, BINS, (0, 1))[0]
     if kind == SYNTHETIC:
         distance = rows.column("distance_to_nearest_real")
-        found.same += pc.sum(pc.less_equal(distance, _SAME)).as_py() or 0
+        chosen.same += pc.sum(pc.less_equal(distance, _MAX_COPY_DISTANCE)).as_py() or 0
 
 
 @dataclass(frozen=True)
 class ChosenGroups:
-    """Groups that are shown, the largest first, and how many there are: of synthetic rows only, and with real."""
+    """Near-duplicate groups of one generator that the report shows.
+
+    Attributes:
+        repeated: selected groups of synthetic rows only, as rows of ``groups/``, the largest first.
+        copied: selected groups that contain both real and synthetic rows, likewise.
+        totals: number of groups of each kind before the selection, by ``repeated`` and ``copied``.
+    """
 
     repeated: list[dict[str, Any]]
     copied: list[dict[str, Any]]
@@ -109,61 +130,76 @@ class ChosenGroups:
 
 
 def choose_groups(batches: Iterable[pa.RecordBatch], most: int) -> ChosenGroups:
-    """Choose near-duplicate groups from pieces of ``groups/``: the largest and the tightest of each kind."""
+    """Select at most ``most`` near-duplicate groups of each kind: the largest and the tightest.
+
+    Args:
+        batches: the generator's rows of ``groups/``, one for each member of a group.
+        most: maximum number of groups of each kind.
+    """
     seen: dict[str, dict[int, dict[str, Any]]] = {"repeated": {}, "copied": {}}
     totals = {"repeated": 0.0, "copied": 0.0}
     for batch in batches:
         rows = pa.Table.from_batches([batch])
         synthetic = rows.filter(rows.column("has_synthetic"))
         for kind, has_real in (("repeated", False), ("copied", True)):
-            own = synthetic.filter(pc.equal(synthetic.column("has_real"), has_real))
-            group_ids = own.column("near_duplicate_id").to_numpy()
+            of_kind = synthetic.filter(pc.equal(synthetic.column("has_real"), has_real))
+            group_ids = of_kind.column("near_duplicate_id").to_numpy()
             _, first = np.unique(group_ids, return_index=True)
-            # Each member of a group counts for its share of it.
-            totals[kind] += float((1.0 / own.column("size").to_numpy()).sum())
-            for row in _largest_and_tightest(own.take(pa.array(first)), most):
+            # A group may span batches, so each member adds 1 / size to the number of groups.
+            totals[kind] += float((1.0 / of_kind.column("size").to_numpy()).sum())
+            for row in _largest_and_tightest(of_kind.take(pa.array(first)), most):
                 seen[kind][row["near_duplicate_id"]] = row
     chosen = {}
-    for kind, own in seen.items():
-        table = pa.Table.from_pylist(list(own.values()))
-        rows_found = _largest_and_tightest(table, most) if own else []
-        chosen[kind] = sorted(rows_found, key=lambda row: (-row["size"], row["near_duplicate_id"]))
-    return ChosenGroups(chosen["repeated"], chosen["copied"], {kind: round(own) for kind, own in totals.items()})
+    for kind, candidates in seen.items():
+        table = pa.Table.from_pylist(list(candidates.values()))
+        groups = _largest_and_tightest(table, most) if candidates else []
+        chosen[kind] = sorted(groups, key=lambda row: (-row["size"], row["near_duplicate_id"]))
+    return ChosenGroups(
+        chosen["repeated"], chosen["copied"], {kind: round(total) for kind, total in totals.items()}
+    )
 
 
 def members(batches: Iterable[pa.RecordBatch], most: int) -> dict[int, list[dict[str, Any]]]:
-    """Return up to ``most`` rows of each group, those of real images first, so that copies stand beside them."""
-    found: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    """Return up to ``most`` members of each near-duplicate group, real rows first.
+
+    Args:
+        batches: rows of ``scores/`` that are members of the groups.
+        most: maximum number of rows of each group. Real rows take at most half, unless there is space left.
+
+    Returns:
+        Rows by ``near_duplicate_id``, within each class sorted by id.
+    """
+    by_class: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for batch in batches:
         rows = pa.Table.from_batches([batch]).sort_by([("near_duplicate_id", "ascending"), ("id", "ascending")])
         for kind in (REAL, SYNTHETIC):
-            own = rows.filter(pc.equal(rows.column("real_or_synthetic"), kind))
-            groups = own.column("near_duplicate_id").to_numpy()
+            of_class = rows.filter(pc.equal(rows.column("real_or_synthetic"), kind))
+            groups = of_class.column("near_duplicate_id").to_numpy()
             _, starts, sizes = np.unique(groups, return_index=True, return_counts=True)
             for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
-                members = found.setdefault((int(groups[start]), kind), [])
-                members += own.slice(start, min(size, most)).to_pylist()
-                members.sort(key=lambda row: row["id"])
-                del members[most:]
+                kept = by_class.setdefault((int(groups[start]), kind), [])
+                kept += of_class.slice(start, min(size, most)).to_pylist()
+                kept.sort(key=lambda row: row["id"])
+                del kept[most:]
     return {
-        group: _both(found.get((group, REAL), []), found.get((group, SYNTHETIC), []), most)
-        for group in dict.fromkeys(group for group, _ in found)
+        group: _join_classes(by_class.get((group, REAL), []), by_class.get((group, SYNTHETIC), []), most)
+        for group in dict.fromkeys(group for group, _ in by_class)
     }
 
 
-def _both(real: list[dict[str, Any]], synthetic: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    """Keep rows of either class: no more real ones than half, unless there is room."""
+def _join_classes(real: list[dict[str, Any]], synthetic: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """Return real rows, at most half of ``most`` unless there is space left, followed by synthetic rows."""
     real = real[: max(most // 2, most - len(synthetic))]
     return real + synthetic[: most - len(real)]
 
 
 def _largest_and_tightest(groups: pa.Table, most: int) -> list[dict[str, Any]]:
-    """Return ``most`` groups: the largest, and of the others the tightest."""
-    largest = groups.take(_first_of(groups, [("size", "descending")], (most + 1) // 2))
+    """Return ``most`` groups: half of them the largest, the others those of smallest diameter among the rest."""
+    largest = groups.take(_first_groups(groups, [("size", "descending")], (most + 1) // 2))
     others = groups.filter(pc.invert(pc.is_in(groups.column(_ID), largest.column(_ID).combine_chunks())))
-    tightest = others.take(_first_of(others, [("diameter", "ascending")], most - len(largest)))
+    tightest = others.take(_first_groups(others, [("diameter", "ascending")], most - len(largest)))
     return [*largest.to_pylist(), *tightest.to_pylist()]
 
 
-def _first_of(groups: pa.Table, keys: list[tuple[str, str]], most: int) -> pa.Array:
+def _first_groups(groups: pa.Table, keys: list[tuple[str, str]], most: int) -> pa.Array:
     return pc.select_k_unstable(groups, k=min(most, len(groups)), sort_keys=[*keys, (_ID, "ascending")])

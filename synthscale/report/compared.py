@@ -1,17 +1,20 @@
-"""The page of ``synthscale compare``: generators of several runs on one chart a metric, and their differences."""
+"""HTML page of ``synthscale compare``: one chart per core metric, and the table of differences.
+
+Returns the page as text and writes nothing; cli.py writes it.
+"""
 
 import math
-from typing import Any
 
 from synthscale.metric_names import CORE_METRICS
-from synthscale.metrics.comparison import Comparison
+from synthscale.metrics.comparison import Comparison, MetricValue
 from synthscale.report import page
 
 
 def compare_page(comparison: Comparison) -> str:
-    """Return a comparison as HTML, one file that needs no network."""
+    """Return a comparison as one HTML file that loads nothing from the network."""
     figures = {
-        own.name: {metric: _known(own.figures.get(metric)) for metric in CORE_METRICS} for own in comparison.scored
+        scored.name: {metric: _figure(scored.figures.get(metric)) for metric in CORE_METRICS}
+        for scored in comparison.scored
     }
     return page.render(
         "compare.html.j2",
@@ -21,8 +24,9 @@ def compare_page(comparison: Comparison) -> str:
     )
 
 
-def _known(figure: Any) -> dict[str, float | None]:
-    if figure is None:
+def _figure(value: MetricValue | None) -> dict[str, float | None]:
+    """Return value and interval as in ``metrics.json``: NaN becomes None."""
+    if value is None:
         return {"value": None}
-    known = {"value": figure.value, "low": figure.low, "high": figure.high}
-    return {name: None if math.isnan(value) else value for name, value in known.items()}
+    numbers = {"value": value.value, "low": value.low, "high": value.high}
+    return {name: None if math.isnan(number) else number for name, number in numbers.items()}

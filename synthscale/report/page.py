@@ -1,4 +1,4 @@
-"""The page: words, charts, tiles and the map, put into the template as one file that needs no network."""
+"""Renders the templates to one HTML file that needs no network, and prepares their charts, tables and map data."""
 
 import base64
 import hashlib
@@ -18,13 +18,23 @@ from synthscale.report.maps import HEIGHT, WIDTH, MapProjection
 from synthscale.tables.schemas import REAL, SYNTHETIC
 
 LABELS = 40
+"""Rows of the label table; metrics.json has all labels."""
 _PAIRS = 45
-_TOPS = {"fidelity": 0.55, "representativeness": 0.55}
-"""Where the axes of metrics end that do not end at 1."""
+"""Pairs of generators in the table of differences: all pairs of up to ten generators."""
+_AXIS_ENDS = {"fidelity": 0.55, "representativeness": 0.55}
+"""End of the axis for metrics whose axis does not end at 1: the reference of these is 0.5."""
 
 
 def render(template: str, **values: Any) -> str:
-    """Render a template of ours; the page allows its own script and style, by their digests, and nothing else."""
+    """Render a template of this package as HTML.
+
+    Text values are escaped. The page's Content-Security-Policy allows only its own script and style, by their
+    SHA-256 digests.
+
+    Args:
+        template: file name in ``templates/``.
+        **values: variables of the template.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("synthscale.report"),
         autoescape=True,
@@ -33,24 +43,25 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "figure": charts.figure,
+        "figure": charts.value_text,
         "interval": charts.interval_text,
         "thousands": "{:,}".format,
-        "fitted": fitted,
+        "fitted": shorten_middle,
         "signed": lambda value: f"{value:+.3f}",
         "short": lambda value: "n/a" if value is None else f"{value:.2g}",
     }
     folder = importlib.resources.files("synthscale.report") / "templates"
     sources = {name: (folder / f"report.{name}").read_text("utf-8") for name in ("css", "js")}
     digests = {
-        name: base64.b64encode(hashlib.sha256(own.encode()).digest()).decode() for name, own in sources.items()
+        name: base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+        for name, source in sources.items()
     }
     policy = (
         f"default-src 'none'; img-src data:; style-src 'sha256-{digests['css']}'; "
         f"script-src 'sha256-{digests['js']}'; base-uri 'none'; form-action 'none'"
     )
     return environment.get_template(template).render(
-        # Both are files of this package.
+        # Markup is safe here, because both are files of this package.
         css=Markup(sources["css"]),
         js=Markup(sources["js"]),
         policy=policy,
@@ -60,53 +71,84 @@ def render(template: str, **values: Any) -> str:
     )
 
 
-def fitted(name: str, most: int) -> str:
-    """Shorten a name in its middle: names of one family differ at their ends."""
-    if len(name) <= most:
+def shorten_middle(name: str, length: int) -> str:
+    """Shorten a name to ``length`` characters by cutting its middle, since similar names often differ at the end."""
+    if len(name) <= length:
         return name
-    head = (most - 1) // 3
-    return f"{name[:head]}…{name[head + 1 - most :]}"
+    head = (length - 1) // 3
+    return f"{name[:head]}…{name[head + 1 - length :]}"
 
 
 def overview(figures: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[charts.IntervalChart]:
-    """Return one chart for each core metric, with the figures of all generators, given by name and metric."""
+    """Return one interval chart for each core metric.
+
+    Args:
+        figures: generator -> metric -> block of metrics.json (``value``, ``low``, ``high``, ``reference``).
+    """
     return [
-        charts.interval_chart(metric, {name: own[metric] for name, own in figures.items()}, _TOPS.get(metric, 1.0))
+        charts.interval_chart(
+            metric, {name: metrics[metric] for name, metrics in figures.items()}, _AXIS_ENDS.get(metric, 1.0)
+        )
         for metric in CORE_METRICS
     ]
 
 
 def weakest_labels(block: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return at most LABELS labels with their figures and levels, those chosen that are far below reference."""
+    """Return the rows of the label table, sorted by label: those furthest below reference if there are too many.
+
+    Args:
+        block: a generator's block of metrics.json.
+
+    Returns:
+        At most LABELS rows with ``label``, ``figures`` (its metrics) and ``levels`` (metric -> -1..4, see
+        `charts.heat_level`).
+    """
     rows = []
-    for label, own in block["by_label"].items():
-        levels = {name: charts.level_of(own[name]) for name in CORE_METRICS}
-        rows.append({"label": label, "figures": own, "levels": levels})
+    for label, figures in block["by_label"].items():
+        levels = {name: charts.heat_level(figures[name]) for name in CORE_METRICS}
+        rows.append({"label": label, "figures": figures, "levels": levels})
     rows.sort(key=lambda row: -sum(max(0, level) for level in row["levels"].values()))
     return sorted(rows[:LABELS], key=lambda row: row["label"])
 
 
 def histogram(choice: ChosenRows) -> dict[str, str]:
-    """Return the outlines of both classes' histograms, each as shares of its class."""
-    shares = {kind: own / max(1, int(own.sum())) for kind, own in choice.counts.items()}
-    # Where all lie in one bin, the rest should still be seen.
-    largest = min(max(float(own.max()) for own in shares.values()), 0.5)
-    return {kind: charts.steps(np.minimum(shares[kind], largest), largest) for kind in (REAL, SYNTHETIC)}
+    """Return SVG outlines of the score histograms of both classes, as fractions of each class on one scale."""
+    fractions = {kind: counts / max(1, int(counts.sum())) for kind, counts in choice.counts.items()}
+    # If one bin has nearly all rows, cut it at half of them, so that the other bins stay visible.
+    largest = min(max(float(values.max()) for values in fractions.values()), 0.5)
+    return {
+        kind: charts.histogram_path(np.minimum(fractions[kind], largest), largest) for kind in (REAL, SYNTHETIC)
+    }
 
 
-def pairs(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the differences of each pair of generators, by metric: ``pairs``, the first of ``all_pairs``."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for each in comparisons:
-        found.setdefault((each["one"], each["two"]), {})[each["metric"]] = each
-    rows = [{"one": one, "two": two, "by": by} for (one, two), by in found.items()]
+def comparison_pairs(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Group differences by pair of generators.
+
+    Args:
+        comparisons: the block ``comparisons`` of metrics.json.
+
+    Returns:
+        ``pairs``, the first _PAIRS pairs with ``one``, ``two`` and ``by`` (metric -> difference), and
+        ``all_pairs``, the number of all pairs.
+    """
+    by_pair: dict[tuple[str, str], dict[str, Any]] = {}
+    for difference in comparisons:
+        by_pair.setdefault((difference["one"], difference["two"]), {})[difference["metric"]] = difference
+    rows = [{"one": one, "two": two, "by": by_metric} for (one, two), by_metric in by_pair.items()]
     return {"pairs": rows[:_PAIRS], "all_pairs": len(rows)}
 
 
 def map_data(
     projections: Sequence[MapProjection], points: Sequence[Mapping[str, Any]], sets: Sequence[str]
 ) -> dict[str, Any]:
-    """Return what the script needs for the map; points have id, set, label, picture, and a score by generator."""
+    """Return the data that the page's script draws the map from, ready for JSON.
+
+    Args:
+        projections: projections of n rows.
+        points: n rows with ``id``, ``set``, ``label``, ``picture`` (index of a thumbnail, or None) and ``scores``
+            (generator -> probability of being synthetic).
+        sets: names of the sets in the order of their colours, ``real`` first.
+    """
     labels = sorted({point["label"] for point in points if point["label"]})
     return {
         "width": WIDTH,
@@ -114,7 +156,8 @@ def map_data(
         "sets": list(sets),
         "labels": labels,
         "projections": [
-            {"name": own.name, "points": own.points.tolist(), "shown": own.shown} for own in projections
+            {"name": projection.name, "points": projection.points.tolist(), "shown": projection.shown}
+            for projection in projections
         ],
         "points": [
             [
@@ -130,7 +173,7 @@ def map_data(
 
 
 def embedded_json(value: Any) -> Markup:
-    """Return JSON that can stand in a script element: no text in it can end the element."""
+    """Return JSON for a script element, escaped so that no text in it can end the element."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

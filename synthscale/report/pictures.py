@@ -1,4 +1,4 @@
-"""Thumbnails for the report: fetched side by side, re-encoded, and no more than a page should weigh."""
+"""Thumbnails of the report: reads images, re-encodes them as small JPEGs and keeps within a byte budget."""
 
 import base64
 from collections.abc import Sequence
@@ -15,20 +15,27 @@ from synthscale.tables.faults import RowFault
 from synthscale.tables.layout import StoredFile
 
 TILE_PX, POINT_PX = 112, 40
+"""Longer side of the thumbnails of tiles and of the map's points, in pixels."""
 TILES_BYTES, POINTS_BYTES = 3_200_000, 900_000
-"""What the pictures of tiles, and of the map's points, may add to a page."""
-_AT_A_TIME = 64
+"""Budget of base64 text for the thumbnails of tiles and of the map's points; it keeps the page below 5 MB."""
+_BATCH = 64
+"""Images that are fetched together; fetching stops after the batch in which the budget is spent."""
 
 
 @dataclass
 class Thumbnails:
-    """The pictures of a page: JPEGs in base64, and the place of each id's among them.
+    """Thumbnails of a page.
 
-    ``missing`` are ids whose picture cannot be read any more, ``left_out`` those that the page had no room for.
+    Attributes:
+        data: JPEG files as base64 text.
+        index: id -> position of its thumbnail in ``data``.
+        missing: ids whose image can no longer be read, or has changed since the run.
+        left_out: ids without a thumbnail because the byte budget was spent.
+        held_bytes: length of all texts in ``data``.
     """
 
     data: list[str] = field(default_factory=list)
-    places: dict[str, int] = field(default_factory=dict)
+    index: dict[str, int] = field(default_factory=dict)
     missing: set[str] = field(default_factory=set)
     left_out: set[str] = field(default_factory=set)
     held_bytes: int = 0
@@ -36,19 +43,29 @@ class Thumbnails:
     def add(
         self, ids: Sequence[str], files: dict[str, StoredFile], side_px: int, limit_bytes: int, config: Config
     ) -> None:
-        """Add the pictures of ids, the first first, until all are of so many bytes; those that are there stay."""
-        wanted = [name for name in dict.fromkeys(ids) if name in files and name not in self.places]
-        wanted = [name for name in wanted if name not in self.missing]
-        for start in range(0, len(wanted), _AT_A_TIME):
-            part = wanted[start : start + _AT_A_TIME]
-            if not self.left_out.isdisjoint(wanted[:start]):
-                # There is no room for what comes later either.
-                self.left_out.update(wanted[start:])
-                return
-            for name, data in zip(part, fetch_all([files[each] for each in part], config), strict=True):
-                self._put(name, data, side_px, limit_bytes)
+        """Add thumbnails in order until the byte budget is spent; ids that already have one keep it.
 
-    def _put(self, name: str, data: bytes | RowFault, side_px: int, limit_bytes: int) -> None:
+        Args:
+            ids: ids in order of priority; those without a file are ignored.
+            files: location of the image of each id.
+            side_px: longer side of the thumbnails.
+            limit_bytes: budget for all thumbnails of the page, including those added before.
+            config: settings of the storage.
+        """
+        pending = [name for name in dict.fromkeys(ids) if name in files and name not in self.index]
+        pending = [name for name in pending if name not in self.missing]
+        for start in range(0, len(pending), _BATCH):
+            batch = pending[start : start + _BATCH]
+            if not self.left_out.isdisjoint(pending[:start]):
+                # The budget is spent, so do not fetch the others.
+                self.left_out.update(pending[start:])
+                return
+            contents = fetch_all([files[name] for name in batch], config)
+            for name, data in zip(batch, contents, strict=True):
+                self._encode(name, data, side_px, limit_bytes)
+
+    def _encode(self, name: str, data: bytes | RowFault, side_px: int, limit_bytes: int) -> None:
+        """Add the thumbnail of one image, or record why it has none."""
         try:
             if isinstance(data, RowFault):
                 raise data
@@ -61,17 +78,17 @@ class Thumbnails:
             return
         self.left_out.discard(name)
         self.held_bytes += len(text)
-        self.places[name] = len(self.data)
+        self.index[name] = len(self.data)
         self.data.append(text)
 
 
 def files_by_id(manifest: ds.Dataset, ids: Sequence[str]) -> dict[str, StoredFile]:
-    """Return where the images of ids lie; ids without an image (vectors) are left out."""
+    """Look up the image files of ids in the manifest; ids without an image (vectors) are left out."""
     wanted = pa.array(sorted(set(ids)), pa.string())
     columns = ["id", "uri", "size_bytes", "etag"]
-    found: dict[str, StoredFile] = {}
+    files: dict[str, StoredFile] = {}
     for batch in manifest.to_batches(columns=columns):
         rows = pa.Table.from_batches([batch])
-        own = rows.filter(pc.and_(pc.is_in(rows.column("id"), wanted), rows.column("uri").is_valid()))
-        found.update(zip(own.column("id").to_pylist(), files_of(own), strict=True))
-    return found
+        matching = rows.filter(pc.and_(pc.is_in(rows.column("id"), wanted), rows.column("uri").is_valid()))
+        files.update(zip(matching.column("id").to_pylist(), files_of(matching), strict=True))
+    return files

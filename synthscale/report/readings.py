@@ -1,43 +1,50 @@
-"""Metrics in plain words: what a value says of the images, and how far it is from what could be wished."""
+"""Describes metric values in a sentence, with a level by the distance to the reference.
+
+Pure functions over a generator's block ``metrics`` of metrics.json.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 MEANING = {
-    "fidelity": "Can the synthetic images be told from real ones? 0.5: no; 0: always.",
-    "representativeness": "Is the real data matched by the synthetic? 0.5: fully; 0: real images stand out.",
+    "fidelity": "Can synthetic images be told apart from real ones? 0.5: no; 0: always.",
+    "representativeness": "Does the synthetic set match the real images? 0.5: fully; 0: real images stand out.",
     "diversity": "Share of synthetic images that do not repeat one another.",
     "freshness": "Share of synthetic images that do not repeat a real one.",
-    "precision": "Share of synthetic images that lie among the real ones.",
-    "coverage": "Share of real images that have a synthetic one near.",
+    "precision": "Share of synthetic images that are near a real one.",
+    "coverage": "Share of real images that have a synthetic one near them.",
 }
-"""The metrics that the report leads with, and what each asks."""
+"""Metric -> what it means, in the order of the report."""
 
-_TOLD = (
-    (0.45, "cannot be told from real ones"),
-    (0.35, "are hard to tell from real ones"),
-    (0.2, "can often be told from real ones"),
-    (0.05, "can mostly be told from real ones"),
-    (0.0, "can nearly always be told from real ones"),
+_FIDELITY_WORDS = (
+    (0.45, "cannot be told apart from real ones"),
+    (0.35, "are hard to tell apart from real ones"),
+    (0.2, "can often be told apart from real ones"),
+    (0.05, "can mostly be told apart from real ones"),
+    (0.0, "can nearly always be told apart from real ones"),
 )
-_MATCHED = (
+"""(smallest value, words), the largest value first."""
+_REPRESENTATIVENESS_WORDS = (
     (0.45, "are matched by synthetic ones"),
     (0.35, "are mostly matched by synthetic ones"),
     (0.2, "are partly matched by synthetic ones"),
-    (0.05, "are mostly unlike any synthetic one"),
-    (0.0, "are nearly all unlike any synthetic one"),
+    (0.05, "mostly differ from all synthetic ones"),
+    (0.0, "nearly all differ from all synthetic ones"),
 )
-_SHARES = {
+"""(smallest value, words), the largest value first."""
+_SHARE_WORDS = {
     "diversity": ("synthetic image", "repeats another", "repeat another"),
     "freshness": ("synthetic image", "repeats a real one", "repeat a real one"),
-    "precision": ("synthetic image", "lies apart from all real ones", "lie apart from all real ones"),
-    "coverage": ("real image", "has no synthetic one near", "have no synthetic one near"),
+    "precision": ("synthetic image", "is far from all real ones", "are far from all real ones"),
+    "coverage": ("real image", "has no synthetic one near it", "have no synthetic one near them"),
 }
-_ALL_FINE = {
-    "precision": "every synthetic image lies among real ones",
-    "coverage": "every real image has a synthetic one near",
+"""Metric -> what is counted, and what is wrong with one or with several of them."""
+_PERFECT_WORDS = {
+    "precision": "every synthetic image is near a real one",
+    "coverage": "every real image has a synthetic one near it",
 }
+"""Words for a value of 1 where "no image is far from ..." would be a double negative."""
 EVIDENCE = {
     "fidelity": "unrealistic",
     "representativeness": "unrepresented",
@@ -46,20 +53,26 @@ EVIDENCE = {
     "precision": "unrealistic",
     "coverage": "unrepresented",
 }
-"""The gallery that shows what stands behind a metric."""
-_FINE, _POOR = 0.05, 0.25
+"""Metric -> key of the gallery that shows the images behind its value."""
+_GOOD_GAP, _FAIR_GAP = 0.05, 0.25
+"""Largest gap, as a fraction of the reference, at which a share is ``good`` or ``fair``."""
+_CLASSIFIER_GOOD_GAP, _CLASSIFIER_FAIR_GAP = 0.1, 0.5
+"""The same for fidelity and representativeness, whose scale is steep near 0.5."""
 _ROUNDING = 1e-9
-_WIDE = 0.5
-"""Intervals longer than this share of the reference say little."""
-_FINE_TOLD, _POOR_TOLD = 0.1, 0.5
-"""Of fidelity and representativeness, whose scale is steep near 0.5."""
+"""Tolerance that keeps a value on a limit on its better side in spite of floating-point rounding."""
+_WIDE_INTERVAL = 0.5
+"""Length of a 95 % interval, as a fraction of the reference, above which the value gets no level."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A metric in words.
+    """A metric's value as a sentence.
 
-    ``level`` is good, fair or poor, by how far it is below its reference; none where the interval is too long.
+    Attributes:
+        metric: name of the metric.
+        words: the sentence, without a capital and a full stop.
+        level: ``good``, ``fair`` or ``poor`` by the gap; ``none`` without a value or where the interval is too wide.
+        gap: how far the value is below its reference, as a fraction of the reference, 0..1.
     """
 
     metric: str
@@ -69,45 +82,60 @@ class Reading:
 
 
 def reading(metric: str, figures: Mapping[str, Any]) -> Reading:
-    """Return what a metric's figures (value, reference, reason) say."""
+    """Describe one metric.
+
+    Args:
+        metric: name of a core metric.
+        figures: its block of metrics.json: ``value`` and optionally ``low``, ``high``, ``reference`` (1 if there is
+            none) and ``reason``.
+    """
     value = figures.get("value")
     if value is None:
-        return Reading(metric, f"{metric} is not known: {figures.get('reason', 'no value')}", "none", 0.0)
+        reason = figures.get("reason", "no value")
+        return Reading(metric, f"{metric} could not be computed: {reason}", "none", 0.0)
     reference = figures.get("reference") or 1.0
     gap = max(0.0, (reference - value) / reference)
-    fine, poor = (_FINE, _POOR) if metric in _SHARES else (_FINE_TOLD, _POOR_TOLD)
-    level = "good" if gap <= fine + _ROUNDING else "fair" if gap <= poor + _ROUNDING else "poor"
+    is_share = metric in _SHARE_WORDS
+    good, fair = (_GOOD_GAP, _FAIR_GAP) if is_share else (_CLASSIFIER_GOOD_GAP, _CLASSIFIER_FAIR_GAP)
+    level = "good" if gap <= good + _ROUNDING else "fair" if gap <= fair + _ROUNDING else "poor"
     words = _words(metric, float(value))
-    if figures.get("low") is not None and figures["high"] - figures["low"] > _WIDE * reference:
+    if figures.get("low") is not None and figures["high"] - figures["low"] > _WIDE_INTERVAL * reference:
         level, words = "none", f"{words}; too few images to be sure"
     return Reading(metric, words, level, gap)
 
 
 def readings(metrics: Mapping[str, Mapping[str, Any]]) -> list[Reading]:
-    """Return the readings of a generator's metrics, what is furthest from its reference first."""
-    found = [reading(name, metrics[name]) for name in MEANING if name in metrics]
-    return sorted(found, key=lambda each: -each.gap)
+    """Describe the core metrics of a generator, the one furthest below its reference first."""
+    described = [reading(name, metrics[name]) for name in MEANING if name in metrics]
+    return sorted(described, key=lambda metric_reading: -metric_reading.gap)
 
 
 def _words(metric: str, value: float) -> str:
     if metric == "fidelity":
-        return "synthetic images " + next(words for least, words in _TOLD if value >= least)
+        return "synthetic images " + next(words for least, words in _FIDELITY_WORDS if value >= least)
     if metric == "representativeness":
-        return "real images " + next(words for least, words in _MATCHED if value >= least)
-    if value >= 1 and metric in _ALL_FINE:
-        return _ALL_FINE[metric]
-    what, one, many = _SHARES[metric]
-    return one_in(1.0 - value, what, one, many)
+        return "real images " + next(words for least, words in _REPRESENTATIVENESS_WORDS if value >= least)
+    if value >= 1 and metric in _PERFECT_WORDS:
+        return _PERFECT_WORDS[metric]
+    noun, singular, plural = _SHARE_WORDS[metric]
+    return share_words(1.0 - value, noun, singular, plural)
 
 
-def one_in(share: float, what: str, one: str, many: str) -> str:
-    """Say a share as people do: ``1 in 8 synthetic images repeats another``."""
+def share_words(share: float, noun: str, singular: str, plural: str) -> str:
+    """Express a share as a count that people can picture, such as ``1 in 8 synthetic images repeats another``.
+
+    Args:
+        share: 0..1.
+        noun: what is counted, in the singular.
+        singular: predicate for one of them.
+        plural: predicate for several.
+    """
     if share <= 0:
-        return f"no {what} {one}"
+        return f"no {noun} {singular}"
     if share >= 0.995:
-        return f"all but a few {what}s {many}" if share < 1 else f"every {what} {one}"
+        return f"all but a few {noun}s {plural}" if share < 1 else f"every {noun} {singular}"
     if share < 1 / 1000:
-        return f"fewer than 1 in 1,000 {what}s {many}"
+        return f"fewer than 1 in 1,000 {noun}s {plural}"
     if share >= 0.4 - _ROUNDING:
-        return f"{round(10 * share)} in 10 {what}s {many}" if share < 0.945 else f"nearly all {what}s {many}"
-    return f"1 in {round(1 / share):,} {what}s {one}"
+        return f"{round(10 * share)} in 10 {noun}s {plural}" if share < 0.945 else f"nearly all {noun}s {plural}"
+    return f"1 in {round(1 / share):,} {noun}s {singular}"

@@ -1,4 +1,7 @@
-"""A sample of a run's vectors, read from few shards, for the map."""
+"""Reads a sample of a run's embeddings for the map, from a bounded number of shards.
+
+Reads ``manifest/`` and ``embeddings/``.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,72 +16,86 @@ from synthscale.tables.id_hashes import hash_ids
 from synthscale.tables.layout import Shard, VectorLayout
 from synthscale.tables.schemas import REAL
 
-_SHARDS_LOOKED_AT = 1000
-
-
-_SHARDS_A_SET = 16
-
-
-_READERS = 16
+_MANIFEST_SHARDS = 1000
+"""About how many shards of the manifest are read to find the rows of each set (at most twice as many)."""
+_SHARDS_PER_SET = 16
+"""Shards of embeddings that are read for each set."""
+_READ_THREADS = 16
+"""Shards of the manifest that are read in parallel."""
 
 
 @dataclass(frozen=True)
 class RowSample:
-    """Rows of a run, (n,) each: the id and the set (a generator, or ``real``)."""
+    """Sample of n rows of a run.
+
+    Attributes:
+        ids: (n,) ids.
+        sets: (n,) name of the generator, or ``real``.
+    """
 
     ids: list[str]
     sets: list[str]
 
 
-def sample_embeddings(run: RunDirectory, most: int) -> tuple[RowSample, NDArray[np.float64]]:
-    """Draw up to ``most`` embedded rows, as many of each set, evenly from few shards; return them and vectors."""
-    where = _shards_by_set(run)
+def sample_embeddings(run: RunDirectory, limit: int) -> tuple[RowSample, NDArray[np.float64]]:
+    """Sample about ``limit`` embedded rows: equally many of each set, evenly spaced in a few of its shards.
+
+    Args:
+        run: a run whose embeddings are complete.
+        limit: number of rows in all; each set gets at least 2.
+
+    Returns:
+        The rows, and their (n, d) embeddings in the classifier's dimensions.
+    """
+    shards_by_set = _shards_by_set(run)
     layout = run.layout()
-    share = max(2, most // max(1, len(where)))
-    found: list[tuple[str, str]] = []
+    rows_per_set = max(2, limit // max(1, len(shards_by_set)))
+    sampled: list[tuple[str, str]] = []
     vectors: list[NDArray[np.floating]] = []
-    for name, own in where.items():
-        chosen = [own[i] for i in np.unique(np.linspace(0, len(own) - 1, _SHARDS_A_SET).astype(int))]
-        for at, shard in enumerate(chosen):
-            wanted = share * (at + 1) // len(chosen) - share * at // len(chosen)
-            ids, parts = _of_shard(run, shard, name, wanted, layout)
-            found += [(text, name) for text in ids]
-            vectors.append(parts)
-    # In an order of chance, so that no set is painted over all others.
-    order = np.argsort(hash_ids(text for text, _ in found), kind="stable").tolist()
+    for name, shards in shards_by_set.items():
+        chosen = [shards[i] for i in np.unique(np.linspace(0, len(shards) - 1, _SHARDS_PER_SET).astype(int))]
+        for position, shard in enumerate(chosen):
+            count = rows_per_set * (position + 1) // len(chosen) - rows_per_set * position // len(chosen)
+            ids, shard_vectors = _sample_shard(run, shard, name, count, layout)
+            sampled += [(row_id, name) for row_id in ids]
+            vectors.append(shard_vectors)
+    # Order the rows by a hash of their ids, so that no set is drawn on top of all others.
+    order = np.argsort(hash_ids(row_id for row_id, _ in sampled), kind="stable").tolist()
     all_vectors = np.concatenate(vectors).astype(np.float64)[order]
-    return RowSample([found[i][0] for i in order], [found[i][1] for i in order]), all_vectors
+    return RowSample([sampled[i][0] for i in order], [sampled[i][1] for i in order]), all_vectors
 
 
 def _shards_by_set(run: RunDirectory) -> dict[str, list[Shard]]:
-    """Return shards that hold rows of each set; of very many, some."""
+    """Return the shards that contain rows of each set; only a part of the shards if there are very many."""
     shards = run.shards()
-    looked_at = shards[:: max(1, len(shards) // _SHARDS_LOOKED_AT)]
+    examined = shards[:: max(1, len(shards) // _MANIFEST_SHARDS)]
 
-    def sets(shard: Shard) -> list[str | None]:
+    def generators(shard: Shard) -> list[str | None]:
         names: list[str | None] = (
             run.read_shard("manifest", shard, ["generator"])["generator"].unique().to_pylist()
         )
         return names
 
-    where: dict[str, list[Shard]] = {}
+    by_set: dict[str, list[Shard]] = {}
     # Threads hide the latency of object storage.
-    with ThreadPoolExecutor(_READERS) as pool:
-        for shard, names in zip(looked_at, pool.map(sets, looked_at), strict=True):
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        for shard, names in zip(examined, pool.map(generators, examined), strict=True):
             for name in names:
-                where.setdefault(REAL if name is None else name, []).append(shard)
-    return where
+                by_set.setdefault(REAL if name is None else name, []).append(shard)
+    return by_set
 
 
-def _of_shard(
-    run: RunDirectory, shard: Shard, name: str, wanted: int, layout: VectorLayout
+def _sample_shard(
+    run: RunDirectory, shard: Shard, name: str, count: int, layout: VectorLayout
 ) -> tuple[list[str], NDArray[np.floating]]:
+    """Return ids and vectors of up to ``count`` evenly spaced rows of one set in a shard."""
     manifest = run.read_shard("manifest", shard, ["row", "id", "generator"])
     embedded = run.read_shard("embeddings", shard, ["row", "vector"])
     rows = embedded.column("row").to_numpy()
-    own = manifest.take(pa.array(rows - shard.start))
-    sets = own.column("generator").cast(pa.string()).fill_null(REAL).to_numpy(zero_copy_only=False)
+    # The manifest also has the rows that could not be embedded; select those that were.
+    manifest = manifest.take(pa.array(rows - shard.start))
+    sets = manifest.column("generator").cast(pa.string()).fill_null(REAL).to_numpy(zero_copy_only=False)
     at = np.flatnonzero(sets == name)
-    at = at[np.unique(np.linspace(0, len(at) - 1, min(wanted, len(at))).astype(int))] if len(at) else at
+    at = at[np.unique(np.linspace(0, len(at) - 1, min(count, len(at))).astype(int))] if len(at) else at
     picked = pa.array(at)
-    return own.column("id").take(picked).to_pylist(), vector_matrix(embedded.take(picked), layout.classify)
+    return manifest.column("id").take(picked).to_pylist(), vector_matrix(embedded.take(picked), layout.classify)

@@ -1,4 +1,4 @@
-"""Tiles: an image with its id, label and score, and the nearest real image beside it in the larger view."""
+"""Tiles of the galleries: an image with its id, label and scores, and its nearest real image for the larger view."""
 
 import posixpath
 from collections.abc import Iterable, Mapping
@@ -11,26 +11,42 @@ from synthscale.report.redaction import Redaction
 GALLERIES = {
     "unrealistic": (
         "Most unrealistic synthetic images",
-        "The highest scores: to the classifier these look most synthetic. What do they have in common?",
+        "The highest scores: the classifier is most certain that these are synthetic. What do they have in common?",
     ),
     "realistic": (
         "Most realistic synthetic images",
-        "The lowest scores: to the classifier these look most like real ones.",
+        "The lowest scores: the classifier takes these for real images.",
     ),
     "unrepresented": (
         "Least represented real images",
-        "Real images that look least like anything this generator makes: what it should make more of.",
+        "Real images that are least like this generator's images. It should make more images like these.",
     ),
     "nearest": (
         "Synthetic images closest to a real one",
-        "Each with its nearest real image in the larger view; at distance 0 it is a copy.",
+        "Enlarge an image to see its nearest real image next to it. At distance 0 it is a copy.",
     ),
 }
+"""Gallery key (see `choice.EXTREMES`) -> title and explanation."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One image as the page shows it; pictures are places in the album, or None, which ``why`` explains."""
+    """One image as the page shows it.
+
+    Attributes:
+        name: id without local folders.
+        short: last part of the id.
+        label: empty if unknown.
+        kind: ``real`` or ``synthetic``.
+        score: label quality score, 0..1; None if unknown.
+        distance: cosine distance to the nearest other image; None if unknown.
+        picture: position of the thumbnail in `Thumbnails.data`; None if there is none.
+        why: reason why there is no thumbnail, else empty.
+        nearest: id of the nearest real image without local folders; empty if unknown.
+        nearest_distance: cosine distance to it; None if unknown.
+        nearest_picture: position of its thumbnail; None if there is none.
+        nearest_why: reason why it has no thumbnail, else empty.
+    """
 
     name: str
     short: str
@@ -47,11 +63,20 @@ class Tile:
 
 
 class Tiler:
-    """Makes tiles of rows of scores."""
+    """Converts rows of ``scores/`` to tiles."""
 
-    def __init__(self, album: Thumbnails, with_file: set[str], redaction: Redaction, shows_images: bool) -> None:
-        """Take the pictures, the ids that have an image at all, and what must not be shown."""
-        self._album, self._with_file, self._redaction = album, with_file, redaction
+    def __init__(
+        self, thumbnails: Thumbnails, ids_with_file: set[str], redaction: Redaction, shows_images: bool
+    ) -> None:
+        """Keep what all tiles share.
+
+        Args:
+            thumbnails: thumbnails of the page.
+            ids_with_file: ids that have an image file; vectors have none.
+            redaction: removes local folders from ids.
+            shows_images: False if the page has no images by request.
+        """
+        self._thumbnails, self._ids_with_file, self._redaction = thumbnails, ids_with_file, redaction
         self._shows_images = shows_images
 
     def tiles(self, rows: Iterable[Mapping[str, Any]]) -> list[Tile]:
@@ -59,7 +84,7 @@ class Tiler:
         return [self.tile(row) for row in rows]
 
     def tile(self, row: Mapping[str, Any]) -> Tile:
-        """Return the tile of a row of scores."""
+        """Return the tile of one row."""
         nearest = row.get("nearest_real_id")
         return Tile(
             name=self._redaction.name(row["id"]),
@@ -68,19 +93,20 @@ class Tiler:
             kind=row["real_or_synthetic"],
             score=row.get("label_quality_score"),
             distance=row.get("distance_to_nearest_neighbor"),
-            picture=self._album.places.get(row["id"]),
-            why=self._why(row["id"]),
+            picture=self._thumbnails.index.get(row["id"]),
+            why=self._why_missing(row["id"]),
             nearest="" if nearest is None else self._redaction.name(nearest),
             nearest_distance=row.get("distance_to_nearest_real"),
-            nearest_picture=None if nearest is None else self._album.places.get(nearest),
-            nearest_why="" if nearest is None else self._why(nearest),
+            nearest_picture=None if nearest is None else self._thumbnails.index.get(nearest),
+            nearest_why="" if nearest is None else self._why_missing(nearest),
         )
 
-    def _why(self, name: str) -> str:
-        if name in self._album.places:
+    def _why_missing(self, name: str) -> str:
+        """Return why an id has no thumbnail; empty if it has one."""
+        if name in self._thumbnails.index:
             return ""
         if not self._shows_images:
             return "pictures left out"
-        if name not in self._with_file:
-            return "no picture"
-        return "no room for it" if name in self._album.left_out else "picture missing"
+        if name not in self._ids_with_file:
+            return "no image file"
+        return "left out: page is full" if name in self._thumbnails.left_out else "picture missing"

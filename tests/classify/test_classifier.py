@@ -14,9 +14,9 @@ from sklearn.metrics import roc_auc_score
 from synthscale.classify.classifier import fit_classifier
 from synthscale.classify.features import BANDWIDTH_ROWS, FeatureMap
 from synthscale.classify.fit_context import FitContext
+from synthscale.classify.fold_views import FoldView
 from synthscale.classify.folds import assign_folds
 from synthscale.classify.logistic import LogisticFit
-from synthscale.classify.logistic_loss import FoldView
 from synthscale.classify.model import FittedClassifier, out_of_fold_logits
 from synthscale.classify.training import FoldPlan, TrainingData, VectorBlock, bandwidth_sample, plan_folds
 from synthscale.config import ClassifierConfig

@@ -15,8 +15,8 @@ from synthscale.classify import jackknife_refits as refits_module
 from synthscale.classify.calibration import fit_platt_scaling
 from synthscale.classify.classifier import fit_classifier
 from synthscale.classify.fit_context import FitContext
+from synthscale.classify.fold_views import FeatureBlock, FoldView
 from synthscale.classify.logistic import LogisticFit, fit_logistic_heads
-from synthscale.classify.logistic_loss import FeatureBlock, FoldView
 from synthscale.classify.model import FittedClassifier
 from synthscale.classify.training import TrainingData
 from synthscale.config import ClassifierConfig

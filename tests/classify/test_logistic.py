@@ -14,8 +14,8 @@ from sklearn.metrics import log_loss
 
 from synthscale.classify import batched_lbfgs as descent
 from synthscale.classify.fit_context import FitContext, FitState, ReduceSum
+from synthscale.classify.fold_views import FeatureBlock, FoldView
 from synthscale.classify.logistic import LogisticFit, fit_logistic_heads
-from synthscale.classify.logistic_loss import FeatureBlock, FoldView
 from synthscale.tables.id_hashes import Hashes, hash_ids
 from synthscale.tables.schemas import REAL
 from tests.classify.trainings import on_workers

@@ -11,7 +11,8 @@ from scipy.optimize import approx_fprime
 from scipy.special import expit
 
 from synthscale.classify.fit_context import FitState, ReduceSum
-from synthscale.classify.logistic_loss import LOG_2, FeatureBlock, FoldView, HeadColumns, LogisticLoss
+from synthscale.classify.fold_views import FeatureBlock, FoldView, HeadColumns
+from synthscale.classify.logistic_loss import LOG_2, LogisticLoss
 from synthscale.tables.id_hashes import Hashes, hash_ids
 from synthscale.tables.schemas import REAL
 from tests.classify.trainings import on_workers

@@ -12,7 +12,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from synthscale.classify import network
 from synthscale.classify.classifier import fit_classifier
 from synthscale.classify.fit_context import FitContext, FitState, ReduceSum
-from synthscale.classify.logistic_loss import FeatureBlock, FoldView
+from synthscale.classify.fold_views import FeatureBlock, FoldView
 from synthscale.classify.model import FittedClassifier
 from synthscale.classify.network import MlpFit, MlpHeads, fit_mlp_heads
 from synthscale.classify.training import TrainingData

@@ -22,20 +22,20 @@ class EnoughError(Exception):
 
 
 def embed(config):
-    """Run ingest and embed; return the embeddings by id, and what was told."""
-    told = []
+    """Run ingest and embed; return the embeddings by id, and the progress messages."""
+    messages = []
 
     def on_stage(report):
         if report.stage == "embed":
             raise EnoughError
 
     with pytest.raises(EnoughError):
-        score(config, Options(on_stage=on_stage, on_progress=told.append))
+        score(config, Options(on_stage=on_stage, on_progress=messages.append))
     run = RunDirectory.existing(config.output, config.storage)
     tables = [pq.read_table(run.path(name)).to_pandas() for name in ("manifest", "embeddings")]
     rows = tables[0][["row", "id"]].merge(tables[1], on="row").drop(columns="row").set_index("id").sort_index()
     assert not Path(run.path("_cached")).exists()
-    return rows, [text for text in told if text.startswith("embed:")]
+    return rows, [text for text in messages if text.startswith("embed:")]
 
 
 def assert_same(ours, theirs):
@@ -83,20 +83,20 @@ def asked(server, bucket):
 
 def test_another_generator_against_the_same_real_set_embeds_only_what_is_new(on_s3, server):
     config, buckets = on_s3
-    _, told = embed(config("one", "first"))
-    assert told == []
+    _, messages = embed(config("one", "first"))
+    assert messages == []
     assert asked(server, buckets["real"]) == 30
     server.fault()
-    found, told = embed(config("two", "second"))
-    assert told == ["embed: 30 of 50 embeddings are those of earlier runs"]
+    found, messages = embed(config("two", "second"))
+    assert messages == ["embed: 30 of 50 embeddings are in the cache"]
     assert asked(server, buckets["real"]) == 0
     assert asked(server, buckets["two"]) == 20
     plain, _ = embed(config("two", "plain", cache=None))
     assert_same(found, plain)
     # All of it is known now, whatever the shards.
     server.fault()
-    again, told = embed(config("two", "third", storage={"shard_rows": 7}))
-    assert told == ["embed: 50 of 50 embeddings are those of earlier runs"]
+    again, messages = embed(config("two", "third", storage={"shard_rows": 7}))
+    assert messages == ["embed: 50 of 50 embeddings are in the cache"]
     assert asked(server, buckets["two"]) == asked(server, buckets["real"]) == 0
     assert_same(again, plain)
 
@@ -107,8 +107,8 @@ def test_an_image_that_was_replaced_is_embedded_again(on_s3, server, tmp_path, m
     (other,) = make_images(tmp_path / "other", 1, seed=77)
     server.put(buckets["one"], "cat/000.png", other.read_bytes())
     server.fault()
-    after, told = embed(config("one", "second"))
-    assert told == ["embed: 49 of 50 embeddings are those of earlier runs"]
+    after, messages = embed(config("one", "second"))
+    assert messages == ["embed: 49 of 50 embeddings are in the cache"]
     assert server.asked()[f"{buckets['one']}/cat/000.png"] == 1
     assert before.content_hash["one/cat/000.png"] != after.content_hash["one/cat/000.png"]
     assert (before.vector["one/cat/000.png"] != after.vector["one/cat/000.png"]).any()
@@ -124,7 +124,7 @@ def test_images_that_a_table_names_are_kept_and_found_too(on_s3, server, tmp_pat
     (tmp_path / "table.csv").write_text("\n".join(rows))
     table = Config(manifest=str(tmp_path / "table.csv"), output=str(tmp_path / "table"), storage=folders.storage)
     assert embed(table)[1] == []
-    assert embed(folders)[1] == ["embed: 50 of 50 embeddings are those of earlier runs"]
+    assert embed(folders)[1] == ["embed: 50 of 50 embeddings are in the cache"]
 
 
 @pytest.mark.slow
@@ -140,8 +140,8 @@ def test_two_runs_at_once_share_a_cache(on_s3, server):
         assert process.wait(600) == 0, process.stderr.read()
     server.fault()
     for name, own in configs.items():
-        again, told = embed(config(name, f"again-{name}"))
-        assert told == ["embed: 50 of 50 embeddings are those of earlier runs"]
+        again, messages = embed(config(name, f"again-{name}"))
+        assert messages == ["embed: 50 of 50 embeddings are in the cache"]
         assert_same(again, embed(config(name, f"plain-{name}", cache=None))[0])
         run = RunDirectory.existing(own.output, own.storage)
         assert pq.read_table(run.path("embeddings")).num_rows == 50
@@ -170,8 +170,8 @@ def test_what_is_gone_from_the_cache_when_it_is_wanted_is_embedded(on_s3, tmp_pa
         return found
 
     monkeypatch.setattr(CacheLookup, "find", lose)
-    found, told = embed(config("two", "second"))
-    assert told == ["embed: 30 of 50 embeddings are those of earlier runs"]
+    found, messages = embed(config("two", "second"))
+    assert messages == ["embed: 30 of 50 embeddings are in the cache"]
     monkeypatch.undo()
     assert_same(found, embed(config("two", "plain", cache=None))[0])
 
@@ -183,12 +183,12 @@ def test_a_damaged_part_is_passed_over(on_s3, tmp_path):
     parts = sorted((tmp_path / "cache").rglob("*.parquet"))
     for path in parts:
         path.write_bytes(path.read_bytes()[:100])
-    found, told = embed(config("one", "second"))
-    assert told == []
+    found, messages = embed(config("one", "second"))
+    assert messages == []
     assert_same(found, embed(config("one", "plain", cache=None))[0])
     # Their rows were embedded and kept again, in parts of the same names.
     assert sorted((tmp_path / "cache").rglob("*.parquet")) == parts
-    assert embed(config("one", "third"))[1] == ["embed: 50 of 50 embeddings are those of earlier runs"]
+    assert embed(config("one", "third"))[1] == ["embed: 50 of 50 embeddings are in the cache"]
 
 
 @pytest.mark.slow
@@ -209,10 +209,10 @@ def test_local_files_are_known_by_their_state_and_failures_are_tried_again(tmp_p
         )
 
     assert len(embed(config("first"))[0]) == 34
-    assert embed(config("second"))[1] == ["embed: 34 of 35 embeddings are those of earlier runs"]
+    assert embed(config("second"))[1] == ["embed: 34 of 35 embeddings are in the cache"]
     paths[3].write_bytes(whole)
-    found, told = embed(config("third"))
-    assert told == ["embed: 34 of 35 embeddings are those of earlier runs"]
+    found, messages = embed(config("third"))
+    assert messages == ["embed: 34 of 35 embeddings are in the cache"]
     assert len(found) == 35
     shutil.rmtree(tmp_path / "cache")
     assert_same(found, embed(config("fourth"))[0])

@@ -1,4 +1,4 @@
-"""Images in WebDataset tars, zips and Parquet files: each row leads to its bytes and says what stood beside it."""
+"""Images in WebDataset tars, zips and Parquet files: URIs that read the image's bytes, labels and user columns."""
 
 import io
 import json
@@ -51,7 +51,7 @@ def assert_leads_to(rows, pictures, storage=LOCAL):
 
 
 def webdataset(pictures):
-    """Samples with a class, a caption and some JSON, in the orders in which tools write them."""
+    """Samples with a class, a caption and JSON, with the image first or last, as different tools write them."""
     members = []
     for i, (name, data) in enumerate(pictures.items()):
         stem = name.partition(".")[0]
@@ -68,7 +68,7 @@ def webdataset(pictures):
     return members
 
 
-def test_a_webdataset_has_a_row_a_picture_with_what_stands_beside_it(tmp_path, pictures):
+def test_a_webdataset_gives_one_row_per_image_with_its_label_caption_and_json(tmp_path, pictures):
     path = write_tar(tmp_path / "fake" / "shard-000.tar", webdataset(pictures))
     rows, _ = rows_of(tmp_path, tmp_path / "fake")
     assert_leads_to(rows, pictures)
@@ -79,12 +79,12 @@ def test_a_webdataset_has_a_row_a_picture_with_what_stands_beside_it(tmp_path, p
     assert rows[3]["caption"] == "a picture, 3"
     assert rows[3]["user_id"] == "x"
     assert "deep" not in rows[3]
-    # The tar alone means the same.
+    # The tar as the whole set gives the same rows.
     alone, _ = rows_of(tmp_path, path)
     assert [row["uri"] for row in alone] == [row["uri"] for row in rows]
 
 
-def test_tars_and_pictures_may_lie_side_by_side_and_folders_in_a_tar_are_labels(tmp_path, pictures, make_images):
+def test_a_folder_may_mix_tars_and_images_and_folders_in_a_tar_are_labels(tmp_path, pictures, make_images):
     make_images(tmp_path / "fake", 3, seed=2)
     for i in range(2):
         write_tar(tmp_path / "fake" / f"{i}.tar", [(f"dog/{name}", data) for name, data in pictures.items()])
@@ -94,7 +94,7 @@ def test_tars_and_pictures_may_lie_side_by_side_and_folders_in_a_tar_are_labels(
     assert_leads_to(rows[11:], pictures)
 
 
-def test_values_of_several_kinds_in_one_column_become_texts(tmp_path, pictures):
+def test_a_column_of_mixed_types_becomes_strings(tmp_path, pictures):
     (first, one), (second, two), *_ = pictures.items()
     write_tar(tmp_path / "fake" / "a.tar", [(first, one), (f"{first[:-4]}.json", b'{"seed": 1, "size": 2}')])
     write_tar(tmp_path / "fake" / "b.tar", [(second, two), (f"{second[:-4]}.json", b'{"seed": "x", "size": 2.5}')])
@@ -102,7 +102,7 @@ def test_values_of_several_kinds_in_one_column_become_texts(tmp_path, pictures):
     assert [row["seed"] for row in rows] == ["1", "x"]
 
 
-def test_a_tar_that_ends_early_costs_its_last_picture_alone(tmp_path, pictures):
+def test_a_truncated_tar_loses_only_its_last_image(tmp_path, pictures):
     path = write_tar(tmp_path / "fake" / "a.tar", pictures.items())
     data = path.read_bytes()
     rows, _ = rows_of(tmp_path, path)
@@ -121,21 +121,21 @@ def test_a_file_that_only_pretends_to_be_an_archive_is_refused_by_name(tmp_path,
         rows_of(tmp_path, tmp_path / f"no{suffix}")
 
 
-def test_an_archive_without_pictures_and_one_that_is_not_there_are_refused(tmp_path, pictures):
+def test_an_archive_without_images_and_a_missing_archive_are_refused(tmp_path, pictures):
     write_tar(tmp_path / "fake.tar", [("a.txt", b"x")])
-    with pytest.raises(InputError, match="holds no images"):
+    with pytest.raises(InputError, match="contains no images"):
         rows_of(tmp_path, tmp_path / "fake.tar")
     with pytest.raises(InputError, match="not found"):
         rows_of(tmp_path, tmp_path / "none.tar")
 
 
-def test_text_beside_a_picture_that_cannot_be_read_is_named(tmp_path, pictures):
+def test_an_unreadable_text_member_is_named(tmp_path, pictures):
     write_tar(tmp_path / "fake.tar", [("a.png", next(iter(pictures.values()))), ("a.json", b"{")])
     with pytest.raises(InputError, match=r"fake\.tar: a\.json"):
         rows_of(tmp_path, tmp_path / "fake.tar")
 
 
-def test_a_zip_of_pictures_needs_no_table(tmp_path, pictures):
+def test_a_zip_of_images_needs_no_table(tmp_path, pictures):
     with zipfile.ZipFile(tmp_path / "fake.zip", "w") as file:
         for name, data in pictures.items():
             file.writestr(f"top/cat/{name}", data)
@@ -157,7 +157,7 @@ def hugging_face(path, pictures, rows_per_group=3):
     return path
 
 
-def test_parquet_as_hugging_face_writes_it_has_a_row_a_picture(tmp_path, pictures):
+def test_a_hugging_face_parquet_file_gives_one_row_per_image(tmp_path, pictures):
     hugging_face(tmp_path / "fake" / "train-0.parquet", pictures)
     rows, _ = rows_of(tmp_path, tmp_path / "fake")
     assert_leads_to(rows, pictures)
@@ -167,7 +167,7 @@ def test_parquet_as_hugging_face_writes_it_has_a_row_a_picture(tmp_path, picture
     assert [row["id"] for row in rows][-1] == "gan/train-0.parquet/7"
 
 
-def test_parquet_of_plain_bytes_is_read_and_a_null_is_its_rows_fault(tmp_path, pictures):
+def test_a_binary_parquet_column_is_read_and_a_null_is_a_failure_of_its_row(tmp_path, pictures):
     data = [*pictures.values(), None]
     pq.write_table(pa.table({"image": pa.array(data, pa.binary())}), tmp_path / "fake.parquet")
     rows, _ = rows_of(tmp_path, tmp_path / "fake.parquet")
@@ -177,9 +177,9 @@ def test_parquet_of_plain_bytes_is_read_and_a_null_is_its_rows_fault(tmp_path, p
     assert fault.value.reason is Reason.EMPTY
 
 
-def test_parquet_without_pictures_is_refused_by_name(tmp_path, pictures):
+def test_parquet_without_an_image_column_is_refused_by_name(tmp_path, pictures):
     pq.write_table(pa.table({"x": [1]}), tmp_path / "fake.parquet")
-    with pytest.raises(InputError, match=r"fake\.parquet: no column holds images"):
+    with pytest.raises(InputError, match=r"fake\.parquet: no column contains images"):
         rows_of(tmp_path, tmp_path / "fake.parquet")
 
 
@@ -208,7 +208,7 @@ def test_archives_on_s3_are_read_in_place(s3, tmp_path, pictures, kind):
     for uri in (f"s3://{bucket}/fake", f"s3://{bucket}/fake/a.{kind}"):
         rows, _ = rows_of(tmp_path, uri, storage)
         assert_leads_to(rows, pictures, storage)
-    # What was replaced since it was listed is not taken for it, by a process that has not opened it yet.
+    # A process that has not opened the archive yet refuses one that was replaced after the listing.
     fetching._zip.cache_clear()
     fetching._row_group.cache_clear()
     s3.client.put_object(Bucket=bucket, Key=f"fake/a.{kind}", Body=path.read_bytes()[::-1])
@@ -217,7 +217,7 @@ def test_archives_on_s3_are_read_in_place(s3, tmp_path, pictures, kind):
     assert fault.value.reason is Reason.CHANGED
 
 
-def test_a_range_that_a_tar_does_not_have_is_a_fault(tmp_path):
+def test_a_byte_range_beyond_the_end_of_a_tar_is_a_failure_of_its_row(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"x" * 100)
     for place in ((90, 20), (200, 5)):
         with pytest.raises(RowFault) as fault:

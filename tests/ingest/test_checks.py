@@ -1,4 +1,4 @@
-"""What only the whole set can tell: unique ids, both classes, generator names, clashing columns, shard sizes."""
+"""Checks of the whole input: unique ids, both classes, generator names, clashing columns, shard sizes."""
 
 from collections import Counter
 
@@ -28,7 +28,7 @@ def refusal(table):
     return str(caught.value)
 
 
-def test_a_sound_set_passes():
+def test_a_valid_set_passes():
     check_rows(rows())
 
 
@@ -50,11 +50,11 @@ def test_of_many_duplicate_ids_five_are_named_and_the_rest_counted():
 
 
 @pytest.mark.parametrize("at_a_time", [1, 7, 100, 2**22])
-def test_every_id_that_occurs_twice_is_found_however_few_are_sorted_at_a_time(monkeypatch, at_a_time):
-    monkeypatch.setattr(checks, "_SORTED", at_a_time)
+def test_all_duplicate_ids_are_found_for_any_partition_size(monkeypatch, at_a_time):
+    monkeypatch.setattr(checks, "_HASHES_PER_SORT", at_a_time)
     ids = [str(i) for i in np.random.default_rng(0).integers(0, 2000, 1000)]
     twice = [name for name, count in Counter(ids).items() if count > 1]
-    assert sorted(checks._twice(pa.chunked_array([ids[:333], ids[333:]]))) == sorted(twice)
+    assert sorted(checks._duplicate_ids(pa.chunked_array([ids[:333], ids[333:]]))) == sorted(twice)
 
 
 def test_rows_without_an_id_are_counted():
@@ -62,7 +62,7 @@ def test_rows_without_an_id_are_counted():
 
 
 @pytest.mark.parametrize(("kind", "other"), [("real", "synthetic"), ("synthetic", "real")])
-def test_one_class_only_is_refused_naming_the_one_that_lacks(kind, other):
+def test_a_single_class_is_refused_naming_the_missing_one(kind, other):
     assert f"no {other} rows" in refusal(rows(kinds=(kind, kind), generators=(None, None)))
 
 
@@ -71,7 +71,7 @@ def test_no_rows_are_refused():
 
 
 @pytest.mark.parametrize("name", ["a/b", "a b", "", "..", ".", "x" * 65, "a=b", "ünicode", "a\n"])
-def test_a_generator_name_that_cannot_stand_in_a_path_is_refused(name):
+def test_a_generator_name_that_is_not_a_valid_path_segment_is_refused(name):
     message = refusal(rows(generators=(None, name)))
     assert repr(name) in message
 
@@ -81,7 +81,7 @@ def test_plain_generator_names_pass(name):
     check_rows(rows(generators=(None, name)))
 
 
-def test_user_columns_that_bear_names_of_scores_get_a_prefix():
+def test_user_columns_named_like_score_columns_get_a_prefix():
     table = rows(label_quality_score=[1.0, 2.0], predicted=["x", "y"], row=[7, 8], camera=["c", "d"])
     renamed = rename_clashing_columns(table)
     assert renamed.column("user_label_quality_score").to_pylist() == [1.0, 2.0]
@@ -99,7 +99,7 @@ def test_after_renaming_no_user_column_clashes_with_scores():
     assert not set(user) & set(renamed.column_names)
 
 
-def test_a_renamed_column_does_not_collide_with_another_of_the_users():
+def test_a_renamed_column_does_not_clash_with_another_user_column():
     renamed = rename_clashing_columns(rows(predicted=["x", "y"], user_predicted=["p", "q"]))
     assert len(set(renamed.column_names)) == len(renamed.column_names)
 

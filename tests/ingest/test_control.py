@@ -1,4 +1,4 @@
-"""The control: which real rows are held out, what stays as it was, and where its figures are shown."""
+"""The control: which real rows are held out, what stays unchanged, and where its values are shown."""
 
 import numpy as np
 import pyarrow as pa
@@ -59,8 +59,8 @@ def test_half_of_the_real_rows_become_the_control_and_no_other_row_changes(real,
 
 @pytest.mark.parametrize("at_a_time", [1, 10, 65_536])
 @pytest.mark.parametrize("is_one_bin", [True, False])
-def test_the_held_out_are_those_of_the_smallest_numbers(monkeypatch, at_a_time, is_one_bin):
-    monkeypatch.setattr(control, "_ROWS", at_a_time)
+def test_the_rows_with_the_smallest_random_numbers_are_held_out(monkeypatch, at_a_time, is_one_bin):
+    monkeypatch.setattr(control, "_CHUNK_ROWS", at_a_time)
     if is_one_bin:
         monkeypatch.setattr(control, "_bin", lambda numbers: np.zeros(len(numbers), np.int64))
     rows = rows_of(501, 100)
@@ -69,7 +69,7 @@ def test_the_held_out_are_those_of_the_smallest_numbers(monkeypatch, at_a_time, 
     assert ids_of(hold_out(rows), CONTROL) == {ids[i] for i in order[:250]}
 
 
-def test_everything_else_stays_as_it_was():
+def test_all_other_columns_are_unchanged():
     before = rows_of(20, 7)
     after = hold_out(before)
     assert after.column_names == before.column_names
@@ -78,32 +78,32 @@ def test_everything_else_stays_as_it_was():
 
 
 @given(seed=st.integers(0, 2**31))
-def test_the_order_of_rows_decides_nothing(seed):
+def test_the_selection_does_not_depend_on_the_order_of_rows(seed):
     rows = rows_of(31, 5)
     assert ids_of(hold_out(shuffled(rows, seed)), CONTROL) == ids_of(hold_out(rows), CONTROL)
 
 
-def test_the_same_rows_are_held_out_each_time_and_whatever_the_generators():
+def test_the_selection_is_repeatable_and_independent_of_the_generators():
     held = ids_of(hold_out(rows_of(40, 0)), CONTROL)
     assert ids_of(hold_out(rows_of(40, 0)), CONTROL) == held
     assert ids_of(hold_out(rows_of(40, 25, generator="flux")), CONTROL) == held
 
 
-def test_further_real_rows_move_few_others():
-    # Chosen by the rank of a key of the id, so that a grown set keeps most of its halves.
+def test_adding_real_rows_moves_few_others():
+    # Rows are selected by the rank of a hash of the id, so most rows of a grown set stay in their half.
     small, grown = (ids_of(hold_out(rows_of(n, 0)), CONTROL) for n in (1000, 1020))
     kept = {f"real/{i}" for i in range(1000)}
     assert len(small ^ (grown & kept)) < 60
 
 
-def test_the_choice_looks_random_along_the_order():
+def test_the_selection_is_random_along_the_row_order():
     held = np.array(sorted(int(name.split("/")[1]) for name in ids_of(hold_out(rows_of(2000, 0)), CONTROL)))
     # 500 of each half expected, with a standard deviation of 11.
     assert abs((held < 1000).sum() - 500) < 50
     assert abs((held % 2 == 0).sum() - 500) < 50
 
 
-def test_it_is_no_draw_of_the_folds_or_blocks():
+def test_the_selection_is_independent_of_folds_and_jackknife_blocks():
     from synthscale.statistics.jackknife import jackknife_blocks
     from synthscale.tables.id_hashes import hash_ids
 
@@ -115,7 +115,7 @@ def test_it_is_no_draw_of_the_folds_or_blocks():
 
 
 @pytest.mark.parametrize("names", [("real_or_synthetic",), ("generator",), ("real_or_synthetic", "generator")])
-def test_columns_of_codes_are_read_as_well(names):
+def test_dictionary_columns_are_accepted(names):
     plain = rows_of(12, 6)
     coded = plain
     for name in names:
@@ -126,7 +126,7 @@ def test_columns_of_codes_are_read_as_well(names):
         assert after[name].to_pylist() == expected[name].to_pylist()
 
 
-def test_tables_in_several_pieces_are_one_table():
+def test_chunked_tables_give_the_same_selection():
     plain = rows_of(30, 10)
     pieces = pa.concat_tables([plain.slice(0, 7), plain.slice(7, 21), plain.slice(28)])
     assert pieces["id"].num_chunks == 3
@@ -146,11 +146,11 @@ def test_a_generator_of_that_name_is_refused():
 
 @pytest.mark.parametrize("real", [0, 1, 3])
 def test_too_few_real_rows_are_refused_with_their_number(real):
-    with pytest.raises(InputError, match=rf"{real} real rows cannot be halved; 4 are needed"):
+    with pytest.raises(InputError, match=rf"{real} real rows cannot be split in half; at least 4 are needed"):
         hold_out(rows_of(real, 8))
 
 
-# Where the control's figures are shown.
+# Where the control's values are shown.
 
 
 def metric(value, **more):
@@ -171,7 +171,7 @@ def block(value, labels=("cat",), column="prompt", values=("a",)):
     }
 
 
-def test_the_controls_value_stands_beside_every_metric_of_the_others():
+def test_every_metric_of_the_other_generators_has_the_control_value():
     blocks = {"sdxl": block(0.1), "flux": block(0.2), CONTROL: block(0.5)}
     add_control_values(blocks, CONTROL)
     for name, own in (("sdxl", 0.1), ("flux", 0.2)):
@@ -189,7 +189,7 @@ def test_the_controls_value_stands_beside_every_metric_of_the_others():
     assert blocks[CONTROL] == block(0.5)
 
 
-def test_what_the_control_has_not_is_not_shown():
+def test_metrics_that_the_control_lacks_are_not_shown():
     blocks = {"sdxl": block(0.1, labels=("cat", "dog")), CONTROL: block(None)}
     blocks[CONTROL]["by_label"]["cat"]["fidelity"]["value"] = 0.4
     add_control_values(blocks, CONTROL)

@@ -58,7 +58,7 @@ def test_folder_rows_have_ids_kinds_and_generators(folders):
     assert {row["generator"] for row in real} == {None}
 
 
-def test_each_folder_row_leads_to_its_file(folders):
+def test_the_uri_of_a_folder_row_is_its_file(folders):
     for row in rows_of(folder_config(folders)):
         data = fetch(StoredFile(row["uri"]), StorageConfig())
         assert len(data) == row["size_bytes"]
@@ -82,7 +82,7 @@ def test_suffixes_are_read_in_any_case(tmp_path, make_images):
     assert len(rows_of(folder_config(tmp_path))) == 4
 
 
-def test_files_that_are_no_images_are_noted(folders):
+def test_skipped_files_are_counted_in_a_note(folders):
     (folders / "photos" / "cat" / "notes.txt").write_text("no image")
     (folders / "photos" / "README").write_text("no image")
     dataset = discover(folder_config(folders))
@@ -99,7 +99,7 @@ def test_folders_without_other_files_leave_no_note(folders):
 def test_an_empty_folder_is_refused_by_name(folders):
     (folders / "fakes").rename(folders / "elsewhere")
     (folders / "fakes").mkdir()
-    assert f"{folders}/fakes: holds no images" in refusal(folder_config(folders))
+    assert f"{folders}/fakes: contains no images" in refusal(folder_config(folders))
 
 
 def test_a_missing_folder_is_refused_by_name(tmp_path, make_images):
@@ -112,7 +112,7 @@ def test_a_file_in_place_of_a_folder_is_refused(folders):
     assert "fakes/cat/000.png" in refusal(config)
 
 
-def test_several_generators_keep_apart(folders, make_images):
+def test_each_generator_has_its_own_rows(folders, make_images):
     make_images(folders / "more", 3, seed=2)
     config = Config(real=f"{folders}/photos", synthetic={"a": f"{folders}/fakes", "b": f"{folders}/more"})
     generators = [row["generator"] for row in rows_of(config)]
@@ -188,7 +188,7 @@ def test_a_studio_zip_may_name_files_from_its_top_or_from_images(dataset, tmp_pa
     check_dataset_rows(rows_of(Config(manifest=str(tmp_path / "studio.zip"))), paths)
 
 
-def test_ids_that_look_like_numbers_stay_texts(dataset):
+def test_ids_that_look_like_numbers_stay_strings(dataset):
     top, paths = dataset
     ids = [f"{i:05d}" for i in range(8)]
     table_of(top, paths, id=ids, label=[f"0{i}" for i in range(8)]).to_csv(top / "metadata.csv", index=False)
@@ -243,7 +243,7 @@ def test_a_missing_column_is_named(dataset, column):
     assert "metadata.csv" in message
 
 
-def test_unknown_kinds_are_named_with_their_counts(dataset):
+def test_unknown_classes_are_named_with_their_counts(dataset):
     top, paths = dataset
     kinds = ["real", "fake", "fake", "synthetic", "Real", "SYNTHETIC ", "fake", "ai"]
     table_of(top, paths, real_or_synthetic=kinds).to_csv(top / "metadata.csv", index=False)
@@ -253,7 +253,7 @@ def test_unknown_kinds_are_named_with_their_counts(dataset):
     assert "Real" not in message.split("found")[1]
 
 
-def test_a_missing_kind_is_refused(dataset):
+def test_a_missing_class_is_refused(dataset):
     top, paths = dataset
     table_of(top, paths, real_or_synthetic=["real", None] * 4).to_csv(top / "metadata.csv", index=False)
     assert "real_or_synthetic" in refusal(Config(manifest=str(top)))
@@ -330,7 +330,7 @@ def test_an_empty_file_name_is_refused_naming_the_row(dataset):
     assert "row 4" in refusal(Config(manifest=str(top)))
 
 
-def test_an_image_that_is_not_there_is_left_for_the_row_to_fail(dataset):
+def test_a_missing_image_is_not_an_error_of_the_table(dataset):
     top, paths = dataset
     paths[1].unlink()
     table_of(top, paths).to_csv(top / "metadata.csv", index=False)
@@ -356,12 +356,12 @@ def test_a_folder_without_any_table_is_refused(tmp_path):
     assert "metadata.csv" in refusal(Config(manifest=str(tmp_path)))
 
 
-def test_a_table_of_another_kind_is_refused(tmp_path):
+def test_a_table_of_unknown_format_is_refused(tmp_path):
     (tmp_path / "table.xlsx").write_bytes(b"PK")
     assert ".csv" in refusal(Config(manifest=str(tmp_path / "table.xlsx")))
 
 
-def test_a_file_that_only_pretends_to_be_a_zip_is_refused(tmp_path):
+def test_a_file_that_is_not_a_zip_is_refused(tmp_path):
     (tmp_path / "studio.zip").write_bytes(b"this is no zip" * 100)
     assert "zip" in refusal(Config(manifest=str(tmp_path / "studio.zip"))).split(": ", 1)[1]
 
@@ -372,7 +372,7 @@ def test_a_zip_without_a_table_is_refused(tmp_path):
     assert "metadata.csv" in refusal(Config(manifest=str(tmp_path / "studio.zip")))
 
 
-def test_a_file_that_only_pretends_to_be_parquet_is_refused(tmp_path):
+def test_a_file_that_is_not_parquet_is_refused(tmp_path):
     (tmp_path / "table.parquet").write_bytes(b"PAR1 this is no parquet PAR1" * 10)
     assert "table.parquet" in refusal(Config(manifest=str(tmp_path / "table.parquet")), (InputError, StorageError))
 
@@ -442,7 +442,7 @@ def test_several_vector_files_in_a_folder_are_one_set_in_the_order_of_their_name
     np.testing.assert_allclose(vectors, VECTORS[3:5])
 
 
-def test_the_width_of_the_vectors_is_that_of_most(tmp_path):
+def test_the_dimension_is_the_most_frequent_vector_length(tmp_path):
     lists = [*VECTORS[:5].tolist(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]
     table = vector_table().set_column(3, "embedding", pa.array(lists, pa.list_(pa.float32())))
     pq.write_table(table, tmp_path / "v.parquet")
@@ -467,7 +467,7 @@ def test_a_second_vector_file_without_vectors_is_refused_by_its_name(tmp_path):
     assert "b.parquet" in refusal(Config(manifest=str(tmp_path)), (InputError, StorageError))
 
 
-def test_an_embedding_column_that_holds_no_lists_is_refused(tmp_path):
+def test_an_embedding_column_without_lists_is_refused(tmp_path):
     table = vector_table().drop_columns(["embedding"]).append_column("embedding", pa.array(["x"] * 6))
     pq.write_table(table, tmp_path / "v.parquet")
     assert "embedding" in refusal(Config(manifest=str(tmp_path / "v.parquet")))
@@ -491,7 +491,7 @@ def test_vectors_take_their_generator_column(tmp_path):
 
 
 def change_and_keep_size(path):
-    """Other bytes, the same length, a later modification time."""
+    """Replace a file's bytes, with the same length and a later modification time."""
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
@@ -510,7 +510,7 @@ def test_the_digest_of_folders_changes_exactly_when_a_file_does(folders):
     assert discover(config).digest not in {before, changed}
 
 
-def test_the_digest_of_folders_does_not_mind_other_files(folders):
+def test_the_digest_of_folders_ignores_other_files(folders):
     before = discover(folder_config(folders)).digest
     (folders / "photos" / "notes.txt").write_text("no image")
     assert discover(folder_config(folders)).digest == before
@@ -593,7 +593,7 @@ def test_the_digest_of_folders_on_s3_changes_exactly_when_an_object_does(s3, sto
     assert discover(config).digest != before
 
 
-def test_a_table_on_s3_leads_to_its_objects(s3, storage, dataset):
+def test_the_uris_of_a_table_on_s3_are_its_objects(s3, storage, dataset):
     top, paths = dataset
     table_of(top, paths).to_csv(top / "metadata.csv", index=False)
     bucket = s3.bucket()
@@ -627,7 +627,7 @@ def test_vectors_on_s3_are_read(s3, storage, tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["prefix", "bucket"])
-def test_a_prefix_or_bucket_that_is_not_there_is_refused_by_name(s3, storage, folders, missing):
+def test_a_missing_prefix_or_bucket_is_refused_by_name(s3, storage, folders, missing):
     bucket = s3.bucket() if missing == "prefix" else "no-such-bucket-anywhere"
     config = Config(real=f"s3://{bucket}/none", synthetic={"gan": f"{folders}/fakes"}, storage=storage)
     assert f"s3://{bucket}/none" in refusal(config, (InputError, StorageError))
@@ -640,18 +640,18 @@ def test_a_set_inside_another_is_refused(tmp_path, make_images):
         discover(Config(real=str(tmp_path / "photos"), synthetic={"x": str(tmp_path / "photos" / "fakes")}))
 
 
-def test_a_csv_with_a_column_twice_is_refused(tmp_path):
+def test_a_csv_with_a_repeated_column_is_refused(tmp_path):
     (tmp_path / "m.csv").write_text("id,image_filename,real_or_synthetic,note,note\na,a.png,real,1,2\n")
     with pytest.raises(InputError, match="note"):
         discover(Config(manifest=str(tmp_path / "m.csv")))
 
 
-def test_user_columns_called_like_listing_facts_are_kept(tmp_path):
+def test_user_columns_named_size_bytes_or_etag_are_kept(tmp_path):
     (tmp_path / "m.csv").write_text("id,image_filename,real_or_synthetic,etag\na,a.png,real,mine\n")
     assert discover(Config(manifest=str(tmp_path / "m.csv"))).rows.column("user_etag").to_pylist() == ["mine"]
 
 
-def test_only_the_row_groups_that_hold_the_rows_are_decoded(tmp_path, monkeypatch):
+def test_only_the_row_groups_of_the_requested_rows_are_decoded(tmp_path, monkeypatch):
     table = pa.table({"id": [str(i) for i in range(100)], "real_or_synthetic": ["real"] * 100, "x": range(100)})
     pq.write_table(table, tmp_path / "v.parquet", row_group_size=10)
     source = discover(Config(manifest=str(tmp_path / "v.parquet"))).vectors
@@ -671,13 +671,13 @@ def test_a_jsonl_table_gives_rows_and_carries_user_columns(dataset):
     check_dataset_rows(rows_of(Config(manifest=str(top / "rows.jsonl"))), paths)
 
 
-def test_a_jsonl_table_that_is_none_is_refused_by_name(tmp_path):
+def test_a_malformed_jsonl_table_is_refused_by_name(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"id": 1}\n{"id": ')
     assert "a.jsonl: not a readable table" in refusal(Config(manifest=str(tmp_path / "a.jsonl")))
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.parquet", "rows.jsonl"])
-def test_a_table_is_the_same_however_it_is_read_in_pieces(dataset, monkeypatch, name):
+def test_the_rows_do_not_depend_on_the_batch_size(dataset, monkeypatch, name):
     top, paths = dataset
     frame = table_of(top, paths)
     if name.endswith("csv"):
@@ -688,16 +688,16 @@ def test_a_table_is_the_same_however_it_is_read_in_pieces(dataset, monkeypatch, 
         frame.to_parquet(top / name)
     whole = discover(Config(manifest=str(top / name)))
     monkeypatch.setattr(manifests, "_BLOCK_BYTES", 400)
-    monkeypatch.setattr(manifests, "_ROWS", 3)
+    monkeypatch.setattr(manifests, "_BATCH_ROWS", 3)
     pieces = discover(Config(manifest=str(top / name)))
     assert pieces.rows.to_pylist() == whole.rows.to_pylist()
     assert pieces.digest == whole.digest
 
 
-def test_errors_in_a_later_piece_count_rows_from_the_first(dataset, monkeypatch):
+def test_errors_in_a_later_batch_count_rows_from_the_start_of_the_table(dataset, monkeypatch):
     top, paths = dataset
     frame = table_of(top, paths)
     frame.loc[6, "image_filename"] = "../out.png"
     frame.to_parquet(top / "metadata.parquet")
-    monkeypatch.setattr(manifests, "_ROWS", 3)
+    monkeypatch.setattr(manifests, "_BATCH_ROWS", 3)
     assert "row 6" in refusal(Config(manifest=str(top)))

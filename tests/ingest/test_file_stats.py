@@ -1,4 +1,4 @@
-"""Sizes and etags of named files: those of a walk over all of them."""
+"""Sizes and etags of named files, compared with those of a full listing."""
 
 import time
 
@@ -10,7 +10,7 @@ from synthscale.errors import StorageError
 from synthscale.ingest import file_stats as module
 from synthscale.ingest import metadata_tables as manifests
 from synthscale.ingest.discover import discover
-from synthscale.ingest.file_stats import states
+from synthscale.ingest.file_stats import stat_files
 from synthscale.storage.filesystems import file_etag
 from synthscale.storage.listing import list_pages
 from tests.object_server import Fault, ObjectServer
@@ -39,7 +39,7 @@ def all_of(storage):
 
 @pytest.mark.parametrize("threads", [1, 16])
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.01, 0.0005])
-def test_what_is_known_is_what_a_walk_over_all_finds(server, storage, monkeypatch, share, threads):
+def test_infos_equal_those_of_a_full_listing(server, storage, monkeypatch, share, threads):
     monkeypatch.setattr(module, "_THREADS", threads)
     there = all_of(storage)
     assert len(there) == COUNT + 5
@@ -50,51 +50,49 @@ def test_what_is_known_is_what_a_walk_over_all_finds(server, storage, monkeypatc
         "s3://many/zz",
         "s3://many/zz/z",
     }
-    assert states(wanted | absent, storage) == {uri: there[uri] for uri in wanted}
+    assert stat_files(wanted | absent, storage) == {uri: there[uri] for uri in wanted}
 
 
-def test_a_thousand_that_lie_together_cost_one_listing_and_some_that_lie_apart_cost_no_listing_each(
-    server, storage
-):
+def test_adjacent_keys_share_list_requests_and_sparse_keys_are_looked_up_by_head(server, storage):
     there = sorted(uri for uri in all_of(storage) if "a-set/" in uri)
     server.fault()
-    states(set(there), storage)
-    # A page that ends within a thread's share, and a look at the first name.
+    stat_files(set(there), storage)
+    # Each thread may read one partial page more, and one list request checks access first.
     assert server.asked()["many"] <= COUNT / 1000 + 2 * module._THREADS
-    assert sum(server.asked("HEAD").values()) <= 2 + module._THREADS * module._ONE_BY_ONE / 10
+    assert sum(server.asked("HEAD").values()) <= 2 + module._THREADS * module._HEAD_KEYS / 10
     server.fault()
     apart = there[::250]
-    states(set(apart), storage)
+    stat_files(set(apart), storage)
     assert server.asked()["many"] <= module._THREADS
     assert sum(server.asked("HEAD").values()) <= len(apart) + 1
 
 
-def test_names_are_looked_up_one_by_one_where_listing_is_not_allowed(server, storage):
+def test_keys_are_looked_up_by_head_if_listing_is_denied(server, storage):
     wanted = {f"s3://many/a-set/00001/{i:04d}.png" for i in range(0, 10_000, 40)}
     server.fault(Fault(r"many\?", "denied"))
-    assert states(wanted | {"s3://many/a-set/nothing"}, storage).keys() == wanted
+    assert stat_files(wanted | {"s3://many/a-set/nothing"}, storage).keys() == wanted
 
 
-def test_a_bucket_that_is_not_there_is_told(storage):
+def test_a_missing_bucket_is_an_error(storage):
     with pytest.raises(StorageError, match=r"no-such-bucket/a\.png: there is no such bucket"):
-        states({"s3://many/z", "s3://no-such-bucket/a.png"}, storage)
+        stat_files({"s3://many/z", "s3://no-such-bucket/a.png"}, storage)
 
 
-def test_odd_names_hold_nothing_else_up(storage):
+def test_invalid_names_do_not_stop_the_lookup_of_others(storage):
     odd = {"s3://many/a//b.png", "s3://many/../b.png", "s3://many/", "/no/such/file", "\0"}
-    assert states(odd | {"s3://many/z"}, storage).keys() == {"s3://many/z"}
+    assert stat_files(odd | {"s3://many/z"}, storage).keys() == {"s3://many/z"}
 
 
 @pytest.mark.parametrize(("kind", "told"), [("expired", "expired"), ("moved", "region")])
-def test_credentials_that_have_expired_and_another_region_are_told_in_seconds(server, storage, kind, told):
+def test_expired_credentials_and_a_wrong_region_are_reported_in_seconds(server, storage, kind, told):
     server.fault(Fault("many", kind))
     start = time.monotonic()
     with pytest.raises(StorageError, match=told):
-        states({"s3://many/a-set/00000/0000.png"}, storage)
+        stat_files({"s3://many/a-set/00000/0000.png"}, storage)
     assert time.monotonic() - start < 20
 
 
-def test_however_many_rows_are_looked_up_at_once_a_table_is_the_same(tmp_path, monkeypatch):
+def test_the_rows_do_not_depend_on_the_lookup_batch_size(tmp_path, monkeypatch):
     for i in range(20):
         (tmp_path / f"{i}.png").write_bytes(b"x" * i)
     lines = [f"{i}.png,{'real' if i % 2 else 'synthetic'},{i}" for i in range(22)]
@@ -102,7 +100,7 @@ def test_however_many_rows_are_looked_up_at_once_a_table_is_the_same(tmp_path, m
     config = Config(manifest=str(tmp_path / "metadata.csv"))
     whole = discover(config).rows.to_pylist()
     assert [row["size_bytes"] for row in whole] == [*range(20), None, None]
-    monkeypatch.setattr(manifests, "_LOOKED_UP", 3)
+    monkeypatch.setattr(manifests, "_LOOKUP_ROWS", 3)
     monkeypatch.setattr(manifests, "_BLOCK_BYTES", 64)
     assert discover(config).rows.to_pylist() == whole
 

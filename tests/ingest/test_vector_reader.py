@@ -1,4 +1,4 @@
-"""Precomputed vectors: ranges that cross files, faults of rows, and the checks that every vector goes through."""
+"""Precomputed vectors: ranges that cross files, failures of rows, and the checks of all vectors."""
 
 import os
 from dataclasses import replace
@@ -77,7 +77,7 @@ def test_columns_are_taken_in_the_order_of_the_source(tmp_path):
 
 
 @pytest.mark.parametrize("odd", [[1.0, 2.0], [1.0, 2.0, 3.0, 4.0], [], None])
-def test_a_vector_of_another_length_is_its_rows_fault(tmp_path, odd):
+def test_a_vector_of_a_different_length_is_a_failure_of_its_row(tmp_path, odd):
     vectors, facts = read_rows(lists(tmp_path, [[1, 2, 3], odd, [4, 5, 6]]), 0, 3, LOCAL)
     np.testing.assert_array_equal(vectors, [[1, 2, 3], [0, 0, 0], [4, 5, 6]])
     assert [fact.get("reason") for fact in facts] == [None, Reason.WRONG_LENGTH, None]
@@ -85,7 +85,7 @@ def test_a_vector_of_another_length_is_its_rows_fault(tmp_path, odd):
     assert "3" in facts[1]["detail"]
 
 
-def test_a_null_number_is_no_zero(tmp_path):
+def test_a_null_value_is_not_read_as_zero(tmp_path):
     vectors, facts = read_rows(lists(tmp_path, [[1, None, 3]]), 0, 1, LOCAL)
     check_vectors(vectors, facts, (0, 3))
     assert facts[0]["reason"] == Reason.NON_FINITE
@@ -95,19 +95,19 @@ def test_a_null_number_is_no_zero(tmp_path):
     assert [fact.get("reason") for fact in facts] == [None, Reason.NON_FINITE]
 
 
-def test_a_number_beyond_float32_is_a_fault_and_not_a_huge_vector(tmp_path):
+def test_a_value_beyond_float32_is_a_failure_of_its_row(tmp_path):
     vectors, facts = read_rows(lists(tmp_path, [[1e300, 1, 1], [1e30, 1, 1]]), 0, 2, LOCAL)
     check_vectors(vectors, facts, (0, 3))
     assert [fact.get("reason") for fact in facts] == [Reason.NON_FINITE, None]
 
 
-def test_a_file_that_changed_its_length_since_the_run_began_is_refused_by_name(source):
+def test_a_file_whose_row_count_changed_is_refused_by_name(source):
     source = replace(source, file_rows=[5, 0, 5, 1])
     with pytest.raises(InputError, match=r"0\.parquet.*4.*5"):
         read_rows(source, 0, 2, LOCAL)
 
 
-def test_a_file_that_is_gone_is_named(source):
+def test_a_missing_file_is_named(source):
     source.files[2] += ".none"
     with pytest.raises(StorageError, match=r"2\.parquet\.none"):
         read_rows(source, 3, 6, LOCAL)
@@ -132,7 +132,7 @@ def halves(tmp_path, kind="list", change=None):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_float16_vectors_of_equal_length_stay_as_they_are(tmp_path, kind):
+def test_float16_vectors_of_equal_length_are_unchanged(tmp_path, kind):
     source = halves(tmp_path, kind)
     for start, stop in ((0, 4), (1, 3), (2, 4), (3, 4)):
         vectors, facts = read_rows(source, start, stop, LOCAL)
@@ -143,7 +143,7 @@ def test_float16_vectors_of_equal_length_stay_as_they_are(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["list", "large"])
 @pytest.mark.parametrize("odd", [[1.0, 2.0], [1.0, 2.0, 3.0, 4.0], [], None])
-def test_a_float16_vector_of_another_length_is_its_rows_fault_alone(tmp_path, kind, odd):
+def test_a_float16_vector_of_a_different_length_is_a_failure_of_its_row_only(tmp_path, kind, odd):
     vectors, facts = read_rows(halves(tmp_path, kind, [odd]), 0, 4, LOCAL)
     assert vectors.dtype == np.float16
     assert [fact.get("reason") for fact in facts] == [None, None, Reason.WRONG_LENGTH, None]
@@ -152,7 +152,7 @@ def test_a_float16_vector_of_another_length_is_its_rows_fault_alone(tmp_path, ki
     assert vectors.tobytes() == expected.tobytes()
 
 
-def test_two_odd_vectors_whose_lengths_make_up_for_each_other_are_both_faults(tmp_path):
+def test_two_wrong_lengths_with_the_right_sum_are_both_failures(tmp_path):
     path = f"{tmp_path}/v.parquet"
     values = [[1.0, 2.0, 3.0], [1.0, 2.0], [1.0, 2.0, 3.0, 4.0]]
     pq.write_table(pa.table({"embedding": pa.array(values, KINDS["list"])}), path)
@@ -162,14 +162,14 @@ def test_two_odd_vectors_whose_lengths_make_up_for_each_other_are_both_faults(tm
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_null_in_a_float16_vector_is_no_zero(tmp_path, kind):
+def test_a_null_in_a_float16_vector_is_not_read_as_zero(tmp_path, kind):
     vectors, facts = read_rows(halves(tmp_path, kind, [[1.0, None, 3.0]]), 0, 4, LOCAL)
     check_vectors(vectors, facts, (0, 3))
     assert vectors.dtype == np.float16
     assert [fact.get("reason") for fact in facts] == [None, None, Reason.NON_FINITE, None]
 
 
-def test_a_null_vector_of_fixed_length_is_its_rows_fault(tmp_path):
+def test_a_null_vector_of_fixed_length_is_a_failure_of_its_row(tmp_path):
     vectors, facts = read_rows(halves(tmp_path, "fixed", [None]), 0, 4, LOCAL)
     assert vectors.dtype == np.float16
     assert [fact.get("reason") for fact in facts] == [None, None, Reason.WRONG_LENGTH, None]
@@ -195,7 +195,7 @@ def manifest(path, values, kind):
         (pa.list_(pa.int32()), False),
     ],
 )
-def test_a_source_is_half_where_its_embeddings_are_float16(tmp_path, kind, half):
+def test_a_source_is_half_if_its_embeddings_are_float16(tmp_path, kind, half):
     uri = manifest(tmp_path / "a.parquet", [[1, 2, 3], [4, 5, 6]], kind)
     source = from_vectors([uri], LOCAL).vectors
     assert source.half == half
@@ -233,7 +233,7 @@ def test_files_of_halves_and_of_wider_numbers_are_refused_or_read_without_loss(t
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """The row groups that are decoded, in order."""
+    """Numbers of the row groups that were decoded, in order."""
     groups, read = [], pq.ParquetFile.read_row_group
 
     def count(self, i, *args, **kwargs):
@@ -251,19 +251,19 @@ def test_shards_of_one_row_group_decode_it_once(tmp_path, decoded):
     for start in range(0, 10, 2):
         np.testing.assert_array_equal(read_rows(source, start, start + 2, LOCAL)[0], VALUES[start : start + 2])
     assert decoded == [0, 1]
-    # Only the last is kept, whatever has gone before.
+    # Only the row group decoded last is kept.
     read_rows(source, 0, 1, LOCAL)
     assert decoded == [0, 1, 0]
 
 
-def test_other_columns_of_the_same_row_group_are_not_mistaken_for_it(tmp_path, decoded):
+def test_other_columns_of_the_same_row_group_are_decoded_separately(tmp_path, decoded):
     source = columns(tmp_path, a=[1.0, 2.0], b=[3.0, 4.0])
     np.testing.assert_array_equal(read_rows(source, 0, 2, LOCAL)[0], [[1, 3], [2, 4]])
     np.testing.assert_array_equal(read_rows(replace(source, columns=["b", "a"]), 0, 2, LOCAL)[0], [[3, 1], [4, 2]])
     np.testing.assert_array_equal(read_rows(replace(source, columns=["b"]), 0, 2, LOCAL)[0], [[3], [4]])
 
 
-def test_the_same_row_group_of_another_file_is_not_mistaken_for_it(tmp_path):
+def test_the_same_row_group_of_another_file_is_decoded_separately(tmp_path):
     sources = []
     for i in range(2):
         (tmp_path / str(i)).mkdir()
@@ -284,7 +284,7 @@ def test_a_file_that_is_replaced_is_read_again(tmp_path, how):
         os.replace(tmp_path / "new" / "v.parquet", path)
     else:
         columns(tmp_path, a=[5.0, 6.0], b=[7.0, 8.0])
-    # Of the same length to the byte: its size alone would not tell.
+    # The new file has the same size in bytes, so the size alone does not show the change.
     assert path.stat().st_size == size
     np.testing.assert_array_equal(read_rows(source, 0, 2, LOCAL)[0], [[5, 7], [6, 8]])
     path.unlink()
@@ -321,13 +321,13 @@ def test_zero_vectors_get_a_reason():
     assert [fact.get("reason") for fact in facts] == [Reason.ZERO_VECTOR, None]
 
 
-def test_only_the_search_range_must_have_a_direction():
+def test_only_the_search_range_must_be_nonzero():
     facts = [{}, {}]
     check_vectors(np.array([[0, 0, 5], [5, 0, 0]], np.float32), facts, (0, 2))
     assert [fact.get("reason") for fact in facts] == [Reason.ZERO_VECTOR, None]
 
 
-def test_a_nan_outside_the_search_range_is_a_fault_too():
+def test_a_nan_outside_the_search_range_is_a_failure_too():
     facts = [{}]
     check_vectors(np.array([[1, 1, np.nan]], np.float32), facts, (0, 2))
     assert facts[0]["reason"] == Reason.NON_FINITE
@@ -339,8 +339,8 @@ def test_an_earlier_reason_is_kept():
     assert facts == [{"reason": "truncated", "detail": "as found"}]
 
 
-def test_halves_are_checked_as_they_are():
-    # The smallest half is no zero, and the largest is finite.
+def test_float16_vectors_are_checked_without_conversion():
+    # The smallest positive float16 is not zero, and the largest is finite.
     facts = [{} for _ in range(4)]
     check_vectors(np.array([[0, 6e-8], [65504, 0], [np.inf, 1], [-0.0, 0]], np.float16), facts, (0, 2))
     assert [fact.get("reason") for fact in facts] == [None, None, Reason.NON_FINITE, Reason.ZERO_VECTOR]

@@ -269,7 +269,7 @@ def test_a_stage_that_broke_off_repeats_only_what_is_missing(found, embedded, tm
     edges = sorted(kept.glob("join-*/edges-*.npz"))
     assert len(edges) > 3
     (line,) = (line for line in status(config.output, config) if line.stage == "neighbors")
-    assert "pieces of work are kept" in line.detail
+    assert "finished parts are kept" in line.detail
     edges[1].unlink()
     (answers,) = kept.glob("nearest-*")
     sorted(answers.iterdir())[0].unlink()
