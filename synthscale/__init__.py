@@ -1,7 +1,7 @@
 """synthscale scores the quality of synthetic images against real ones, with the evidence behind each number.
 
-``score`` runs the main job on files, with Ray; ``score_features`` computes the same metrics from vectors in memory,
-without Ray.
+``score`` runs the main job on files, with Ray. ``score_features`` computes the same metrics from vectors in
+memory, without Ray.
 """
 
 from typing import TYPE_CHECKING, Any

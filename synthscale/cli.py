@@ -176,7 +176,7 @@ def _print_paths(result: "RunResult", console: Console) -> None:
 
 
 def config_from(parsed: argparse.Namespace) -> Config:
-    """Build the configuration from ``--config``, the other options and ``--set``; later ones override earlier ones.
+    """Build the configuration from ``--config``, the other options and ``--set``, each overriding the former.
 
     Raises:
         ConfigError: the configuration is invalid, or two synthetic sets have the same name.
@@ -233,7 +233,7 @@ def split_synthetic(text: str) -> tuple[str, str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="synthscale",
-        description="Score the quality of synthetic images against real ones, with the evidence behind each number.",
+        description="Score the quality of synthetic images against real ones, with evidence for each number.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     file = argparse.ArgumentParser(add_help=False)

@@ -54,39 +54,49 @@ def compare_runs(uris: Sequence[str], storage: StorageConfig) -> Comparison:
     if len({run.uri for run in runs}) < len(runs):
         raise InputError("compare: the same run is named twice")
     names = _short_names([run.uri for run in runs])
-    scored = [own for run, name in zip(runs, names, strict=True) for own in _scored(run, name, len(runs) == 1)]
+    scored = [
+        generator
+        for run, name in zip(runs, names, strict=True)
+        for generator in _scored_generators(run, name, len(runs) == 1)
+    ]
     if len(runs) == 1:
         if len(scored) < 2:
             raise InputError(f"{runs[0].uri}: has one generator; name a second run to compare it with")
-        whole, matched = ({own.name: getattr(own, part) for own in scored} for part in ("figures", "matched"))
+        whole, matched = (
+            {generator.name: getattr(generator, part) for generator in scored} for part in ("figures", "matched")
+        )
         return Comparison(scored, pairwise_differences(whole, matched))
     pairs = [(b, a) for a, b in itertools.combinations(scored, 2) if a.run != b.run]
-    same = [(b, a) for b, a in pairs if a.generator == b.generator]
-    if any(a.generator != CONTROL for _, a in same):
-        pairs = same
+    same_name = [(b, a) for b, a in pairs if a.generator == b.generator]
+    if any(a.generator != CONTROL for _, a in same_name):
+        pairs = same_name
     differences = [d for a, b in pairs for d in compare((a.name, a.figures), (b.name, b.figures))]
-    unlike = [
+    different_sizes = [
         f"{a.name} and {b.name}"
         for a, b in pairs
         if not have_similar_sizes([*a.figures.values(), *b.figures.values()])
     ]
-    compared = {own.name for pair in pairs for own in pair}
-    alone = [own.name for own in scored if own.name not in compared]
-    notes = [f"no other run has a generator with this name: {', '.join(alone)}"] if alone else []
-    if unlike:
-        notes.append(f"different numbers of images: {', '.join(unlike)}; metrics that depend on them are left out")
+    compared = {generator.name for pair in pairs for generator in pair}
+    unpaired = [generator.name for generator in scored if generator.name not in compared]
+    notes = [f"no other run has a generator with this name: {', '.join(unpaired)}"] if unpaired else []
+    if different_sizes:
+        notes.append(
+            f"different numbers of images: {', '.join(different_sizes)}; metrics that depend on them are left out"
+        )
     return Comparison(scored, differences, [*_warnings(runs), *notes])
 
 
-def _scored(run: RunDirectory, name: str, is_only_run: bool) -> list[ScoredGenerator]:
-    """Read the metrics of a run's generators, without slices; names get the run's name as prefix if there are more."""
+def _scored_generators(run: RunDirectory, name: str, is_only_run: bool) -> list[ScoredGenerator]:
+    """Read the metrics of a run's generators over all images; with several runs, names are ``RUN/GENERATOR``."""
     run.completed("reduce")
     path = run.path("metrics.parquet")
     if not fsys.exists(path, run.storage):
         raise StorageError(f"{path}: not found; run synthscale score again with --redo-from reduce")
     lines = fsys.read_table(path, run.storage)
     if not set(METRICS.names) <= set(lines.column_names):
-        raise StorageError(f"{path}: written by another version of synthscale; run synthscale score again with --redo-from reduce")
+        raise StorageError(
+            f"{path}: written by another version of synthscale; run synthscale score again with --redo-from reduce"
+        )
     lines = lines.filter(pc.equal(lines.column("slice_by"), ""))
     by_generator: dict[str, tuple[MetricValues, MetricValues]] = {}
     for line in lines.to_pylist():

@@ -1,7 +1,7 @@
 """Run the stages in order: ingest -> embed -> neighbors -> classify -> reduce -> report.
 
-Reads the images, tables or vectors that the configuration names, and writes the run directory. A stage whose marker
-is complete is skipped, so running an interrupted job again continues it.
+Reads the images, tables or vectors that the configuration names, and writes the run directory. A stage whose
+marker is complete is skipped, so running an interrupted job again continues it.
 """
 
 import platform

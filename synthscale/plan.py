@@ -1,7 +1,7 @@
-"""``validate`` checks and estimates a run before it starts; ``status`` returns the progress of a run. Without Ray.
+"""``validate`` checks and estimates a run before it starts; ``status`` returns the progress of a run.
 
-``validate`` reads a few images of each set and writes and removes one empty file at the output. ``status`` reads the
-run's markers and listings.
+Neither starts Ray. ``validate`` reads a few images of each set, and writes and removes an empty file at the
+output. ``status`` reads the run's markers and lists its files.
 """
 
 import time
@@ -164,6 +164,7 @@ def status(uri: str, config: Config) -> list[StageStatus]:
 
     Raises:
         StorageError: there is no run at ``uri``.
+        ResumeConflict: the run has another schema version.
     """
     run = RunDirectory.existing(uri, config.storage)
     lines = []

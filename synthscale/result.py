@@ -52,6 +52,7 @@ class RunResult:
 
         Raises:
             StorageError: there is no run at ``uri``, or it is not finished.
+            ResumeConflict: the run has another schema version.
         """
         run = RunDirectory.existing(uri, storage or StorageConfig())
         run.completed("reduce")
@@ -90,7 +91,7 @@ class RunResult:
         """Return ``scores/`` as a lazily read Arrow dataset.
 
         Args:
-            generator: read this generator's partition only; None for all, where real rows occur once per generator.
+            generator: read only this generator's partition; None reads all, so real rows occur once in each.
 
         Raises:
             InputError: there is no such generator.
@@ -115,8 +116,8 @@ class RunResult:
         """Return the rows of ``scores/`` that lower a core metric most, the worst first.
 
         These are synthetic images for ``fidelity`` and ``precision``, real images for ``representativeness`` and
-        ``coverage``, synthetic images that repeat another one for ``diversity``, and synthetic images that repeat a
-        real one for ``freshness``.
+        ``coverage``, synthetic images that repeat one another for ``diversity``, and synthetic images that repeat
+        a real one for ``freshness``.
 
         Args:
             metric: a core metric.
@@ -185,10 +186,10 @@ class RunResult:
         Raises:
             ConfigError: matplotlib is not installed.
         """
-        from synthscale.report.plot import figure_of
+        from synthscale.report.plot import projection_figure
         from synthscale.report.sample_reader import sample_embeddings
 
-        return figure_of(*sample_embeddings(self.run, n))
+        return projection_figure(*sample_embeddings(self.run, n))
 
     def _generator_name(self, generator: str | None) -> str:
         """Return ``generator``, or the run's only generator if it is None."""

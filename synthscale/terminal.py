@@ -19,7 +19,7 @@ GATE_MISSED = 3
 def stage_line(report: "StageReport") -> str:
     """Return one line about a finished stage: rows, failed rows, seconds and rows per second."""
     if report.skipped:
-        return f"{report.stage:10} done before"
+        return f"{report.stage:10} already done"
     rate = f"{report.rows / report.seconds:>9,.0f} rows/s" if report.seconds > 0 else ""
     return f"{report.stage:10} {report.rows:>9,} rows {report.failed:>6,} failed {report.seconds:>7.1f} s {rate}"
 

@@ -260,7 +260,7 @@ def test_validate_prints_sets_and_what_was_passed_over(capsys, folders):
     assert counts == {"real": "5", "gan": "7"}
     assert "descriptor" in out
     assert "gan/cat/000.png" in out
-    assert "1 files that are no images" in out
+    assert "1 files were skipped because they are not images" in out
     assert f"{folders}/run" in out
     assert not (folders / "run").exists()
 

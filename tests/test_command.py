@@ -56,7 +56,7 @@ def test_a_run_prints_its_stages_its_metrics_and_where_they_lie_and_nothing_else
     assert max(len(line) for line in lines[:-3]) <= 80
     again = subprocess.run([*COMMAND, *arguments(images, tmp_path / "run")], capture_output=True, text=True)
     assert again.returncode == 0
-    assert again.stdout.count("done before") == 6
+    assert again.stdout.count("already done") == 6
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def test_generators_of_one_name_are_compared_the_later_less_the_earlier(two):
     assert fidelity.better == "friday/sdxl"
     assert auc.difference == pytest.approx(-0.2)
     assert auc.better == "friday/sdxl"
-    assert found.warnings == ["no other run has a generator of these names: monday/flux, friday/kandinsky"]
+    assert found.warnings == ["no other run has a generator with this name: monday/flux, friday/kandinsky"]
 
 
 def test_deviations_pair_the_runs(two):
@@ -248,9 +248,9 @@ def warned(tmp_path, one, other, **more):
     [
         ({"encoder": {"name": "torchvision:resnet50"}}, "encoder"),
         ({"encoder": {"image_size": 64}}, "encoder"),
-        ({"neighbors": {"threshold": 0.2}}, "near-duplicates"),
-        ({"classifier": {"head": "linear"}}, "classifiers"),
-        ({"classifier": {"seed": 7}}, "classifiers"),
+        ({"neighbors": {"threshold": 0.2}}, "near-duplicate settings"),
+        ({"classifier": {"head": "linear"}}, "classifier settings"),
+        ({"classifier": {"seed": 7}}, "classifier settings"),
     ],
 )
 def test_settings_that_change_results_are_warned_of(tmp_path, other, word):

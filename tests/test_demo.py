@@ -22,7 +22,7 @@ def sets() -> Sets:
 
 @pytest.fixture
 def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `write_demo` write 20 images a set: thousands of small files can take seconds."""
+    """Let `write_demo` write 20 images per set: thousands of small files can take seconds."""
 
     def few(seed: int) -> Sets:
         return {name: (pixels[:20], labels[:20]) for name, (pixels, labels) in make_sets(seed).items()}
@@ -31,7 +31,7 @@ def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def levels(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Images as rows of ink levels 0..16."""
+    """Convert images (n, 8, 8) to rows of ink levels 0..16: (n, 64)."""
     return np.rint(pixels.reshape(len(pixels), -1) * (16 / 255))
 
 
@@ -55,7 +55,7 @@ def test_real_is_the_bundled_digits(sets: Sets) -> None:
 
 
 @pytest.mark.parametrize("name", ["real", *SYNTHETIC])
-def test_sets_differ_in_nothing_but_the_picture(sets: Sets, name: str) -> None:
+def test_sets_differ_in_image_content_only(sets: Sets, name: str) -> None:
     pixels, labels = sets[name]
     assert pixels.shape == (1797, 8, 8)
     assert pixels.dtype == np.uint8
@@ -65,7 +65,7 @@ def test_sets_differ_in_nothing_but_the_picture(sets: Sets, name: str) -> None:
     assert len(np.unique(pixels)) == 17
 
 
-def test_only_missing_lacks_digits(sets: Sets) -> None:
+def test_only_the_set_missing_lacks_digits(sets: Sets) -> None:
     for name in ("kde", "collapsed", "memorised", "blurry"):
         counts = np.bincount(sets[name][1], minlength=10)
         assert counts.min() >= 174
@@ -73,7 +73,7 @@ def test_only_missing_lacks_digits(sets: Sets) -> None:
     assert set(sets["missing"][1]) == {0, 1, 2, 3, 4}
 
 
-def test_kde_and_missing_have_the_real_pixel_distribution_and_copy_nothing(sets: Sets) -> None:
+def test_kde_and_missing_match_the_real_pixel_distribution_and_contain_no_copies(sets: Sets) -> None:
     real, labels = levels(sets["real"][0]), sets["real"][1]
     np.testing.assert_array_equal(np.sort(levels(sets["kde"][0]), axis=0), np.sort(real, axis=0))
     for name in ("kde", "missing"):
@@ -82,7 +82,7 @@ def test_kde_and_missing_have_the_real_pixel_distribution_and_copy_nothing(sets:
     assert np.mean(labels[three.argmin(axis=1)] == 3) > 0.9
 
 
-def test_collapsed_is_forty_novel_images(sets: Sets) -> None:
+def test_collapsed_repeats_forty_new_images(sets: Sets) -> None:
     collapsed, labels = levels(sets["collapsed"][0]), sets["collapsed"][1]
     count, group = connected_components(cdist(collapsed, collapsed) <= np.sqrt(12))
     assert count == 40
@@ -91,7 +91,7 @@ def test_collapsed_is_forty_novel_images(sets: Sets) -> None:
     assert cdist(collapsed, levels(sets["real"][0])).min() > 6
 
 
-def test_each_memorised_image_is_close_to_a_real_one_of_its_own(sets: Sets) -> None:
+def test_each_memorised_image_is_close_to_a_different_real_image(sets: Sets) -> None:
     (real, labels), (copies, copy_labels) = sets["real"], sets["memorised"]
     distances = cdist(levels(copies), levels(real))
     nearest = distances.argmin(axis=1)
@@ -115,7 +115,7 @@ def test_blurry_has_eight_components_and_no_copies(sets: Sets) -> None:
 
 
 @pytest.mark.usefixtures("few_rows")
-def test_files_lie_in_label_folders_and_give_the_pixels_back(sets: Sets, tmp_path: Path) -> None:
+def test_files_are_in_label_folders_and_decode_to_the_same_pixels(sets: Sets, tmp_path: Path) -> None:
     write_demo(tmp_path / "new" / "data")
     folder = tmp_path / "new" / "data"
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -130,7 +130,7 @@ def test_files_lie_in_label_folders_and_give_the_pixels_back(sets: Sets, tmp_pat
 
 
 @pytest.mark.usefixtures("few_rows")
-def test_a_complete_copy_is_left_alone(tmp_path: Path) -> None:
+def test_complete_data_are_not_rewritten(tmp_path: Path) -> None:
     write_demo(tmp_path)
     before = times(tmp_path)
     write_demo(tmp_path)
@@ -138,7 +138,7 @@ def test_a_complete_copy_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("few_rows")
-def test_an_interrupted_copy_is_redone(tmp_path: Path) -> None:
+def test_incomplete_data_are_rewritten(tmp_path: Path) -> None:
     write_demo(tmp_path)
     expected = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")}
     (tmp_path / MARKER).unlink()
@@ -149,7 +149,7 @@ def test_an_interrupted_copy_is_redone(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("few_rows")
-def test_another_seed_replaces_the_copy(tmp_path: Path) -> None:
+def test_another_seed_replaces_the_data(tmp_path: Path) -> None:
     write_demo(tmp_path)
     write_demo(tmp_path, seed=1)
     pixels, labels = make_sets(1)["blurry"]
@@ -157,7 +157,7 @@ def test_another_seed_replaces_the_copy(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(image), pixels[0])
 
 
-def test_files_of_others_are_never_replaced(tmp_path: Path) -> None:
+def test_foreign_files_are_never_deleted(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     photo = tmp_path / "real" / "holiday.jpg"
     photo.write_bytes(b"x")

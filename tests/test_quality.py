@@ -10,7 +10,7 @@ from tests.reference import tutorial
 
 @st.composite
 def frames(draw: st.DrawFn) -> pd.DataFrame:
-    """Frames as Studio's ``cleanset_df``; groups hold two rows or more."""
+    """Data frames like Studio's ``cleanset_df``; near-duplicate groups have at least two rows."""
     kinds = draw(st.lists(st.sampled_from(["real", "synthetic"]), min_size=2, max_size=40))
     kinds[:2] = ["real", "synthetic"]
     n = len(kinds)
@@ -29,7 +29,7 @@ def frames(draw: st.DrawFn) -> pd.DataFrame:
 
 @given(frames())
 @settings(deadline=None)
-def test_the_four_numbers_are_the_tutorials(frame: pd.DataFrame) -> None:
+def test_the_four_metrics_equal_the_tutorials(frame: pd.DataFrame) -> None:
     assert score_synthetic_data_quality(frame) == pytest.approx(tutorial.scores(frame), abs=1e-12)
 
 
@@ -57,7 +57,7 @@ def studio(n: int = 200, m: int = 202) -> pd.DataFrame:
     )
 
 
-def test_the_tutorials_numbers() -> None:
+def test_the_tutorials_published_metrics_are_reproduced() -> None:
     found = score_synthetic_data_quality(studio())
     assert set(found) == {"fidelity", "representativeness", "diversity", "freshness"}
     assert found["diversity"] == pytest.approx(0.9108910891, abs=1e-10)
@@ -72,14 +72,14 @@ def test_without_near_duplicates_diversity_and_freshness_are_one() -> None:
     assert (found["diversity"], found["freshness"]) == (1, 1)
 
 
-def test_a_row_that_is_no_near_duplicate_is_in_no_group_whatever_its_id() -> None:
-    # Some exports fill the id of single rows: 0 is then the id of many.
+def test_group_ids_of_rows_that_are_not_near_duplicates_are_ignored() -> None:
+    # Some exports fill the group id of rows outside groups with 0.
     frame = studio()
     frame["near_duplicate_id"] = frame["near_duplicate_id"].fillna(0)
     assert score_synthetic_data_quality(frame) == score_synthetic_data_quality(studio())
 
 
-def test_categories_and_other_column_types_are_read_alike() -> None:
+def test_categorical_and_other_column_types_give_the_same_metrics() -> None:
     frame = studio()
     frame["real_or_synthetic"] = frame["real_or_synthetic"].astype("category")
     frame["is_near_duplicate"] = frame["is_near_duplicate"].astype(object)
@@ -87,7 +87,7 @@ def test_categories_and_other_column_types_are_read_alike() -> None:
     assert score_synthetic_data_quality(frame) == pytest.approx(score_synthetic_data_quality(studio()))
 
 
-def test_class_names_are_the_synthetic_one_and_then_the_real_one() -> None:
+def test_class_names_are_given_as_synthetic_then_real() -> None:
     frame = studio().replace({"real_or_synthetic": {"real": "photo", "synthetic": "drawn"}})
     found = score_synthetic_data_quality(frame, ("drawn", "photo"))
     assert found == score_synthetic_data_quality(studio())
@@ -97,14 +97,14 @@ def test_class_names_are_the_synthetic_one_and_then_the_real_one() -> None:
         score_synthetic_data_quality(frame, ("drawn", "real"))
 
 
-def test_a_frame_with_only_an_issue_score_is_refused() -> None:
-    # The column's meaning flipped in 2023: taking it unasked would turn every number round.
+def test_an_issue_score_is_not_used_unless_it_is_named() -> None:
+    # The column's meaning was reversed in 2023, so using it by default could invert every metric.
     frame = studio().rename(columns={"label_quality_score": "label_issue_score"})
     with pytest.raises(InputError, match="severity_column"):
         score_synthetic_data_quality(frame)
 
 
-def test_a_named_severity_is_one_minus_quality() -> None:
+def test_a_named_severity_column_is_one_minus_quality() -> None:
     frame = studio().rename(columns={"label_quality_score": "label_issue_score"})
     frame["label_issue_score"] = 1 - frame["label_issue_score"]
     found = score_synthetic_data_quality(frame, severity_column="label_issue_score")
@@ -113,7 +113,7 @@ def test_a_named_severity_is_one_minus_quality() -> None:
         score_synthetic_data_quality(frame, severity_column="no_such")
 
 
-def test_an_issue_score_beside_the_quality_is_not_looked_at() -> None:
+def test_an_issue_score_is_ignored_if_there_is_a_quality_score() -> None:
     frame = studio().assign(label_issue_score=0.123)
     assert score_synthetic_data_quality(frame) == score_synthetic_data_quality(studio())
 
@@ -130,7 +130,7 @@ def test_one_class_alone_is_refused(kind: str) -> None:
         score_synthetic_data_quality(studio().query("real_or_synthetic == @kind"))
 
 
-def test_the_frame_is_left_as_it_was() -> None:
+def test_the_data_frame_is_not_modified() -> None:
     frame = studio()
     score_synthetic_data_quality(frame)
     pd.testing.assert_frame_equal(frame, studio())

@@ -24,9 +24,9 @@ DIMENSIONS = len(FORMATS) + len(MODES) + 5
 def metadata_vectors(table: pa.Table) -> NDArray[np.float32] | None:
     """Return the file metadata as classifier features: (n, DIMENSIONS); None if no row has a file.
 
-    The features are, in this order: the one-hot encoded format (`FORMATS`) and colour mode (`MODES`); the logarithms
-    of width, height and aspect ratio; the JPEG quality estimated from the quantisation tables (0 if unknown); 1 if
-    that quality is known, else 0. A missing width or height counts as 1 px.
+    The features are, in this order: the one-hot encoded format (`FORMATS`) and colour mode (`MODES`); the
+    logarithms of width, height and aspect ratio; the JPEG quality estimated from the quantisation tables (0 if
+    unknown); 1 if that quality is known, else 0. A missing width or height counts as 1 px.
 
     Args:
         table: n rows with the columns `COLUMNS`.

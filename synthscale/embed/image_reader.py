@@ -62,8 +62,9 @@ def decode_all(
 def fetch_all(files: Sequence[StoredFile], config: Config) -> Iterator[bytes | RowFault]:
     """Fetch images in order.
 
-    S3 objects are requested concurrently, ahead of the consumer, within ``storage.requests_in_flight`` requests and
-    ``storage.mib_in_flight`` MiB; a single image may exceed the latter. Local files are read one after another.
+    S3 objects are requested concurrently, ahead of the consumer: at most ``storage.requests_in_flight`` requests
+    and ``storage.mib_in_flight`` MiB, though a single image may exceed the latter. Local files are read one after
+    another.
 
     Yields:
         The bytes of each image, or the RowFault that its fetch raised.
@@ -75,7 +76,7 @@ def fetch_all(files: Sequence[StoredFile], config: Config) -> Iterator[bytes | R
         except RowFault as fault:
             return fault
 
-    # Threads hide the latency of object storage. For a local file, handing over to a thread costs more than reading.
+    # Threads hide the latency of object storage. A local file is read faster than a thread is started on it.
     if not any("s3://" in file.uri for file in files):
         yield from map(fetch_or_fault, files)
         return

@@ -4,11 +4,11 @@ Works on bytes in memory; a file that cannot be decoded raises RowFault with a r
 
 - The first frame of an animation is used, and the EXIF orientation is applied.
 - Transparent pixels are composited over white. 16-bit and float grey values are scaled by the range of their type
-  (16-bit: value / 257; float: from 0..1 if no value exceeds 1, else from 0..255) instead of being clipped to white.
-  Pillow converts palette, grey, CMYK, YCbCr and Lab images to RGB.
-- The image is resized to a square, ignoring its aspect ratio, with Pillow's antialiased bicubic filter, as Clean-FID
-  does (Parmar et al. 2022, "On aliased resizing"). Large JPEGs are decoded at a reduced size of at least twice the
-  target.
+  (16-bit: value / 257; float: from 0..1 if no value exceeds 1, else from 0..255), so that they are not clipped to
+  white. Pillow converts palette, grey, CMYK, YCbCr and Lab images to RGB.
+- The image is resized to a square, ignoring its aspect ratio, with Pillow's antialiased bicubic filter, as
+  Clean-FID does (Parmar et al. 2022, "On aliased resizing"). Large JPEGs are decoded at a reduced size of at least
+  twice the target.
 """
 
 import hashlib
@@ -115,8 +115,9 @@ def image_statistics(pixels: NDArray[np.uint8]) -> dict[str, float]:
         pixels: (S, S, 3) uint8, RGB.
 
     Returns:
-        ``brightness``: the mean, 0..1. ``contrast``: the standard deviation, 0..0.5. ``sharpness``: the variance of
-        the 4-neighbour Laplacian, 0..16 (Pech-Pacheco et al. 2000; low for blurred images); 0 below 3 x 3 pixels.
+        ``brightness``: the mean, 0..1. ``contrast``: the standard deviation, 0..0.5. ``sharpness``: the variance
+        of the 4-neighbour Laplacian, 0..16 (Pech-Pacheco et al. 2000; low for blurred images); 0 if the image is
+        smaller than 3 x 3 pixels.
     """
     luma = np.asarray(Image.fromarray(pixels).convert("L"))
     counts = np.bincount(luma.ravel(), minlength=256) / luma.size

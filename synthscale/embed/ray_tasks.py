@@ -207,7 +207,7 @@ def count_outcomes(run: RunDirectory, shard: Shard) -> dict[str, dict[str, int]]
     """Count the rows of a written shard.
 
     Returns:
-        ``by_set``: rows as ``ok:SET`` and ``failed:SET``; ``reasons``: failures by reason.
+        ``ok`` and ``failed``: rows by set; ``reasons``: failures by reason.
     """
     generators = run.read_shard("manifest", shard, ["generator"]).column("generator").to_pylist()
     failures = run.read_shard("failures", shard, ["row", "reason"])
@@ -219,8 +219,9 @@ def count_outcomes(run: RunDirectory, shard: Shard) -> dict[str, dict[str, int]]
 
 def _outcomes(generators: Sequence[str | None], reasons: Sequence[str | None]) -> dict[str, dict[str, int]]:
     """Count rows by set and outcome, and failures by reason; a reason of None is a success."""
-    by_set = Counter(
-        f"{'ok' if reason is None else 'failed'}:{name or REAL}"
-        for name, reason in zip(generators, reasons, strict=True)
-    )
-    return {"by_set": dict(by_set), "reasons": dict(Counter(filter(None, reasons)))}
+    rows = list(zip(generators, reasons, strict=True))
+    return {
+        "ok": dict(Counter(name or REAL for name, reason in rows if reason is None)),
+        "failed": dict(Counter(name or REAL for name, reason in rows if reason is not None)),
+        "reasons": dict(Counter(reason for _, reason in rows if reason is not None)),
+    }

@@ -27,6 +27,7 @@ from synthscale.tables.layout import Shard
 from synthscale.tables.schemas import REAL
 
 _MOST_GPU_ACTORS = 64
+"""Most GPU actors requested from a cluster that has fewer GPUs and may add nodes."""
 _ONE_ACTOR_ROWS = 1500
 """Up to this many images, one CPU actor is used: it is done before a second one has loaded torch."""
 _LONG_ROWS = 1000
@@ -36,7 +37,7 @@ RETRIED = {Reason.NOT_FOUND, Reason.ACCESS_DENIED, Reason.THROTTLED, Reason.READ
 
 
 def fingerprint(context: StageContext, encoder: EncoderSpec) -> dict[str, Any]:
-    """Return everything the embeddings depend on, as JSON values: the ingest stage and `_encoder_fingerprint`."""
+    """Return everything the embeddings depend on, as JSON values: manifest, encoder settings and versions."""
     return {"input": context.run.completed("ingest").digest, **_encoder_fingerprint(context, encoder)}
 
 
@@ -68,31 +69,29 @@ def run(context: StageContext, encoder: EncoderSpec) -> StageOutcome:
     """
     written = context.run.written_shards("embeddings")
     done = {shard: count_outcomes(context.run, shard) for shard in context.shards if shard.name in written}
-    # A file that could not be read may be readable now.
+    # Files that could not be read before may be readable now.
     done = {shard: tally for shard, tally in done.items() if not RETRIED & tally["reasons"].keys()}
     todo = [shard for shard in context.shards if shard not in done]
     tallies = list(done.values())
     if todo:
         tallies += _stream(context, todo, encoder)
-    by_set, reasons = Counter[str](), Counter[str]()
-    for tally in tallies:
-        by_set.update(tally["by_set"])
-        reasons.update(tally["reasons"])
+    ok, failed, reasons = (
+        sum((Counter[str](tally[name]) for tally in tallies), Counter[str]())
+        for name in ("ok", "failed", "reasons")
+    )
     rows = context.shards[-1].stop
-    ok = sum(n for key, n in by_set.items() if key.startswith("ok:"))
-    failed = sum(n for key, n in by_set.items() if key.startswith("failed:"))
-    if ok + failed != rows:
+    if ok.total() + failed.total() != rows:
         raise StageError(
-            f"embed: the manifest has {rows} rows, but {ok} were embedded and {failed} failed; "
-            "rerun with --redo-from embed"
+            f"embed: the manifest has {rows:,} rows, but {ok.total():,} were embedded and {failed.total():,} "
+            "failed; rerun with --redo-from embed"
         )
     sets = [REAL, *context.generators]
     counts = {
         "rows": rows,
-        "ok": ok,
-        "failed": failed,
+        "ok": ok.total(),
+        "failed": failed.total(),
         "reasons": dict(sorted(reasons.items())),
-        "sets": {name: {"ok": by_set[f"ok:{name}"], "failed": by_set[f"failed:{name}"]} for name in sets},
+        "sets": {name: {"ok": ok[name], "failed": failed[name]} for name in sets},
     }
     _check_failures(context, counts)
     layout = encoder.layout
@@ -107,15 +106,17 @@ def _check_failures(context: StageContext, counts: dict[str, Any]) -> None:
         if tally["failed"] > limit * total:
             reasons = ", ".join(f"{reason} {n}" for reason, n in counts["reasons"].items())
             raise TooManyFailures(
-                f"{name}: {tally['failed']} of {total} rows could not be used, more than max_failure_fraction "
+                f"{name}: {tally['failed']:,} of {total:,} rows could not be used, more than max_failure_fraction "
                 f"{limit:g} allows ({reasons}); see {context.run.path('failures')}"
             )
         if tally["ok"] == 0:
-            raise InputError(f"{name}: no row could be used; see {context.run.path('failures')}")
+            raise InputError(
+                f"{name}: none of the {total:,} rows could be used; see {context.run.path('failures')}"
+            )
 
 
 def _stream(context: StageContext, todo: list[Shard], encoder: EncoderSpec) -> list[dict[str, Any]]:
-    """Embed ``todo`` with Ray Data's progress bars on where they are useful; return the tally of each shard."""
+    """Call `_tallies`, with Ray Data's progress bars shown for large sets if the terminal shows progress."""
     settings = ray.data.DataContext.get_current()
     before = settings.enable_progress_bars
     # Only this stage can take hours, so a person at a terminal is shown its progress.
@@ -128,7 +129,7 @@ def _stream(context: StageContext, todo: list[Shard], encoder: EncoderSpec) -> l
 
 
 def _cache_lookup(context: StageContext, encoder: EncoderSpec) -> CacheLookup:
-    """Return the lookup in the cache entries of this encoder; an empty one without a cache or with vectors."""
+    """Return the lookup in the configured cache; without a cache, or with precomputed vectors, an empty one."""
     storage = context.config.storage
     if storage.cache is None or context.vectors is not None:
         return CacheLookup(context.run, None)
@@ -137,7 +138,7 @@ def _cache_lookup(context: StageContext, encoder: EncoderSpec) -> CacheLookup:
 
 
 def _tallies(context: StageContext, todo: list[Shard], encoder: EncoderSpec) -> list[dict[str, Any]]:
-    """Embed ``todo``: precomputed vectors; else fully cached shards first, then those with images to encode."""
+    """Embed ``todo`` and return the tally of each shard; fully cached shards are written without decoding."""
     lookup = _cache_lookup(context, encoder)
     job = EmbedJob(context.config, context.run, {shard.index: shard for shard in todo}, lookup)
     if context.vectors is not None:
@@ -149,8 +150,9 @@ def _tallies(context: StageContext, todo: list[Shard], encoder: EncoderSpec) -> 
     fully_cached = [shard for shard in todo if cached.get(shard.index) == shard.stop - shard.start]
     tallies = []
     if fully_cached:
-        tallies = _collect(_shard_dataset(fully_cached).map_batches(
-            CachedTask(job, encoder.layout.dimensions), **_ONE_SHARD))
+        tallies = _collect(
+            _shard_dataset(fully_cached).map_batches(CachedTask(job, encoder.layout.dimensions), **_ONE_SHARD)
+        )
     done = {tally["shard"] for tally in tallies}
     rest = [shard for shard in todo if shard.index not in done]
     if rest:
@@ -200,7 +202,8 @@ def device_for(context: StageContext) -> str:
 def actor_pool(context: StageContext, device: str, shards: int, rows: int) -> ray.data.ActorPoolStrategy:
     """Return the Ray actor pool that encodes ``rows`` images in ``shards`` shards.
 
-    One actor per GPU or CPU core, but no more than there are shards.
+    There is one actor per CPU core or GPU, but no more than there are shards. From a cluster, up to
+    `_MOST_GPU_ACTORS` GPU actors are requested even if it has fewer GPUs. Small sets get one CPU actor.
     """
     if device == "cuda":
         # A cluster may start without a GPU node: requesting more actors makes its autoscaler add nodes.

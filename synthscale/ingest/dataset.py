@@ -27,10 +27,11 @@ class Dataset:
     """The rows of a run before ingest numbers them.
 
     Attributes:
-        rows: manifest columns of a source and the user's own; memory-mapped, may be larger than memory.
-        digest: digest of the source, for the fingerprint of ingest. For folders it covers paths, sizes and etags
-            of all files. For a table it covers the table's content only, so that missing images may be added
-            later.
+        rows: manifest columns of a source and the user's own. Rows of folders and table files are memory-mapped
+            and may be larger than memory; those of zip files with a table and of vector files are in memory.
+        digest: digest of the source, for the fingerprint of ingest. It covers the paths, sizes and etags of images
+            and archives in folders, the members' names, CRCs and sizes of a zip file, and the files' versions of
+            vectors. For a table file it covers the content only, so that missing images may be added later.
         vectors: location of precomputed vectors; None if the input is images.
         is_table: whether the source is a metadata table of images.
         notes: messages for the report, e.g. the number of skipped files.

@@ -103,7 +103,7 @@ def _stat_local(path: str) -> FileInfo | None:
 def _stat_objects(bucket: str, keys: list[str], storage: StorageConfig) -> list[FileInfo]:
     """Look up the keys of a bucket, which must be sorted; objects that do not exist are left out."""
     keys_per_thread = -(-len(keys) // _THREADS)
-    with listing_errors(f"s3://{bucket}/{keys[0]}", "look at"):
+    with listing_errors(f"s3://{bucket}/{keys[0]}", "look up"):
         look_up = _look_up_by_head if _is_listing_denied(bucket, keys[0], storage) else _look_up_by_listing
         store = bucket_client(bucket, storage)
         with ThreadPoolExecutor(_THREADS) as pool:

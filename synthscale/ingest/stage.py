@@ -1,6 +1,6 @@
 """Ingest stage: number the rows of the input, split them into shards and write them to ``manifest/``.
 
-Takes the memory-mapped rows that `discover` found and the checks passed; one shard per thread is in memory. On a
+Takes the rows that `discover` found and the checks passed, and copies one shard per thread into memory. On a
 rerun the input is discovered again, and a change of the files is refused.
 """
 

@@ -74,7 +74,7 @@ def from_vectors(uris: list[str], storage: StorageConfig) -> Dataset:
         names = schema.names
         missing = [name for name in ("id", "real_or_synthetic", *columns) if name not in names]
         if missing:
-            raise InputError(f"{uri}: the column {', '.join(missing[:3])} is missing")
+            raise InputError(f"{uri}: missing columns: {', '.join(missing[:3])}")
         half = half and _is_list(kind := schema.field("embedding").type) and kind.value_type == pa.float16()
         others = [name for name in names if name not in columns]
         frame = fsys.read_table(uri, storage, others).to_pandas(types_mapper=pd.ArrowDtype)

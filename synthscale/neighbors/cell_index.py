@@ -88,27 +88,29 @@ def _scaled(vectors: NDArray[np.floating]) -> Vectors:
 class CellIndex:
     """IVF index over the distinct rows of one set, or over a part of them that shares the set's cells."""
 
-    def __init__(self, trained: NDArray[np.uint8] | faiss.Index, shortlist: CandidateFilter = cpu_filter) -> None:
+    def __init__(
+        self, trained: NDArray[np.uint8] | faiss.Index, candidate_filter: CandidateFilter = cpu_filter
+    ) -> None:
         """Wrap a trained index.
 
         Args:
             trained: serialised empty index from `train_index`, or an index that FAISS has read from a file.
-            shortlist: CPU or GPU implementation of the candidate filter.
+            candidate_filter: CPU or GPU implementation of the candidate filter.
         """
         # The other FAISS objects refer to parts of this one without keeping it alive.
         self._owner = faiss.deserialize_index(trained) if isinstance(trained, np.ndarray) else trained
         self._named: Any = _cast(self._owner)
         self._index: Any = _cast(self._named.index)
-        self._candidate_filter = shortlist
+        self._candidate_filter = candidate_filter
         self._ivf: Any = _cast(faiss.extract_index_ivf(self._index.base_index))
         chain: Any = _cast(self._index.base_index).chain
         self._transform = faiss.downcast_VectorTransform(chain.at(0))
         self._centers = self._ivf.quantizer.reconstruct_n(0, self._ivf.nlist)
 
     @classmethod
-    def read(cls, path: str, shortlist: CandidateFilter = cpu_filter) -> "CellIndex":
+    def read(cls, path: str, candidate_filter: CandidateFilter = cpu_filter) -> "CellIndex":
         """Read an index from a file that `write` wrote."""
-        return cls(faiss.read_index(path), shortlist)
+        return cls(faiss.read_index(path), candidate_filter)
 
     @property
     def cells(self) -> int:

@@ -47,7 +47,7 @@ _HUB_ROWS = 256
 _HUB_SHARE = 0.01
 """Minimum share of its set for a hub; the larger of the two minima applies."""
 _HUB_SAMPLE = 8192
-"""Rows per set in which hubs are sought, all pairs compared; also the rows that the projection is fitted on."""
+"""Rows per set that are searched for hubs, all pairs compared; also the rows that the projection is fitted on."""
 _MOST_HUBS = 64
 """Upper bound on hubs. Every row is compared with every pivot."""
 
@@ -118,13 +118,13 @@ class CellAssignment:
     """Cells of n rows, as e entries: one per row and cell.
 
     Attributes:
-        who: (e,) index of the row, 0..n-1.
+        row_index: (e,) index of the row, 0..n-1.
         cell: (e,) cell number.
         home: (e,) True in the row's home cell, False in cells that it visits.
         hub: (n,) hub that absorbed each row, or -1.
     """
 
-    who: NDArray[np.int64]
+    row_index: NDArray[np.int64]
     cell: NDArray[np.int32]
     home: NDArray[np.bool_]
     hub: NDArray[np.int64]

@@ -41,30 +41,30 @@ def cosine_distance(x: Floats, y: Floats) -> Floats:
     return distance
 
 
-def paired_distance(x: Floats, who: NDArray[np.integer], y: Floats, which: NDArray[np.integer]) -> Floats:
-    """Return the distance of unit rows x[who[i]] and y[which[i]], (p,), in blocks to bound memory."""
-    out = np.empty(len(who))
-    for start in range(0, len(who), _PAIRS):
+def paired_distance(x: Floats, left: NDArray[np.integer], y: Floats, right: NDArray[np.integer]) -> Floats:
+    """Return the distance of unit rows x[left[i]] and y[right[i]], (p,), in blocks to bound memory."""
+    out = np.empty(len(left))
+    for start in range(0, len(left), _PAIRS):
         part = slice(start, start + _PAIRS)
-        out[part] = cosine_distance(x[who[part]], y[which[part]])
+        out[part] = cosine_distance(x[left[part]], y[right[part]])
     return out
 
 
 def distances_within(
-    vectors: NDArray[np.floating], lengths: Floats, who: NDArray[np.integer], which: NDArray[np.integer]
+    vectors: NDArray[np.floating], lengths: Floats, left: NDArray[np.integer], right: NDArray[np.integer]
 ) -> Floats:
-    """Return the distance of rows who[i] and which[i] of one array: (p,).
+    """Return the distance of rows left[i] and right[i] of one array: (p,).
 
     Args:
         vectors: (n, d) as stored.
         lengths: (n,) their `norms`.
-        who: (p,) indices into ``vectors``.
-        which: (p,) indices into ``vectors``.
+        left: (p,) indices into ``vectors``.
+        right: (p,) indices into ``vectors``.
     """
-    out = np.empty(len(who))
-    for start in range(0, len(who), _PAIRS):
+    out = np.empty(len(left))
+    for start in range(0, len(left), _PAIRS):
         part = slice(start, start + _PAIRS)
-        x = vectors[who[part]] / lengths[who[part], None]
-        y = vectors[which[part]] / lengths[which[part], None]
+        x = vectors[left[part]] / lengths[left[part], None]
+        y = vectors[right[part]] / lengths[right[part], None]
         out[part] = cosine_distance(x, y)
     return out

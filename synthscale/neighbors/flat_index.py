@@ -51,11 +51,11 @@ class FlatIndex:
         rows = np.full((len(queries), k), -1, np.int64)
         for start in range(0, len(queries) if candidates else 0, _BLOCK):
             block = slice(start, start + _BLOCK)
-            similarity, found = self._index.search(
+            similarity, position = self._index.search(
                 np.ascontiguousarray(queries[block], dtype=np.float32), candidates
             )
-            exact = cosine_distance(queries[block, None, :], self._unit[found])
-            found_rows = self.rows[found]
+            exact = cosine_distance(queries[block, None, :], self._unit[position])
+            found_rows = self.rows[position]
             exact[found_rows == query_rows[block, None]] = np.inf
             # Ties go to the smaller row number, so that the result does not depend on FAISS's order.
             order = np.lexsort((found_rows, exact), axis=1)[:, :k]
@@ -74,11 +74,11 @@ class FlatIndex:
     def _nearest_by_range(self, query: Floats, row: np.int64, upper: Floats) -> tuple[Floats, Rows]:
         """Return the k nearest rows of one query, by a range search up to the upper bounds ``upper`` (k,)."""
         narrow = np.ascontiguousarray(query[None], dtype=np.float32)
-        _, _, found = self._index.range_search(narrow, float(1.0 - upper[-1] - SLACK))
-        found = found[self.rows[found] != row]
-        exact = cosine_distance(query, self._unit[found])
-        order = np.lexsort((self.rows[found], exact))[: len(upper)]
-        return exact[order], self.rows[found[order]]
+        _, _, position = self._index.range_search(narrow, float(1.0 - upper[-1] - SLACK))
+        position = position[self.rows[position] != row]
+        exact = cosine_distance(query, self._unit[position])
+        order = np.lexsort((self.rows[position], exact))[: len(upper)]
+        return exact[order], self.rows[position[order]]
 
     def is_inside(self, vectors: NDArray[np.floating], query_rows: Rows, radii: Floats) -> NDArray[np.bool_]:
         """Return, for each query (m, d), whether the radius (<=) of another row contains it; radii: (n,)."""

@@ -23,7 +23,7 @@ class VectorLookup(Protocol):
         ...
 
     def draws(self, rows: Rows) -> NDArray[np.uint64]:
-        """Return a 64-bit hash of each row's vector, (n,); it depends on the vector alone."""
+        """Return the 64-bit row hash of each row, (n,); it depends on the row's vector alone."""
         ...
 
 
@@ -104,9 +104,9 @@ def near_duplicate_groups(edges: Edges, radius: float, lookup: VectorLookup) -> 
 def diameters(nodes: Rows, index: NDArray[np.intp], edges: Edges, lookup: VectorLookup) -> NDArray[np.float64]:
     """Return the diameter of each of g groups, as a cosine distance: (g,).
 
-    It is exact for groups of up to 32 rows. For larger groups it is estimated by two sweeps: from a member chosen
-    by hash to the member farthest from it, and from there to the farthest member. The last distance is at least
-    1 / sqrt(3) of the true diameter in Euclidean terms. The result does not depend on the order of rows.
+    It is exact for groups of up to 32 rows. For larger groups it is estimated by two sweeps: from the member with
+    the smallest row hash to the member farthest from it, and from there to the farthest member. The last distance
+    is at least 1 / sqrt(3) of the true diameter in Euclidean terms. It does not depend on the order of rows.
 
     Args:
         nodes: (n,) member rows of all groups, ascending.
@@ -153,7 +153,7 @@ def _swept_diameters(rows: Rows, group: NDArray[np.intp], lookup: VectorLookup) 
 def _largest_by_group(
     group: NDArray[np.intp], key: NDArray[np.generic], hashes: NDArray[np.uint64]
 ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Return the largest key of each group and its index; ties go to the larger hash."""
+    """Return the largest key of each group and its index; ties go to the larger row hash."""
     order = np.lexsort((hashes, key, group))
     ends = np.flatnonzero(np.concatenate([group[order][1:] != group[order][:-1], [True]]))
     return key[order[ends]].astype(np.float64), order[ends]

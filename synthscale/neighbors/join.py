@@ -34,7 +34,7 @@ class JoinPiece:
         row: (n,) row numbers.
         code: (n,) set code of each row; 0 is the real set.
         label: (n,) for rows absorbed by a hub the row number of its pivot, else the row itself.
-        who: (e,) index of the row, 0..n-1.
+        row_index: (e,) index of the row, 0..n-1.
         cell: (e,) cell number.
         home: (e,) True in the row's home cell, False in cells that it visits.
     """
@@ -43,7 +43,7 @@ class JoinPiece:
     row: Rows
     code: Codes
     label: Rows
-    who: Places
+    row_index: Places
     cell: NDArray[np.int32]
     home: NDArray[np.bool_]
 
@@ -55,8 +55,8 @@ class JoinPiece:
     def entries(self, cell: int, home: bool) -> Places:
         """Return indices of the rows whose home is the cell, or (``home`` False) of those that visit it."""
         low, high = np.searchsorted(self.cell, [cell, cell + 1])
-        who: Places = self.who[low:high][self.home[low:high] == home]
-        return who
+        entries: Places = self.row_index[low:high][self.home[low:high] == home]
+        return entries
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,15 @@ def place_rows(plan: JoinPlan, vectors: Vectors, row: Rows, code: Codes) -> Join
     absorbed = assignment.hub >= 0
     label[absorbed] = plan.hubs.row[assignment.hub[absorbed]]
     return JoinPiece(
-        vectors, row, code, label, assignment.who[order], assignment.cell[order], assignment.home[order]
+        vectors, row, code, label, assignment.row_index[order], assignment.cell[order], assignment.home[order]
     )
 
 
 def join(
-    plan: JoinPlan, one: JoinPiece, other: JoinPiece | None = None, shortlist: CandidateFilter = cpu_filter
+    plan: JoinPlan, one: JoinPiece, other: JoinPiece | None = None, candidate_filter: CandidateFilter = cpu_filter
 ) -> JoinResult:
     """Join a piece with itself, or with another piece that has no row in common with it."""
-    joiner = _Joiner(plan, [one] if other is None else [one, other], shortlist)
+    joiner = _Joiner(plan, [one] if other is None else [one, other], candidate_filter)
     shared = np.unique(one.cell) if other is None else np.intersect1d(one.cell, other.cell)
     for cell in shared.tolist():
         homes, visitors = one.entries(cell, True), one.entries(cell, False)
@@ -115,11 +115,11 @@ def join(
 
 
 def join_all(
-    plan: JoinPlan, vectors: Vectors, row: Rows, code: Codes, shortlist: CandidateFilter = cpu_filter
+    plan: JoinPlan, vectors: Vectors, row: Rows, code: Codes, candidate_filter: CandidateFilter = cpu_filter
 ) -> JoinResult:
     """Assign rows to cells and join them in memory; the edges include those of hubs. Args as in `place_rows`."""
     piece = place_rows(plan, vectors, row, code)
-    joined = join(plan, piece, shortlist=shortlist)
+    joined = join(plan, piece, candidate_filter=candidate_filter)
     return JoinResult(distinct_edges([joined.edges, hub_edges(plan, piece)]), joined.is_whole)
 
 

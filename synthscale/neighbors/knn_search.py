@@ -146,26 +146,26 @@ def count_within_radius(
     return index.count_within(queries, rows, radii, probes, counts)
 
 
-def merge_nearest(answers: list[tuple[Floats, Rows]], k: int) -> tuple[Floats, Rows]:
+def merge_nearest(parts: list[tuple[Floats, Rows]], k: int) -> tuple[Floats, Rows]:
     """Merge k-NN results of the same queries on several parts of an index; ties go to the smaller row number."""
-    distance = np.concatenate([d for d, _ in answers], axis=1)
-    rows = np.concatenate([r for _, r in answers], axis=1)
+    distance = np.concatenate([d for d, _ in parts], axis=1)
+    rows = np.concatenate([r for _, r in parts], axis=1)
     order = np.lexsort((rows, distance), axis=1)[:, :k]
     return np.take_along_axis(distance, order, 1), np.take_along_axis(rows, order, 1)
 
 
-def choose_probes(found: Mapping[int, Floats], cells: int) -> Recall:
+def choose_probes(distances: Mapping[int, Floats], cells: int) -> Recall:
     """Choose the smallest number of probes that reaches `RECALL_NEAREST` and `RECALL_ALL`; return its recall.
 
     Args:
-        found: distances (m, k) of sampled queries by number of probes; must include all cells.
+        distances: (m, k) distances of sampled queries by number of probes; must include all cells.
         cells: number of cells of the index.
 
     Raises:
         ValueError: if the result of probing all cells is missing.
     """
-    for probes in sorted(found):
-        recall = _recall(found[probes], found[cells], probes)
+    for probes in sorted(distances):
+        recall = _recall(distances[probes], distances[cells], probes)
         if probes == cells or (recall.nearest >= RECALL_NEAREST and recall.all >= RECALL_ALL):
             return recall
     raise ValueError("the result of probing all cells is missing")
@@ -176,16 +176,16 @@ def probes_to_try(cells: int) -> list[int]:
     return [cells, *(p for p in (round(8 * 2 ** (i / 2)) for i in range(30)) if p < cells)]
 
 
-def _recall(found: Floats, exact: Floats, probes: int) -> Recall:
+def _recall(probed: Floats, exact: Floats, probes: int) -> Recall:
     exists = np.isfinite(exact)
     # Distances are compared, not row numbers, because rows at equal distances are interchangeable.
-    correct = (found <= exact * (1 + 1e-6) + 1e-12) & exists
+    correct = (probed <= exact * (1 + 1e-6) + 1e-12) & exists
     share = float(correct.sum() / max(1, exists.sum()))
     nearest = float(correct[:, 0].sum() / max(1, exists[:, 0].sum()))
     return Recall(nearest, share, len(exact), probes)
 
 
-def radius_recall(found: NDArray[np.integer], true: NDArray[np.integer], probes: int) -> Recall:
-    """Return the recall of radius counts: the share of the true counts, (m,), that probing finds, (m,)."""
-    share = float(np.minimum(found, true).sum() / max(1, true.sum()))
+def radius_recall(counts: NDArray[np.integer], true: NDArray[np.integer], probes: int) -> Recall:
+    """Return the recall of radius counts: the share of the true counts ``true``, (m,), in ``counts``, (m,)."""
+    share = float(np.minimum(counts, true).sum() / max(1, true.sum()))
     return Recall(share, share, len(true), probes)

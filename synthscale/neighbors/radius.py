@@ -112,8 +112,8 @@ def _nearest_distances(view: ViewSearches, config: NeighborsConfig, copies: Copi
     if is_median_of_real(config):
         return view.real_real.distance[:, 0], len(view.real_real.row)
     real = np.minimum(view.real_real.distance[:, 0], view.real_own.distance[:, 0])
-    own = np.minimum(view.own_own.distance[:, 0], view.own_real.distance[:, 0])
-    distances = np.concatenate([real, own])
+    synthetic = np.minimum(view.own_own.distance[:, 0], view.own_real.distance[:, 0])
+    distances = np.concatenate([real, synthetic])
     if config.mode == "datalab":
         counts = copies.counts(np.concatenate([view.real_real.row, view.own_own.row]))
         return np.repeat(np.where(counts > 1, 0.0, distances), counts), len(distances)

@@ -30,7 +30,7 @@ from synthscale.tables.layout import Shard
 
 logger = logging.getLogger(__name__)
 
-_TASKS_A_WORKER = 4
+_BUCKETS_PER_WORKER = 4
 """Minimum number of buckets per worker, to balance the load."""
 
 
@@ -222,6 +222,7 @@ def _tasks(counts: list[dict[int, int]], piece_rows: int) -> list[JoinTask]:
 
 
 def _sample_for(scanned: CopyScan, sizes: dict[int, int]) -> JoinSample:
+    """Return the sample that the join is planned on: the same fraction of every set."""
     rows = sum(sizes.values())
     share = sample_size(rows) / rows
     block = sample_distinct(scanned, {code: int(np.ceil(share * size)) for code, size in sizes.items()})
@@ -231,6 +232,7 @@ def _sample_for(scanned: CopyScan, sizes: dict[int, int]) -> JoinSample:
 def _join_directly(
     files: JoinFiles, shards: list[Shard], scanned: CopyScan, sizes: dict[int, int], radius: float
 ) -> dict[str, Any]:
+    """Join sets that fit one task, without buckets; save the edges and return the estimated cost."""
     plan = plan_join(_sample_for(scanned, sizes), sizes, radius)
     block = _rows_of_sets(files.tables.block(shards, scanned.copies), list(sizes))
     joined = join_all(plan, block.vectors, block.row, block.code, _candidate_filter())
@@ -248,7 +250,7 @@ def _plan(
         return saved
     plan = plan_join(_sample_for(scanned, sizes), sizes, radius)
     entries = sum(sizes.values()) * (1 + plan.estimate.visits_per_row)
-    wanted = max(_TASKS_A_WORKER * workers, int(np.ceil(entries / (piece_rows / 2))))
+    wanted = max(_BUCKETS_PER_WORKER * workers, int(np.ceil(entries / (piece_rows / 2))))
     bucketed = Bucketed(plan, min(plan.cells, wanted), piece_rows)
     fsys.write_bytes(path, pickle.dumps(bucketed), storage)
     return bucketed
@@ -287,7 +289,8 @@ def _write_buckets(
 
 
 def _entry_table(piece: JoinPiece, part: slice, schema: pa.Schema) -> pa.Table:
-    row_index = piece.who[part]
+    """Return a range of a piece's entries as a table, with the vector of each entry."""
+    row_index = piece.row_index[part]
     flat = pa.array(piece.vectors[row_index].reshape(-1))
     columns = {
         "row": piece.row[row_index],
@@ -301,6 +304,7 @@ def _entry_table(piece: JoinPiece, part: slice, schema: pa.Schema) -> pa.Table:
 
 
 def _join_bucket(files: JoinFiles, bucketed: Bucketed, task: JoinTask) -> None:
+    """Join two pieces of a bucket, or one with itself, and save the edges."""
     one = _read_piece(files, task.bucket, task.one)
     other = None if task.other is None else _read_piece(files, task.bucket, task.other)
     joined = join(bucketed.plan, one, other, _candidate_filter())
@@ -308,6 +312,7 @@ def _join_bucket(files: JoinFiles, bucketed: Bucketed, task: JoinTask) -> None:
 
 
 def _read_piece(files: JoinFiles, bucket: int, numbers: tuple[int, ...]) -> JoinPiece:
+    """Read a bucket's entries from several scattered files; each entry becomes a row of the piece."""
     parts = []
     for number in numbers:
         path = files.path(f"scattered-{number:06d}.parquet")

@@ -27,8 +27,8 @@ from synthscale.runtime.task_pool import TaskPool
 from synthscale.tables.id_hashes import sampling_threshold
 from synthscale.tables.layout import Shard
 
-_ROWS_A_REDUCER = 2**22
-"""Rows per task that matches row hashes; memory per task grows with it."""
+_ROWS_PER_REDUCER = 2**22
+"""Rows per task that finds equal row hashes; memory per task grows with it."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class CopyScan:
         copies: exact copies within all sets.
         codes: (c,) set code of each row of ``copies``.
         distinct: number of distinct rows of each set, by set code.
-        samples: Ray references to pairs of vector hashes and an `EmbeddingBlock`; see `sample_distinct`.
+        samples: Ray references to pairs of row hashes, (n,), and an `EmbeddingBlock`; see `sample_distinct`.
     """
 
     copies: Copies
@@ -64,7 +64,7 @@ def scan_copies(
         rows: number of rows of each set, by set code.
         pool: runs the tasks.
     """
-    reducers = max(1, -(-sum(rows.values()) // _ROWS_A_REDUCER))
+    reducers = max(1, -(-sum(rows.values()) // _ROWS_PER_REDUCER))
     limits = {code: sampling_threshold(wanted[code], rows[code]) for code in rows}
     task = ray.remote(_scan).options(num_cpus=1, num_returns=reducers + 2)
     parts: list[list[Any]] = []
@@ -121,6 +121,7 @@ def _scan(
 
 
 def _sampled(block: EmbeddingBlock, limits: dict[int, np.uint64]) -> tuple[NDArray[np.uint64], EmbeddingBlock]:
+    """Return the row hashes and rows of a sample: the rows whose hash is at most the limit of their set."""
     hashes = vector_hashes(block.vectors)
     keep = hashes <= np.array([limits[code] for code in range(len(limits))])[block.code]
     return hashes[keep], EmbeddingBlock(block.row[keep], block.code[keep], block.vectors[keep])
@@ -134,16 +135,16 @@ def _pairs(*parts: tuple[ContentKeys, Rows, Codes]) -> tuple[Rows, Rows, Codes]:
 
 
 def sample_distinct(scanned: CopyScan, counts: dict[int, int]) -> EmbeddingBlock:
-    """Return a random sample of distinct rows, in ascending order of vector hash. Call it in a Ray task.
+    """Return a random sample of distinct rows, in ascending order of row hash. Call it in a Ray task.
 
     Args:
         scanned: result of `scan_copies`.
         counts: number of rows to take from each set, by set code; all sampled rows if there are fewer.
     """
     samples = [part for part in ray.get(scanned.samples) if len(part[0])]
-    hashes = np.concatenate([d for d, _ in samples])
+    hashes = np.concatenate([part_hashes for part_hashes, _ in samples])
     row, code, vectors = (
-        np.concatenate([getattr(b, name) for _, b in samples]) for name in ("row", "code", "vectors")
+        np.concatenate([getattr(block, name) for _, block in samples]) for name in ("row", "code", "vectors")
     )
     order = np.lexsort((row, hashes))
     order = order[scanned.copies.are_distinct(row[order])]

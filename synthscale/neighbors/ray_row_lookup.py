@@ -20,10 +20,11 @@ _ANCHORS = 65536
 
 
 class RowLookup:
-    """Implements `groups.VectorLookup` on Ray: distances of rows from anchor rows, and hashes of vectors."""
+    """Implements `groups.VectorLookup` on Ray: distances of rows from anchor rows, and row hashes."""
 
-    def __init__(self, known: EmbeddingReader, chunks: list[list[Shard]], pool: TaskPool) -> None:
-        self._reader, self._chunks, self._pool = known, chunks, pool
+    def __init__(self, reader: EmbeddingReader, chunks: list[list[Shard]], pool: TaskPool) -> None:
+        """Take the reader of the run, groups of shards in row order (one task each), and the pool of the tasks."""
+        self._reader, self._chunks, self._pool = reader, chunks, pool
         self._stops = np.array([chunk[-1].stop for chunk in chunks])
 
     def distances(self, rows: Rows, anchors: Rows) -> Floats:
@@ -37,7 +38,7 @@ class RowLookup:
         return out
 
     def draws(self, rows: Rows) -> NDArray[np.uint64]:
-        """Return a 64-bit hash of each row's vector, (n,); it depends on the vector alone."""
+        """Return the 64-bit row hash of each row, (n,); it depends on the row's vector alone."""
         task = ray.remote(_hashes).options(num_cpus=1)
         out = np.empty(len(rows), np.uint64)
 
@@ -66,30 +67,33 @@ class RowLookup:
         return out
 
     def _by_chunk(self, rows: Rows) -> list[tuple[int, NDArray[np.intp]]]:
-        """Return (number of the shard group, indices of its rows)."""
+        """Return (number of the shard group, indices into ``rows``) of each group with any of the rows."""
         chunk = np.searchsorted(self._stops, rows, side="right")
         return [(int(i), np.flatnonzero(chunk == i)) for i in np.unique(chunk)]
 
 
-def _vectors(known: EmbeddingReader, chunk: list[Shard], rows: Rows) -> NDArray[np.floating]:
+def _vectors(reader: EmbeddingReader, chunk: list[Shard], rows: Rows) -> NDArray[np.floating]:
+    """Return the vectors, (n, d), of distinct rows of a shard group, ascending."""
     shards = [s for s in chunk if np.searchsorted(rows, s.start) < np.searchsorted(rows, s.stop)]
-    block = known.block(shards)
+    block = reader.block(shards)
     return block.vectors[np.searchsorted(block.row, rows)]
 
 
-def _hashes(known: EmbeddingReader, chunk: list[Shard], rows: Rows) -> NDArray[np.uint64]:
-    ordered, back = np.unique(rows, return_inverse=True)
-    return vector_hashes(_vectors(known, chunk, ordered))[back]
+def _hashes(reader: EmbeddingReader, chunk: list[Shard], rows: Rows) -> NDArray[np.uint64]:
+    """Return the row hashes, (n,), of rows of a shard group."""
+    ordered, inverse = np.unique(rows, return_inverse=True)
+    return vector_hashes(_vectors(reader, chunk, ordered))[inverse]
 
 
 def _anchor_distances(
-    known: EmbeddingReader,
+    reader: EmbeddingReader,
     chunk: list[Shard],
     rows: Rows,
     anchor: NDArray[np.intp],
     *anchors: NDArray[np.floating],
 ) -> Floats:
-    ordered, back = np.unique(rows, return_inverse=True)
-    vectors = _vectors(known, chunk, ordered)
+    """Return the distance of rows[i] and row anchor[i] of all blocks of anchor vectors together: (n,)."""
+    ordered, inverse = np.unique(rows, return_inverse=True)
+    vectors = _vectors(reader, chunk, ordered)
     both = np.concatenate([vectors, *anchors])
-    return distances_within(both, norms(both), back, anchor + len(vectors))
+    return distances_within(both, norms(both), inverse, anchor + len(vectors))

@@ -72,7 +72,7 @@ def _sample_real_images(reader: EmbeddingReader, chunk: list[Shard], count: int)
 
 
 def _sampled(images: pa.Table, count: int) -> pa.Table:
-    """Return the lines of `self_test.sample_rows`; the sample of the chunks' samples is that of all images."""
+    """Draw ``count`` images by `self_test.sample_rows`; the sample of chunks' samples is that of all images."""
     rows = images.column("row").to_numpy()
     chosen = selftest.sample_rows(images.column("id").to_pylist(), rows, count, seed=0)
     return images.filter(pa.array(np.isin(rows, chosen)))

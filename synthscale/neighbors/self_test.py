@@ -73,14 +73,14 @@ class SelfTest:
         if not any(len(distances) for distances in self.distances.values()):
             return metric_block(None, "no image of the sample could be read and edited")
         distance = np.stack(list(self.distances.values()), axis=1)
-        found = (distance < radius) | (distance == 0)
-        low, high = binomial_interval(float(found.mean()), len(found))
-        shares, medians = found.mean(axis=0).tolist(), np.median(distance, axis=0).tolist()
+        is_found = (distance < radius) | (distance == 0)
+        low, high = binomial_interval(float(is_found.mean()), len(is_found))
+        shares, medians = is_found.mean(axis=0).tolist(), np.median(distance, axis=0).tolist()
         return {
-            "value": float(found.mean()),
+            "value": float(is_found.mean()),
             "low": low,
             "high": high,
-            "images": len(found),
+            "images": len(is_found),
             "left_out": self.left_out,
             "by_edit": dict(zip(self.distances, shares, strict=True)),
             "median_distance_by_edit": dict(zip(self.distances, medians, strict=True)),

@@ -1,1 +1,1 @@
-"""The report: rows selected from a run's tables, verbal verdicts, charts, thumbnails, the map and the HTML page."""
+"""The report: selected rows of a run's tables, verdicts, charts, thumbnails, the map and the HTML page."""

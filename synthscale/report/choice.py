@@ -33,7 +33,7 @@ _ID = "near_duplicate_id"
 
 
 @dataclass(frozen=True)
-class End:
+class Extreme:
     """A gallery's selection rule: the rows of one class that come first by a column.
 
     Attributes:
@@ -47,11 +47,11 @@ class End:
     order: str
 
 
-ENDS = {
-    "unrealistic": End(SYNTHETIC, "label_quality_score", "descending"),
-    "realistic": End(SYNTHETIC, "label_quality_score", "ascending"),
-    "unrepresented": End(REAL, "label_quality_score", "descending"),
-    "nearest": End(SYNTHETIC, "distance_to_nearest_real", "ascending"),
+EXTREMES = {
+    "unrealistic": Extreme(SYNTHETIC, "label_quality_score", "descending"),
+    "realistic": Extreme(SYNTHETIC, "label_quality_score", "ascending"),
+    "unrepresented": Extreme(REAL, "label_quality_score", "descending"),
+    "nearest": Extreme(SYNTHETIC, "distance_to_nearest_real", "ascending"),
 }
 """Selection rule of each gallery, by the gallery's key."""
 
@@ -61,46 +61,46 @@ class ChosenRows:
     """Rows and counts of one generator that the report shows.
 
     Attributes:
-        ends: by key of `ENDS`, the selected rows as a table of `COLUMNS`, sorted by the gallery's rule.
+        extremes: by key of `EXTREMES`, the selected rows as a table of `COLUMNS`, sorted by the gallery's rule.
         counts: by class, the histogram of the probability of being synthetic: (BINS,) int, bins from 0 to 1.
-        wanted: rows that were requested by id, as a table of `COLUMNS`.
-        same: number of synthetic rows at distance 0 of a real one (up to rounding): exact copies.
+        requested: rows that were requested by id, as a table of `COLUMNS`.
+        exact_copies: number of synthetic rows at distance 0 of a real one (up to rounding): exact copies.
     """
 
-    ends: dict[str, pa.Table] = field(default_factory=dict)
+    extremes: dict[str, pa.Table] = field(default_factory=dict)
     counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
-    wanted: pa.Table = field(default_factory=lambda: pa.table({}))
-    same: int = 0
+    requested: pa.Table = field(default_factory=lambda: pa.table({}))
+    exact_copies: int = 0
 
 
-def choose_rows(batches: Iterable[pa.RecordBatch], tiles: int, wanted: pa.Array) -> ChosenRows:
+def choose_rows(batches: Iterable[pa.RecordBatch], tiles: int, requested_ids: pa.Array) -> ChosenRows:
     """Select the gallery rows, histograms and requested rows of one generator in one pass.
 
     Args:
         batches: the generator's partition of ``scores/``, with at least `COLUMNS`.
         tiles: maximum number of rows of each gallery.
-        wanted: ids of further rows to return, as strings.
+        requested_ids: ids of further rows to return, as strings.
     """
     chosen = ChosenRows(counts={kind: np.zeros(BINS, np.int64) for kind in (REAL, SYNTHETIC)})
     requested = []
     for batch in batches:
         rows = pa.Table.from_batches([batch]).select(list(COLUMNS))
-        requested.append(rows.filter(pc.is_in(rows.column("id"), wanted)))
+        requested.append(rows.filter(pc.is_in(rows.column("id"), requested_ids)))
         for kind in (REAL, SYNTHETIC):
             of_class = rows.filter(pc.equal(rows.column("real_or_synthetic"), kind))
             _count(of_class, kind, chosen)
-            for name, end in ENDS.items():
-                if end.kind == kind:
-                    before = chosen.ends.get(name, of_class.slice(0, 0))
-                    chosen.ends[name] = _first_rows(pa.concat_tables([before, of_class]), end, tiles)
+            for name, extreme in EXTREMES.items():
+                if extreme.kind == kind:
+                    before = chosen.extremes.get(name, of_class.slice(0, 0))
+                    chosen.extremes[name] = _first_rows(pa.concat_tables([before, of_class]), extreme, tiles)
     if requested:
-        chosen.wanted = pa.concat_tables(requested)
+        chosen.requested = pa.concat_tables(requested)
     return chosen
 
 
-def _first_rows(rows: pa.Table, end: End, most: int) -> pa.Table:
-    known = rows.filter(rows.column(end.column).is_valid())
-    keys = [(end.column, end.order), ("id", "ascending")]
+def _first_rows(rows: pa.Table, extreme: Extreme, most: int) -> pa.Table:
+    known = rows.filter(rows.column(extreme.column).is_valid())
+    keys = [(extreme.column, extreme.order), ("id", "ascending")]
     return known.take(pc.select_k_unstable(known, k=min(most, len(known)), sort_keys=keys))
 
 
@@ -111,7 +111,7 @@ def _count(rows: pa.Table, kind: str, chosen: ChosenRows) -> None:
     chosen.counts[kind] += np.histogram(synthetic, BINS, (0, 1))[0]
     if kind == SYNTHETIC:
         distance = rows.column("distance_to_nearest_real")
-        chosen.same += pc.sum(pc.less_equal(distance, _MAX_COPY_DISTANCE)).as_py() or 0
+        chosen.exact_copies += pc.sum(pc.less_equal(distance, _MAX_COPY_DISTANCE)).as_py() or 0
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def choose_groups(batches: Iterable[pa.RecordBatch], most: int) -> ChosenGroups:
     )
 
 
-def members(batches: Iterable[pa.RecordBatch], most: int) -> dict[int, list[dict[str, Any]]]:
+def group_members(batches: Iterable[pa.RecordBatch], most: int) -> dict[int, list[dict[str, Any]]]:
     """Return up to ``most`` members of each near-duplicate group, real rows first.
 
     Args:

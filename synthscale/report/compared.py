@@ -19,7 +19,7 @@ def compare_page(comparison: Comparison) -> str:
     return page.render(
         "compare.html.j2",
         overview=page.overview(figures),
-        **page.pairs([difference.json() for difference in comparison.differences]),
+        **page.comparison_pairs([difference.json() for difference in comparison.differences]),
         warnings=comparison.warnings,
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from synthscale.report.charts import scaled
+from synthscale.report.charts import scale_to_box
 
 WIDTH, HEIGHT = 720.0, 480.0
 """Size of the map in SVG units."""
@@ -46,11 +46,11 @@ def project(vectors: NDArray[np.float64]) -> list[MapProjection]:
     coordinates[:, :axes] = left[:, :axes] * values[:axes] * np.where(signs == 0, 1, signs)
     total = max(float((values**2).sum()), 1e-300)
     ratios = [float(value**2) / total for value in values[:2]] + [0.0, 0.0]
-    projections = [MapProjection("PCA", scaled(coordinates, WIDTH, HEIGHT, _MARGIN), (ratios[0], ratios[1]))]
+    projections = [MapProjection("PCA", scale_to_box(coordinates, WIDTH, HEIGHT, _MARGIN), (ratios[0], ratios[1]))]
     if importlib.util.find_spec("umap") is not None and len(vectors) > _NEIGHBORS:
         import umap
 
         reduced = umap.UMAP(n_neighbors=_NEIGHBORS, metric="cosine", random_state=0, n_jobs=1).fit_transform(unit)
-        points = scaled(np.asarray(reduced, np.float64), WIDTH, HEIGHT, _MARGIN)
+        points = scale_to_box(np.asarray(reduced, np.float64), WIDTH, HEIGHT, _MARGIN)
         projections.append(MapProjection("UMAP", points, None))
     return projections

@@ -72,7 +72,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def shorten_middle(name: str, length: int) -> str:
-    """Shorten a name to ``length`` characters by cutting its middle, since similar names often differ at the end."""
+    """Shorten a name to ``length`` characters by cutting its middle, since similar names differ at the end."""
     if len(name) <= length:
         return name
     head = (length - 1) // 3

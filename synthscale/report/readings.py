@@ -71,7 +71,7 @@ class Reading:
     Attributes:
         metric: name of the metric.
         words: the sentence, without a capital and a full stop.
-        level: ``good``, ``fair`` or ``poor`` by the gap; ``none`` without a value or where the interval is too wide.
+        level: ``good``, ``fair`` or ``poor`` by the gap; ``none`` without a value or if the interval is too wide.
         gap: how far the value is below its reference, as a fraction of the reference, 0..1.
     """
 
@@ -86,8 +86,8 @@ def reading(metric: str, figures: Mapping[str, Any]) -> Reading:
 
     Args:
         metric: name of a core metric.
-        figures: its block of metrics.json: ``value`` and optionally ``low``, ``high``, ``reference`` (1 if there is
-            none) and ``reason``.
+        figures: its block of metrics.json: ``value`` and optionally ``low``, ``high``, ``reference`` (default 1)
+            and ``reason``.
     """
     value = figures.get("value")
     if value is None:

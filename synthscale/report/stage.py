@@ -1,7 +1,7 @@
 """The stage report: writes ``report.html``, one file that needs no network.
 
-Reads ``metrics.json``, ``run.json``, ``manifest/``, ``embeddings/``, ``scores/``, ``groups/``, ``failures/`` and the
-images of the rows that are shown. The page has aggregates and samples only, so its size does not grow with the
+Reads ``metrics.json``, ``run.json``, ``manifest/``, ``embeddings/``, ``scores/``, ``groups/``, ``failures/`` and
+the images of the rows that are shown. The page has aggregates and samples only, so its size does not grow with the
 run. Images are re-encoded as thumbnails; one that can no longer be read is shown as missing. Ids, labels and other
 texts of the input are not trusted: the template escapes all of them, and the page's Content-Security-Policy allows
 no script but its own.
@@ -203,7 +203,7 @@ def _thumbnails(
 
 
 def _labels_and_scores(sampled_ids: Sequence[str], shown: Iterable[_ShownRows]) -> list[dict[str, Any]]:
-    """Return for each sampled row its ``label`` and its ``scores``: generator -> probability of being synthetic."""
+    """Return ``label`` and ``scores`` (generator -> probability of being synthetic) of each sampled row."""
     labels: dict[str, str | None] = {}
     scores: dict[str, dict[str, float]] = {row_id: {} for row_id in sampled_ids}
     for generator_rows in shown:

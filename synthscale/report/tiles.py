@@ -1,4 +1,4 @@
-"""Tiles of the galleries: an image with its id, label and scores, and its nearest real image for the larger view."""
+"""Tiles of the galleries: an image with its id, label and scores, and the nearest real image for enlarging."""
 
 import posixpath
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from synthscale.report.redaction import Redaction
 GALLERIES = {
     "unrealistic": (
         "Most unrealistic synthetic images",
-        "The highest scores: the classifier is most certain that these are synthetic. What do they have in common?",
+        "The highest scores: the classifier is most certain that these are synthetic. What do they share?",
     ),
     "realistic": (
         "Most realistic synthetic images",

@@ -1,4 +1,4 @@
-"""Embeddings that earlier runs made are taken from a cache: what is new is embedded, and nothing else is read."""
+"""The embedding cache: rows of earlier runs are read from it, and only new images are fetched and embedded."""
 
 import shutil
 import subprocess
@@ -17,8 +17,8 @@ from tests.object_server import ObjectServer
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-class EnoughError(Exception):
-    """Ends a run after its embeddings are there."""
+class EmbedDoneError(Exception):
+    """Stops a run after the embed stage."""
 
 
 def embed(config):
@@ -27,9 +27,9 @@ def embed(config):
 
     def on_stage(report):
         if report.stage == "embed":
-            raise EnoughError
+            raise EmbedDoneError
 
-    with pytest.raises(EnoughError):
+    with pytest.raises(EmbedDoneError):
         score(config, Options(on_stage=on_stage, on_progress=messages.append))
     run = RunDirectory.existing(config.output, config.storage)
     tables = [pq.read_table(run.path(name)).to_pandas() for name in ("manifest", "embeddings")]
@@ -52,8 +52,8 @@ def server():
 
 @pytest.fixture
 def on_s3(server, tmp_path, make_images, monkeypatch):
-    """Folders of 30 real images and of two generators' 20 each, as buckets."""
-    # The workers have the credentials of the session's S3.
+    """Buckets with 30 real images and 20 of each of two generators."""
+    # Ray's workers have the credentials of the S3 server of the session.
     buckets = {}
     for seed, (name, n) in enumerate({"real": 30, "one": 20, "two": 20}.items()):
         paths = make_images(tmp_path / name, n, seed=seed)
@@ -81,7 +81,7 @@ def asked(server, bucket):
     return sum(count for name, count in server.asked().items() if name.startswith(f"{bucket}/"))
 
 
-def test_another_generator_against_the_same_real_set_embeds_only_what_is_new(on_s3, server):
+def test_another_generator_with_the_same_real_set_embeds_only_the_new_images(on_s3, server):
     config, buckets = on_s3
     _, messages = embed(config("one", "first"))
     assert messages == []
@@ -114,7 +114,7 @@ def test_an_image_that_was_replaced_is_embedded_again(on_s3, server, tmp_path, m
     assert (before.vector["one/cat/000.png"] != after.vector["one/cat/000.png"]).any()
 
 
-def test_images_that_a_table_names_are_kept_and_found_too(on_s3, server, tmp_path):
+def test_images_listed_in_a_table_are_cached_and_found(on_s3, server, tmp_path):
     config, buckets = on_s3
     folders = config("one", "first")
     rows = ["uri,real_or_synthetic"]
@@ -128,7 +128,7 @@ def test_images_that_a_table_names_are_kept_and_found_too(on_s3, server, tmp_pat
 
 
 @pytest.mark.slow
-def test_two_runs_at_once_share_a_cache(on_s3, server):
+def test_concurrent_runs_share_a_cache(on_s3, server):
     config, _ = on_s3
     configs = {name: config(name, f"run-{name}") for name in ("one", "two")}
     script = "import sys; from synthscale import Config, score; score(Config.model_validate_json(sys.argv[1]))"
@@ -147,7 +147,7 @@ def test_two_runs_at_once_share_a_cache(on_s3, server):
         assert pq.read_table(run.path("embeddings")).num_rows == 50
 
 
-def test_another_way_of_embedding_shares_nothing(on_s3):
+def test_other_encoder_settings_do_not_share_entries(on_s3):
     config, _ = on_s3
     embed(config("one", "first"))
     assert embed(config("one", "second", encoder={"image_size": 48}))[1] == []
@@ -156,7 +156,7 @@ def test_another_way_of_embedding_shares_nothing(on_s3):
 @pytest.mark.parametrize(
     "loss", [*(pytest.param(loss, marks=pytest.mark.slow) for loss in ("all", "damaged")), "some"]
 )
-def test_what_is_gone_from_the_cache_when_it_is_wanted_is_embedded(on_s3, tmp_path, monkeypatch, loss):
+def test_entries_lost_after_the_lookup_are_recomputed(on_s3, tmp_path, monkeypatch, loss):
     config, _ = on_s3
     embed(config("one", "first"))
     find = CacheLookup.find
@@ -177,7 +177,7 @@ def test_what_is_gone_from_the_cache_when_it_is_wanted_is_embedded(on_s3, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_damaged_part_is_passed_over(on_s3, tmp_path):
+def test_a_damaged_part_is_skipped(on_s3, tmp_path):
     config, _ = on_s3
     embed(config("one", "first"))
     parts = sorted((tmp_path / "cache").rglob("*.parquet"))
@@ -192,7 +192,7 @@ def test_a_damaged_part_is_passed_over(on_s3, tmp_path):
 
 
 @pytest.mark.slow
-def test_local_files_are_known_by_their_state_and_failures_are_tried_again(tmp_path, make_images):
+def test_local_files_are_cached_by_time_and_size_and_failures_are_retried(tmp_path, make_images):
     make_images(tmp_path / "real", 20)
     paths = make_images(tmp_path / "fake", 12, seed=1)
     whole = paths[3].read_bytes()

@@ -1,4 +1,4 @@
-"""The descriptor's promises: fixed vectors, copies close, different pictures far, fakes told from reality."""
+"""The descriptor: reproducible vectors, near copies, distant other images, and separable synthetic images."""
 
 import io
 import os
@@ -31,7 +31,7 @@ def encoder():
 
 @pytest.fixture(scope="module")
 def scenes():
-    """Forty pictures of random coloured shapes over a gradient, 160 x 120."""
+    """Make 40 images of random coloured shapes over a gradient, 160 x 120 px."""
     return [scene(np.random.default_rng(seed)) for seed in range(40)]
 
 
@@ -77,7 +77,7 @@ def nearest_distances(rows):
 
 
 def copy_recall(encoder, images, disturb):
-    """Share of disturbed copies that are near-duplicates of their originals."""
+    """Return the share of disturbed copies that are near-duplicates of their originals."""
     originals = directions(encoder, squares(images))
     copies = directions(encoder, squares([disturb(image) for image in images]))
     radius = THRESHOLD * np.median(nearest_distances(originals))
@@ -85,7 +85,7 @@ def copy_recall(encoder, images, disturb):
 
 
 def separability(encoder, real, fake):
-    """Out-of-fold AUC of logistic regression on the classifier's dimensions."""
+    """Return the out-of-fold AUC of logistic regression on the ``classify`` dimensions."""
     rows = np.concatenate([encoder.encode(real), encoder.encode(fake)])[:, slice(*encoder.classify)]
     is_fake = np.repeat([0, 1], [len(real), len(fake)])
     head = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
@@ -93,19 +93,21 @@ def separability(encoder, real, fake):
     return roc_auc_score(is_fake, cross_val_predict(head, rows, is_fake, cv=folds, method="decision_function"))
 
 
-def test_says_what_its_vectors_hold(encoder, scenes):
-    promised: Encoder = encoder
+def test_attributes_agree_with_the_vectors(encoder, scenes):
+    as_protocol: Encoder = encoder
     black, white = (Image.new("RGB", (8, 8), colour) for colour in ("black", "white"))
-    vectors = promised.encode(squares([*scenes, black, white]))
-    assert (promised.name, promised.image_size, promised.fingerprint) == ("descriptor", 64, "descriptor-1/64")
-    assert (vectors.shape, vectors.dtype) == ((42, promised.dimensions), np.float32)
-    for start, stop in (promised.search, promised.classify):
-        assert 0 <= start < stop <= promised.dimensions
-    assert np.ptp(vectors[:, slice(*promised.classify)], axis=0).min() > 0, "a classifier's dimension is constant"
+    vectors = as_protocol.encode(squares([*scenes, black, white]))
+    attributes = (as_protocol.name, as_protocol.image_size, as_protocol.fingerprint)
+    assert attributes == ("descriptor", 64, "descriptor-1/64")
+    assert (vectors.shape, vectors.dtype) == ((42, as_protocol.dimensions), np.float32)
+    for start, stop in (as_protocol.search, as_protocol.classify):
+        assert 0 <= start < stop <= as_protocol.dimensions
+    spread = np.ptp(vectors[:, slice(*as_protocol.classify)], axis=0)
+    assert spread.min() > 0, "a dimension of the classify range is constant"
 
 
 @pytest.mark.parametrize("side", [32, 48, 128])
-def test_serves_other_image_sizes(side, scenes):
+def test_other_image_sizes_give_finite_vectors(side, scenes):
     encoder = DescriptorEncoder(image_size=side)
     vectors = encoder.encode(squares(scenes[:3], side))
     assert encoder.fingerprint == f"descriptor-1/{side}"
@@ -114,17 +116,17 @@ def test_serves_other_image_sizes(side, scenes):
 
 
 @pytest.mark.parametrize("side", [0, 16, 100])
-def test_refuses_sizes_that_its_octaves_do_not_fit(side):
+def test_image_sizes_that_are_not_multiples_of_16_from_32_are_refused(side):
     with pytest.raises(ConfigError, match=f"image_size is {side}"):
         DescriptorEncoder(image_size=side)
 
 
-def test_keeps_every_filter_on_its_device():
-    # Mixing devices fails on the meta device as on a GPU, and it computes nothing.
+def test_all_filters_are_on_the_given_device():
+    # Like a GPU, the meta device raises an error when tensors of two devices are mixed, but it computes nothing.
     assert DescriptorEncoder(device="meta").dimensions == DescriptorEncoder().dimensions
 
 
-def test_the_batch_does_not_matter(encoder, scenes):
+def test_vectors_do_not_depend_on_the_batch(encoder, scenes):
     pixels = squares(scenes)
     together = encoder.encode(pixels)
     alone = np.concatenate([encoder.encode(row[None]) for row in pixels])
@@ -134,14 +136,14 @@ def test_the_batch_does_not_matter(encoder, scenes):
     assert encoder.encode(pixels[:0]).shape == (0, encoder.dimensions)
 
 
-def test_takes_read_only_and_strided_pixels(encoder, scenes):
+def test_read_only_and_strided_pixels_are_accepted(encoder, scenes):
     pixels = squares(scenes[:4])
     strided = np.repeat(pixels, 2, axis=2)[:, :, ::2]
     strided.flags.writeable = False
     np.testing.assert_array_equal(encoder.encode(strided), encoder.encode(pixels))
 
 
-def test_blank_images_are_finite_and_group_with_their_like(encoder):
+def test_blank_images_have_finite_vectors_close_to_those_of_similar_grey(encoder):
     levels = (0, 2, 127, 129, 253, 255)
     blank = np.stack([np.full((64, 64, 3), level, np.uint8) for level in levels])
     vectors = encoder.encode(blank)
@@ -154,20 +156,20 @@ def test_blank_images_are_finite_and_group_with_their_like(encoder):
 
 
 @pytest.mark.parametrize("disturb", [reencoded, shrunk, noisy])
-def test_copies_stay_close_and_other_pictures_far(encoder, scenes, disturb):
+def test_copies_are_within_the_radius_and_other_images_are_not(encoder, scenes, disturb):
     assert copy_recall(encoder, scenes, disturb) == 1
     distances = nearest_distances(directions(encoder, squares(scenes)))
     assert distances.min() > THRESHOLD * np.median(distances)
 
 
-def test_colour_alone_makes_another_picture(encoder, scenes):
+def test_swapped_colour_channels_are_outside_the_radius(encoder, scenes):
     originals = directions(encoder, squares(scenes))
     swapped = directions(encoder, squares(scenes)[..., [2, 1, 0]])
     radius = THRESHOLD * np.median(nearest_distances(originals))
     assert np.median(np.sum((originals - swapped) ** 2, axis=1) / 2) > radius
 
 
-def test_noise_that_search_ignores_betrays_a_fake(encoder):
+def test_re_encoded_images_are_separable_and_images_of_equal_noise_are_not(encoder):
     real = squares([scene(np.random.default_rng(seed)) for seed in range(100, 140)])
     same = squares([scene(np.random.default_rng(seed)) for seed in range(200, 240)])
     denoised = squares([reencoded(Image.fromarray(pixels)) for pixels in same])
@@ -177,7 +179,7 @@ def test_noise_that_search_ignores_betrays_a_fake(encoder):
 
 @needs_shared
 @pytest.mark.parametrize("disturb", [reencoded, shrunk, noisy])
-def test_finds_copies_of_photographs(encoder, disturb):
+def test_copies_of_photographs_are_within_the_radius(encoder, disturb):
     files = sorted((SHARED / "data" / "photos").iterdir())[::5]
     photos = [Image.open(file).convert("RGB") for file in files]
     assert copy_recall(encoder, photos, disturb) >= 0.98
@@ -188,7 +190,7 @@ def test_finds_copies_of_photographs(encoder, disturb):
     ("generator", "low", "high"),
     [("infomaxgan_64", 0.65, 1), ("ar_smoothing_64", 0.95, 1), ("gan_poor_1000", 0.97, 1), ("edm_64", 0.3, 0.75)],
 )
-def test_tells_generators_from_reality(encoder, generator, low, high):
+def test_separability_of_image_generators_from_real_images(encoder, generator, low, high):
     real = sorted((SHARED / "data" / "cifar10" / "real_png_1600").iterdir())[::25]
     fake = sorted((SHARED / "data" / "cifar10" / generator).iterdir())
     fake = fake[:: len(fake) // 64][:64]

@@ -1,4 +1,4 @@
-"""Encoders behind one protocol; torchvision models with weights from files; errors that say what to do."""
+"""Encoders: the protocol, torchvision models with weights from files, and error messages."""
 
 import importlib
 import io
@@ -31,7 +31,7 @@ def refusal(*arguments, **more):
 
 @pytest.fixture(scope="module")
 def state():
-    """A state dict of MODEL with random weights from a fixed seed."""
+    """Return a state dict of MODEL with random weights from a fixed seed."""
     torch.manual_seed(0)
     model = import_torchvision().models.get_model(MODEL.partition(":")[2], weights=None)
     return {name: value.contiguous() for name, value in model.state_dict().items()}
@@ -49,7 +49,7 @@ def saved(value):
 
 
 def downloads_fail_with(monkeypatch, failure):
-    """Let torchvision find no server; it holds its own reference to torch's function."""
+    """Make downloads raise ``failure``, in torch.hub and in torchvision's own reference to its function."""
 
     def fail(*arguments, **more):
         raise failure
@@ -61,11 +61,11 @@ def downloads_fail_with(monkeypatch, failure):
 
 @pytest.fixture(autouse=True)
 def no_downloads(monkeypatch):
-    """No test here may reach the network."""
+    """Keep tests from using the network."""
     downloads_fail_with(monkeypatch, urllib.error.URLError("no network in tests"))
 
 
-# --- what every encoder promises ---
+# --- the protocol ---
 
 
 @pytest.fixture(params=["descriptor", MODEL])
@@ -75,7 +75,7 @@ def encoder(request, state):
     return build(weights="w.pt", data=saved(state))
 
 
-def test_vectors_have_the_promised_shape_and_type(encoder, pictures):
+def test_vectors_have_the_declared_dimensions_and_type(encoder, pictures):
     vectors = encoder.encode(pictures)
     assert vectors.shape == (5, encoder.dimensions)
     assert vectors.dtype == np.float32
@@ -84,19 +84,19 @@ def test_vectors_have_the_promised_shape_and_type(encoder, pictures):
         assert 0 <= low < high <= encoder.dimensions
 
 
-def test_the_same_pixels_give_the_same_vectors_and_others_others(encoder, pictures):
-    one, two = encoder.encode(pictures), encoder.encode(pictures.copy())
-    np.testing.assert_array_equal(one, two)
-    assert len(np.unique(one, axis=0)) == 5
+def test_equal_pixels_give_equal_vectors_and_different_pixels_different_ones(encoder, pictures):
+    first, second = encoder.encode(pictures), encoder.encode(pictures.copy())
+    np.testing.assert_array_equal(first, second)
+    assert len(np.unique(first, axis=0)) == 5
 
 
-def test_a_vector_hardly_depends_on_its_batch(encoder, pictures):
+def test_vectors_depend_on_the_batch_by_rounding_only(encoder, pictures):
     together = encoder.encode(pictures)
     alone = np.concatenate([encoder.encode(pictures[i : i + 1]) for i in range(5)])
     np.testing.assert_allclose(alone, together, rtol=1e-4, atol=1e-5)
 
 
-def test_a_read_only_array_and_a_view_are_taken_and_left_alone(encoder, pictures):
+def test_read_only_views_are_accepted_and_not_changed(encoder, pictures):
     flipped = pictures[:, :, ::-1]
     before = flipped.copy()
     flipped.flags.writeable = False
@@ -104,7 +104,7 @@ def test_a_read_only_array_and_a_view_are_taken_and_left_alone(encoder, pictures
     np.testing.assert_array_equal(flipped, before)
 
 
-def test_the_fingerprint_names_the_encoder_and_its_size(encoder):
+def test_the_fingerprint_has_the_name_and_the_image_size(encoder):
     assert encoder.fingerprint.startswith(encoder.name)
     assert str(SIZE) in encoder.fingerprint
 
@@ -128,11 +128,11 @@ def test_state_dicts_and_safetensors_give_the_same_vectors(state, pictures, suff
     np.testing.assert_array_equal(build(weights=f"w{suffix}", data=data).encode(pictures), reference)
 
 
-def test_the_weights_of_the_file_are_the_ones_that_are_used(state, pictures):
+def test_other_weights_in_the_file_change_the_vectors_and_the_fingerprint(state, pictures):
     changed = {name: value * 1.5 for name, value in state.items()}
-    one, two = build(weights="w.pt", data=saved(state)), build(weights="w.pt", data=saved(changed))
-    assert not np.allclose(one.encode(pictures), two.encode(pictures))
-    assert one.fingerprint != two.fingerprint
+    plain, other = build(weights="w.pt", data=saved(state)), build(weights="w.pt", data=saved(changed))
+    assert not np.allclose(plain.encode(pictures), other.encode(pictures))
+    assert plain.fingerprint != other.fingerprint
 
 
 def test_a_state_dict_inside_a_checkpoint_is_found(state, pictures):
@@ -141,7 +141,7 @@ def test_a_state_dict_inside_a_checkpoint_is_found(state, pictures):
     np.testing.assert_array_equal(build(weights="w.pt", data=checkpoint).encode(pictures), reference)
 
 
-def test_a_state_dict_without_the_dropped_last_layer_fits(state):
+def test_a_state_dict_without_the_last_layer_is_accepted(state):
     headless = {name: value for name, value in state.items() if not name.startswith("classifier")}
     assert build(weights="w.pt", data=saved(headless)).dimensions == 512
 
@@ -153,8 +153,8 @@ def test_mean_and_std_change_the_vectors_and_the_fingerprint(state, pictures):
     assert plain.fingerprint != other.fingerprint
 
 
-def test_channels_are_normalised_each_by_its_own_mean(state):
-    """A picture of exactly the mean colour is as good as black with mean 0."""
+def test_each_channel_is_normalised_by_its_own_mean(state):
+    """An image of exactly the mean colour gives the same vector as a black one with mean 0."""
     at_mean = build(weights="w.pt", data=saved(state), mean=(1.0, 0.0, 0.2), std=(0.5, 0.5, 0.5))
     black = build(weights="w.pt", data=saved(state), mean=(0.0, 0.0, 0.0), std=(0.5, 0.5, 0.5))
     colour = np.broadcast_to(np.array([255, 0, 51], np.uint8), (1, SIZE, SIZE, 3))
@@ -162,11 +162,11 @@ def test_channels_are_normalised_each_by_its_own_mean(state):
     np.testing.assert_allclose(at_mean.encode(colour), black.encode(dark), atol=1e-5)
 
 
-# --- refusals ---
+# --- error messages ---
 
 
 class Harmful:
-    """Unpickling it would run code."""
+    """Object that runs code when it is unpickled."""
 
     def __reduce__(self):
         return (pytest.fail, ("code of the weights file was run",))
@@ -184,52 +184,52 @@ class Harmful:
     ],
 )
 @pytest.mark.parametrize("uri", ["s3://bucket/w.pt", "w.safetensors"])
-def test_a_file_that_holds_no_state_dict_is_named_and_no_code_is_run(data, uri):
+def test_a_file_without_a_state_dict_is_refused_by_name_and_runs_no_code(data, uri):
     assert uri in refusal(weights=uri, data=data)
 
 
-def test_weights_of_another_model_are_refused_by_file_and_key(state):
+def test_weights_of_another_model_are_refused_with_file_and_key(state):
     renamed = {f"module.{name}": value for name, value in state.items()}
     message = refusal(weights="w.pt", data=saved(renamed))
     assert "w.pt: does not fit the model" in message
     assert "module.features" in message
 
 
-def test_weights_that_lack_a_layer_are_refused_by_key(state):
+def test_weights_without_a_layer_are_refused_with_its_key(state):
     partial = {name: value for name, value in state.items() if not name.startswith("features.0")}
     assert "features.0.weight" in refusal(weights="w.pt", data=saved(partial))
 
 
-def test_weights_of_another_shape_are_refused(state):
+def test_weights_of_another_shape_are_refused_with_file_and_key(state):
     wrong = state | {"features.0.weight": torch.zeros(8, 3, 3, 3)}
     message = refusal(weights="w.pt", data=saved(wrong))
     assert "w.pt: does not fit the model" in message
     assert "features.0.weight" in message
 
 
-def test_an_unknown_model_is_named():
+def test_an_unknown_model_is_refused_by_name():
     assert "resnet5000" in refusal("torchvision:resnet5000")
 
 
-def test_an_unknown_encoder_is_told_what_there_is():
+def test_the_error_of_an_unknown_encoder_lists_the_valid_names():
     message = refusal("clip")
     assert "'clip'" in message
     assert "descriptor" in message
     assert "torchvision:" in message
 
 
-def test_unknown_weights_are_told_what_there_is():
+def test_the_error_of_unknown_weights_lists_the_valid_names():
     message = refusal(f"{MODEL}@IMAGENET9K")
     assert "IMAGENET9K" in message
     assert "IMAGENET1K_V1" in message
 
 
 @pytest.mark.parametrize("model", ["mnasnet0_75", "shufflenet_v2_x1_5"])
-def test_weights_that_a_model_never_had_are_refused_and_not_left_random(model):
+def test_models_without_pretrained_weights_are_refused_instead_of_being_random(model):
     assert "NOPE" in refusal(f"torchvision:{model}@NOPE")
 
 
-def test_a_model_that_is_no_classifier_is_refused():
+def test_a_model_that_is_not_a_classifier_is_refused_by_name():
     message = refusal("torchvision:fasterrcnn_resnet50_fpn", weights="w.pt", data=b"x")
     assert "fasterrcnn_resnet50_fpn" in message
 
@@ -244,7 +244,7 @@ def test_a_model_that_is_no_classifier_is_refused():
     ],
     ids=["unreachable", "forbidden", "wrong hash", "timeout"],
 )
-def test_without_weights_to_be_had_the_error_says_what_to_do(monkeypatch, failure):
+def test_the_error_of_a_failed_download_names_the_alternatives(monkeypatch, failure):
     downloads_fail_with(monkeypatch, failure)
     message = refusal(MODEL)
     assert "encoder.weights" in message
@@ -252,15 +252,15 @@ def test_without_weights_to_be_had_the_error_says_what_to_do(monkeypatch, failur
     assert "IMAGENET1K_V1" in message
 
 
-def test_the_descriptor_takes_no_weights():
+def test_the_descriptor_refuses_weights():
     assert "descriptor takes none" in refusal("descriptor", weights="w.pt", data=b"x")
 
 
-def test_the_descriptor_takes_no_mean_silently():
+def test_the_descriptor_refuses_a_mean():
     half = (0.5, 0.5, 0.5)
     assert "mean" in refusal("descriptor", mean=half, std=half)
 
 
-def test_an_image_size_that_the_model_cannot_take_is_named(state):
+def test_an_image_size_that_the_model_cannot_process_is_refused_by_size(state):
     with pytest.raises(ConfigError, match="8 px"):
         build_encoder(EncoderConfig(name=MODEL, weights="w.pt", image_size=8), saved(state), "cpu")

@@ -1,4 +1,4 @@
-"""Decoding: every format and mode to RGB as documented, every fault with its reason, facts, thumbnails."""
+"""Decoding of every format and mode to RGB, the reason of every fault, file metadata, and thumbnails."""
 
 import io
 import struct
@@ -21,7 +21,7 @@ def encoded(image, format="PNG", **options):
 
 
 def scene(width=48, height=48, seed=0):
-    """A smooth picture with three unlike channels and no symmetry."""
+    """Make a smooth image with three different channels and no symmetry."""
     rng = np.random.default_rng(seed)
     down, across = np.mgrid[0:height, 0:width] / max(width, height)
     planes = [
@@ -48,18 +48,18 @@ def fault_of(data):
 @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF"])
 def test_lossless_formats_give_the_exact_pixels(format):
     image = scene()
-    pixels, facts = decode(encoded(image, format), 48)
+    pixels, metadata = decode(encoded(image, format), 48)
     np.testing.assert_array_equal(pixels, np.asarray(image))
     assert (pixels.dtype, pixels.shape) == (np.uint8, (48, 48, 3))
-    assert facts.format == format
+    assert metadata.format == format
 
 
 @pytest.mark.parametrize(("format", "options"), [("JPEG", {"quality": 95}), ("WEBP", {"quality": 95})])
 def test_lossy_formats_give_nearly_the_pixels(format, options):
     image = scene()
-    pixels, facts = decode(encoded(image, format, **options), 48)
+    pixels, metadata = decode(encoded(image, format, **options), 48)
     assert np.abs(pixels.astype(int) - np.asarray(image).astype(int)).mean() < 3
-    assert facts.format == format
+    assert metadata.format == format
 
 
 def test_lossless_webp_gives_the_exact_pixels():
@@ -72,7 +72,7 @@ def test_an_animated_gif_gives_its_first_frame():
     assert (pixels_of(data, 32) == [255, 0, 0]).all()
 
 
-def test_the_picture_is_squashed_to_a_square_not_cropped():
+def test_images_are_resized_to_a_square_and_not_cropped():
     image = Image.new("RGB", (80, 20), "black")
     image.paste((255, 255, 255), (40, 0, 80, 20))
     pixels = pixels_of(encoded(image), 40)
@@ -103,7 +103,7 @@ def test_exif_orientation_is_applied(orientation, turn):
 # --- modes ---
 
 
-def test_palette_images_take_their_palettes_colours():
+def test_palette_images_are_converted_by_their_palette():
     image = Image.new("P", (32, 32), 1)
     image.putpalette([0, 0, 0, 200, 30, 60])
     assert (pixels_of(encoded(image), 32) == [200, 30, 60]).all()
@@ -125,7 +125,7 @@ def test_one_bit_images_are_black_and_white():
 
 @pytest.mark.parametrize("format", ["JPEG", "TIFF"])
 def test_cmyk_images_become_their_rgb_colours(format):
-    # cyan 0, magenta and yellow full, black 0: red
+    # Full magenta and yellow without cyan and black are red.
     image = Image.new("CMYK", (32, 32), (0, 255, 255, 0))
     pixels = pixels_of(encoded(image, format), 32)
     assert np.abs(pixels - [255, 0, 0]).max() <= 3
@@ -154,13 +154,13 @@ def test_float_grey_with_nan_does_not_fail():
 
 
 @pytest.mark.parametrize("alpha", [0, 128, 255])
-def test_alpha_is_laid_over_white(alpha):
+def test_alpha_is_composited_over_white(alpha):
     pixels = pixels_of(encoded(Image.new("RGBA", (32, 32), (200, 0, 40, alpha))), 32)
     expected = np.array([200, 0, 40]) * alpha / 255 + 255 * (1 - alpha / 255)
     assert np.abs(pixels - expected).max() <= 1
 
 
-def test_grey_with_alpha_is_laid_over_white():
+def test_grey_with_alpha_is_composited_over_white():
     pixels = pixels_of(encoded(Image.new("LA", (32, 32), (0, 64))), 32)
     assert np.abs(pixels - 255 * (1 - 64 / 255)).max() <= 1
 
@@ -187,7 +187,7 @@ def test_a_transparent_colour_of_an_rgb_image_is_white():
 
 
 def png_header(width, height):
-    """A PNG that only claims its size."""
+    """Make a PNG file whose header has the given size, with pixel data of a few bytes only."""
 
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -201,7 +201,7 @@ def bmp_header(width, height):
     return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + info + b"\0" * 64
 
 
-def test_no_bytes_are_empty():
+def test_a_file_without_bytes_has_the_reason_empty():
     assert fault_of(b"") is Reason.EMPTY
 
 
@@ -209,11 +209,11 @@ def test_no_bytes_are_empty():
     "data",
     [b"hello, this is no picture\n" * 20, b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"],
 )
-def test_text_and_svg_are_unsupported(data):
+def test_text_and_svg_have_the_reason_unsupported(data):
     assert fault_of(data) is Reason.UNSUPPORTED
 
 
-def test_a_format_that_pillow_knows_but_synthscale_does_not_promise_is_unsupported():
+def test_a_format_that_only_pillow_supports_has_the_reason_unsupported():
     assert fault_of(encoded(scene(32, 32), "ICO")) is Reason.UNSUPPORTED
 
 
@@ -223,33 +223,33 @@ def noisy(side=128):
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "BMP", "TIFF"])
 @pytest.mark.parametrize("kept", [0.5, 0.9])
-def test_a_file_that_ends_early_is_truncated(format, kept):
+def test_a_file_that_ends_early_has_the_reason_truncated(format, kept):
     data = encoded(noisy(), format)
-    if format == "TIFF":  # keep the directory at the file's front
+    if format == "TIFF":  # without compression the image directory is at the front of the file
         data = encoded(noisy(), format, compression="raw")
     assert fault_of(data[: int(len(data) * kept)]) is Reason.TRUNCATED
 
 
 @pytest.mark.parametrize("format", ["WEBP", "GIF"])
-def test_an_early_end_of_webp_and_gif_is_a_fault(format):
+def test_webp_and_gif_files_that_end_early_are_faults(format):
     data = encoded(noisy(), format)
     assert fault_of(data[: len(data) // 2]) in {Reason.TRUNCATED, Reason.CORRUPT, Reason.UNSUPPORTED}
 
 
-def test_damaged_compressed_data_is_corrupt():
+def test_damaged_compressed_data_has_the_reason_corrupt():
     data = bytearray(encoded(noisy()))
     start = data.index(b"IDAT") + 4
     data[start : start + 40] = b"\xff" * 40
     assert fault_of(bytes(data)) is Reason.CORRUPT
 
 
-def test_a_damaged_header_is_no_usable_image():
+def test_a_png_with_a_damaged_header_is_a_fault():
     data = bytearray(encoded(scene()))
     data[16:24] = b"\0" * 8  # width and height of IHDR
     assert fault_of(bytes(data)) in {Reason.CORRUPT, Reason.UNSUPPORTED}
 
 
-def test_a_jpeg_whose_header_is_garbage_is_no_usable_image():
+def test_a_jpeg_with_a_damaged_header_is_a_fault():
     data = encoded(scene(), "JPEG")
     assert fault_of(data[:4] + b"\0" * 60) in {Reason.CORRUPT, Reason.UNSUPPORTED, Reason.TRUNCATED}
 
@@ -259,12 +259,12 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(data):
     assert fault_of(data) is Reason.TOO_LARGE
 
 
-def test_a_bomb_below_pillows_own_limit_is_refused_too():
+def test_a_decompression_bomb_below_pillows_limit_is_refused():
     # Pillow warns above 89 million pixels and raises above 179 million.
     assert fault_of(png_header(8500, 8500)) is Reason.TOO_LARGE
 
 
-def test_a_bomb_is_refused_for_thumbnails_too():
+def test_thumbnails_refuse_a_decompression_bomb():
     with pytest.raises(RowFault) as caught:
         thumbnail_jpeg(png_header(20000, 20000), 64)
     assert caught.value.reason is Reason.TOO_LARGE
@@ -292,9 +292,9 @@ def test_a_reduced_decode_of_a_large_jpeg_looks_like_the_full_decode():
 
 @pytest.mark.parametrize("side", [130, 260, 520, 1040])
 def test_a_reduced_decode_of_a_detailed_jpeg_stays_near_the_full_decode(side):
-    """At 520 px a decode at 1/4 differs by 1.4 grey levels in the mean, one at 1/8, no larger than asked, by 6.
+    """At 520 px, the mean difference is 1.4 grey levels with a decode at 1/4, and 6 at 1/8, close to the target.
 
-    Without chroma subsampling, whose enlargement in the full decode makes a difference of its own (2.7 at 260 px).
+    Chroma subsampling is off: enlarging the chroma in the full decode makes a difference itself (2.7 at 260 px).
     """
     detailed = noisy(48).resize((side, side), Image.Resampling.BICUBIC)
     data = encoded(detailed, "JPEG", quality=90, subsampling=0)
@@ -303,35 +303,35 @@ def test_a_reduced_decode_of_a_detailed_jpeg_stays_near_the_full_decode(side):
     assert np.abs(pixels_of(data, 64) - expected).mean() < 2
 
 
-# --- facts ---
+# --- file metadata ---
 
 
-def test_facts_describe_the_file_as_it_is():
+def test_metadata_have_size_format_mode_and_bytes_of_the_file():
     data = encoded(scene(60, 40), "PNG")
-    facts = decode(data, 16)[1]
-    assert (facts.width_px, facts.height_px, facts.format, facts.mode) == (60, 40, "PNG", "RGB")
-    assert facts.bytes == len(data)
-    assert facts.jpeg_quality is None
+    metadata = decode(data, 16)[1]
+    assert (metadata.width_px, metadata.height_px, metadata.format, metadata.mode) == (60, 40, "PNG", "RGB")
+    assert metadata.bytes == len(data)
+    assert metadata.jpeg_quality is None
 
 
-def test_facts_of_a_large_jpeg_give_the_size_in_the_file_not_the_reduced_one():
-    facts = decode(encoded(scene(1600, 1200), "JPEG"), 32)[1]
-    assert (facts.width_px, facts.height_px, facts.mode) == (1600, 1200, "RGB")
+def test_metadata_of_a_large_jpeg_have_the_size_in_the_file_and_not_the_reduced_one():
+    metadata = decode(encoded(scene(1600, 1200), "JPEG"), 32)[1]
+    assert (metadata.width_px, metadata.height_px, metadata.mode) == (1600, 1200, "RGB")
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])
-def test_facts_give_the_mode_in_the_file(mode):
+def test_metadata_have_the_mode_of_the_file(mode):
     assert decode(encoded(scene().convert(mode)), 16)[1].mode == mode
 
 
 @pytest.mark.parametrize("quality", [50, 60, 75, 80, 85, 90, 95])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_jpeg_quality_is_read_back(quality, mode):
-    facts = decode(encoded(scene().convert(mode), "JPEG", quality=quality), 16)[1]
-    assert facts.jpeg_quality == pytest.approx(quality, abs=2)
+def test_jpeg_quality_is_estimated_within_2(quality, mode):
+    metadata = decode(encoded(scene().convert(mode), "JPEG", quality=quality), 16)[1]
+    assert metadata.jpeg_quality == pytest.approx(quality, abs=2)
 
 
-def test_content_hashes_are_equal_exactly_when_the_bytes_are():
+def test_content_hashes_are_equal_if_and_only_if_the_bytes_are():
     data = encoded(scene())
     other_bytes_same_pixels = encoded(scene(), compress_level=1)
     assert other_bytes_same_pixels != data
@@ -343,7 +343,7 @@ def test_content_hashes_are_equal_exactly_when_the_bytes_are():
 
 
 @pytest.mark.parametrize("size", [(400, 100), (100, 400), (10, 8), (96, 96), (2000, 3)])
-def test_thumbnails_stay_within_their_side_and_keep_proportions(size):
+def test_thumbnails_have_the_given_longer_side_and_keep_the_aspect_ratio(size):
     with Image.open(io.BytesIO(thumbnail_jpeg(encoded(scene(*size)), 96))) as small:
         assert small.format == "JPEG"
         assert max(small.size) == 96
@@ -371,14 +371,14 @@ def test_thumbnails_are_upright():
         assert small.size == (32, 64)
 
 
-def test_thumbnails_of_unusable_bytes_raise_the_fault():
+def test_thumbnails_of_an_empty_file_raise_the_fault():
     with pytest.raises(RowFault) as caught:
         thumbnail_jpeg(b"", 64)
     assert caught.value.reason is Reason.EMPTY
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"])
-def test_damaged_bytes_are_a_fault_or_a_picture_and_never_a_crash(format):
+def test_randomly_damaged_files_give_a_fault_or_an_image(format):
     rng = np.random.default_rng(7)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -398,10 +398,10 @@ def test_damaged_bytes_are_a_fault_or_a_picture_and_never_a_crash(format):
         assert pixels.shape == (8, 8, 3)
 
 
-def test_an_exif_block_that_pillow_stumbles_over_is_a_fault(monkeypatch):
-    # Rare damage makes Pillow's EXIF reader raise struct.error; the fuzzing above does not always hit it.
-    def stumble(image):
+def test_an_exif_block_that_makes_pillow_fail_is_a_fault(monkeypatch):
+    # Rare damage makes Pillow's EXIF reader raise struct.error; the random damage above does not always cause it.
+    def fail(image):
         raise struct.error("unpack requires a buffer of 2 bytes")
 
-    monkeypatch.setattr("synthscale.embed.images.ImageOps.exif_transpose", stumble)
+    monkeypatch.setattr("synthscale.embed.images.ImageOps.exif_transpose", fail)
     assert fault_of(encoded(scene(), "JPEG")) is Reason.CORRUPT

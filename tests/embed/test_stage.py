@@ -1,4 +1,4 @@
-"""Where and on how many actors images are embedded, as Ray's resources and the settings say."""
+"""Device and number of actors of embed, given Ray's resources and the settings."""
 
 import pytest
 
@@ -17,11 +17,11 @@ def context(tmp_path, device="auto", **resources):
 @pytest.mark.parametrize(
     ("device", "gpus", "chosen"), [("auto", 0, "cpu"), ("auto", 2, "cuda"), ("cpu", 2, "cpu"), ("cuda", 1, "cuda")]
 )
-def test_a_gpu_is_taken_where_ray_sees_one_unless_told_otherwise(tmp_path, device, gpus, chosen):
+def test_the_device_is_a_gpu_if_ray_reports_one_unless_configured_otherwise(tmp_path, device, gpus, chosen):
     assert embed.device_for(context(tmp_path, device, gpus=gpus)) == chosen
 
 
-def test_a_gpu_that_this_machine_lacks_is_missed_at_once_and_one_of_a_cluster_is_waited_for(tmp_path):
+def test_a_missing_gpu_is_an_error_on_one_machine_but_requested_from_a_cluster(tmp_path):
     with pytest.raises(ConfigError, match="no GPU"):
         embed.device_for(context(tmp_path, "cuda", gpus=0))
     growing = context(tmp_path, "cuda", gpus=0, is_local=False)
@@ -31,7 +31,7 @@ def test_a_gpu_that_this_machine_lacks_is_missed_at_once_and_one_of_a_cluster_is
     assert pool.max_size > 1
 
 
-def test_every_core_embeds_a_large_set_and_one_a_small_one(tmp_path):
+def test_a_large_set_uses_every_core_and_a_small_set_one(tmp_path):
     here = context(tmp_path, cpus=8)
     assert embed.actor_pool(here, "cpu", shards=16, rows=10_000).max_size == 8
     assert embed.actor_pool(here, "cpu", shards=16, rows=400).max_size == 1

@@ -18,7 +18,7 @@ Matrix = NDArray[np.float64]
 
 
 def points_of(kind: str, seed: int, n: int, d: int) -> Points:
-    """Points as projections make them: differences of unit vectors and a mean, so no longer than 2."""
+    """Points like those of a projection: unit vectors minus a mean, so of norm at most 2."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n, d)) + {"centred": 0, "offset": 5, "tight": 300}.get(kind, 0)
     if kind == "copies":
@@ -53,7 +53,7 @@ cases = given(
 
 @cases
 @settings(max_examples=150, deadline=None)
-def test_no_pair_within_the_two_limits_is_missed_and_few_beyond_pass(
+def test_every_pair_within_its_limits_is_a_candidate_and_few_others_are(
     kind: str, seed: int, n: int, m: int, d: int
 ) -> None:
     both = points_of(kind, seed, n + m + 1, d)
@@ -64,17 +64,15 @@ def test_no_pair_within_the_two_limits_is_missed_and_few_beyond_pass(
     right = rng.choice([0.0, 1e-9, 0.01, 0.3], m)
     left = np.zeros(n) if m == 0 else np.diagonal(distances[:, rng.integers(0, m, n)] - right[:1]).copy()
     excess = distances - left[:, None] - right[None]
-    who, which = cpu_filter(as_queries(x, left), as_database(y, right))
-    assert (np.diff(who) >= 0).all()
-    found = pairs_of((who, which))
+    row, column = cpu_filter(as_queries(x, left), as_database(y, right))
+    assert (np.diff(row) >= 0).all()
+    found = pairs_of((row, column))
     assert pairs_where(excess <= 0) <= found <= pairs_where(excess <= 1e-5)
 
 
 @cases
 @settings(max_examples=60, deadline=None)
-def test_torch_finds_the_same_pairs_wherever_float32_can_tell(
-    kind: str, seed: int, n: int, m: int, d: int
-) -> None:
+def test_torch_filter_equals_cpu_filter_up_to_rounding(kind: str, seed: int, n: int, m: int, d: int) -> None:
     both = points_of(kind, seed, n + m + 1, d)
     left, right = as_queries(both[:n], 0.2), as_database(both[n : n + m], np.linspace(0, 0.5, m))
     sure = np.abs(left.astype(np.float64) @ right.astype(np.float64).T) > 1e-5
@@ -88,14 +86,14 @@ def test_equal_points_pass_at_any_limit_and_far_ones_do_not(limit: float) -> Non
     assert pairs_of(cpu_filter(as_queries(x, limit), as_database(x))) == {(i, i) for i in range(50)}
 
 
-def test_a_limit_below_zero_shuts_a_point_out() -> None:
+def test_a_negative_limit_excludes_a_point() -> None:
     x = points_of("centred", 1, 20, 8)
     limits = np.where(np.arange(20) < 5, -2.0, 2.0)
     assert set(cpu_filter(as_queries(x), as_database(x, limits))[1].tolist()) == set(range(5, 20))
     assert set(cpu_filter(as_queries(x, limits), as_database(x))[0].tolist()) == set(range(5, 20))
 
 
-def test_points_are_left_as_they_were() -> None:
+def test_input_points_are_not_modified() -> None:
     x = points_of("centred", 2, 20, 8)
     before = x.copy()
     as_queries(x, 0.1), as_database(x, 0.1), count_near(x, 0.1)
@@ -104,7 +102,7 @@ def test_points_are_left_as_they_were() -> None:
 
 @pytest.mark.parametrize("kind", ["centred", "offset", "tight", "copies"])
 @pytest.mark.parametrize("n", [0, 1, 700, 2500])
-def test_counts_are_those_of_brute_force(kind: str, n: int) -> None:
+def test_count_near_equals_brute_force(kind: str, n: int) -> None:
     x = points_of(kind, 3, n, 6)
     distances = np.concatenate([np.empty((0, n)), *(halved(x[i : i + 100], x) for i in range(0, n, 100))])
     for limit in (0.0, 1e-3, 0.3, 2.0):

@@ -45,13 +45,13 @@ def index_of(x: Vectors, rows: Rows, cells: int, sample: Vectors | None = None) 
 
 
 def distances_of(queries: Vectors, query_rows: Rows, x: Vectors, rows: Rows) -> Floats:
-    """True distances, a row infinitely far from itself."""
+    """Exact distances; inf from a row to itself."""
     distances = brute.cosine_distances(queries, x)
     return np.where(query_rows[:, None] == rows, np.inf, distances)
 
 
 def assert_nearest(answer: tuple[Floats, Rows], distances: Floats, rows: Rows, k: int) -> None:
-    """The k smallest, of rows that differ and are that far; inf and -1 where there are fewer."""
+    """Assert that the result has the k smallest distances and distinct rows at them, padded with inf and -1."""
     found, which = answer
     expected = brute.k_smallest(distances, k)
     np.testing.assert_allclose(found, expected, atol=1e-6, rtol=1e-6)
@@ -74,9 +74,7 @@ cases = given(
 
 @cases
 @settings(max_examples=120, deadline=None)
-def test_probing_all_cells_gives_the_nearest_of_brute_force(
-    kind: str, seed: int, n: int, cells: int, k: int
-) -> None:
+def test_probing_all_cells_equals_brute_force(kind: str, seed: int, n: int, cells: int, k: int) -> None:
     x, rows = vectors_of(kind, seed, n + 10), numbered(n + 10)
     index = index_of(x[:n], rows[:n], cells, vectors_of(kind, seed, 100))
     assert index.cells == cells
@@ -90,7 +88,7 @@ def test_probing_all_cells_gives_the_nearest_of_brute_force(
 @pytest.mark.parametrize(
     ("n", "d", "rank"), [(1, 8, 8), (2, 8, 8), (4, 8, 8), (9, 8, 2), (90, 100, 20), (110, 100, 20)]
 )
-def test_a_sample_that_spans_few_dimensions_misses_nothing(n: int, d: int, rank: int) -> None:
+def test_training_on_a_low_rank_sample_loses_no_neighbor(n: int, d: int, rank: int) -> None:
     # FAISS's components are orthonormal only where the sample has more rows than dimensions, or spans them all.
     rng = np.random.default_rng(0)
     sample = (rng.normal(size=(n, rank)) @ np.linalg.qr(rng.normal(size=(d, d)))[0][:rank]).astype(np.float32)
@@ -101,7 +99,9 @@ def test_a_sample_that_spans_few_dimensions_misses_nothing(n: int, d: int, rank:
 
 @cases
 @settings(max_examples=60, deadline=None)
-def test_parts_of_an_index_merge_to_the_whole(kind: str, seed: int, n: int, cells: int, k: int) -> None:
+def test_merged_results_of_index_parts_equal_the_whole_index(
+    kind: str, seed: int, n: int, cells: int, k: int
+) -> None:
     x, rows = vectors_of(kind, seed, n), numbered(n)
     trained = train_index(vectors_of(kind, seed, 100), cells)
     of_part = np.random.default_rng(seed).integers(0, 3, n)
@@ -118,7 +118,7 @@ def test_parts_of_an_index_merge_to_the_whole(kind: str, seed: int, n: int, cell
 
 @cases
 @settings(max_examples=60, deadline=None)
-def test_inside_is_that_of_brute_force_and_few_probes_find_some_of_it(
+def test_is_inside_equals_brute_force_and_few_probes_find_a_subset(
     kind: str, seed: int, n: int, cells: int, k: int
 ) -> None:
     x, rows = vectors_of(kind, seed, n + 10), numbered(n + 10)
@@ -176,14 +176,14 @@ def test_an_index_without_rows_finds_nothing() -> None:
     assert index.rows.tolist() == []
 
 
-def test_no_queries_have_no_answers() -> None:
+def test_no_queries_give_empty_results() -> None:
     x, rows = vectors_of("uniform", 4, 30), np.arange(30)
     index = index_of(x, rows, 4)
     assert index.nearest(x[:0], rows[:0], 3, 2)[0].shape == (0, 3)
     assert index.is_inside(x[:0], rows[:0], np.ones(30), 2).shape == (0,)
 
 
-def test_a_row_whose_only_twin_is_itself_is_not_its_own_neighbor() -> None:
+def test_a_row_is_never_its_own_neighbor() -> None:
     x, rows = np.eye(4, dtype=np.float32), np.array([7, 3, 9, 1])
     index = index_of(x, rows, 2)
     distance, which = index.nearest(x, rows, 4, 2)
@@ -206,7 +206,7 @@ def test_torch_finds_the_same_nearest_rows() -> None:
             np.testing.assert_allclose(left, right, atol=1e-12)
 
 
-def test_the_trained_index_is_left_as_it_was_and_outlives_what_made_it() -> None:
+def test_the_trained_index_is_not_modified_and_stays_alive() -> None:
     trained = train_index(vectors_of("uniform", 6, 100), 4)
     before = trained.copy()
     indexes = [CellIndex(trained.copy()) for _ in range(20)]
@@ -219,7 +219,7 @@ def test_the_trained_index_is_left_as_it_was_and_outlives_what_made_it() -> None
 
 
 @pytest.mark.parametrize("kind", ["clustered", "wide"])
-def test_faiss_reads_the_index_and_answers_with_row_numbers(kind: str, tmp_path: Path) -> None:
+def test_faiss_reads_the_written_index_and_returns_row_numbers(kind: str, tmp_path: Path) -> None:
     x, rows = vectors_of(kind, 7, 400), numbered(400)
     index_of(x, rows, 8).write(str(tmp_path / "index"))
     read = faiss.read_index(str(tmp_path / "index"))
@@ -230,7 +230,7 @@ def test_faiss_reads_the_index_and_answers_with_row_numbers(kind: str, tmp_path:
     np.testing.assert_allclose(squared[:, 0], 0, atol=1e-6)
 
 
-def test_an_index_that_was_written_answers_as_before(tmp_path: Path) -> None:
+def test_an_index_read_from_a_file_gives_the_same_results(tmp_path: Path) -> None:
     x, rows = vectors_of("clustered", 8, 300), numbered(300)
     index = index_of(x, rows, 6)
     index.write(str(tmp_path / "index"))

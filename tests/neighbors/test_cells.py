@@ -32,7 +32,7 @@ def vectors_of(kind: str, seed: int, n: int) -> Vectors:
 
 
 def centers_of(kind: str, seed: int, count: int, width: int) -> Vectors:
-    """Partitions that no k-means would make."""
+    """Centres that k-means would not return."""
     rng = np.random.default_rng(seed)
     centers = rng.normal(size=(count, width))
     centers *= rng.uniform(0, 2, (count, 1)) / np.linalg.norm(centers, axis=1, keepdims=True)
@@ -47,15 +47,15 @@ def centers_of(kind: str, seed: int, count: int, width: int) -> Vectors:
 
 
 def meet(placed: CellAssignment, n: int, hubs_from: int) -> NDArray[np.bool_]:
-    """Which rows are compared, or joined by the hub that absorbed both, (n, n)."""
-    entries = list(zip(placed.who.tolist(), placed.cell.tolist(), placed.home.tolist(), strict=True))
+    """Whether two rows are compared, or connected by the hub that absorbed both, (n, n)."""
+    entries = list(zip(placed.row_index.tolist(), placed.cell.tolist(), placed.home.tolist(), strict=True))
     met = np.zeros((n, n), np.bool_)
     for cell in set(placed.cell.tolist()):
-        lives = [who for who, where, home in entries if where == cell and home]
-        comes = [who for who, where, home in entries if where == cell and not home]
-        assert not set(lives) & set(comes)
-        assert cell < hubs_from or all(placed.hub[who] == cell - hubs_from for who in lives)
-        met[np.ix_(lives, lives + comes)] = True
+        residents = [row for row, at, home in entries if at == cell and home]
+        visitors = [row for row, at, home in entries if at == cell and not home]
+        assert not set(residents) & set(visitors)
+        assert cell < hubs_from or all(placed.hub[row] == cell - hubs_from for row in residents)
+        met[np.ix_(residents, residents + visitors)] = True
     return met | met.T
 
 
@@ -69,7 +69,7 @@ def meet(placed: CellAssignment, n: int, hubs_from: int) -> NDArray[np.bool_]:
     hub_rows=st.sampled_from([2, 256]),
 )
 @settings(max_examples=150, deadline=None)
-def test_rows_within_the_radius_meet_in_any_partition(
+def test_rows_within_the_radius_share_a_cell_in_any_partition(
     kind: str, centers: str, seed: int, n: int, count: int, radius: float, hub_rows: int
 ) -> None:
     x = vectors_of(kind, seed, n)
@@ -79,9 +79,9 @@ def test_rows_within_the_radius_meet_in_any_partition(
         plan = planned(x, code, radius)
     plan = replace(plan, centers=centers_of(centers, seed, count, plan.projection.width))
     placed = assign_cells(plan, x, code)
-    assert sorted(placed.who[placed.home].tolist()) == list(range(n))
+    assert sorted(placed.row_index[placed.home].tolist()) == list(range(n))
     assert ((placed.cell >= 0) & (placed.cell < plan.cells)).all()
-    entries = list(zip(placed.who.tolist(), placed.cell.tolist(), strict=True))
+    entries = list(zip(placed.row_index.tolist(), placed.cell.tolist(), strict=True))
     assert len(set(entries)) == len(entries)
     distances = brute.cosine_distances(x, x)
     related = (code[:, None] == code) | (code[:, None] == 0) | (code == 0)
@@ -93,14 +93,16 @@ def test_rows_within_the_radius_meet_in_any_partition(
     assert (distances[absorbed, pivots] <= radius / 4 + 1e-15).all()
     visits = ~placed.home & (placed.cell >= len(plan.centers))
     owners = plan.hubs.code[placed.cell[visits] - len(plan.centers)]
-    assert ((code[placed.who[visits]] == owners) | (code[placed.who[visits]] == 0) | (owners == 0)).all()
+    assert (
+        (code[placed.row_index[visits]] == owners) | (code[placed.row_index[visits]] == 0) | (owners == 0)
+    ).all()
 
 
 @pytest.mark.parametrize("radius", [5e-324, 1e-9, 1e-6, 1e-3, 0.1])
 @pytest.mark.parametrize("apart", [1e-6, 1e-4, 1e-2, 1.0])
 @pytest.mark.parametrize("d", [3, 512])
-def test_rows_that_straddle_a_plane_at_equal_distances_meet(radius: float, apart: float, d: int) -> None:
-    # Neither is nearer to the plane than r / 2 by more than rounding: nothing is left of the argument but slack.
+def test_rows_on_opposite_sides_of_a_boundary_share_a_cell(radius: float, apart: float, d: int) -> None:
+    # Both rows are r / 2 from the plane up to rounding, so only the slack makes one of them visit.
     rng = np.random.default_rng(0)
     across = np.eye(d)[0]
     middle = rng.normal(size=(100, d)) * (1 - across)
@@ -120,7 +122,7 @@ def test_rows_that_straddle_a_plane_at_equal_distances_meet(radius: float, apart
         assert met[np.arange(100), 100 + np.arange(100)].all()
 
 
-def test_rows_far_from_every_plane_visit_nothing() -> None:
+def test_rows_far_from_every_boundary_visit_no_cell() -> None:
     axes = np.repeat(np.eye(4, dtype=np.float32), 5, axis=0)
     plan = planned(axes, np.zeros(20, np.int32), 0.01)
     plan = replace(plan, centers=np.eye(4, dtype=np.float32) - plan.projection.mean)
@@ -136,7 +138,7 @@ def clusters(n: int, count: int, d: int = 16) -> Vectors:
     )
 
 
-def test_few_rows_are_compared_at_once_and_many_in_cells() -> None:
+def test_few_rows_are_joined_by_brute_force_and_many_in_cells() -> None:
     few, many = clusters(2000, 50), clusters(30_000, 300)
     at_once = planned(few, np.zeros(2000, np.int32), 1e-3)
     in_cells = planned(many, np.zeros(30_000, np.int32), 1e-3)
@@ -148,7 +150,7 @@ def test_few_rows_are_compared_at_once_and_many_in_cells() -> None:
     assert planned(many, np.zeros(30_000, np.int32), 1.5).estimate.method == "brute force"
 
 
-def test_the_same_sample_gives_the_same_plan_and_a_worker_gets_it_whole() -> None:
+def test_a_plan_is_deterministic_and_survives_pickling() -> None:
     x, code = clusters(6000, 30), np.zeros(6000, np.int32)
     one, other = planned(x, code, 1e-3), pickle.loads(pickle.dumps(planned(x, code, 1e-3)))
     np.testing.assert_array_equal(one.centers, other.centers)
@@ -178,12 +180,12 @@ def test_oversized_cells_are_split() -> None:
     assert len(centers) > 60
 
 
-def test_points_that_coincide_cannot_be_split_and_do_no_harm() -> None:
+def test_coinciding_points_give_finite_centres() -> None:
     x = np.repeat(np.eye(4, dtype=np.float32), [3000, 5, 5, 5], axis=0)
     assert np.isfinite(module._centers(x, 20, 0)).all()
 
 
-def test_a_hub_is_found_where_an_image_is_repeated_within_one_set_only() -> None:
+def test_a_hub_is_found_only_if_an_image_is_repeated_within_one_set() -> None:
     rng = np.random.default_rng(3)
     x = rng.normal(size=(3000, 12)).astype(np.float32)
     x[:600] = x[0] + 1e-3 * rng.normal(size=(600, 12))
@@ -197,8 +199,8 @@ def test_a_hub_is_found_where_an_image_is_repeated_within_one_set_only() -> None
     assert len(planned(x, mixed, 1e-3).hubs.row) == 0
 
 
-def test_a_crowd_that_a_hub_would_not_absorb_gets_none() -> None:
-    # Points cannot tell these rows apart at so small a radius; the formula can, and a hub of one row costs a cell.
+def test_rows_that_only_float64_separates_get_no_hub() -> None:
+    # float32 points cannot separate these rows at so small a radius, but the float64 distance can.
     rng = np.random.default_rng(4)
     crowd = (rng.normal(size=12) + 1e-4 * rng.normal(size=(400, 12))).astype(np.float32)
     assert len(planned(crowd, np.zeros(400, np.int32), 1e-10).hubs.row) == 0

@@ -1,4 +1,4 @@
-"""Components of every view beside a union-find of one view at a time, written from the words alone."""
+"""`Components` against a reference union-find per view, written from the docstring alone."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ Pair = tuple[int, int]
 
 
 class UnionFind:
-    """Which rows of one view are connected."""
+    """Reference union-find over the rows of one view."""
 
     def __init__(self, n: int) -> None:
         self.parent = list(range(n))
@@ -24,14 +24,14 @@ class UnionFind:
         return i
 
     def merge(self, i: int, j: int) -> bool:
-        """Connect two rows and tell whether they were apart."""
+        """Connect two rows; return True if they were in different components."""
         one, other = self.root(i), self.root(j)
         self.parent[max(one, other)] = min(one, other)
         return one != other
 
 
 class Views:
-    """A union-find of the real rows alone (view 0), and one of them with each generator's."""
+    """One union-find for the real rows alone (view 0), and one per generator for the real rows and its own."""
 
     def __init__(self, code: list[int], labels: list[int]) -> None:
         self.code = code
@@ -59,7 +59,7 @@ class Views:
 
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[list[int], list[int], list[list[Pair]]]:
-    """Each row's set and label (rows of one label are of one set), and batches of pairs that share a view."""
+    """Set code and label of each row (equal labels imply equal sets), and batches of pairs within a view."""
     n, generators = draw(st.integers(1, 16)), draw(st.integers(0, 3))
     code = draw(st.lists(st.integers(0, generators), min_size=n, max_size=n))
     given_labels = draw(st.lists(st.integers(0, 8), min_size=n, max_size=n))
@@ -85,7 +85,7 @@ def both(code: list[int], labels: list[int]) -> tuple[Components, Views]:
 
 
 def related(code: list[int]) -> list[Pair]:
-    """All pairs, in both orders, that share a view."""
+    """All ordered pairs of rows that are in a common view."""
     rows = range(len(code))
     return [(i, j) for i in rows for j in rows if code[i] == code[j] or 0 in (code[i], code[j])]
 
@@ -107,7 +107,7 @@ def test_merging_batches_connects_what_a_union_find_connects(
 
 @given(worlds())
 @settings(max_examples=200, deadline=None)
-def test_a_forest_connects_the_same_and_holds_no_superfluous_edge_of_a_view(
+def test_a_spanning_forest_connects_the_same_rows_without_superfluous_edges(
     world: tuple[list[int], list[int], list[list[Pair]]],
 ) -> None:
     code, labels, batches = world
@@ -134,7 +134,7 @@ def test_a_forest_connects_the_same_and_holds_no_superfluous_edge_of_a_view(
 
 @given(worlds(), st.data())
 @settings(max_examples=200, deadline=None)
-def test_rows_are_one_where_they_are_connected_in_every_view_that_both_sides_are_of(
+def test_are_one_requires_connection_in_every_common_view(
     world: tuple[list[int], list[int], list[list[Pair]]], data: st.DataObject
 ) -> None:
     code, labels, batches = world
@@ -158,7 +158,7 @@ def test_rows_are_one_where_they_are_connected_in_every_view_that_both_sides_are
 
 @given(worlds())
 @settings(max_examples=200, deadline=None)
-def test_a_rank_counts_earlier_pairs_of_the_same_component_of_the_view(
+def test_a_rank_counts_earlier_pairs_of_the_same_component(
     world: tuple[list[int], list[int], list[list[Pair]]],
 ) -> None:
     code, labels, batches = world
@@ -177,7 +177,7 @@ def test_a_rank_counts_earlier_pairs_of_the_same_component_of_the_view(
 REAL_FAKE_OTHER = [0, 0, 0, 1, 1, 2]
 
 
-def test_an_edge_of_one_generator_connects_nothing_in_anothers_view_nor_among_real_rows() -> None:
+def test_an_edge_of_one_generator_does_not_affect_other_views() -> None:
     components, _ = both(REAL_FAKE_OTHER, list(range(6)))
     # Real rows 0 and 1 by way of the first generator's row 3; the second's row 5 is near row 0.
     components.merge(*arrays([(0, 3), (1, 3), (0, 5)]))
@@ -195,13 +195,13 @@ def test_an_edge_of_one_generator_connects_nothing_in_anothers_view_nor_among_re
     assert components.are_one(np.array([0, 1]), np.array([0, 1, 3, 5]))
 
 
-def test_rows_without_a_view_in_common_are_nothing_to_compare() -> None:
+def test_rows_without_a_common_view_need_no_comparison() -> None:
     components, _ = both(REAL_FAKE_OTHER, list(range(6)))
     assert components.are_one(np.array([3, 4]), np.array([5]))
     assert components.are_one(np.array([0, 1]), np.array([], np.int64))
 
 
-def test_rows_of_one_label_are_connected_from_the_start() -> None:
+def test_rows_with_equal_labels_are_initially_connected() -> None:
     components, _ = both(REAL_FAKE_OTHER, [9, 9, 4, 7, 7, 1])
     assert not components.apart(*arrays([(0, 1), (3, 4)])).any()
     assert components.apart(*arrays([(0, 2), (0, 3), (0, 5)])).all()
@@ -210,7 +210,7 @@ def test_rows_of_one_label_are_connected_from_the_start() -> None:
     assert components.are_one(np.array([0, 1]), np.array([3, 4]))
 
 
-def test_no_rows_and_no_edges_are_fine() -> None:
+def test_empty_rows_and_edges_are_accepted() -> None:
     empty = Components(np.empty(0, np.int32), np.empty(0, np.int64))
     none = np.empty(0, np.int64)
     for components in (empty, both(REAL_FAKE_OTHER, list(range(6)))[0]):
@@ -221,7 +221,7 @@ def test_no_rows_and_no_edges_are_fine() -> None:
 
 
 @pytest.mark.parametrize("n", [2000, 30_000])
-def test_a_forest_of_many_edges_spans(n: int) -> None:
+def test_a_forest_of_many_edges_is_spanning(n: int) -> None:
     rng = np.random.default_rng(n)
     code = np.repeat(np.arange(3, dtype=np.int32), n // 3 + 1)[:n]
     components = Components(code, np.arange(n))

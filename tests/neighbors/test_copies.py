@@ -20,7 +20,7 @@ NONE = Copies(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 def representatives(n: int, *keys: ContentKeys) -> list[int]:
-    """Of rows 0..n-1, equal in any of the keys."""
+    """Representatives of rows 0..n-1, where rows with any equal key are copies."""
     rows = np.arange(n)
     return copies_from_pairs(equal_pairs(key, rows) for key in keys).representatives(rows).tolist()
 
@@ -29,19 +29,19 @@ def texts(*values: str, name: str = "set") -> ContentKeys:
     return content_keys((value.encode() for value in values), name)
 
 
-def test_keys_are_equal_where_strings_and_sets_are() -> None:
+def test_keys_are_equal_if_strings_and_sets_are() -> None:
     keys = [tuple(key) for key in np.vstack([texts("a", "b", "a", ""), texts("a", "", name="other")]).tolist()]
     assert keys[0] == keys[2]
     assert len(set(keys)) == 5
 
 
-def test_strings_are_not_run_together() -> None:
+def test_string_boundaries_change_the_keys() -> None:
     # "a" + "bc" and "ab" + "c", and a name that continues in the string.
     keys = np.vstack([texts("a", "bc"), texts("ab", "c"), texts("ya", name="x"), texts("a", name="xy")])
     assert len({tuple(key) for key in keys.tolist()}) == 6
 
 
-def test_no_strings_have_no_keys() -> None:
+def test_no_strings_give_no_keys() -> None:
     assert content_keys([], "set").shape == (0, 2)
     assert vector_keys(np.empty((0, 4), np.float32), "set").shape == (0, 2)
     assert vector_hashes(np.empty((0, 4), np.float32)).shape == (0,)
@@ -51,7 +51,7 @@ def test_no_strings_have_no_keys() -> None:
     st.lists(st.lists(st.sampled_from([-0.0, 0.0, 1.0, -1.0]), min_size=2, max_size=2), min_size=1, max_size=20)
 )
 @settings(deadline=None)
-def test_vectors_share_a_key_exactly_when_they_are_equal(values: list[tuple[float, float]]) -> None:
+def test_vectors_have_equal_keys_if_and_only_if_they_are_equal(values: list[tuple[float, float]]) -> None:
     keys = vector_keys(np.array(values, np.float32), "set").tolist()
     for x, key in zip(values, keys, strict=True):
         for y, other in zip(values, keys, strict=True):
@@ -59,29 +59,29 @@ def test_vectors_share_a_key_exactly_when_they_are_equal(values: list[tuple[floa
             assert (key == other) == (x == y)
 
 
-def test_vectors_of_different_sets_share_no_key() -> None:
+def test_equal_vectors_of_different_sets_have_different_keys() -> None:
     x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     assert not np.isin(vector_keys(x, "a"), vector_keys(x, "b")).any()
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
-def test_the_same_numbers_have_one_key_however_they_are_stored(dtype: type) -> None:
+def test_keys_do_not_depend_on_the_dtype(dtype: type) -> None:
     x = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float16)
     np.testing.assert_array_equal(vector_keys(x.astype(dtype), "a"), vector_keys(x.astype(np.float32), "a"))
 
 
-def test_a_vector_that_lies_in_memory_in_another_way_keeps_its_key() -> None:
+def test_keys_do_not_depend_on_the_memory_layout() -> None:
     x = np.random.default_rng(2).normal(size=(6, 8)).astype(np.float32)
     np.testing.assert_array_equal(vector_keys(np.asfortranarray(x), "a"), vector_keys(x, "a"))
     np.testing.assert_array_equal(vector_keys(x[:, ::2], "a"), vector_keys(x[:, ::2].copy(), "a"))
 
 
-def test_a_vectors_neighbour_in_float32_has_another_key() -> None:
+def test_adjacent_float32_values_have_different_keys() -> None:
     x = np.ones((1, 3), np.float32)
     assert not np.isin(vector_keys(np.nextafter(x, np.float32(2)), "a"), vector_keys(x, "a")).any()
 
 
-def test_a_draw_depends_on_nothing_but_the_vector() -> None:
+def test_a_vector_hash_depends_on_the_vector_only() -> None:
     x = np.random.default_rng(3).normal(size=(50, 4)).astype(np.float32)
     drawn, move = vector_hashes(x), np.random.default_rng(4).permutation(50)
     np.testing.assert_array_equal(vector_hashes(x[move]), drawn[move])
@@ -89,7 +89,7 @@ def test_a_draw_depends_on_nothing_but_the_vector() -> None:
     assert len(set(drawn.tolist())) == 50
 
 
-def test_draws_are_spread_evenly() -> None:
+def test_vector_hashes_are_uniform() -> None:
     # Close vectors too: the digest knows no geometry. 2,000 draws; six standard deviations.
     x = (1 + 1e-3 * np.random.default_rng(5).normal(size=(2000, 2))).astype(np.float32)
     shares = np.sort(vector_hashes(x)).astype(np.float64) / 2**64
@@ -124,7 +124,7 @@ def test_a_representative_is_the_first_row_with_the_same_key(values: list[int]) 
     assert representatives(len(values), texts(*map(str, values))) == [values.index(value) for value in values]
 
 
-def test_copies_take_the_smallest_row_that_equals_them_in_some_key() -> None:
+def test_a_representative_is_the_smallest_row_with_any_equal_key() -> None:
     rows = np.array([2, 3, 5, 8, 9])
     by_bytes, by_vector = texts("a", "b", "a", "c", "d"), texts("x", "y", "z", "z", "w")
     one = copies_from_pairs([equal_pairs(by_bytes, rows)])
@@ -134,7 +134,7 @@ def test_copies_take_the_smallest_row_that_equals_them_in_some_key() -> None:
     assert both.representatives(rows).tolist() == [2, 3, 2, 2, 9]
 
 
-def test_rows_without_a_file_are_copies_by_their_vectors_alone() -> None:
+def test_rows_without_a_file_are_matched_by_their_vectors() -> None:
     # Vector input has no content hash: its rows are left out of that key, and do not equal each other for it.
     rows, with_file = np.arange(4), np.array([1, 3])
     vectors = np.array([[1, 0], [2, 0], [1, 0], [3, 0]], np.float32)
@@ -183,7 +183,7 @@ def test_copies_in_different_sets_are_not_collapsed() -> None:
 SOME = Copies(np.array([2, 3, 5, 8, 9]), np.array([2, 3, 2, 2, 3]))
 
 
-def test_only_rows_with_copies_are_held() -> None:
+def test_only_rows_with_copies_are_stored() -> None:
     found = copies_from_pairs([(np.array([8, 2]), np.array([5, 8])), (np.array([3]), np.array([9]))])
     np.testing.assert_array_equal(found.row, SOME.row)
     np.testing.assert_array_equal(found.representative, SOME.representative)
@@ -196,12 +196,12 @@ def test_representatives_of_any_rows_in_any_order() -> None:
     assert rows.tolist() == [10, 9, 8, 4, 2, 0, 3, 5, 99]
 
 
-def test_distinct_rows_are_one_of_each_kind() -> None:
+def test_one_row_of_each_group_of_copies_is_distinct() -> None:
     rows = np.arange(11)
     assert rows[SOME.are_distinct(rows)].tolist() == [0, 1, 2, 3, 4, 6, 7, 10]
 
 
-def test_another_is_a_different_row_of_the_same_picture() -> None:
+def test_another_returns_a_different_copy() -> None:
     rows = np.arange(11)
     found = SOME.another(rows)
     assert (found[[0, 1, 4, 6, 7, 10]] == -1).all()
@@ -210,7 +210,7 @@ def test_another_is_a_different_row_of_the_same_picture() -> None:
     np.testing.assert_array_equal(SOME.representatives(found[held]), SOME.representatives(held))
 
 
-def test_counts_are_of_all_equal_rows_and_one_for_others() -> None:
+def test_counts_include_all_copies_and_are_one_without_copies() -> None:
     assert SOME.counts(np.arange(11)).tolist() == [1, 1, 3, 2, 1, 3, 1, 1, 3, 2, 1]
     assert SOME.counts(np.array([99, 8, 8, 0, -1])).tolist() == [1, 3, 3, 1, 1]
     assert SOME.counts(np.empty(0, np.int64)).tolist() == []
@@ -234,7 +234,7 @@ def test_the_copy_with_the_smallest_id_is_kept() -> None:
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.randoms(use_true_random=False))
 @settings(deadline=None)
-def test_copies_of_copies_agree_with_one_another(values: list[int], random: Random) -> None:
+def test_methods_of_copies_are_consistent(values: list[int], random: Random) -> None:
     rows = np.arange(len(values))
     copies = copies_from_pairs([equal_pairs(texts(*map(str, values)), rows)])
     names = [f"id-{i}" for i in range(len(values))]

@@ -21,7 +21,7 @@ data = given(
 @pytest.mark.parametrize("kind", brute.KINDS)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(2, 60), k=st.integers(1, 6))
 @settings(max_examples=50, deadline=None)
-def test_nearest_distances_are_those_of_brute_force(kind: str, seed: int, n: int, k: int) -> None:
+def test_nearest_equals_brute_force(kind: str, seed: int, n: int, k: int) -> None:
     x = brute.vectors(kind, seed, n)
     rows = np.arange(n, dtype=np.int64)
     expected = brute.among(x)
@@ -37,11 +37,11 @@ def test_nearest_distances_are_those_of_brute_force(kind: str, seed: int, n: int
 
 @data
 @settings(max_examples=100, deadline=None)
-def test_inside_tells_whether_some_other_rows_radius_reaches(kind: str, seed: int, n: int, share: float) -> None:
+def test_is_inside_equals_brute_force(kind: str, seed: int, n: int, share: float) -> None:
     x = brute.vectors(kind, seed, n)
     rows = np.arange(n, dtype=np.int64)
     expected = brute.among(x)
-    # Radii around the nearest distances make about half of the answers hang on a single row.
+    # With radii close to the nearest distances, a single row decides about half of the results.
     factor = np.random.default_rng(seed).uniform(0.3, 1.0 + share, n)
     radii = expected.min(axis=1) * factor
     assume((np.abs(expected - radii) > 1e-13).all())
@@ -49,7 +49,7 @@ def test_inside_tells_whether_some_other_rows_radius_reaches(kind: str, seed: in
     np.testing.assert_array_equal(found, (expected <= radii[None, :]).any(axis=1))
 
 
-def test_search_across_sets_keeps_rows_that_share_a_number_apart_by_row_number_only() -> None:
+def test_only_the_row_number_identifies_the_query_in_the_index() -> None:
     rng = np.random.default_rng(1)
     real, fake = rng.normal(size=(30, 5)).astype(np.float32), rng.normal(size=(20, 5)).astype(np.float32)
     expected = brute.cosine_distances(fake, real)
@@ -58,7 +58,7 @@ def test_search_across_sets_keeps_rows_that_share_a_number_apart_by_row_number_o
     np.testing.assert_allclose(distance, brute.k_smallest(expected, 3), atol=1e-15)
     np.testing.assert_array_equal(row[:, 0], expected.argmin(axis=1))
     np.testing.assert_array_equal(index.is_inside(fake, rows, np.full(30, 0.2)), (expected <= 0.2).any(axis=1))
-    # A query that has the number of a row of the index is that row, and leaves itself out.
+    # A query with the number of a row of the index is that row, and is excluded from its own result.
     expected[np.arange(20), np.arange(20)] = np.inf
     distance, row = index.nearest(fake, np.arange(20), 3)
     np.testing.assert_allclose(distance, brute.k_smallest(expected, 3), atol=1e-15)
@@ -66,7 +66,7 @@ def test_search_across_sets_keeps_rows_that_share_a_number_apart_by_row_number_o
     np.testing.assert_array_equal(is_inside, (expected <= 0.2).any(axis=1))
 
 
-def test_more_queries_than_one_block_are_all_answered() -> None:
+def test_queries_beyond_one_block_are_searched() -> None:
     x = np.random.default_rng(2).normal(size=(2100, 4)).astype(np.float32)
     rows = np.arange(2100)
     expected = brute.among(x)
@@ -98,7 +98,7 @@ def test_equal_distances_go_to_the_smaller_row() -> None:
     assert found.tolist() == [[4, 5], [5, 6], [4, 5], [4, 6]]
 
 
-def test_what_is_missing_is_inf_and_minus_one() -> None:
+def test_missing_neighbors_are_inf_and_minus_one() -> None:
     x = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
     distance, row = FlatIndex(x, np.arange(2)).nearest(x, np.arange(2), 3)
     assert distance[0].tolist() == [1.0, np.inf, np.inf]
@@ -106,7 +106,7 @@ def test_what_is_missing_is_inf_and_minus_one() -> None:
 
 
 @pytest.mark.parametrize("queries", [0, 3])
-def test_an_empty_set_answers_with_nothing(queries: int) -> None:
+def test_an_empty_index_returns_no_neighbors(queries: int) -> None:
     index = FlatIndex(np.empty((0, 2), np.float32), np.empty(0, np.int64))
     points = np.ones((queries, 2), np.float32)
     rows = np.arange(queries)
@@ -121,8 +121,8 @@ def test_the_formula_is_exact_where_one_minus_a_float32_product_is_not() -> None
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_norms_are_those_of_float64_in_blocks(dtype: type) -> None:
-    # Squares of these overflow float16, and more rows than one block are asked for.
+def test_norms_in_blocks_equal_float64_norms(dtype: type) -> None:
+    # The squares overflow float16, and there are more rows than one block holds.
     x = (np.random.default_rng(4).normal(size=(5000, 6)) * 1e4).astype(dtype)
     found = norms(x)
     assert found.dtype == np.float64
@@ -130,7 +130,7 @@ def test_norms_are_those_of_float64_in_blocks(dtype: type) -> None:
     assert norms(x[:0]).shape == (0,)
 
 
-def test_unit_rows_have_length_one_and_the_input_stays_as_it_was() -> None:
+def test_unit_scales_rows_and_does_not_modify_its_input() -> None:
     x = np.random.default_rng(5).normal(size=(50, 7)) * np.logspace(-30, 30, 50)[:, None]
     before = x.copy()
     scaled = unit(x)
@@ -141,37 +141,37 @@ def test_unit_rows_have_length_one_and_the_input_stays_as_it_was() -> None:
 
 @pytest.mark.parametrize("kind", brute.KINDS)
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_distances_of_listed_pairs_are_those_of_brute_force(kind: str, dtype: type) -> None:
+def test_distances_of_pairs_equal_brute_force(kind: str, dtype: type) -> None:
     x = brute.vectors(kind, 6, 200).astype(dtype)
     expected = brute.cosine_distances(x, x)
     # More pairs than one block holds, in no order, some of a row with itself.
-    who, which = np.random.default_rng(7).integers(0, 200, (2, 20_000))
-    found = distances_within(x, norms(x), who, which)
-    np.testing.assert_allclose(found, expected[who, which], rtol=1e-12, atol=1e-16)
-    assert (found[who == which] == 0).all()
+    left, right = np.random.default_rng(7).integers(0, 200, (2, 20_000))
+    found = distances_within(x, norms(x), left, right)
+    np.testing.assert_allclose(found, expected[left, right], rtol=1e-12, atol=1e-16)
+    assert (found[left == right] == 0).all()
     scaled = unit(x)
-    np.testing.assert_allclose(paired_distance(scaled, who, scaled, which), expected[who, which], atol=1e-16)
-    # It does not matter which row stands left, nor through which door the formula is asked.
-    np.testing.assert_array_equal(distances_within(x, norms(x), which, who), found)
-    np.testing.assert_array_equal(paired_distance(scaled, who, scaled, which), found)
+    np.testing.assert_allclose(paired_distance(scaled, left, scaled, right), expected[left, right], atol=1e-16)
+    # The distance is symmetric, and all functions that compute it agree.
+    np.testing.assert_array_equal(distances_within(x, norms(x), right, left), found)
+    np.testing.assert_array_equal(paired_distance(scaled, left, scaled, right), found)
 
 
-def test_no_pairs_have_no_distances() -> None:
+def test_no_pairs_give_no_distances() -> None:
     x, none = np.ones((3, 2), np.float32), np.empty(0, np.int64)
     assert distances_within(x, norms(x), none, none).shape == (0,)
     assert paired_distance(unit(x), none, unit(x), none).shape == (0,)
 
 
-def test_paired_distances_may_be_of_two_sets() -> None:
+def test_paired_distance_accepts_two_arrays() -> None:
     rng = np.random.default_rng(8)
     x, y = rng.normal(size=(30, 4)), rng.normal(size=(40, 4))
-    who, which = rng.integers(0, 30, 100), rng.integers(0, 40, 100)
-    found = paired_distance(unit(x), who, unit(y), which)
-    np.testing.assert_allclose(found, brute.cosine_distances(x, y)[who, which], atol=1e-15)
+    left, right = rng.integers(0, 30, 100), rng.integers(0, 40, 100)
+    found = paired_distance(unit(x), left, unit(y), right)
+    np.testing.assert_allclose(found, brute.cosine_distances(x, y)[left, right], atol=1e-15)
 
 
 @pytest.mark.parametrize("kind", brute.KINDS)
-def test_vectors_stored_as_float16_are_searched_as_they_are(kind: str) -> None:
+def test_float16_vectors_are_searched_with_their_exact_values(kind: str) -> None:
     x = brute.vectors(kind, 9, 100).astype(np.float16)
     rows = np.arange(100)
     expected = brute.among(x)
@@ -179,7 +179,7 @@ def test_vectors_stored_as_float16_are_searched_as_they_are(kind: str) -> None:
     np.testing.assert_allclose(distance, brute.k_smallest(expected, 3), rtol=1e-9, atol=1e-15)
 
 
-def test_a_subset_of_the_queries_gets_the_same_answers_as_all() -> None:
+def test_results_of_a_query_do_not_depend_on_other_queries() -> None:
     x, rows = brute.vectors("clustered", 10, 300), np.arange(300)
     index, some = FlatIndex(x, rows), np.array([3, 50, 51, 299])
     all_distances, all_rows = index.nearest(x, rows, 4)
@@ -188,8 +188,8 @@ def test_a_subset_of_the_queries_gets_the_same_answers_as_all() -> None:
     np.testing.assert_array_equal(distance, all_distances[some])
 
 
-def test_more_ties_than_any_shortlist_holds_still_go_to_the_smallest_rows() -> None:
-    # 500 rows at one distance of the query, without rounding between them: FAISS lists any fourteen.
+def test_more_ties_than_candidates_still_go_to_the_smallest_rows() -> None:
+    # 500 rows at exactly the same distance from the query: FAISS returns an arbitrary fourteen of them.
     axes = np.eye(6, dtype=np.float32)
     sign = np.where(np.arange(500) % 2, 1, -1)[:, None]
     ring = (axes[0] + sign * axes[1 + np.arange(500) % 5]).astype(np.float32)
@@ -199,7 +199,7 @@ def test_more_ties_than_any_shortlist_holds_still_go_to_the_smallest_rows() -> N
     assert len(set(distance[0].tolist())) == 1
 
 
-def test_a_radius_of_minus_infinity_holds_nothing_and_one_of_zero_only_copies() -> None:
+def test_radius_minus_infinity_contains_nothing_and_zero_only_copies() -> None:
     x = np.random.default_rng(13).normal(size=(4, 3)).astype(np.float32)
     both, rows = np.vstack([x, x[:2]]), np.arange(6)
     index = FlatIndex(both, rows)
@@ -207,7 +207,7 @@ def test_a_radius_of_minus_infinity_holds_nothing_and_one_of_zero_only_copies() 
     assert index.is_inside(both, rows, np.zeros(6)).tolist() == [True, True, False, False, True, True]
 
 
-def test_a_written_index_is_read_by_faiss_and_names_rows(tmp_path: Path) -> None:
+def test_faiss_reads_the_written_index_and_returns_row_numbers(tmp_path: Path) -> None:
     x = brute.vectors("uniform", 14, 80) * 7
     rows = np.random.default_rng(15).permutation(10_000)[:80].astype(np.int64)
     FlatIndex(x, rows).write(str(tmp_path / "flat.faiss"))

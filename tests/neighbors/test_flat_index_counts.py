@@ -1,4 +1,4 @@
-"""How many rows' radii hold a query: both indexes against brute force, with ties at the radius."""
+"""Counts of rows whose radius contains a query: both indexes against brute force, with ties at the radius."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ K = 5
 
 
 class Cells:
-    """A cell index that is asked as a flat one is: all cells."""
+    """A cell index with the interface of a flat one: it probes all cells."""
 
     def __init__(self, vectors, rows, cells=7):
         self.index = CellIndex(train_index(vectors, min(cells, len(vectors))))
@@ -34,7 +34,7 @@ KINDS = pytest.mark.parametrize("index", [FlatIndex, Cells])
 
 
 def counts(queries, query_rows, database, rows, radii):
-    """How many radii hold each query, and between which numbers the answer may lie where rounding decides."""
+    """Number of radii that contain each query, and the bounds within which rounding may move it."""
     distances = brute.cosine_distances(queries, database)
     distances[query_rows[:, None] == rows[None, :]] = np.inf
     slack = 2e-7 * np.abs(radii) + 1e-12
@@ -44,11 +44,11 @@ def counts(queries, query_rows, database, rows, radii):
 @KINDS
 @pytest.mark.parametrize("kind", brute.KINDS)
 @pytest.mark.parametrize("share", [0.02, 0.5])
-def test_counts_are_those_of_all_pairs(index, kind, share):
+def test_counts_equal_brute_force(index, kind, share):
     database, queries = brute.vectors(kind, 1, 300), brute.vectors(kind, 2, 120)
     rows, query_rows = np.arange(300) * 3 + 1, np.arange(120) * 3
     radii = np.quantile(brute.cosine_distances(database, queries), share, axis=1)
-    # Half way between two distances, so that rounding cannot move a row over the edge.
+    # Radii are half way between two distances, so that rounding cannot change a count.
     radii *= np.random.default_rng(0).uniform(0.9, 1.1, 300)
     found = index(database, rows).count_containing(queries, query_rows, radii, most=UNLIMITED)
     fewest, most = counts(queries, query_rows, database, rows, radii)
@@ -61,8 +61,8 @@ def test_counts_are_those_of_all_pairs(index, kind, share):
 
 @KINDS
 @pytest.mark.parametrize("kind", ["uniform", "clustered", "plane"])
-def test_the_row_at_the_radius_is_inside_as_the_search_found_it(index, kind):
-    # The radius is the distance of the k-th neighbour, which must hold that neighbour whatever the rounding.
+def test_the_kth_neighbor_is_within_the_knn_radius(index, kind):
+    # The radius is the distance of the k-th neighbour, and must contain it whatever the rounding.
     x = brute.vectors(kind, 3, 200)
     rows = np.arange(200)
     own = index(x, rows)
@@ -74,7 +74,7 @@ def test_the_row_at_the_radius_is_inside_as_the_search_found_it(index, kind):
 
 
 @KINDS
-def test_ties_on_the_axes_count(index):
+def test_ties_at_the_radius_are_counted(index):
     # Distances among unit axes are 0, 1 and 2 exactly.
     axes = np.concatenate([np.eye(6), -np.eye(6)]).astype(np.float32)
     rows = np.arange(12)
@@ -85,7 +85,7 @@ def test_ties_on_the_axes_count(index):
 
 
 @KINDS
-def test_a_row_does_not_hold_itself_but_its_equals(index):
+def test_a_row_is_not_counted_for_itself_but_its_copies_are(index):
     x = np.repeat(brute.vectors("uniform", 4, 10), 2, axis=0)
     rows = np.arange(20)
     found = index(x, rows).count_containing(x, rows, np.zeros(20), most=100)
@@ -95,7 +95,7 @@ def test_a_row_does_not_hold_itself_but_its_equals(index):
 
 
 @KINDS
-def test_scale_does_not_matter(index):
+def test_counts_do_not_depend_on_the_scale_of_vectors(index):
     x, queries = brute.vectors("uniform", 5, 80), brute.vectors("uniform", 6, 30)
     rows, asked = np.arange(80), np.arange(100, 130)
     radii = np.full(80, 0.3)
@@ -105,7 +105,7 @@ def test_scale_does_not_matter(index):
 
 
 @KINDS
-def test_rows_without_a_radius_hold_nothing(index):
+def test_rows_without_a_radius_contain_nothing(index):
     x, queries = brute.vectors("uniform", 7, 60), brute.vectors("uniform", 8, 20)
     rows, asked = np.arange(60), np.arange(100, 120)
     radii = np.where(np.arange(60) % 2 == 0, 0.4, -np.inf)
@@ -118,7 +118,7 @@ def test_rows_without_a_radius_hold_nothing(index):
 @KINDS
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 1000), most=st.integers(1, 40), share=st.sampled_from([0.0, 0.03, 0.2, 0.9]))
-def test_counts_are_right_up_to_most(index, seed, most, share):
+def test_counts_are_exact_up_to_most(index, seed, most, share):
     rng = np.random.default_rng(seed)
     x, queries = (brute.vectors("clustered", seed + i, n) for i, n in ((0, 90), (1, 25)))
     queries[:5] = x[:5]
@@ -132,7 +132,7 @@ def test_counts_are_right_up_to_most(index, seed, most, share):
 
 
 @KINDS
-def test_most_holds_where_rounding_decides_too(index):
+def test_most_is_respected_if_float64_decides(index):
     # All distances lie within float32's reach of the radius.
     rng = np.random.default_rng(9)
     base = rng.normal(size=16)
@@ -147,26 +147,26 @@ def test_most_holds_where_rounding_decides_too(index):
 
 
 @KINDS
-def test_nothing_to_ask_and_nobody_to_answer(index):
+def test_no_queries_give_no_counts(index):
     x = brute.vectors("uniform", 10, 12)
     own = index(x, np.arange(12))
     assert own.count_containing(x[:0], np.arange(0), np.full(12, 0.5), most=9).shape == (0,)
 
 
-def test_an_empty_flat_index_holds_nothing():
+def test_an_empty_flat_index_counts_nothing():
     own = FlatIndex(np.empty((0, 8), np.float32), np.arange(0))
     assert (
         own.count_containing(brute.vectors("uniform", 0, 4), np.arange(4), np.empty(0), most=9).tolist() == [0] * 4
     )
 
 
-def test_an_empty_cell_index_holds_nothing():
+def test_an_empty_cell_index_counts_nothing():
     own = CellIndex(train_index(brute.vectors("uniform", 0, 20), 3))
     found = own.count_containing(brute.vectors("uniform", 1, 4), np.arange(4), np.empty(0), own.cells, most=9)
     assert found.tolist() == [0] * 4
 
 
-def test_flat_answers_do_not_depend_on_the_size_of_blocks(monkeypatch):
+def test_flat_counts_do_not_depend_on_the_block_size(monkeypatch):
     x, queries = brute.vectors("uniform", 11, 50), brute.vectors("uniform", 12, 33)
     own, radii = FlatIndex(x, np.arange(50)), np.full(50, 0.35)
     whole = own.count_containing(queries, np.arange(50, 83), radii, most=1000)
@@ -174,7 +174,7 @@ def test_flat_answers_do_not_depend_on_the_size_of_blocks(monkeypatch):
     assert (own.count_containing(queries, np.arange(50, 83), radii, most=1000) == whole).all()
 
 
-def test_fewer_cells_find_no_more():
+def test_fewer_probes_never_increase_a_count():
     x, queries = brute.vectors("clustered", 13, 400), brute.vectors("clustered", 14, 50)
     own = CellIndex(train_index(x, 20))
     own.add(x, np.arange(400))

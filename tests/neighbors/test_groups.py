@@ -19,7 +19,7 @@ Vectors = NDArray[np.floating]
 def listed(
     pairs: list[tuple[int, int]], distance: list[float] | None = None, synthetic: Rows | None = None
 ) -> Edges:
-    """Edges from pairs of rows; all real but for ``synthetic``."""
+    """Edges from pairs of rows; all rows are real except ``synthetic``."""
     left, right = np.array(pairs, np.int64).reshape(-1, 2).T
     far = np.zeros(len(pairs)) if distance is None else np.array(distance, np.float64)
     fake = np.empty(0, np.int64) if synthetic is None else synthetic
@@ -27,7 +27,7 @@ def listed(
 
 
 class NoLookup:
-    """For groups whose diameters are known without a further distance."""
+    """Lookup for groups whose diameters need no further distances."""
 
     def distances(self, a: Rows, b: Rows) -> NDArray[np.float64]:
         raise AssertionError("these diameters are known without a further distance")
@@ -38,7 +38,7 @@ class NoLookup:
 
 @dataclass
 class Table:
-    """Looks distances up in a matrix, and remembers what it was asked."""
+    """Looks distances up in a matrix, and records the requests."""
 
     matrix: NDArray[np.float64]
     draw: NDArray[np.uint64]
@@ -61,14 +61,14 @@ NO_LOOKUP = NoLookup()
 
 
 def lookup(x: Vectors) -> Table:
-    """Distances by brute force, and a draw of each vector that nothing but the vector decides."""
+    """Distances by brute force, and row hashes that depend on the vector alone."""
     crc = [zlib.crc32(row.tobytes()) for row in x.astype(np.float64)]
-    # All 64 bits matter: in float64 the lowest would be lost.
+    # All 64 bits matter: a conversion to float64 would lose the lowest.
     return Table(brute.cosine_distances(x, x), np.array(crc, np.uint64) | np.uint64(2**63))
 
 
 def grouped(x: Vectors, radius: float) -> Groups:
-    """The groups of the rows of x, all pairs within the radius being edges."""
+    """Groups of the rows of x, with all pairs within the radius as edges."""
     pairs = sorted(brute.edges(x, radius))
     distances = brute.cosine_distances(x, x)
     return near_duplicate_groups(listed(pairs, [distances[pair] for pair in pairs]), radius, lookup(x))
@@ -87,7 +87,7 @@ def graphs(draw: st.DrawFn) -> tuple[int, list[tuple[int, int]]]:
 
 @given(graphs(), st.integers(0, 1000), st.integers(1, 9))
 @settings(deadline=None)
-def test_every_node_gets_the_smallest_node_that_a_path_reaches(
+def test_component_minimum_is_the_smallest_reachable_node(
     graph: tuple[int, list[tuple[int, int]]], offset: int, step: int
 ) -> None:
     n, pairs = graph
@@ -104,13 +104,13 @@ def test_a_long_chain_is_one_component() -> None:
     assert (component_minimum(nodes, nodes[:-1][order], nodes[1:][order]) == 0).all()
 
 
-def test_no_nodes_have_no_components() -> None:
+def test_no_nodes_give_no_components() -> None:
     none = np.empty(0, np.int64)
     assert len(component_minimum(none, none, none)) == 0
 
 
-def test_groups_say_whom_they_hold_and_leave_single_rows_out() -> None:
-    # Rows 3 and 11 have no edge; an end may stand left or right.
+def test_groups_list_their_members_and_leave_single_rows_out() -> None:
+    # Rows 3 and 11 have no edge; a row may be the left or the right end.
     found = near_duplicate_groups(listed([(0, 1), (7, 9), (6, 4)], synthetic=np.array([4, 7, 9])), 0.1, NO_LOOKUP)
     lines = zip(found.row, found.near_duplicate_id, found.size, found.has_real, found.has_synthetic, strict=True)
     assert list(map(tuple, lines)) == [
@@ -132,7 +132,7 @@ def test_rows_of_any_generator_are_synthetic(code: int, with_real: bool) -> None
     assert found.has_synthetic.all()
 
 
-def test_without_edges_there_are_no_groups() -> None:
+def test_no_edges_give_no_groups() -> None:
     found = near_duplicate_groups(listed([]), 0.1, NO_LOOKUP)
     assert all(len(values) == 0 for values in vars(found).values())
 
@@ -154,7 +154,7 @@ def test_groups_are_the_components_of_their_edges(graph: tuple[int, list[tuple[i
         assert (found.has_synthetic[at] == (codes[members] == 1).any()).all()
 
 
-def test_a_clique_is_as_wide_as_its_longest_edge_and_needs_no_lookup() -> None:
+def test_the_diameter_of_a_clique_is_its_longest_edge_and_needs_no_lookup() -> None:
     pairs = [(0, 4), (0, 7), (4, 7), (2, 3)]
     found = near_duplicate_groups(listed(pairs, [0.3, 0.1, 0.2, 0.05]), 0.4, NO_LOOKUP)
     assert found.row.tolist() == [0, 2, 3, 4, 7]
@@ -162,15 +162,15 @@ def test_a_clique_is_as_wide_as_its_longest_edge_and_needs_no_lookup() -> None:
     assert not found.is_chain.any()
 
 
-def test_copies_alone_have_diameter_zero_and_need_no_lookup() -> None:
-    # Copies hang on their representative, so not all pairs are edges.
+def test_a_group_of_copies_has_diameter_zero_without_lookup() -> None:
+    # Copies are linked to their representative only, so not all pairs are edges.
     found = near_duplicate_groups(listed([(2, i) for i in range(3, 30)]), 5e-324, NO_LOOKUP)
     assert (found.size == 28).all()
     assert (found.diameter == 0).all()
     assert not found.is_chain.any()
 
 
-def test_only_groups_that_are_no_cliques_are_looked_up() -> None:
+def test_distances_are_looked_up_only_for_groups_that_are_not_cliques() -> None:
     table = lookup(np.array([[1.0, 0.1 * i] for i in range(12)]))
     pairs = [(0, 1), (1, 2), (4, 5), (7, 8), (7, 9), (8, 9)]
     found = near_duplicate_groups(listed(pairs, [table.matrix[pair] for pair in pairs]), 0.1, table)
@@ -179,8 +179,8 @@ def test_only_groups_that_are_no_cliques_are_looked_up() -> None:
     assert not table.drawn
 
 
-def test_the_lookups_of_a_large_group_grow_with_its_size_and_not_with_its_pairs() -> None:
-    # Three groups side by side, one of them small and one of copies alone.
+def test_lookups_of_a_large_group_are_linear_in_its_size() -> None:
+    # Three groups: a large one, a small one and one of copies only.
     x = np.random.default_rng(0).normal(size=(500, 4))
     x[420:] = x[420]
     chain = [*zip(range(399), range(1, 400), strict=True), *zip(range(400, 409), range(401, 410), strict=True)]
@@ -211,14 +211,14 @@ def clouds(draw: st.DrawFn, least: int = 3, most: int = 32) -> tuple[Vectors, fl
 
 
 def assert_within_bounds(diameter: float, true: float) -> None:
-    """At most the truth and at least a third of it, which in Euclidean terms is 1 / sqrt(3)."""
+    """At most the true diameter and at least a third of it, which in Euclidean terms is 1 / sqrt(3)."""
     assert diameter <= true
     assert np.sqrt(2 * diameter) >= np.sqrt(2 * true) / np.sqrt(3) - 1e-12
 
 
 @given(clouds(3, 48))
 @settings(max_examples=150, deadline=None)
-def test_a_diameter_is_exact_up_to_32_members_and_at_least_a_third_of_the_truth_beyond(
+def test_diameters_are_exact_up_to_32_members_and_at_least_a_third_beyond(
     cloud: tuple[Vectors, float],
 ) -> None:
     x, radius = cloud
@@ -237,7 +237,7 @@ def test_a_diameter_is_exact_up_to_32_members_and_at_least_a_third_of_the_truth_
 
 @pytest.mark.parametrize("n", [2, 3, 31, 32, 33, 34, 200])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_group_of_32_is_measured_in_full_and_one_of_33_in_two_sweeps(n: int, seed: int) -> None:
+def test_32_members_are_compared_in_pairs_and_33_in_two_sweeps(n: int, seed: int) -> None:
     x = cloud_of(seed, n, 5, 0.3)
     table = lookup(x)
     pairs = [(i, i + 1) for i in range(n - 1)]
@@ -254,7 +254,7 @@ def test_a_group_of_32_is_measured_in_full_and_one_of_33_in_two_sweeps(n: int, s
 
 @given(clouds(33, 70), st.integers(0, 2**32 - 1))
 @settings(max_examples=60, deadline=None)
-def test_large_groups_keep_the_bounds_whatever_member_is_drawn(cloud: tuple[Vectors, float], seed: int) -> None:
+def test_the_bounds_of_large_groups_hold_for_any_starting_member(cloud: tuple[Vectors, float], seed: int) -> None:
     x, _ = cloud
     n = len(x)
     table = lookup(x)
@@ -263,12 +263,12 @@ def test_large_groups_keep_the_bounds_whatever_member_is_drawn(cloud: tuple[Vect
     edges = listed(pairs, [table.matrix[pair] for pair in pairs])
     (diameter,) = diameters(np.arange(n), np.zeros(n, np.intp), edges, table)
     assert_within_bounds(diameter, table.matrix.max())
-    # Draws that differ in their lowest bits alone are told apart.
+    # Hashes that differ only in their lowest bits are distinguished.
     away = int(np.argmax(table.matrix[int(np.argmin(table.draw))]))
     assert diameter == table.matrix[away].max()
 
 
-def test_the_bound_of_two_sweeps_is_reached_and_a_start_at_an_end_finds_the_truth() -> None:
+def test_the_bound_of_two_sweeps_is_tight_and_a_start_at_an_end_is_exact() -> None:
     # A drawn row, one straight ahead, and two that are as far from both as these from one another; tiny angles.
     side = np.sqrt(3) / 2
     plane = np.array([[0, 0], [1, 0], [0.5, side], [0.5, -side], *([[0.5, 0]] * 36)]) * 1e-4
@@ -290,7 +290,7 @@ def test_the_bound_of_two_sweeps_is_reached_and_a_start_at_an_end_finds_the_trut
     assert found(2) == true
 
 
-def test_groups_of_both_kinds_beside_one_another_each_get_their_own_diameter() -> None:
+def test_small_and_large_groups_together_get_their_own_diameters() -> None:
     rng = np.random.default_rng(3)
     sizes = [40, 2, 7, 33, 32, 60, 3]
     index = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
@@ -314,7 +314,7 @@ def test_groups_of_both_kinds_beside_one_another_each_get_their_own_diameter() -
 
 @given(seed=st.integers(0, 2**32 - 1), move=st.permutations(range(3)))
 @settings(deadline=None)
-def test_the_diameter_of_three_members_is_exact_whichever_pair_is_no_edge(seed: int, move: list[int]) -> None:
+def test_the_diameter_of_three_members_is_exact_whichever_edge_is_missing(seed: int, move: list[int]) -> None:
     x = np.random.default_rng(seed).normal(size=(3, 4))
     matrix = brute.cosine_distances(x, x)
     pairs = [(move[0], move[1]), (move[1], move[2])]
@@ -325,8 +325,8 @@ def test_the_diameter_of_three_members_is_exact_whichever_pair_is_no_edge(seed: 
 
 @given(clouds(3, 48))
 @settings(max_examples=80, deadline=None)
-def test_spanning_edges_alone_keep_the_bounds(cloud: tuple[Vectors, float]) -> None:
-    # A join that finds too many pairs leaves out those that connect nothing new.
+def test_the_bounds_hold_with_spanning_edges_only(cloud: tuple[Vectors, float]) -> None:
+    # A join that finds too many pairs keeps only those that connect components.
     x, radius = cloud
     matrix = brute.cosine_distances(x, x)
     parts: list[set[int]] = [{i} for i in range(len(x))]
@@ -349,7 +349,7 @@ def on_an_arc(angles: list[float]) -> Vectors:
 
 
 def test_a_chain_is_flagged_with_its_diameter_and_a_tight_group_is_not() -> None:
-    # Ten steps of 0.1: ends 0.9 apart; and a pair far away. Distances are 1 - cos(angle).
+    # Ten members at steps of 0.1 rad (ends 0.9 rad apart) and a distant pair. Distances are 1 - cos(angle).
     found = grouped(on_an_arc([0.1 * i for i in range(10)] + [3.0, 3.05]), 0.006)
     assert by_group(found) == {0: list(range(10)), 10: [10, 11]}
     assert found.is_chain.tolist() == [True] * 10 + [False] * 2
@@ -366,8 +366,8 @@ def test_a_chain_is_one_whose_ends_are_more_than_two_radii_apart_in_euclidean_te
         assert found.is_chain.tolist() == [expected] * 3
 
 
-def test_the_order_of_a_few_rows_changes_no_diameter() -> None:
-    # Four rows: by sweeps, from one start the two farthest are found and from another they are not.
+def test_diameters_of_small_groups_do_not_depend_on_row_order() -> None:
+    # Four rows for which two sweeps find the diameter from one start but not from another.
     x = np.array([[10, 1, 0], [10, 0, -2], [10, 2, -2], [10, -1, 0]], np.float64)
     found = [grouped(x[list(order)], 0.0245) for order in permutations(range(4))]
     assert all((groups.size == 4).all() for groups in found)
@@ -376,9 +376,9 @@ def test_the_order_of_a_few_rows_changes_no_diameter() -> None:
 
 @given(clouds(20, 60), st.integers(0, 2**32 - 1))
 @settings(max_examples=80, deadline=None)
-def test_the_order_of_rows_changes_no_diameter(cloud: tuple[Vectors, float], seed: int) -> None:
+def test_diameters_of_large_groups_do_not_depend_on_row_order(cloud: tuple[Vectors, float], seed: int) -> None:
     x, radius = cloud
-    # Copies have equal draws: which of them is taken must not matter either.
+    # Copies have equal hashes; the choice among them must not matter either.
     x = np.vstack([x, x[: len(x) // 3]])
     move = np.random.default_rng(seed).permutation(len(x))
     before, after = grouped(x, radius), grouped(x[move], radius)
@@ -392,8 +392,8 @@ def test_the_order_of_rows_changes_no_diameter(cloud: tuple[Vectors, float], see
     }
 
 
-def test_members_equally_far_away_are_chosen_by_their_draws_and_not_by_their_rows() -> None:
-    # A wheel: the hub is drawn first, and all of the rim is equally far from it.
+def test_ties_between_far_members_go_by_row_hash_and_not_by_row_number() -> None:
+    # A wheel: the sweep starts at the hub, and all rows of the rim are equally far from it.
     rng = np.random.default_rng(8)
     matrix = rng.uniform(0.2, 0.5, (40, 40))
     matrix = np.triu(matrix, 1) + np.triu(matrix, 1).T

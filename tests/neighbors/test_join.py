@@ -44,7 +44,7 @@ def vectors_of(kind: str, seed: int, n: int) -> Vectors:
 
 @dataclass(frozen=True)
 class Case:
-    """Rows with numbers out of order, and what brute force says of them at a radius."""
+    """Rows with unordered row numbers, and the true edges at a radius by brute force."""
 
     x: Vectors
     row: NDArray[np.int64]
@@ -54,14 +54,14 @@ class Case:
 
     @property
     def rows_of_views(self) -> list[set[int]]:
-        """The rows that each generator's view sees."""
+        """Return the rows of each generator's view."""
         codes = sorted(set(self.code.tolist()) - {0}) or [0]
         return [set(self.row[(self.code == 0) | (self.code == code)].tolist()) for code in codes]
 
 
 def case_of(x: Vectors, code: Codes, radius: float, seed: int = 0) -> Case:
     row = np.random.default_rng(seed).permutation(3 * len(x))[: len(x)]
-    # Which side of a radius a distance falls on is the formula's to say, to the last bit.
+    # The production formula decides which side of the radius a distance is on, because the last bit matters.
     distances = cosine_distance(unit(x)[:, None], unit(x)[None])
     np.testing.assert_allclose(distances, brute.cosine_distances(x, x), atol=1e-14)
     related = (code[:, None] == code) | (code[:, None] == 0) | (code == 0)
@@ -70,7 +70,7 @@ def case_of(x: Vectors, code: Codes, radius: float, seed: int = 0) -> Case:
 
 
 def random_case(kind: str, seed: int, n: int, sets: int, share: float, side: str) -> Case:
-    """A case whose radius is that of some pair, or what follows it, or tiny."""
+    """Return a case whose radius is the distance of some pair, the next larger float, or tiny."""
     x = vectors_of(kind, seed, n)
     code = np.random.default_rng(seed).integers(0, sets, n).astype(np.int32)
     occurring = np.unique(cosine_distance(unit(x)[:, None], unit(x)[None]))
@@ -116,7 +116,7 @@ def parts_of(rows: set[int], pairs: Pairs) -> set[frozenset[int]]:
 
 
 def assert_right(found: JoinResult, case: Case, plan: JoinPlan) -> None:
-    """All pairs, or, where some were left out, true ones that connect in every view what is connected."""
+    """Assert that all pairs are listed or, if not, true pairs with the same components in every view."""
     pairs = pairs_of(found.edges)
     assert pairs <= set(case.truth)
     assert [
@@ -162,7 +162,7 @@ cases = given(
 
 @cases
 @settings(max_examples=150, deadline=None)
-def test_all_pairs_of_related_rows_are_found_and_no_other(
+def test_a_join_finds_exactly_the_pairs_within_the_radius(
     kind: str, seed: int, n: int, share: float, side: str, centers: str
 ) -> None:
     check(random_case(kind, seed, n, 3, share, side), centers, seed, share, 256, 64, 2048)
@@ -170,7 +170,7 @@ def test_all_pairs_of_related_rows_are_found_and_no_other(
 
 @cases
 @settings(max_examples=100, deadline=None)
-def test_hubs_and_spanning_edges_connect_what_is_connected_in_one_view(
+def test_hubs_and_spanning_edges_keep_the_components_of_one_view(
     kind: str, seed: int, n: int, share: float, side: str, centers: str
 ) -> None:
     case = random_case(kind, seed, n, 2, share, side)
@@ -181,7 +181,7 @@ def test_hubs_and_spanning_edges_connect_what_is_connected_in_one_view(
 
 @cases
 @settings(max_examples=100, deadline=None)
-def test_hubs_and_spanning_edges_connect_what_is_connected_in_each_of_two_views(
+def test_hubs_and_spanning_edges_keep_the_components_of_two_views(
     kind: str, seed: int, n: int, share: float, side: str, centers: str
 ) -> None:
     case = random_case(kind, seed, n, 3, share, side)
@@ -204,7 +204,7 @@ def test_torch_gives_the_same_edges(kind: str, seed: int, n: int, share: float, 
 
 @pytest.mark.parametrize("kind", ["clustered", "tight", "duplicated"])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_pairs_of_stored_float16_are_those_of_its_values(kind: str, dtype: type[np.floating]) -> None:
+def test_float16_vectors_are_joined_with_their_exact_values(kind: str, dtype: type[np.floating]) -> None:
     x = vectors_of(kind, 1, 60).astype(np.float16).astype(dtype)
     case = case_of(x, np.zeros(60, np.int32), 1e-3)
     plan = plan_of(case, "bad")
@@ -214,7 +214,7 @@ def test_pairs_of_stored_float16_are_those_of_its_values(kind: str, dtype: type[
 
 
 @pytest.mark.parametrize("size", [1e-39, 1e-30, 1e30, 1e38])
-def test_the_length_of_stored_vectors_does_not_matter(size: float) -> None:
+def test_a_join_does_not_depend_on_the_length_of_vectors(size: float) -> None:
     x = (unit(vectors_of("clustered", 2, 60)) * size).astype(np.float32)
     case = case_of(x, np.zeros(60, np.int32), 1e-3)
     plan = plan_of(case)
@@ -223,8 +223,8 @@ def test_the_length_of_stored_vectors_does_not_matter(size: float) -> None:
     assert_right(found, case, plan)
 
 
-def test_a_row_almost_within_the_components_finds_its_pair_outside() -> None:
-    # What is left of the first of each pair is smaller than the rounding of its squared length.
+def test_a_row_with_a_tiny_residual_finds_its_pair() -> None:
+    # The residual of the first row of each pair is smaller than the rounding error of its squared norm.
     rng = np.random.default_rng(0)
     low = np.zeros((100, 64))
     low[:, :31] = unit(rng.normal(size=(100, 31)))
@@ -256,7 +256,7 @@ def code_of(*counts: int) -> Codes:
 
 
 @pytest.mark.parametrize("m", [300, 600])
-def test_an_image_repeated_m_times_costs_edges_linear_in_m(m: int) -> None:
+def test_an_image_repeated_m_times_gives_edges_linear_in_m(m: int) -> None:
     x = np.vstack([repeated(0, m, 1e-4), repeated(1, m, 1e-4), repeated(2, 100, 1.0)])
     case = case_of(x, code_of(m, m, 100), 1e-5)
     plan = plan_of(case)
@@ -267,7 +267,7 @@ def test_an_image_repeated_m_times_costs_edges_linear_in_m(m: int) -> None:
 
 
 @pytest.mark.parametrize("apart", [0.0, 1e-3, 3e-3, 4.4e-3, 6e-3])
-def test_hubs_of_two_sets_that_touch_are_one_group(apart: float) -> None:
+def test_hubs_of_two_sets_within_the_radius_are_one_group(apart: float) -> None:
     real, own = repeated(3, 400, 2e-4), repeated(3, 400, 2e-4)
     own = (unit(own) + apart * np.eye(12)[0]).astype(np.float32)
     case = case_of(np.vstack([real, own]), code_of(400, 400), 1e-5)
@@ -281,7 +281,7 @@ def test_hubs_of_two_sets_that_touch_are_one_group(apart: float) -> None:
 
 @pytest.mark.parametrize("owner", [0, 1])
 def test_a_hub_connects_no_rows_of_another_generator(owner: int) -> None:
-    # Rows of the second generator on two sides of the hub, too far from each other.
+    # Rows of the second generator on opposite sides of the hub, more than the radius apart.
     away = 1.2 * np.sqrt(2e-5) / 2
     middle = unit(repeated(4, 400, 1e-5))
     turned = np.linalg.qr(np.vstack([middle[:1], np.eye(12)[1:2]]).T)[0][:, 1]
@@ -296,10 +296,10 @@ def test_a_hub_connects_no_rows_of_another_generator(owner: int) -> None:
     assert set(case.row[400:].tolist()) <= ends if owner == 0 else not set(case.row[400:].tolist()) & ends
 
 
-def test_a_generator_between_two_real_rows_does_not_stand_in_for_their_own_edge(
+def test_a_path_through_a_generator_does_not_replace_an_edge_between_real_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # All six are near-duplicates; the second generator's view must not need the first's row.
+    # All six are near-duplicates; the second generator's view must be connected without the first's row.
     monkeypatch.setattr(module, "EDGES_PER_ROW", 0)
     x = repeated(5, 6, 1e-4)
     for code in ([1, 0, 0, 2, 0, 1], [0, 1, 0, 0, 2, 2]):
@@ -310,7 +310,7 @@ def test_a_generator_between_two_real_rows_does_not_stand_in_for_their_own_edge(
 
 @pytest.mark.parametrize("sets", [1, 2, 3])
 @pytest.mark.parametrize("in_pieces", [False, True])
-def test_a_radius_at_which_everything_is_one_group_costs_edges_linear_in_the_rows(
+def test_one_group_of_all_rows_gives_edges_linear_in_the_rows(
     sets: int, in_pieces: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n = 3000
@@ -346,7 +346,7 @@ def test_memory_stays_small(radius: float, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("copies", [1, 2, 300])
-def test_edges_are_given_once_with_the_smaller_row_first(copies: int) -> None:
+def test_each_edge_is_listed_once_with_the_smaller_row_first(copies: int) -> None:
     case = case_of(
         np.repeat(vectors_of("clustered", 8, 10), copies, axis=0)[:400], code_of(0, 10 * copies)[:400], 0.1
     )

@@ -31,7 +31,7 @@ RELATION = KnnResult(
 )
 
 
-def test_a_relation_gives_the_neighbors_of_some_rows_in_their_order() -> None:
+def test_of_returns_the_neighbors_of_rows_in_their_order() -> None:
     distance, neighbor = RELATION.of(np.array([9, 2, 2]))
     assert distance.tolist() == [[INF] * 3, [0.1, 0.2, 0.4], [0.1, 0.2, 0.4]]
     assert neighbor.tolist() == [[-1] * 3, [5, 9, 11], [5, 9, 11]]
@@ -42,17 +42,17 @@ def test_a_relation_gives_the_neighbors_of_some_rows_in_their_order() -> None:
     ("k", "radii"),
     [(1, [0.1, 0.3, -INF]), (2, [0.2, 0.3, -INF]), (3, [0.4, 0.3, -INF]), (7, [0.4, 0.3, -INF])],
 )
-def test_the_radius_is_that_of_the_kth_neighbor_or_the_last(k: int, radii: list[float]) -> None:
+def test_the_radius_is_the_distance_of_the_kth_or_last_neighbor(k: int, radii: list[float]) -> None:
     assert RELATION.radius(k).tolist() == radii
 
 
-def test_a_relation_of_no_rows_has_no_radii() -> None:
+def test_an_empty_result_has_no_radii() -> None:
     assert KnnResult(np.empty(0, np.int64), np.empty((0, 3)), np.empty((0, 3), np.int64)).radius(3).shape == (0,)
 
 
 @pytest.mark.parametrize("enough", [8, 16, 100, 128, 1000])
 @pytest.mark.parametrize("cells", [100, 1000])
-def test_tuning_stops_at_the_first_probes_that_suffice_and_at_all_cells(enough: int, cells: int) -> None:
+def test_choose_probes_returns_the_fewest_sufficient_probes_or_all_cells(enough: int, cells: int) -> None:
     exact = np.random.default_rng(0).random((50, 10))
     tried = probes_to_try(cells)
     recall = choose_probes(
@@ -65,7 +65,7 @@ def test_tuning_stops_at_the_first_probes_that_suffice_and_at_all_cells(enough: 
 @pytest.mark.parametrize("cells", [1, 3, 8, 9, 64, 100, 16384])
 def test_probes_double_up_to_all_cells(cells: int) -> None:
     first, *more_and_more = probes_to_try(cells)
-    assert first == cells  # the truth, which the others are compared with
+    assert first == cells  # the exact result, which the others are compared with
     tried = [*more_and_more, cells]
     assert tried[0] == min(8, cells)
     assert all(fewer < more <= 2 * fewer for fewer, more in pairwise(tried))
@@ -75,7 +75,7 @@ def test_probes_double_up_to_all_cells(cells: int) -> None:
     ("wrong_nearest", "wrong_others", "suffices"),
     [(0, 0, True), (1, 0, True), (2, 0, False), (0, 5, True), (0, 6, False)],
 )
-def test_tuning_wants_99_percent_of_the_nearest_and_95_of_all(
+def test_choose_probes_requires_recall_99_percent_nearest_and_95_all(
     wrong_nearest: int, wrong_others: int, suffices: bool
 ) -> None:
     exact = np.sort(np.random.default_rng(1).random((100, 10)), axis=1)
@@ -87,19 +87,19 @@ def test_tuning_wants_99_percent_of_the_nearest_and_95_of_all(
     assert recall.probes == (8 if suffices else 500)
 
 
-def test_neighbors_that_do_not_exist_are_not_missed() -> None:
+def test_missing_neighbors_do_not_lower_recall() -> None:
     exact = np.array([[0.1, INF], [INF, INF]])
     assert choose_probes({8: exact, 100: exact}, 100) == Recall(1, 1, 2, 8)
-    # A distance equal but for rounding is right, whichever row it is.
+    # A neighbour at the same distance up to rounding is correct, whichever row it is.
     assert choose_probes({8: exact * (1 + 1e-8), 100: exact}, 100).probes == 8
 
 
-def test_tuning_without_the_answer_of_all_cells_is_refused() -> None:
+def test_choose_probes_without_the_exact_result_is_an_error() -> None:
     with pytest.raises((ValueError, KeyError)):
         choose_probes({8: np.ones((2, 2))}, 100)
 
 
-def test_recall_inside_is_over_those_truly_inside() -> None:
+def test_radius_recall_is_the_share_of_true_counts() -> None:
     true = np.array([True, True, True, True, False])
     found = np.array([True, True, True, False, False])
     recall = radius_recall(found, true, 16)
@@ -108,13 +108,13 @@ def test_recall_inside_is_over_those_truly_inside() -> None:
 
 @given(wanted=st.integers(1, 10**6), population=st.integers(1, 10**11))
 @settings(max_examples=200, deadline=None)
-def test_the_limit_lets_the_wanted_share_of_draws_pass(wanted: int, population: int) -> None:
+def test_the_sampling_threshold_passes_the_wanted_share_of_hashes(wanted: int, population: int) -> None:
     limit = sampling_threshold(wanted, population)
     assert isinstance(limit, np.uint64)
     assert int(limit) / 2**64 == pytest.approx(min(1.0, wanted / population), rel=1e-9)
 
 
-def test_about_as_many_are_drawn_as_wanted() -> None:
+def test_the_sample_size_is_close_to_the_wanted_one() -> None:
     draws = np.random.default_rng(2).integers(0, 2**64 - 1, 100_000, dtype=np.uint64, endpoint=True)
     assert (draws < sampling_threshold(5000, 100_000)).sum() == pytest.approx(5000, rel=0.05)
     assert (draws <= sampling_threshold(100_000, 100_000)).all()
@@ -122,7 +122,7 @@ def test_about_as_many_are_drawn_as_wanted() -> None:
 
 @given(seed=st.integers(0, 2**32 - 1), parts=st.integers(1, 4), m=st.integers(0, 6), k=st.integers(1, 8))
 @settings(max_examples=100, deadline=None)
-def test_merging_keeps_the_k_nearest_and_of_equals_the_smaller_rows(seed: int, parts: int, m: int, k: int) -> None:
+def test_merging_keeps_the_k_nearest_and_breaks_ties_by_row(seed: int, parts: int, m: int, k: int) -> None:
     rng = np.random.default_rng(seed)
     answers: list[tuple[Floats, Rows]] = []
     expected: list[list[tuple[float, int]]] = [[] for _ in range(m)]
@@ -144,7 +144,7 @@ def test_merging_keeps_the_k_nearest_and_of_equals_the_smaller_rows(seed: int, p
         assert list(zip(distance[i].tolist(), rows[i].tolist(), strict=True)) == nearest
 
 
-def test_flat_and_cell_indexes_answer_alike() -> None:
+def test_flat_and_cell_indexes_agree() -> None:
     rng = np.random.default_rng(3)
     x, rows, radii = rng.normal(size=(200, 8)).astype(np.float32), np.arange(200), rng.uniform(0, 0.2, 200)
     cells = CellIndex(train_index(x, 6))
@@ -157,7 +157,7 @@ def test_flat_and_cell_indexes_answer_alike() -> None:
     )
 
 
-def test_whether_all_pairs_are_compared_depends_on_their_number_alone() -> None:
+def test_is_exact_depends_on_the_number_of_pairs_only() -> None:
     assert is_exact(50_000, 50_000)
     assert is_exact(10**9, 4)
     assert is_exact(0, 10**12)
@@ -166,7 +166,7 @@ def test_whether_all_pairs_are_compared_depends_on_their_number_alone() -> None:
 
 @given(seed=st.integers(0, 2**32 - 1), cuts=st.lists(st.integers(0, 20), max_size=5))
 @settings(deadline=None)
-def test_relations_of_ranges_of_rows_are_joined_in_order(seed: int, cuts: list[int]) -> None:
+def test_results_of_row_ranges_are_concatenated_in_order(seed: int, cuts: list[int]) -> None:
     rng = np.random.default_rng(seed)
     whole = KnnResult(
         np.sort(rng.choice(100, 20, replace=False)),

@@ -34,7 +34,7 @@ def vectors_of(kind: str, seed: int, n: int, d: int) -> Vectors:
 
 
 def grown(projection: Projection, x: Vectors) -> float:
-    """By how much half a squared distance of any two rows grows at most."""
+    """Largest increase of half the squared distance over all pairs of rows."""
     points = projection(x).astype(np.float64)
     squared = ((points[:, None] - points[None]) ** 2).sum(axis=2) / 2
     return float((squared - brute.cosine_distances(x, x)).max())
@@ -52,7 +52,7 @@ KINDS = ["flat", "power", "clustered", "subspace", "one direction", "offset"]
     radius=st.sampled_from([5e-324, 1e-9, 1e-3, 0.3, 2.0]),
 )
 @settings(max_examples=150, deadline=None)
-def test_no_distance_grows_whatever_the_sample_was(
+def test_no_distance_grows_for_any_fitting_sample(
     kind: str, other: str, seed: int, n: int, d: int, radius: float
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -78,7 +78,7 @@ def test_no_distance_grows_for_any_basis_and_mean(seed: int, d: int, share: floa
 def test_the_distance_of_a_row_almost_within_the_components_to_one_outside_does_not_grow(
     out: float, almost: float
 ) -> None:
-    # What is left of the first row is smaller than the rounding of its squared length.
+    # The residual of the first row is smaller than the rounding error of its squared norm.
     rng = np.random.default_rng(0)
     low = np.zeros((50, 64))
     low[:, :31] = unit(rng.normal(size=(50, 31)))
@@ -91,7 +91,7 @@ def test_the_distance_of_a_row_almost_within_the_components_to_one_outside_does_
 
 @pytest.mark.parametrize("size", [1e-39, 1e-30, 1.0, 1e4, 1e30, 1e38])
 @pytest.mark.parametrize("width", [5, None])
-def test_stored_vectors_of_any_length_have_the_points_of_their_directions(size: float, width: int | None) -> None:
+def test_points_do_not_depend_on_the_length_of_stored_vectors(size: float, width: int | None) -> None:
     x = vectors_of("flat", 4, 60, 24)
     stored = (x * np.float64(size) * np.linspace(0.5, 2, 60)[:, None]).astype(np.float32)
     lengths = np.linalg.norm(stored.astype(np.float64), axis=1)
@@ -102,7 +102,7 @@ def test_stored_vectors_of_any_length_have_the_points_of_their_directions(size: 
     np.testing.assert_allclose(points, projection(unit(stored)), atol=1e-6)
 
 
-def test_float16_vectors_and_blocks_have_the_points_of_their_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_do_not_depend_on_dtype_or_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     x = vectors_of("flat", 6, 50, 24).astype(np.float16)
     projection = Projection(np.full(24, 0.01, np.float32), np.eye(24, dtype=np.float32)[:, :7])
     whole = projection(unit(x))
@@ -113,7 +113,7 @@ def test_float16_vectors_and_blocks_have_the_points_of_their_directions(monkeypa
 
 
 @pytest.mark.parametrize("width", [None, 2])
-def test_no_rows_have_no_points(width: int | None) -> None:
+def test_no_rows_give_no_points(width: int | None) -> None:
     projection = Projection(np.zeros(4, np.float32), None if width is None else np.eye(4, dtype=np.float32)[:, :2])
     assert projection(np.empty((0, 4), np.float32)).shape == (0, projection.width)
     assert projection.of_stored(np.empty((0, 4), np.float32), np.empty(0)).shape == (0, projection.width)
@@ -133,7 +133,7 @@ def test_few_dimensions_are_all_kept(d: int) -> None:
 
 
 @pytest.mark.parametrize(("n", "d"), [(1, 50), (2, 50), (100, 50), (100, 3)])
-def test_rows_without_variance_fall_on_one_point(n: int, d: int) -> None:
+def test_equal_rows_have_equal_points(n: int, d: int) -> None:
     x = vectors_of("one direction", 9, n, d)
     points = fit_projection(x, 1e-6, 1e9)(x)
     assert np.isfinite(points).all()

@@ -22,11 +22,11 @@ NONE = Copies(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 OWN = 1_000_000
-"""The generator's first row."""
+"""Row number of the generator's first row."""
 
 
 def relation(nearest: Distances, start: int = 0) -> KnnResult:
-    """A relation of every tenth row from ``start`` on, of which only the nearest distances matter."""
+    """k-NN result of every tenth row from ``start`` on; only the nearest distances matter."""
     distance = np.asarray(nearest, np.float64).reshape(-1, 1)
     return KnnResult(start + 10 * np.arange(len(distance)), distance, np.zeros((len(distance), 1), np.int64))
 
@@ -36,13 +36,13 @@ def searches(real_real: Distances, real_own: Distances, own_real: Distances, own
 
 
 def repeated(*rows: tuple[int, int]) -> Copies:
-    """Copies of rows (row, how many there are of it, fewer than ten)."""
+    """Copies from pairs (row, number of its copies, fewer than ten)."""
     pairs = [(np.full(count - 1, row), row + np.arange(1, count)) for row, count in rows]
     return copies_from_pairs(pairs)
 
 
 def calibrated(real: Distances, rows: int, config: NeighborsConfig = RELATIVE) -> RadiusCalibration:
-    """Calibrate on real rows; what the synthetic ones find must not matter."""
+    """Calibrate on real rows; the results of synthetic rows must not matter."""
     return calibrate_radius(searches(real, np.zeros(len(real)), np.zeros(9), np.zeros(9)), rows, config, NONE)
 
 
@@ -59,8 +59,8 @@ def test_the_radius_is_the_threshold_times_the_median_among_real_rows() -> None:
 
 
 @pytest.mark.parametrize("config", [ALL, DATALAB, NeighborsConfig(mode="datalab", calibrate_on="real")])
-def test_over_all_rows_each_counts_its_nearest_of_either_set(config: NeighborsConfig) -> None:
-    # 0.4 0.1 0.8 0.2 of the real rows, 0.1 0.05 0.5 of the others.
+def test_a_median_over_both_sets_uses_each_rows_nearest_of_either_set(config: NeighborsConfig) -> None:
+    # Nearest distances: 0.4 0.1 0.8 0.2 of the real rows, 0.1 0.05 0.5 of the generator's.
     found = calibrate_radius(VIEW, 7, config, NONE)
     assert found.median == 0.2
     assert found.radius == pytest.approx(0.13 * 0.2)
@@ -76,14 +76,14 @@ def test_only_datalab_mode_has_a_floor() -> None:
 
 
 @pytest.mark.parametrize("mode", ["exact", "datalab"])
-def test_an_absolute_radius_is_taken_as_it_is(mode: str) -> None:
+def test_an_absolute_radius_is_used_unchanged(mode: str) -> None:
     found = calibrate_radius(VIEW, 7, NeighborsConfig.model_validate({"radius": 0.03, "mode": mode}), NONE)
     assert found.radius == 0.03
     assert found.median is not None
 
 
 @pytest.mark.parametrize("nearest", [[], [np.inf], [np.inf, np.inf]])
-def test_with_nothing_to_calibrate_on_only_exact_copies_remain(nearest: list[float]) -> None:
+def test_without_distances_the_radius_covers_exact_copies_only(nearest: list[float]) -> None:
     found = calibrated(nearest, len(nearest))
     assert (found.median, found.low, found.high) == (None, None, None)
     assert found.radius == EXACT_COPIES_ONLY > 0
@@ -91,12 +91,12 @@ def test_with_nothing_to_calibrate_on_only_exact_copies_remain(nearest: list[flo
     assert calibrated(nearest, len(nearest), NeighborsConfig(radius=0.2)).radius == 0.2
 
 
-def test_a_median_of_zero_leaves_exact_copies() -> None:
+def test_a_median_of_zero_gives_a_radius_for_exact_copies() -> None:
     assert calibrated([0, 0, 0, 1], 4).radius == EXACT_COPIES_ONLY
     assert calibrated([5e-324] * 3, 3).radius == EXACT_COPIES_ONLY
 
 
-def test_rows_without_a_neighbor_do_not_enter_the_median() -> None:
+def test_rows_without_a_neighbor_are_excluded_from_the_median() -> None:
     assert calibrated([0.1, np.inf, 0.3, np.inf, 0.2], 5).median == 0.2
 
 
@@ -112,7 +112,7 @@ def test_the_interval_of_a_sample_covers_the_true_median(rows: int, sample: int)
     assert not draws[0].summary()["exact"]
 
 
-def test_the_interval_shrinks_to_nothing_as_the_sample_becomes_everything() -> None:
+def test_the_interval_shrinks_to_a_point_as_the_sample_becomes_complete() -> None:
     everything = np.random.default_rng(1).random(10_001)
 
     def width(m: int) -> float:
@@ -129,16 +129,16 @@ def test_the_interval_shrinks_to_nothing_as_the_sample_becomes_everything() -> N
 
 
 @pytest.mark.parametrize("m", [1, 2, 3])
-def test_a_sample_of_very_few_has_the_widest_interval_it_can(m: int) -> None:
+def test_the_interval_of_a_tiny_sample_spans_all_its_values(m: int) -> None:
     found = calibrated(np.arange(1.0, m + 1), 1000)
     assert (found.low, found.high) == (1, m)
 
 
-# Datalab knows nothing of distinct rows: each copy counts, and has a neighbour at distance 0.
+# Datalab does not collapse copies: each counts, with a neighbour at distance 0.
 
 
 def test_datalab_counts_every_copy_at_distance_zero() -> None:
-    # 0.4 0.1 0.8 0.2 and 0.1 0.05 0.5; the third real row is there three times, the third of the others twice.
+    # 0.4 0.1 0.8 0.2 and 0.1 0.05 0.5; the third real row occurs three times, the third synthetic row twice.
     found = calibrate_radius(VIEW, 7, DATALAB, repeated((20, 3), (OWN + 20, 2)))
     assert found.median == float(np.median([0.4, 0.1, 0, 0, 0, 0.2, 0.1, 0.05, 0, 0])) == 0.025
     assert (found.low, found.high) == (0.025, 0.025)
@@ -146,7 +146,7 @@ def test_datalab_counts_every_copy_at_distance_zero() -> None:
     assert (found.queries, found.rows) == (7, 7)
 
 
-def test_a_copied_row_without_a_neighbour_enters_datalabs_median() -> None:
+def test_datalab_includes_a_copied_row_without_a_neighbour() -> None:
     alone = searches([np.inf, np.inf], [0.3, np.inf], [0.4], [np.inf])
     assert calibrate_radius(alone, 3, DATALAB, NONE).median == pytest.approx(0.35)
     assert calibrate_radius(alone, 3, DATALAB, repeated((10, 2))).median == pytest.approx(0.15)
@@ -160,12 +160,12 @@ def test_copies_change_nothing_in_exact_mode(config: NeighborsConfig) -> None:
     )
 
 
-def test_datalabs_floor_lifts_the_interval_too() -> None:
+def test_the_datalab_floor_applies_to_the_interval_too() -> None:
     zeros = np.zeros(100)
     found = calibrate_radius(searches(zeros, zeros, zeros, zeros), 1000, DATALAB, NONE)
     assert (found.median, found.low, found.high) == (DATALAB_FLOOR,) * 3 == (1e-6,) * 3
     assert found.summary()["low"] == found.summary()["high"] == 1e-6
-    # Half of the sample lies below the floor, and so does the lower end alone.
+    # Half of the sample is below the floor; so is the lower end of the interval, but not the upper.
     wide = np.concatenate([np.zeros(50), np.linspace(0.1, 1, 50)])
     found = calibrate_radius(searches(wide, wide, wide, wide), 1000, DATALAB, NONE)
     assert found.low == 1e-6
@@ -177,7 +177,7 @@ def test_datalabs_floor_lifts_the_interval_too() -> None:
 @pytest.mark.parametrize("count", [2, 9])
 @pytest.mark.parametrize("rows", [40, 41, 50, 400])
 def test_a_sample_of_copied_rows_has_an_interval_in_datalab_mode(rows: int, count: int) -> None:
-    # Forty rows are sampled, and all stand for copies: there are more of these than distinct rows.
+    # All of the forty sampled rows have copies, so there are more rows than distinct rows.
     real, own = np.linspace(0.1, 0.2, 20), np.linspace(0.3, 0.4, 20)
     view = searches(real, real, own, own)
     most = repeated(*((10 * i, count) for i in range(19)), *((OWN + 10 * i, count) for i in range(19)))

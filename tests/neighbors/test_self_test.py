@@ -1,4 +1,4 @@
-"""The radius's self-test: which images are taken, what the edits do, what counts as found, what is said of it."""
+"""Self-test of the radius: sampling, edits, distances, the summary and the warning."""
 
 import hashlib
 import io
@@ -57,7 +57,7 @@ def measured(**distances):
 
 
 class Means:
-    """An encoder whose search dimensions are the mean colour, between dimensions that search must not see."""
+    """An encoder whose search dimensions are the mean colour, between dimensions that a search must ignore."""
 
     name, image_size, dimensions = "means", 16, 5
     search, classify, fingerprint = (1, 4), (0, 5), "means"
@@ -83,7 +83,7 @@ def photographs():
 # --- the sample ---
 
 
-def test_the_sample_does_not_depend_on_the_order_or_the_numbers_of_the_rows():
+def test_the_sample_does_not_depend_on_row_order_or_row_numbers():
     ids = [f"real/{i:04d}.png" for i in range(500)]
     rows = np.arange(500, dtype=np.int64)
     taken = sample_rows(ids, rows, 40, seed=3)
@@ -97,7 +97,7 @@ def test_the_sample_does_not_depend_on_the_order_or_the_numbers_of_the_rows():
     assert {shuffled[row - 7000] for row in renumbered} == {ids[row] for row in taken}
 
 
-def test_the_sample_of_a_whole_is_the_sample_of_its_parts():
+def test_sampling_merged_samples_of_parts_equals_sampling_the_whole():
     ids = [f"{i}" for i in range(300)]
     rows = np.arange(300, dtype=np.int64)
     parts = [sample_rows(ids[start : start + 100], rows[start : start + 100], 25, 1) for start in (0, 100, 200)]
@@ -107,7 +107,7 @@ def test_the_sample_of_a_whole_is_the_sample_of_its_parts():
     )
 
 
-def test_the_sample_follows_the_seed_and_takes_all_of_few():
+def test_the_sample_depends_on_the_seed_and_includes_all_if_there_are_few():
     ids, rows = [f"image {i}" for i in range(200)], np.arange(200, dtype=np.int64)
     by_hash = sorted(
         rows,
@@ -129,7 +129,7 @@ def test_a_growing_set_keeps_most_of_its_sample():
 # --- the edits ---
 
 
-def test_every_edit_does_what_it_says():
+def test_every_edit_changes_what_its_name_says():
     image = scene(1, 97, 41)
     original = np.asarray(image).astype(float)
     copies = edited_copies(encoded(image))
@@ -164,7 +164,7 @@ def test_a_picture_with_a_side_under_32_px_is_enlarged_and_any_other_made_smalle
     copy = opened(edited_copies(encoded(image))["resize"])
     assert (copy.format, copy.size, copy.mode) == ("PNG", resized, "RGB")
     if min(size) < 32:
-        # Nothing of the original is lost: made small again it is the same picture but for the filter's ringing.
+        # No detail is lost: scaled back down it is the same picture except for ringing of the filter.
         back = np.asarray(copy.resize(size, Image.Resampling.BOX), float)
         assert np.abs(back - np.asarray(image, float)).mean() < 12
 
@@ -173,7 +173,7 @@ def test_the_small_copy_is_antialiased():
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
     small = np.asarray(opened(edited_copies(encoded(Image.fromarray(stripes)))["resize"]), float)
-    # Picking pixels would keep black and white only.
+    # Sampling pixels without a filter would leave only black and white.
     assert small.min() > 10
     assert small.max() < 245
 
@@ -184,7 +184,7 @@ def test_the_disturbance_is_slightly_brighter_with_noise_of_two_levels():
     np.testing.assert_allclose(pixels.mean(axis=(0, 1)), [102, 153, 204], atol=0.05)
     # Rounding to whole levels adds 1/12 to the variance.
     np.testing.assert_allclose(pixels.std(axis=(0, 1)), math.sqrt(4 + 1 / 12), rtol=0.02)
-    # Noise of one pixel says nothing of the next one's, nor of the other channels'.
+    # Noise is uncorrelated between neighbouring pixels and between channels.
     flat = (pixels - pixels.mean(axis=(0, 1))).reshape(-1)
     assert max(abs(np.corrcoef(flat[:-lag], flat[lag:])[0, 1]) for lag in (1, 3, 1200)) < 0.02
 
@@ -195,7 +195,7 @@ def test_the_disturbance_stays_within_the_range_of_pixels():
         assert np.abs(pixels.astype(int) - level).max() < 16
 
 
-def test_large_pictures_are_disturbed_in_strips_with_noise_of_their_own():
+def test_strips_of_large_pictures_have_independent_noise():
     image = Image.new("RGB", (2048, 1200), (120, 120, 120))
     pixels = np.asarray(opened(edited_copies(encoded(image))["disturb"]), float)
     np.testing.assert_allclose(pixels.std(axis=(1, 2)), math.sqrt(4 + 1 / 12), rtol=0.1)
@@ -215,7 +215,7 @@ def test_the_same_picture_gives_the_same_copies_and_another_one_other_noise():
     assert (noise != 0).mean() > 0.5
 
 
-def test_the_original_is_left_as_it_is():
+def test_the_original_is_not_modified():
     image = scene(4)
     before = image.tobytes()
     for edit in EDITS.values():
@@ -279,7 +279,7 @@ def test_awkward_images_are_edited_as_they_are_embedded(kind, encoder):
 
 
 def png_header(width, height):
-    """A PNG that claims a size, with no pixels."""
+    """A PNG header that declares a size, without pixels."""
     data = bytearray(encoded(Image.new("L", (1, 1))))
     data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
@@ -293,18 +293,18 @@ def png_header(width, height):
         (b"<html>", Reason.UNSUPPORTED),
         (encoded(scene(), "JPEG")[:700], Reason.TRUNCATED),
         (png_header(MAX_PIXELS, 2), Reason.TOO_LARGE),
-        # JPEG ends at 65,500 pixels a side, so that not every copy can be made.
+        # JPEG is limited to 65,500 pixels per side, so not every copy can be encoded.
         (encoded(Image.new("RGB", (65600, 1))), Reason.TOO_LARGE),
     ],
 )
-def test_what_cannot_be_edited_is_a_typed_fault(data, reason):
+def test_an_image_that_cannot_be_edited_raises_a_row_fault(data, reason):
     with pytest.raises(RowFault) as caught:
         edited_copies(data)
     assert caught.value.reason == reason
     assert caught.value.detail
 
 
-def test_unusable_and_changed_images_are_left_out_and_do_not_move_the_others():
+def test_unusable_and_changed_images_are_left_out_without_affecting_others():
     images = [encoded(scene(seed)) for seed in range(6)]
     means = Means()
     vectors = embedded(means, images)
@@ -319,13 +319,13 @@ def test_unusable_and_changed_images_are_left_out_and_do_not_move_the_others():
     assert tested.left_out == 3
     for name in NAMES:
         np.testing.assert_array_equal(tested.distances[name], clean.distances[name])
-    # Without the hashes a changed file counts as an original, and lies far from its vector.
+    # Without hashes a changed file is taken for the original, and is far from the stored vector.
     unchecked = run_self_test(damaged, vectors, means, 64)
     assert unchecked.left_out == 2
     assert unchecked.distances["disturb"][-1] > 3 * clean.distances["disturb"].max()
 
 
-def test_no_usable_image_is_no_error():
+def test_a_sample_without_usable_images_is_not_an_error():
     tested = run_self_test([b"", b"x"], np.ones((2, 5), np.float32), Means(), 64)
     assert tested.left_out == 2
     assert all(distance.shape == (0,) for distance in tested.distances.values())
@@ -337,7 +337,7 @@ def test_no_usable_image_is_no_error():
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
-def test_a_copy_without_a_direction_leaves_its_image_out(value):
+def test_an_image_with_a_zero_vector_copy_is_left_out(value):
     class Failing(Means):
         def encode(self, pixels):
             vectors = super().encode(pixels)
@@ -353,7 +353,7 @@ def test_a_copy_without_a_direction_leaves_its_image_out(value):
         np.testing.assert_array_equal(tested.distances[name], clean.distances[name][1:])
 
 
-def test_images_and_vectors_must_be_as_many():
+def test_images_and_vectors_must_have_the_same_length():
     images = [encoded(scene(seed)) for seed in range(2)]
     with pytest.raises(ValueError, match="zip"):
         run_self_test(images, np.ones((3, 5), np.float32), Means(), 64)
@@ -386,7 +386,7 @@ def test_the_batch_size_does_not_matter(encoder, photographs):
 
 
 def test_an_unchanged_copy_is_at_distance_zero(encoder):
-    # A flat picture survives its small copy, and a JPEG of quality 75 nearly always a second one.
+    # Resizing does not change a flat picture, and a second JPEG of quality 75 rarely changes the first.
     flat = encoded(Image.new("RGB", (64, 64), (96, 96, 96)))
     tested = run_self_test([flat], embedded(encoder, [flat]), encoder, 64)
     assert tested.distances["resize"][0] == 0
@@ -419,7 +419,7 @@ def test_the_descriptor_finds_the_copies_of_real_images(folder, encoder, shared_
 # --- the summary ---
 
 
-def test_found_is_strictly_within_the_radius():
+def test_a_copy_at_exactly_the_radius_is_not_found():
     radius = 0.25
     below, above = np.nextafter(radius, 0), np.nextafter(radius, 1)
     tested = measured(reencode=[below, below], resize=[radius, below], disturb=[above, 0.0])
@@ -444,7 +444,7 @@ def test_without_a_radius_the_value_is_null_with_a_reason():
     assert warning(summary) is None
 
 
-def test_the_interval_is_the_exact_binomial_one_when_an_images_copies_go_together():
+def test_the_interval_is_clopper_pearson_if_copies_of_an_image_agree():
     for found, images in [(0, 5), (1, 7), (6, 9), (255, 256), (256, 256)]:
         distance = [0.0] * found + [1.0] * (images - found)
         summary = measured(reencode=distance, resize=distance, disturb=distance).summary(0.5)
@@ -454,12 +454,12 @@ def test_the_interval_is_the_exact_binomial_one_when_an_images_copies_go_togethe
 
 
 def of_shares(thirds):
-    """A self-test whose i-th image has thirds[i] of its three copies found."""
+    """A self-test in which thirds[i] of the three copies of image i are found."""
     found = np.arange(3)[:, None] < np.asarray(thirds)[None, :]
     return SelfTest(dict(zip(NAMES, np.where(found, 0.1, 0.9), strict=True)))
 
 
-def test_the_interval_holds_the_value_for_every_outcome():
+def test_the_interval_contains_the_value_for_every_outcome():
     for images in (1, 2, 3, 10):
         for counts in itertools.combinations_with_replacement(range(4), images):
             summary = of_shares(counts).summary(0.5)
@@ -472,8 +472,8 @@ def test_the_interval_holds_the_value_for_every_outcome():
     "shares",
     [(0.1, 0, 0, 0.9), (0.5, 0, 0, 0.5), (0.05, 0.05, 0.1, 0.8), (0.02, 0.02, 0.06, 0.9), (0, 0.1, 0.9, 0)],
 )
-def test_the_interval_covers_the_truth_however_an_images_copies_hang_together(shares):
-    """By going through every outcome for ten images with 0, 1, 2 or 3 copies found, at these probabilities."""
+def test_the_interval_covers_the_truth_for_any_dependence_between_copies_of_an_image(shares):
+    """Enumerate every outcome for ten images with 0, 1, 2 or 3 copies found, at these probabilities."""
     truth = sum(share * k / 3 for k, share in enumerate(shares))
     covered = 0.0
     for counts in itertools.combinations_with_replacement(range(4), 10):
@@ -510,7 +510,7 @@ def test_the_summary_is_plain_json():
     ]
 
 
-def test_a_self_test_travels_between_processes():
+def test_a_self_test_can_be_pickled():
     tested = SelfTest(of_shares([0, 1, 3]).distances, left_out=4)
     again = pickle.loads(pickle.dumps(tested))
     assert again.left_out == 4
@@ -520,7 +520,7 @@ def test_a_self_test_travels_between_processes():
 # --- the warning ---
 
 
-def test_the_warning_says_the_share_the_worst_edit_and_the_remedy():
+def test_the_warning_names_the_share_the_worst_edit_and_the_remedy():
     tested = measured(reencode=[0.9] * 4, resize=[0.1, 0.1, 0.1, 0.9], disturb=[0.1] * 4)
     text = warning(tested.summary(0.5))
     assert "58.3 %" in text

@@ -277,7 +277,7 @@ def test_a_stage_that_broke_off_repeats_only_what_is_missing(found, embedded, tm
     run = run_until(config)
     assert counted.tasks["near-duplicates"] == 1
     assert counted.tasks["nearest neighbours"] == 1
-    assert counted.tasks["rows dealt to cells"] == 0
+    assert counted.tasks["rows assigned to cells"] == 0
     assert not kept.exists()
     for name in ("neighbors", "nearest", "groups"):
         ours, undisturbed = (table(r, name) for r in (run, found))

@@ -13,10 +13,18 @@ from hypothesis import strategies as st
 from markupsafe import escape
 
 from synthscale.metric_names import CORE_METRICS
-from synthscale.report.charts import BINS, figure, interval_chart, interval_text, level_of, scaled, steps
+from synthscale.report.charts import (
+    BINS,
+    heat_level,
+    histogram_path,
+    interval_chart,
+    interval_text,
+    scale_to_box,
+    value_text,
+)
 from synthscale.report.choice import ChosenRows
 from synthscale.report.maps import HEIGHT, WIDTH, MapProjection
-from synthscale.report.page import LABELS, embedded_json, histogram, map_data, pairs, weakest_labels
+from synthscale.report.page import LABELS, comparison_pairs, embedded_json, histogram, map_data, weakest_labels
 
 # Interval charts.
 
@@ -64,7 +72,7 @@ def test_an_interval_or_why_there_is_none_is_said() -> None:
     assert interval_text({"low": 0.0, "high": 0.0, "reason": "x"}) == ", 95 % interval 0.000 to 0.000"
     assert interval_text({"low": None, "high": None, "reason": "one block"}) == " (one block)"
     assert interval_text({"value": 0.5}) == ""
-    assert [figure(0.0), figure(0.99951), figure(None)] == ["0.000", "1.000", "n/a"]
+    assert [value_text(0.0), value_text(0.99951), value_text(None)] == ["0.000", "1.000", "n/a"]
 
 
 # Histograms.
@@ -80,8 +88,8 @@ def heights(path: str) -> np.ndarray:
 
 def test_an_outline_has_the_heights_of_its_counts() -> None:
     counts = np.random.default_rng(0).integers(0, 1000, BINS)
-    np.testing.assert_allclose(heights(steps(counts, 1000)), counts / 1000, atol=0.00051)
-    assert heights(steps(np.zeros(BINS, np.int64), 0)).tolist() == [0.0] * BINS
+    np.testing.assert_allclose(heights(histogram_path(counts, 1000)), counts / 1000, atol=0.00051)
+    assert heights(histogram_path(np.zeros(BINS, np.int64), 0)).tolist() == [0.0] * BINS
 
 
 def test_both_histograms_are_shares_of_their_class_on_one_scale() -> None:
@@ -129,12 +137,14 @@ def test_a_class_without_rows_has_a_flat_histogram() -> None:
     ],
 )
 def test_a_level_is_by_how_far_a_value_is_below_its_reference(value: Any, reference: Any, level: int) -> None:
-    assert level_of({"value": value, "reference": reference}) == level
+    assert heat_level({"value": value, "reference": reference}) == level
 
 
 def test_levels_never_rise_with_the_value_and_all_are_used() -> None:
     for reference in (0.5, 0.8, 1.0):
-        levels = [level_of({"value": v, "reference": reference}) for v in np.linspace(0, reference, 400).tolist()]
+        levels = [
+            heat_level({"value": v, "reference": reference}) for v in np.linspace(0, reference, 400).tolist()
+        ]
         assert levels == sorted(levels, reverse=True)
         assert set(levels) == {0, 1, 2, 3, 4}
 
@@ -144,7 +154,7 @@ def test_levels_never_rise_with_the_value_and_all_are_used() -> None:
 
 def test_points_fill_the_box_but_for_its_margin_and_keep_their_order() -> None:
     places = np.random.default_rng(2).normal(size=(400, 2)) * [1e-3, 1e6]
-    found = scaled(places, 720, 480, 8)
+    found = scale_to_box(places, 720, 480, 8)
     assert found.min(0).tolist() == [8, 8]
     assert found.max(0).tolist() == [712, 472]
     for axis in range(2):
@@ -153,7 +163,7 @@ def test_points_fill_the_box_but_for_its_margin_and_keep_their_order() -> None:
 
 def test_what_lies_within_keeps_its_proportions() -> None:
     places = np.column_stack([np.arange(201.0), -3 * np.arange(201.0)])
-    found = scaled(places, 220, 120, 10)
+    found = scale_to_box(places, 220, 120, 10)
     within = np.arange(1, 200)
     np.testing.assert_allclose(found[within, 0], 10 + 200 * (within - 1) / 198, atol=0.051)
     np.testing.assert_allclose(found[within, 1], 110 - 100 * (within - 1) / 198, atol=0.051)
@@ -162,14 +172,14 @@ def test_what_lies_within_keeps_its_proportions() -> None:
 def test_one_that_is_far_away_does_not_press_the_others_together() -> None:
     places = np.random.default_rng(3).uniform(0, 1, (1000, 2))
     places[0] = 1e9
-    found = scaled(places, 720, 480, 8)
+    found = scale_to_box(places, 720, 480, 8)
     assert found[0].tolist() == [712, 472]
     assert (np.ptp(found[1:], axis=0) > [690, 455]).all()
     assert (np.std(found[1:], axis=0) > [190, 125]).all()
 
 
 def test_points_at_one_place_stay_at_one_place_in_the_box() -> None:
-    found = scaled(np.full((5, 2), 3.25), 720, 480, 8)
+    found = scale_to_box(np.full((5, 2), 3.25), 720, 480, 8)
     assert len(np.unique(found, axis=0)) == 1
     assert (found >= 8).all()
     assert (found <= [712, 472]).all()
@@ -231,18 +241,18 @@ def comparisons(names: list[str]) -> list[dict[str, Any]]:
 
 def test_a_pair_has_its_differences_by_metric() -> None:
     given_ones = comparisons(["a", "b", "c"])
-    found = pairs(given_ones)["pairs"]
+    found = comparison_pairs(given_ones)["pairs"]
     assert [(row["one"], row["two"]) for row in found] == [("a", "b"), ("a", "c"), ("b", "c")]
     for row in found:
         assert list(row["by"]) == list(CORE_METRICS)
         assert all(each in given_ones and each["metric"] == name for name, each in row["by"].items())
         assert {(each["one"], each["two"]) for each in row["by"].values()} == {(row["one"], row["two"])}
-    assert pairs([]) == {"pairs": [], "all_pairs": 0}
+    assert comparison_pairs([]) == {"pairs": [], "all_pairs": 0}
 
 
 def test_of_very_many_pairs_the_first_are_shown_whole() -> None:
     names = [f"g{i:02d}" for i in range(15)]
-    found, total = pairs(comparisons(names)).values()
+    found, total = comparison_pairs(comparisons(names)).values()
     assert total == 105
     assert 10 < len(found) < 105
     every = list(itertools.combinations(names, 2))

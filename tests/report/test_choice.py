@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synthscale.report.charts import BINS
-from synthscale.report.choice import COLUMNS, choose_groups, choose_rows, members
+from synthscale.report.choice import COLUMNS, choose_groups, choose_rows, group_members
 from synthscale.tables.schemas import SCORES
 
 seeds = st.integers(0, 2**32 - 1)
@@ -67,12 +67,12 @@ BY_HAND = {
 def test_the_rows_at_the_ends_are_those_of_the_sorted_table(seed: int, places: list[int], tiles: int) -> None:
     frame = drawn_scores(seed)
     found = choose_rows(pieces(as_scores(frame), places), tiles, NO_IDS)
-    assert set(found.ends) == set(BY_HAND)
+    assert set(found.extremes) == set(BY_HAND)
     for name, (kind, column, ascending) in BY_HAND.items():
         own = frame[frame["real_or_synthetic"] == kind].dropna(subset=column)
         expected = own.sort_values([column, "id"], ascending=[ascending, True]).head(tiles)
-        assert found.ends[name].column("id").to_pylist() == expected["id"].tolist(), name
-        assert found.ends[name].equals(as_scores(frame).take(pa.array(expected.index.to_numpy()))), name
+        assert found.extremes[name].column("id").to_pylist() == expected["id"].tolist(), name
+        assert found.extremes[name].equals(as_scores(frame).take(pa.array(expected.index.to_numpy()))), name
 
 
 @given(seeds, cuts)
@@ -105,7 +105,7 @@ def test_what_is_sure_is_in_the_first_and_last_bin() -> None:
 def test_synthetic_rows_at_no_distance_are_counted(seed: int, places: list[int]) -> None:
     frame = drawn_scores(seed)
     expected = ((frame["real_or_synthetic"] == "synthetic") & (frame["distance_to_nearest_real"] < 1e-9)).sum()
-    assert choose_rows(pieces(as_scores(frame), places), 3, NO_IDS).same == expected
+    assert choose_rows(pieces(as_scores(frame), places), 3, NO_IDS).exact_copies == expected
 
 
 @given(seeds, cuts, st.integers(0, 130))
@@ -115,14 +115,14 @@ def test_rows_that_are_asked_for_come_whole_and_once(seed: int, places: list[int
     asked = np.random.default_rng(seed).permutation([*frame["id"], *(f"nowhere {i}" for i in range(10))])[:n]
     found = choose_rows(pieces(as_scores(frame), places), 3, pa.array(asked.tolist(), pa.string()))
     own = np.flatnonzero(frame["id"].isin(asked))
-    assert found.wanted.equals(as_scores(frame).take(pa.array(own)))
+    assert found.requested.equals(as_scores(frame).take(pa.array(own)))
 
 
 def test_a_class_without_rows_has_empty_ends() -> None:
     frame = drawn_scores(1)
     frame["real_or_synthetic"] = "synthetic"
     found = choose_rows(pieces(as_scores(frame), [50]), 5, NO_IDS)
-    assert {name: len(rows) for name, rows in found.ends.items()} == {
+    assert {name: len(rows) for name, rows in found.extremes.items()} == {
         "unrealistic": 5,
         "realistic": 5,
         "unrepresented": 0,
@@ -133,14 +133,14 @@ def test_a_class_without_rows_has_empty_ends() -> None:
 
 def test_a_table_without_rows_has_nothing_to_show() -> None:
     found = choose_rows(pieces(as_scores(drawn_scores(0)).slice(0, 0), [0, 0]), 5, NO_IDS)
-    assert all(len(rows) == 0 for rows in [*found.ends.values(), found.wanted])
-    assert found.same == sum(int(own.sum()) for own in found.counts.values()) == 0
+    assert all(len(rows) == 0 for rows in [*found.extremes.values(), found.requested])
+    assert found.exact_copies == sum(int(own.sum()) for own in found.counts.values()) == 0
 
 
 def test_without_any_piece_there_is_nothing_to_show() -> None:
     found = choose_rows([], 5, NO_IDS)
-    assert found.same == 0
-    assert len(found.wanted) == 0
+    assert found.exact_copies == 0
+    assert len(found.requested) == 0
 
 
 # Groups.
@@ -253,7 +253,7 @@ def members_by_hand(own: pd.DataFrame, most: int) -> list[str]:
 @settings(deadline=None, max_examples=60)
 def test_members_are_real_ones_and_beside_them_their_copies(seed: int, places: list[int], most: int) -> None:
     frame = drawn_members(seed, by_id=True)
-    found = members(pieces(as_scores(frame), places), most)
+    found = group_members(pieces(as_scores(frame), places), most)
     expected = {group: members_by_hand(own, most) for group, own in frame.groupby("near_duplicate_id")}
     assert {group: [row["id"] for row in rows] for group, rows in found.items()} == expected
     whole = {row["id"]: row for row in as_scores(frame).to_pylist()}
@@ -264,17 +264,17 @@ def test_members_are_real_ones_and_beside_them_their_copies(seed: int, places: l
 @settings(deadline=None, max_examples=30)
 def test_where_there_is_room_for_all_the_order_of_rows_does_not_matter(seed: int, places: list[int]) -> None:
     frame = drawn_members(seed, by_id=False)
-    found = members(pieces(as_scores(frame), places), len(frame))
+    found = group_members(pieces(as_scores(frame), places), len(frame))
     for group, own in frame.groupby("near_duplicate_id"):
         assert [row["id"] for row in found[group]] == members_by_hand(own, len(frame))
 
 
 def test_members_are_the_same_however_rows_are_cut_where_ids_are_in_no_order() -> None:
     frame = drawn_members(0, by_id=False)
-    found = [members(pieces(as_scores(frame), places), 3) for places in ([], [60], list(range(120)))]
+    found = [group_members(pieces(as_scores(frame), places), 3) for places in ([], [60], list(range(120)))]
     assert found[0] == found[1] == found[2]
 
 
 def test_without_rows_no_group_has_members() -> None:
-    assert members([], 6) == {}
-    assert members(pieces(as_scores(drawn_scores(0)).slice(0, 0), [0]), 6) == {}
+    assert group_members([], 6) == {}
+    assert group_members(pieces(as_scores(drawn_scores(0)).slice(0, 0), [0]), 6) == {}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from synthscale.config import Config
-from synthscale.report.choice import ENDS
+from synthscale.report.choice import EXTREMES
 from synthscale.report.pictures import Thumbnails, files_by_id
 from synthscale.report.redaction import Redaction
 from synthscale.report.tiles import GALLERIES, Tiler
@@ -34,7 +34,7 @@ def files(make_images, tmp_path_factory) -> dict[str, StoredFile]:
 
 
 def opened(album: Thumbnails, name: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(album.data[album.places[name]], validate=True)))
+    return Image.open(io.BytesIO(base64.b64decode(album.data[album.index[name]], validate=True)))
 
 
 def difference(album: Thumbnails, name: str, stored: StoredFile) -> float:
@@ -46,9 +46,9 @@ def difference(album: Thumbnails, name: str, stored: StoredFile) -> float:
 
 
 def kept(album: Thumbnails) -> dict[str, str]:
-    assert sorted(album.places.values()) == list(range(len(album.data)))
+    assert sorted(album.index.values()) == list(range(len(album.data)))
     assert album.held_bytes == sum(map(len, album.data))
-    return {name: album.data[place] for name, place in album.places.items()}
+    return {name: album.data[place] for name, place in album.index.items()}
 
 
 # The album.
@@ -104,20 +104,20 @@ def test_files_that_cannot_be_read_are_missing_and_the_others_shown(files, tmp_p
     # They are not fetched again.
     (tmp_path / "gone.png").write_bytes(whole)
     album.add(["gone"], files | own, 24, ROOM, CONFIG)
-    assert "gone" not in album.places
+    assert "gone" not in album.index
 
 
 def test_the_first_have_room_and_what_has_none_is_left_out(files) -> None:
     sizes = Thumbnails()
     sizes.add(list(files), files, 24, ROOM, CONFIG)
-    first = sum(len(sizes.data[sizes.places[f"p{i}"]]) for i in range(70))
+    first = sum(len(sizes.data[sizes.index[f"p{i}"]]) for i in range(70))
     for limit, expected in ((first, 70), (first - 1, 69)):
         album = Thumbnails()
         album.add(list(files), files, 24, limit, CONFIG)
         assert kept(album).items() <= kept(sizes).items()
-        assert list(album.places)[:expected] == list(files)[:expected]
+        assert list(album.index)[:expected] == list(files)[:expected]
         assert album.held_bytes <= limit
-        assert album.left_out == set(files) - set(album.places)
+        assert album.left_out == set(files) - set(album.index)
         assert not album.missing
     nothing = Thumbnails()
     nothing.add(list(files), files, 24, 0, CONFIG)
@@ -129,9 +129,9 @@ def test_the_limit_is_of_all_pictures_so_far(files) -> None:
     album.add(["p0", "p1"], files, 24, ROOM, CONFIG)
     held = album.held_bytes
     album.add(["p2", "p3"], files, 12, held, CONFIG)
-    assert (list(album.places), album.left_out) == (["p0", "p1"], {"p2", "p3"})
+    assert (list(album.index), album.left_out) == (["p0", "p1"], {"p2", "p3"})
     album.add(["p4"], files, 12, held + 10**5, CONFIG)
-    assert list(album.places) == ["p0", "p1", "p4"]
+    assert list(album.index) == ["p0", "p1", "p4"]
 
 
 def test_what_had_no_room_and_then_has_is_not_left_out_any_more(files) -> None:
@@ -313,7 +313,7 @@ def tiler(shows_images: bool = True) -> Tiler:
 
 
 def test_every_end_has_a_gallery() -> None:
-    assert set(GALLERIES) == set(ENDS)
+    assert set(GALLERIES) == set(EXTREMES)
     assert all(title and words for title, words in GALLERIES.values())
 
 
@@ -341,7 +341,7 @@ def test_a_tile_of_which_little_is_known_has_no_more() -> None:
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("vector", "no picture"), ("near/gone.png", "picture missing"), ("late", "no room for it")],
+    [("vector", "no image file"), ("near/gone.png", "picture missing"), ("late", "left out: page is full")],
 )
 def test_a_tile_without_a_picture_says_why(name: str, why: str) -> None:
     tile = tiler().tile(row(name))

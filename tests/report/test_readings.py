@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from synthscale.metric_names import CORE_METRICS
-from synthscale.report.readings import EVIDENCE, MEANING, one_in, reading, readings
+from synthscale.report.readings import EVIDENCE, MEANING, reading, readings, share_words
 
 SHARES = ("diversity", "freshness", "precision", "coverage")
 
@@ -25,7 +25,7 @@ def said(words: str) -> float:
 
 
 def words_of(share: float) -> str:
-    return one_in(share, "image", "repeats", "repeat")
+    return share_words(share, "image", "repeats", "repeat")
 
 
 def test_every_core_metric_has_a_meaning_and_evidence() -> None:
@@ -82,20 +82,20 @@ def test_one_image_has_a_verb_of_one_and_many_of_many() -> None:
 @pytest.mark.parametrize(
     ("metric", "value", "words"),
     [
-        ("fidelity", 0.5, "synthetic images cannot be told from real ones"),
-        ("fidelity", 0.62, "synthetic images cannot be told from real ones"),
-        ("fidelity", 0.36, "synthetic images are hard to tell from real ones"),
-        ("fidelity", 0.0, "synthetic images can nearly always be told from real ones"),
+        ("fidelity", 0.5, "synthetic images cannot be told apart from real ones"),
+        ("fidelity", 0.62, "synthetic images cannot be told apart from real ones"),
+        ("fidelity", 0.36, "synthetic images are hard to tell apart from real ones"),
+        ("fidelity", 0.0, "synthetic images can nearly always be told apart from real ones"),
         ("representativeness", 0.48, "real images are matched by synthetic ones"),
-        ("representativeness", 0.01, "real images are nearly all unlike any synthetic one"),
+        ("representativeness", 0.01, "real images nearly all differ from all synthetic ones"),
         ("diversity", 1.0, "no synthetic image repeats another"),
         ("diversity", 0.75, "1 in 4 synthetic images repeats another"),
         ("freshness", 1.0, "no synthetic image repeats a real one"),
         ("freshness", 0.3, "7 in 10 synthetic images repeat a real one"),
-        ("precision", 1.0, "every synthetic image lies among real ones"),
-        ("precision", 0.0, "every synthetic image lies apart from all real ones"),
-        ("coverage", 1.0, "every real image has a synthetic one near"),
-        ("coverage", 0.9, "1 in 10 real images has no synthetic one near"),
+        ("precision", 1.0, "every synthetic image is near a real one"),
+        ("precision", 0.0, "every synthetic image is far from all real ones"),
+        ("coverage", 1.0, "every real image has a synthetic one near it"),
+        ("coverage", 0.9, "1 in 10 real images has no synthetic one near it"),
     ],
 )
 def test_a_value_is_said_in_words(metric: str, value: float, words: str) -> None:
@@ -141,7 +141,7 @@ def test_what_lies_at_the_limit_of_good_is_good_as_it_is_for_fidelity() -> None:
 def test_a_metric_without_a_value_says_why(metric: str) -> None:
     found = reading(metric, {"value": None, "reference": 1.0, "reason": "too few images"})
     assert (found.level, found.gap) == ("none", 0.0)
-    assert found.words == f"{metric} is not known: too few images"
+    assert found.words == f"{metric} could not be computed: too few images"
     assert reading(metric, {"value": None}).level == "none"
 
 

@@ -1,4 +1,4 @@
-"""Encoders turn pixels into embeddings: one small protocol, two families.
+"""Encoders compute embeddings from pixels: the protocol `Encoder` and its two implementations.
 
 ``descriptor`` is built in and needs no weights; ``torchvision:<model>[@weights]`` runs a pretrained network.
 """
@@ -14,16 +14,21 @@ def build_encoder(config: EncoderConfig, weights: bytes | None, device: str) -> 
     """Build the configured encoder.
 
     Args:
-        config: the ``encoder`` section.
-        weights: the bytes of the file at ``config.weights``, if one is given.
-        device: a torch device.
+        config: section ``encoder`` of the configuration.
+        weights: content of the file at ``config.weights``; None if no file is configured.
+        device: torch device that the encoder computes on.
+
+    Raises:
+        ConfigError: the encoder or its weights are unknown or do not fit, or a setting does not apply to it.
     """
     if config.name == "descriptor":
         if config.weights is not None:
-            raise ConfigError("encoder.weights: the descriptor takes none; name a torchvision:<model> to use them")
+            raise ConfigError(
+                "encoder.weights: the descriptor takes none; set encoder.name=torchvision:<model> to use weights"
+            )
         if config.mean is not None:
             raise ConfigError(
-                "encoder.mean, encoder.std: the descriptor takes none; they go with torchvision weights"
+                "encoder.mean, encoder.std: the descriptor takes none; they apply to torchvision weights only"
             )
         from synthscale.embed.encoders.descriptor import DescriptorEncoder
 
@@ -35,6 +40,6 @@ def build_encoder(config: EncoderConfig, weights: bytes | None, device: str) -> 
         file = None if config.weights is None or weights is None else (config.weights, weights)
         encoder = build(config.name, config.image_size, file, device)
         if config.mean is not None and config.std is not None:
-            encoder.normalised(config.mean, config.std)
+            encoder.set_normalisation(config.mean, config.std)
         return encoder
     raise ConfigError(f"encoder.name: {config.name!r} is neither 'descriptor' nor 'torchvision:<model>[@weights]'")

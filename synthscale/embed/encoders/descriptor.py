@@ -1,9 +1,10 @@
-"""The built-in encoder without weights: reads uint8 pixels, gives layout, gradients and noise statistics.
+"""The built-in encoder: hand-crafted image features without learned weights, computed by torch.
 
-A vector is [constant | colour layout | oriented gradients | spectrum | tones | noise residuals]. The first three
-are the ``search`` range: linear or nearly linear in the pixels at low frequencies, so re-encoding, resizing and
-slight noise hardly move them. The others say how the image was made rather than what it shows; the ``classify``
-range is everything but the constant. filters.py and residuals.py name the sources.
+A vector is the concatenation [constant | colour layout | oriented gradients | spectrum | tones | noise residuals].
+The first three parts are the ``search`` range. They are linear or nearly linear in the pixels at low frequencies,
+so re-encoding, resizing and slight noise hardly change them. The other parts describe how the image was made, not
+what it shows. The ``classify`` range is everything but the constant. filters.py and residuals.py compute the parts
+and cite their sources.
 """
 
 import numpy as np
@@ -16,26 +17,42 @@ from synthscale.embed.encoders.residuals import BandEnergies, halve, residual_st
 from synthscale.errors import ConfigError
 
 VERSION = 1
-# Rows are computed in chunks of one fixed shape, the last one padded: matrix products of other shapes round
-# differently, and a row's vector may not depend on its batch. The size bounds the memory of large batches.
+"""Part of the fingerprint. Raise it when the same pixels give other vectors."""
 CHUNK_PX = 2**16
+"""Pixels per chunk of images, 16 images of 64 px; bounds the memory of large batches.
+
+All chunks have the same shape, and the last one is padded: matrix products of other shapes round differently, but
+an image's vector must not depend on its batch.
+"""
 OCTAVES = 3
-# Keeps the search vector of a blank image away from zero and its direction away from noise.
+"""Scales at which noise residuals are computed; each halves the image of the one before."""
 CONSTANT = 0.5
+"""First component of every vector. It keeps the search vector of a blank image from being zero, and its direction
+from being determined by noise."""
 CHROMA_WEIGHT = 3.0
+"""Weight of the layout of the chroma planes relative to that of the luma plane."""
 GRADIENT_WEIGHT = 3.0
+"""Weight of the oriented gradients relative to the layout of the luma plane."""
 
 
 class DescriptorEncoder:
-    """Fixed filters computed by torch; implements `synthscale.encoders.protocol.Encoder`."""
+    """Encoder of fixed filters; implements `synthscale.embed.encoders.protocol.Encoder`."""
 
     name = "descriptor"
 
     def __init__(self, image_size: int = 64, device: str = "cpu") -> None:
-        """Prepare the filters for squares of ``image_size`` pixels: a multiple of 16, at least 32."""
+        """Build the filters for square images.
+
+        Args:
+            image_size: side of the images in pixels, a multiple of 16 and at least 32.
+            device: torch device that the filters are applied on.
+
+        Raises:
+            ConfigError: ``image_size`` is not such a number.
+        """
         if image_size < 32 or image_size % 16:
             raise ConfigError(
-                f"encoder.image_size is {image_size}; descriptor needs a multiple of 16, at least 32"
+                f"encoder.image_size is {image_size}; the descriptor needs a multiple of 16, at least 32"
             )
         self.image_size = image_size
         self.fingerprint = f"descriptor-{VERSION}/{image_size}"
@@ -47,14 +64,14 @@ class DescriptorEncoder:
         self._bands = BandEnergies(image_size, device)
         blank = torch.zeros((1, image_size, image_size, 3), dtype=torch.uint8, device=device)
         planes = opponent_planes(blank)
-        width = self._search_part(planes).shape[1]
-        self.dimensions = width + self._evidence_part(planes).shape[1]
-        self.search = (0, width)
-        # All but the constant, which tells a classifier nothing.
+        search_dimensions = self._content_features(planes).shape[1]
+        self.dimensions = search_dimensions + self._trace_features(planes).shape[1]
+        self.search = (0, search_dimensions)
+        # The constant is left out: it carries no information for a classifier.
         self.classify = (1, self.dimensions)
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Embed ``pixels`` of shape (B, image_size, image_size, 3), RGB; gives shape (B, dimensions)."""
+        """Embed images: (B, image_size, image_size, 3) RGB to (B, dimensions)."""
         vectors = np.empty((len(pixels), self.dimensions), dtype=np.float32)
         chunk = np.zeros((self._chunk_rows, self.image_size, self.image_size, 3), dtype=np.uint8)
         with torch.inference_mode():
@@ -62,11 +79,12 @@ class DescriptorEncoder:
                 rows = pixels[start : start + self._chunk_rows]
                 chunk[: len(rows)] = rows
                 planes = opponent_planes(torch.from_numpy(chunk).to(self._device))
-                parts = torch.cat([self._search_part(planes), self._evidence_part(planes)], 1)
-                vectors[start : start + len(rows)] = parts[: len(rows)].cpu().numpy()
+                features = torch.cat([self._content_features(planes), self._trace_features(planes)], 1)
+                vectors[start : start + len(rows)] = features[: len(rows)].cpu().numpy()
         return vectors
 
-    def _search_part(self, planes: Tensor) -> Tensor:
+    def _content_features(self, planes: Tensor) -> Tensor:
+        """Compute the search range from opponent planes (B, 3, S, S): what the image shows."""
         parts = [
             planes.new_full((len(planes), 1), CONSTANT),
             self._luma(planes[:, :1]),
@@ -75,7 +93,8 @@ class DescriptorEncoder:
         ]
         return torch.cat(parts, 1)
 
-    def _evidence_part(self, planes: Tensor) -> Tensor:
+    def _trace_features(self, planes: Tensor) -> Tensor:
+        """Compute the rest of a vector from opponent planes (B, 3, S, S): how the image was made."""
         parts = [self._bands(planes), tone_statistics(planes)]
         for octave in range(OCTAVES):
             parts.append(residual_statistics(planes))

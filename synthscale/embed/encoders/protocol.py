@@ -1,4 +1,4 @@
-"""What every encoder promises; reads uint8 pixels, gives float32 vectors."""
+"""Protocol of the encoders: uint8 pixels in, float32 vectors out."""
 
 from typing import Protocol
 
@@ -7,15 +7,17 @@ from numpy.typing import NDArray
 
 
 class Encoder(Protocol):
-    """Maps a batch of square RGB images to vectors; deterministic, and independent of the batch's make-up.
+    """Maps batches of square RGB images to vectors.
+
+    Encoders are deterministic, and the vector of an image does not depend on the other images of its batch.
 
     Attributes:
-        name: as in the configuration, for instance ``descriptor``.
+        name: ``encoder.name`` in the configuration, for instance ``descriptor``.
         image_size: side in pixels of the square images that ``encode`` takes.
-        dimensions: D, the length of a vector.
-        search: half-open range of the dimensions that serve neighbour search (never all zero).
-        classify: half-open range of the dimensions that serve the real-vs-synthetic classifier.
-        fingerprint: text that changes whenever the same pixels would give other vectors.
+        dimensions: D, length of a vector.
+        search: (start, stop) of the dimensions that cosine distances are computed from (never all zero).
+        classify: (start, stop) of the dimensions that the real-vs-synthetic classifier sees.
+        fingerprint: text that differs for encoders that give different vectors for the same pixels.
     """
 
     name: str
@@ -26,5 +28,5 @@ class Encoder(Protocol):
     fingerprint: str
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Embed ``pixels`` of shape (B, image_size, image_size, 3), RGB; gives shape (B, D)."""
+        """Embed images: (B, image_size, image_size, 3) RGB to (B, D)."""
         ...

@@ -1,8 +1,9 @@
-"""How an image was made, by statistics: spectrum, noise residuals, tones; tensors in and out.
+"""Describe how images were made, by statistics of their spectrum, noise residuals, tones and colours.
 
-A generator may paint the right things with the wrong noise: its upsampling leaves its mark on the high octaves
-and on how neighbouring pixels and colour channels go together. So these numbers look at the residuals of small
-high-pass filters, at spectral energy per band, and at histograms of tone and colour.
+Works on torch tensors. An image generator may get the content right and the noise wrong: upsampling leaves traces
+in the high frequencies, and in the correlations between neighbouring pixels and between colour channels. The
+features are therefore statistics of the residuals of small high-pass filters, the spectral energy per band, and
+histograms of luma and chroma.
 
 Sources: rich models of noise residuals (SRM, Fridrich and Kodovsky 2012); spectral traces of upsampling (Durall
 et al. 2020, Frank et al. 2020); colour statistics of GAN images (McCloskey and Albright 2018).
@@ -16,23 +17,34 @@ from torch.nn import functional
 
 from synthscale.embed.encoders.filters import HALF_RANGE, cosine_matrix, frequency_grid
 
-# Variances are floored at about the rounding noise of 8-bit pixels (1/12 grey level squared), so that blank images
-# give finite logarithms and correlations near zero.
 NOISE_FLOOR = 0.1
+"""Added to variances and energies, in squared grey levels: about the rounding noise of 8-bit pixels (1/12).
+
+Blank images then have finite logarithms, and correlations near zero.
+"""
 TONE_LEVELS = (-96.0, -64.0, -32.0, 0.0, 32.0, 64.0, 96.0)
+"""Thresholds of the cumulative histogram of luma, in grey levels from the middle of the range."""
 COLOUR_LEVELS = (-48.0, -16.0, -4.0, 4.0, 16.0, 48.0)
+"""Thresholds of the cumulative histograms of Co and Cg, in grey levels."""
 CHROMA_LEVELS = (4.0, 12.0, 24.0, 48.0, 96.0)
+"""Thresholds of the cumulative histogram of max(|Co|, |Cg|), in grey levels."""
 CLIPPED_BELOW, CLIPPED_ABOVE = 1.0 - HALF_RANGE, 254.0 - HALF_RANGE
+"""Two more thresholds of luma: below the first are black pixels, and at or above the second nearly white ones."""
 
 
 class BandEnergies:
-    """Log energy per half-octave of radial frequency, from the full cosine transform."""
+    """Logarithm of the mean energy in bands of half an octave of radial frequency, from the full 2-D DCT.
+
+    Args:
+        size: S, side of the planes in pixels.
+        device: torch device of the filters.
+    """
 
     def __init__(self, size: int, device: str) -> None:
         frequency = frequency_grid(size)
         top = frequency.max().item() * 1.001
         edges = [top * 2 ** (-step / 2) for step in range(16)]
-        # Frequency 0 is the mean, which the tones describe; a band may hold no coefficient at the low end.
+        # Frequency 0 is left out: it is the mean, which `tone_statistics` describes. Low bands may be empty.
         edges = [0.5, *sorted(edge for edge in edges if edge >= 1)]
         bands = [((frequency >= low) & (frequency < high)).flatten() for low, high in pairwise(edges)]
         shares = [band / band.sum() for band in bands if band.any()]
@@ -40,54 +52,56 @@ class BandEnergies:
         self._matrix = cosine_matrix(size, size).to(device)
 
     def __call__(self, planes: Tensor) -> Tensor:
-        """Map (B, C, S, S) to (B, C * bands)."""
+        """Compute the band energies of planes: (B, C, S, S) to (B, C * bands)."""
         energy = (self._matrix @ planes @ self._matrix.T).square().flatten(2)
         return torch.log(energy @ self._average + NOISE_FLOOR).flatten(1)
 
 
 def halve(planes: Tensor) -> Tensor:
-    """Average 2x2 pixels: (B, C, S, S) to (B, C, S / 2, S / 2)."""
+    """Average blocks of 2 x 2 pixels: (B, C, S, S) to (B, C, S / 2, S / 2)."""
     return functional.avg_pool2d(planes, 2)
 
 
 def residual_statistics(planes: Tensor) -> Tensor:
-    """Describe three high-pass residuals of (B, 3, S, S); gives (B, 54): 3 residuals x 3 channels x 6 numbers.
+    """Compute statistics of high-pass residuals: (B, 3, S, S) to (B, 54), 3 residuals x 6 statistics x 3 channels.
 
-    The residuals are the first differences across and down and the square filter [1 -2 1] x [1 -2 1] / 4.
+    The residuals are the horizontal and vertical first differences, and the output of the square filter
+    [1 -2 1] x [1 -2 1] / 4.
     """
     across = planes[..., 1:] - planes[..., :-1]
     down = planes[..., 1:, :] - planes[..., :-1, :]
-    bend = across[..., 1:] - across[..., :-1]
-    square = (bend[..., 2:, :] - 2 * bend[..., 1:-1, :] + bend[..., :-2, :]) / 4
-    return torch.cat([_describe(residual) for residual in (across, down, square)], 1)
+    second = across[..., 1:] - across[..., :-1]
+    square = (second[..., 2:, :] - 2 * second[..., 1:-1, :] + second[..., :-2, :]) / 4
+    return torch.cat([_statistics(residual) for residual in (across, down, square)], 1)
 
 
-def _describe(residual: Tensor) -> Tensor:
-    """Log power, two measures of the tails, and correlations with the next column, row and channel."""
+def _statistics(residual: Tensor) -> Tensor:
+    """Return log power, two measures of the tails, and correlations with the next column and row and a channel."""
     square = residual.square()
     power = square.mean((2, 3)) + NOISE_FLOOR
     magnitude = residual.abs().mean((2, 3)) / power.sqrt()
     tail = (square.square().mean((2, 3)) + NOISE_FLOOR) / power.square()
     right = (residual[..., 1:] * residual[..., :-1]).mean((2, 3)) / power
     lower = (residual[..., 1:, :] * residual[..., :-1, :]).mean((2, 3)) / power
-    mates = torch.roll(residual, 1, 1)
-    channel = (residual * mates).mean((2, 3)) / (power * torch.roll(power, 1, 1)).sqrt()
+    other_channel = torch.roll(residual, 1, 1)
+    channel = (residual * other_channel).mean((2, 3)) / (power * torch.roll(power, 1, 1)).sqrt()
     return torch.cat([torch.log(power), magnitude, torch.log(tail), right, lower, channel], 1)
 
 
 def tone_statistics(planes: Tensor) -> Tensor:
-    """Give cumulative histograms of luma, both chromas and colourfulness of (B, 3, S, S), shape (B, 26)."""
-    luma, orange, green = planes.unbind(1)
-    chroma = torch.maximum(orange.abs(), green.abs())
+    """Compute cumulative histograms of luma, Co, Cg and max(|Co|, |Cg|): (B, 3, S, S) to (B, 26)."""
+    luma, chroma_orange, chroma_green = planes.unbind(1)
+    chroma = torch.maximum(chroma_orange.abs(), chroma_green.abs())
     parts = [
         _shares_below(luma, (*TONE_LEVELS, CLIPPED_BELOW, CLIPPED_ABOVE)),
-        _shares_below(orange, COLOUR_LEVELS),
-        _shares_below(green, COLOUR_LEVELS),
+        _shares_below(chroma_orange, COLOUR_LEVELS),
+        _shares_below(chroma_green, COLOUR_LEVELS),
         _shares_below(chroma, CHROMA_LEVELS),
     ]
     return torch.cat(parts, 1)
 
 
 def _shares_below(plane: Tensor, levels: tuple[float, ...]) -> Tensor:
+    """Return the share of pixels below each level: (B, S, S) to (B, len(levels))."""
     flat = plane.flatten(1)
     return torch.stack([(flat < level).to(torch.float32).mean(1) for level in levels], 1)

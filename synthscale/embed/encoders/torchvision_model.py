@@ -1,7 +1,8 @@
-"""Pretrained torchvision classifiers as encoders: the features before the last layer.
+"""Pretrained torchvision classifiers as encoders; the vector is the input of the last layer.
 
-Weights come by torchvision's name (``torchvision:resnet50@IMAGENET1K_V2``) or from a file, local or S3 (a state
-dict, loaded with ``weights_only=True``, or safetensors). Nothing is ever replaced silently: no weights, no run.
+Weights are downloaded by torchvision's name (``torchvision:resnet50@IMAGENET1K_V2``) or read from a local or S3
+file (a state dict, loaded with ``weights_only=True``, or safetensors). If they cannot be loaded, the run fails:
+there is no fallback to other or random weights.
 """
 
 import hashlib
@@ -19,13 +20,25 @@ from synthscale.errors import ConfigError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _HEADS = ("fc", "classifier", "heads", "head")
+"""Names of the attribute that contains a torchvision model's last layer."""
 
 
 class TorchvisionEncoder:
-    """One torchvision model without its last layer, as an Encoder; ``search`` and ``classify`` are everything."""
+    """Torchvision model without its last layer; all dimensions are used for search and for classification."""
 
     def __init__(self, model: nn.Module, name: str, image_size: int, weights_id: str, device: str) -> None:
-        """Take a model whose output is (B, D) features; ``weights_id`` identifies what it was trained on."""
+        """Wrap a model that outputs features (B, D).
+
+        Args:
+            model: the model without its last layer, with its weights loaded.
+            name: ``encoder.name`` in the configuration.
+            image_size: side of the model's input in pixels.
+            weights_id: identifies the weights in the fingerprint.
+            device: torch device.
+
+        Raises:
+            ConfigError: the model cannot process images of this size.
+        """
         self.name = name
         self.image_size = image_size
         self._device = device
@@ -37,19 +50,19 @@ class TorchvisionEncoder:
         try:
             self.dimensions = self.encode(blank).shape[1]
         except (RuntimeError, ValueError) as error:
-            raise ConfigError(f"encoder {name}: does not take images of {image_size} px: {error}") from error
+            raise ConfigError(f"encoder {name}: cannot process images of {image_size} px: {error}") from error
         self.search = self.classify = (0, self.dimensions)
 
-    def normalised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Self:
-        """Set the mean and deviation of the pixels (0..1) that the weights were trained with."""
+    def set_normalisation(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Self:
+        """Set the per-channel mean and standard deviation (pixels 0..1) that the weights were trained with."""
         self._mean = torch.tensor(mean, device=self._device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=self._device).view(1, 3, 1, 1)
         self.fingerprint += f"/{list(mean)}/{list(std)}"
         return self
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See Encoder."""
-        # uint8 travels to the device; scaling happens there.
+        """Return the vectors (B, D) of RGB images, ``pixels`` (B, S, S, 3)."""
+        # Pixels are transferred as uint8 and scaled on the device: a quarter of the bytes of float32.
         batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device).permute(0, 3, 1, 2)
         with torch.inference_mode():
             features = self._model((batch.float() / 255.0 - self._mean) / self._std)
@@ -60,13 +73,16 @@ class TorchvisionEncoder:
 def build(
     name: str, image_size: int | None, weights_file: tuple[str, bytes] | None, device: str
 ) -> TorchvisionEncoder:
-    """Build ``torchvision:<model>[@weights]``; raise ConfigError when the model or its weights cannot be had.
+    """Build the encoder ``torchvision:<model>[@weights]``.
 
     Args:
-        name: as in the configuration.
-        image_size: side in pixels, or None for the weights' own (224 for a file).
-        weights_file: URI and bytes of a state dict, or None to take torchvision's named weights.
-        device: a torch device.
+        name: ``encoder.name`` in the configuration.
+        image_size: side of the input in pixels; None for the crop size of the named weights, or 224 with a file.
+        weights_file: URI and bytes of a state dict; None downloads torchvision's named weights.
+        device: torch device.
+
+    Raises:
+        ConfigError: the model is unknown, or its weights cannot be loaded.
     """
     torchvision = import_torchvision()
     model_name, _, weights_name = name.removeprefix("torchvision:").partition("@")
@@ -84,7 +100,7 @@ def build(
         weights = options[weights_name] if weights_name else options.DEFAULT
     except KeyError as error:
         raise ConfigError(
-            f"encoder {name}: no weights {weights_name!r}; there are {[w.name for w in options]}"
+            f"encoder {name}: unknown weights {weights_name!r}; available are {[w.name for w in options]}"
         ) from error
     try:
         model = torchvision.models.get_model(model_name, weights=weights)
@@ -96,26 +112,26 @@ def build(
     _drop_last_layer(model, name)
     preset = weights.transforms()
     encoder = TorchvisionEncoder(model, name, image_size or preset.crop_size[0], str(weights), device)
-    return encoder.normalised(tuple(preset.mean), tuple(preset.std))
+    return encoder.set_normalisation(tuple(preset.mean), tuple(preset.std))
 
 
 def import_torchvision() -> Any:
-    """Import torchvision, also beside a CPU build of torch that its CUDA wheel does not match."""
+    """Import torchvision, even if it is a CUDA wheel installed with a CPU build of torch."""
     try:
         import torchvision
     except RuntimeError:
-        # The wheel's compiled operators are missing; declaring the two that its modules look up is enough for
-        # models, which use none of them.
+        # The wheel's compiled operators cannot be loaded. Importing needs only the declarations of two, and the
+        # models use none.
         library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        globals()["_library"] = library  # the declarations live as long as this object
+        globals()["_library"] = library  # the declarations are removed with this object
         import torchvision
     return torchvision
 
 
 def _quiet_options(model_name: str) -> dict[str, Any]:
-    # These two train with auxiliary outputs and warn about their initialisation unless told.
+    # Without this option, these two models warn about their slow initialisation.
     return {"init_weights": False} if model_name in {"googlenet", "inception_v3"} else {}
 
 
@@ -129,10 +145,10 @@ def _drop_last_layer(model: nn.Module, name: str) -> None:
             linear = [i for i, layer in enumerate(head) if isinstance(layer, nn.Linear)]
             if linear:
                 head[linear[-1]] = nn.Identity()
-            else:  # SqueezeNet classifies by a convolution
+            else:  # the last layer of SqueezeNet is a convolution
                 setattr(model, attribute, nn.AdaptiveAvgPool2d(1))
             return
-    raise ConfigError(f"encoder {name}: is no image classifier whose last layer is known")
+    raise ConfigError(f"encoder {name}: not supported, because it has no last layer named {', '.join(_HEADS)}")
 
 
 def _read_state(uri: str, data: bytes) -> Mapping[str, torch.Tensor]:
@@ -144,11 +160,11 @@ def _read_state(uri: str, data: bytes) -> Mapping[str, torch.Tensor]:
             return tensors
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
-        # Unpicklers raise anything on a foreign file, and it is the file's fault.
-        raise ConfigError(f"{uri}: not a state dict that can be loaded safely: {error}") from error
+        # Loaders raise exceptions of any type for files that are not state dicts.
+        raise ConfigError(f"{uri}: cannot be loaded as a state dict with weights_only=True: {error}") from error
     state = state.get("state_dict", state) if isinstance(state, Mapping) else state
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ConfigError(f"{uri}: holds no state dict of tensors")
+        raise ConfigError(f"{uri}: does not contain a state dict of tensors")
     return state
 
 
@@ -157,11 +173,11 @@ def _load_state(model: nn.Module, state: Mapping[str, torch.Tensor], uri: str) -
         outcome = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise ConfigError(f"{uri}: does not fit the model: {' '.join(str(error).split())[:300]}") from error
-    # The dropped last layer's weights may be there; nothing else may be missing or left over.
-    foreign = [
+    # The file may contain weights of the dropped last layer and of auxiliary classifiers, but no other ones.
+    unknown = [
         key for key in outcome.unexpected_keys if key.split(".")[0] not in {*_HEADS, "AuxLogits", "aux1", "aux2"}
     ]
-    if outcome.missing_keys or foreign:
+    if outcome.missing_keys or unknown:
         raise ConfigError(
-            f"{uri}: does not fit the model: missing {outcome.missing_keys[:3]}, unknown {foreign[:3]}"
+            f"{uri}: does not fit the model: missing {outcome.missing_keys[:3]}, unknown {unknown[:3]}"
         )

@@ -7,10 +7,10 @@
   const source = (place) => "data:image/jpeg;base64," + pictures[place];
   for (const image of all("img[data-picture]")) image.src = source(image.dataset.picture);
 
-  // Filters and order of the evidence.
+  // Filters and sort order of the galleries.
   const chosen = { generator: one("#generator"), label: one("#label"), order: one("#order") };
-  // What has no score comes last.
-  const number = (text, otherwise) => (text === "" ? otherwise : Number(text));
+  // Tiles without a score come last in either order.
+  const number = (text, fallback) => (text === "" ? fallback : Number(text));
   const orders = {
     ranked: (a, b) => a.dataset.rank - b.dataset.rank,
     high: (a, b) => number(b.dataset.score, -1) - number(a.dataset.score, -1),
@@ -41,7 +41,7 @@
     }
   };
   for (const choice of Object.values(chosen)) choice.addEventListener("change", arrange);
-  // A link to what another generator's evidence shows.
+  // A link into the section of a hidden generator selects that generator.
   document.addEventListener("click", (event) => {
     const link = event.target.closest("a[href^='#']");
     const section = link && document.getElementById(link.hash.slice(1))?.closest("section[data-generator]");
@@ -51,9 +51,9 @@
   });
   arrange();
 
-  // Ids of what is shown of a gallery.
+  // Tiles of a gallery that the filters leave visible.
   const shownTiles = (button) => all(".tiles li", button.closest("[data-gallery]")).filter((tile) => tile.offsetParent);
-  // Spreadsheets take what begins with = + - @ for a formula.
+  // Spreadsheets would run a cell that begins with = + - @ as a formula, so it gets an apostrophe.
   const quoted = (text) => `"${text.replace(/^[=+\-@\t\r]/, "'$&").replaceAll('"', '""')}"`;
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("button");
@@ -87,7 +87,7 @@
     if (button.dataset.do === "close") one("#larger").close();
   });
 
-  // The larger view, with the nearest real image.
+  // The larger view: an image and its nearest real image.
   const frame = (figure, place, why, words) => {
     const holder = one(".frame", figure);
     holder.replaceChildren();
@@ -103,14 +103,14 @@
   };
   const enlarge = (button) => {
     const data = button.closest("li").dataset;
-    const [own, nearest] = all("#larger figure");
+    const [image, nearest] = all("#larger figure");
     const words = [data.id, data.kind + (data.label === "" ? "" : `, label ${data.label}`)];
     if (data.score !== "") words.push(`label quality score ${Number(data.score).toPrecision(3)}`);
-    frame(own, data.picture, data.why, words);
+    frame(image, data.picture, data.why, words);
     nearest.hidden = data.nearest === "";
     if (!nearest.hidden)
       frame(nearest, data.nearestPicture, data.nearestWhy, [
-        data.nearest, "its nearest real image",
+        data.nearest, "nearest real image",
         data.nearestDistance === "" ? "" : `distance ${Number(data.nearestDistance).toPrecision(3)}`]);
     one("#larger").showModal();
   };
@@ -128,7 +128,7 @@
     return svg.appendChild(circle);
   });
   const other = palette.length - 1;
-  // Of a real image each generator's classifier has one: their mean, unless a generator is chosen.
+  // A real image has a probability from each generator's classifier: show the chosen generator's, or else the mean.
   const scoreOf = (point) => {
     if (Object.hasOwn(point[4], subset.value)) return point[4][subset.value];
     const values = Object.values(point[4]);
@@ -136,7 +136,7 @@
   };
   const mixed = (share) => {
     const [low, high] = [[0, 114, 178], [230, 120, 0]];
-    return `rgb(${low.map((own, i) => Math.round(own + share * (high[i] - own))).join(",")})`;
+    return `rgb(${low.map((channel, i) => Math.round(channel + share * (high[i] - channel))).join(",")})`;
   };
   const colourOf = (point) => {
     if (colour.value === "label") return palette[point[2] < 0 ? other : Math.min(point[2], other)];
@@ -144,7 +144,7 @@
     return palette[Math.min(point[1], other)];
   };
   const entries = () => {
-    if (colour.value === "score") return [["#0072b2", "surely real"], [mixed(0.5), "unsure"], ["#e67800", "surely synthetic"]];
+    if (colour.value === "score") return [["#0072b2", "certainly real"], [mixed(0.5), "uncertain"], ["#e67800", "certainly synthetic"]];
     const names = colour.value === "label" ? data.labels : data.sets;
     const shown = names.slice(0, other).map((name, i) => [palette[i], name]);
     return names.length > other || colour.value === "label" ? [...shown, [palette[other], "others"]] : shown;
@@ -175,7 +175,7 @@
     }));
     const shown = data.projections[Number(method.value)].shown;
     one("#shown").textContent = shown === null ? "" :
-      `The axes hold ${Math.round(100 * shown[0])} % and ${Math.round(100 * shown[1])} % of the variance.`;
+      `The axes explain ${Math.round(100 * shown[0])} % and ${Math.round(100 * shown[1])} % of the variance.`;
     show(-1);
   };
   const show = (index) => {
@@ -186,7 +186,7 @@
     circles[at].classList.add("at");
     const point = data.points[at], [x, y] = places()[at];
     const words = [point[0], data.sets[point[1]] + (point[2] < 0 ? "" : `, label ${data.labels[point[2]]}`)];
-    if (scoreOf(point) !== undefined) words.push(`synthetic with probability ${scoreOf(point).toPrecision(2)}`);
+    if (scoreOf(point) !== undefined) words.push(`probability of being synthetic ${scoreOf(point).toPrecision(2)}`);
     tip.replaceChildren();
     if (point[3] !== null) {
       const image = new Image();
@@ -195,9 +195,9 @@
       tip.append(image);
     }
     tip.append(...words.flatMap((text) => [document.createTextNode(text), document.createElement("br")]));
-    const box = svg.getBoundingClientRect(), own = map.getBoundingClientRect();
-    const left = box.left - own.left + (x / data.width) * box.width, top = box.top - own.top + (y / data.height) * box.height;
-    tip.style.left = `${Math.max(0, Math.min(left + 12, own.width - tip.offsetWidth))}px`;
+    const box = svg.getBoundingClientRect(), area = map.getBoundingClientRect();
+    const left = box.left - area.left + (x / data.width) * box.width, top = box.top - area.top + (y / data.height) * box.height;
+    tip.style.left = `${Math.max(0, Math.min(left + 12, area.width - tip.offsetWidth))}px`;
     tip.style.top = `${top + 12}px`;
   };
   svg.addEventListener("pointermove", (event) => {
@@ -212,7 +212,7 @@
   });
   svg.addEventListener("pointerleave", () => show(-1));
   svg.addEventListener("blur", () => show(-1));
-  // Arrow keys go from point to point, left to right.
+  // Arrow keys move from point to point, ordered from left to right.
   svg.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     if (event.key === "Escape") show(-1);
