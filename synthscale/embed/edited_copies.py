@@ -89,7 +89,7 @@ def edited_copies(data: bytes, content_hash: str | None = None) -> dict[str, byt
         raise RowFault(Reason.TOO_LARGE, f"an edited copy could not be made: {error}") from error
 
 
-def _edited_pixels(
+def edited_pixels(
     images: Iterable[bytes | RowFault], hashes: Sequence[str | None], image_size: int
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Decode the edited copies of each image; skip images that cannot be read or have changed.

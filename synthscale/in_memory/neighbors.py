@@ -115,7 +115,7 @@ class MemoryLookup:
         """See `groups.VectorLookup`."""
         return distances_within(self.vectors, self.norms, a, b)
 
-    def draws(self, rows: Rows) -> NDArray[np.uint64]:
+    def row_hashes(self, rows: Rows) -> NDArray[np.uint64]:
         """See `groups.VectorLookup`."""
         return vector_hashes(self.vectors[rows])
 

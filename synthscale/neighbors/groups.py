@@ -22,7 +22,7 @@ class VectorLookup(Protocol):
         """Return the cosine distance of rows a[i] and b[i]: (n,)."""
         ...
 
-    def draws(self, rows: Rows) -> NDArray[np.uint64]:
+    def row_hashes(self, rows: Rows) -> NDArray[np.uint64]:
         """Return the 64-bit row hash of each row, (n,); it depends on the row's vector alone."""
         ...
 
@@ -140,7 +140,7 @@ def _pairs(index: NDArray[np.intp], chosen: NDArray[np.bool_]) -> tuple[NDArray[
 
 def _swept_diameters(rows: Rows, group: NDArray[np.intp], lookup: VectorLookup) -> NDArray[np.float64]:
     """Return diameters estimated by two sweeps, for the groups of ``rows`` in ascending order of group."""
-    hashes = lookup.draws(rows)
+    hashes = lookup.row_hashes(rows)
     _, start = _largest_by_group(group, ~hashes, hashes)
     position = np.unique(group, return_inverse=True)[1]
     distance = np.zeros(0)

@@ -78,7 +78,7 @@ class IndexActor:
         faiss.omp_set_num_threads(1)
         self._reader, self._chunks, self._threads = reader, chunks, threads
         self._pool = ThreadPoolExecutor(threads)
-        self._shortlist = filter_for(len(ray.get_gpu_ids()))
+        self._candidate_filter = filter_for(len(ray.get_gpu_ids()))
         self._part: IndexPart | None = None
         self._copies: Copies | None = None
         self._indexes: dict[int, Index] = {}
@@ -150,7 +150,7 @@ class IndexActor:
         self._copies = ray.get(part.sets.copies)
         cells = {code: ray.get(trained) for code, trained in part.sets.trained if trained is not None}
         saved = {code for code in cells if fsys.exists(self._path(part, code), self._reader.run.storage)}
-        built = {code: CellIndex(cells[code], self._shortlist) for code in cells if code not in saved}
+        built = {code: CellIndex(cells[code], self._candidate_filter) for code in cells if code not in saved}
         flat: dict[int, list[EmbeddingBlock]] = {code: [] for code, _ in part.sets.trained if code not in cells}
         for shards in group_shards(part.shards, _READ_ROWS) if built or flat else []:
             block = self._reader.block(shards, self._copies)
@@ -174,12 +174,12 @@ class IndexActor:
 
     def _read(self, path: str) -> CellIndex:
         if not fsys.is_s3(path):
-            return CellIndex.read(path, self._shortlist)
+            return CellIndex.read(path, self._candidate_filter)
         with tempfile.TemporaryDirectory() as folder:
             local = os.path.join(folder, "index")
             with fsys.storage_errors(path, "read"):
                 fsys.filesystem(path, self._reader.run.storage).get_file(path, local)
-            return CellIndex.read(local, self._shortlist)
+            return CellIndex.read(local, self._candidate_filter)
 
     def _radii_of(self, rows: Rows, code: int, parts: int) -> Floats:
         """Return the k-NN radii of rows of a set, from the saved results of all parts."""

@@ -37,7 +37,7 @@ class RowLookup:
             out[at] = self._distances_from(rows[at], anchor[at] - start, part)
         return out
 
-    def draws(self, rows: Rows) -> NDArray[np.uint64]:
+    def row_hashes(self, rows: Rows) -> NDArray[np.uint64]:
         """Return the 64-bit row hash of each row, (n,); it depends on the row's vector alone."""
         task = ray.remote(_hashes).options(num_cpus=1)
         out = np.empty(len(rows), np.uint64)

@@ -15,7 +15,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from synthscale.embed.edited_copies import EDITS, _edited_pixels
+from synthscale.embed.edited_copies import EDITS, edited_pixels
 from synthscale.embed.encoders.protocol import Encoder
 from synthscale.neighbors.distance import Floats, Rows, cosine_distance, unit
 from synthscale.statistics.estimates import Metric, metric_block
@@ -116,7 +116,7 @@ def run_self_test(
         hashes: stored ``content_hash`` of each image; images whose file has changed since are left out.
     """
     expected = [None] * len(originals) if hashes is None else hashes
-    usable, search = _edited_pixels(images, expected, encoder.image_size), slice(*encoder.search)
+    usable, search = edited_pixels(images, expected, encoder.image_size), slice(*encoder.search)
     parts = [np.empty((0, len(EDITS)))]
     while batch := list(islice(usable, max(1, batch_size // len(EDITS)))):
         vectors = encoder.encode(np.concatenate([pixels for _, pixels in batch]))[:, search]

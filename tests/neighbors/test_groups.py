@@ -32,7 +32,7 @@ class NoLookup:
     def distances(self, a: Rows, b: Rows) -> NDArray[np.float64]:
         raise AssertionError("these diameters are known without a further distance")
 
-    def draws(self, rows: Rows) -> NDArray[np.uint64]:
+    def row_hashes(self, rows: Rows) -> NDArray[np.uint64]:
         raise AssertionError("these diameters are known without a draw")
 
 
@@ -51,7 +51,7 @@ class Table:
         found: NDArray[np.float64] = self.matrix[a, b]
         return found
 
-    def draws(self, rows: Rows) -> NDArray[np.uint64]:
+    def row_hashes(self, rows: Rows) -> NDArray[np.uint64]:
         self.drawn += rows.tolist()
         found: NDArray[np.uint64] = self.draw[rows]
         return found
