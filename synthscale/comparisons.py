@@ -48,7 +48,8 @@ def compare_runs(uris: Sequence[str], storage: StorageConfig) -> Comparison:
 
     Raises:
         InputError: a run is named twice, or a single run has one generator.
-        StorageError: a run does not exist, is not finished or was written by an older version.
+        StorageError: a run does not exist, is not finished or has an older ``metrics.parquet``.
+        ResumeConflict: a run has another schema version.
     """
     runs = [RunDirectory.existing(uri, storage) for uri in uris]
     if len({run.uri for run in runs}) < len(runs):

@@ -109,6 +109,7 @@ def rewrite_report(uri: str, storage: StorageConfig, *, shows_images: bool = Tru
 
     Raises:
         StorageError: there is no finished run at ``uri``.
+        ResumeConflict: the run has another schema version.
     """
     from synthscale.report import stage as report
 

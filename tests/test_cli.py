@@ -293,7 +293,7 @@ def test_a_stage_line_tells_rows_failures_time_and_rate():
 
     line = stage_line(SimpleNamespace(stage="embed", rows=2000, failed=3, seconds=4.0, skipped=False))
     assert all(part in line for part in ("embed", "2,000 rows", "3 failed", "4.0 s", "500 rows/s"))
-    assert "before" in stage_line(SimpleNamespace(stage="embed", rows=1, failed=0, seconds=1.0, skipped=True))
+    assert "already done" in stage_line(SimpleNamespace(stage="embed", rows=1, failed=0, seconds=1.0, skipped=True))
     stage_line(SimpleNamespace(stage="report", rows=0, failed=0, seconds=0.0, skipped=False))
 
 

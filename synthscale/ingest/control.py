@@ -1,8 +1,8 @@
 """The control: a held-out half of the real images, scored as if they were a generator.
 
 Its metrics are those of a perfect generator at this sample size: new images from the real distribution. All
-generators are scored against the other half, so that all have the same real set. Takes and returns the run's rows;
-they are copied to temporary files, and never in memory as a whole.
+generators are scored against the other half, so that all have the same real set. Takes and returns all rows of the
+run, which are copied to temporary files in pieces and are never in memory as a whole.
 """
 
 import numpy as np
@@ -67,8 +67,8 @@ def hold_out(rows: pa.Table) -> pa.Table:
 def _select_smallest(hashes: Hashes, is_candidate: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
     """Select the ``count`` candidates with the smallest random numbers, without sorting all of them.
 
-    A histogram finds the bin of the threshold; only the candidates in that bin are sorted. Apart from them, memory
-    is one byte per row.
+    A histogram finds the bin that contains the threshold; only the candidates in that bin are sorted. Memory is
+    one byte per row, plus the sorted candidates.
 
     Args:
         hashes: (n,) id hashes, from which `mix` makes the random numbers.

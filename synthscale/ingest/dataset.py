@@ -29,9 +29,10 @@ class Dataset:
     Attributes:
         rows: manifest columns of a source and the user's own. Rows of folders and table files are memory-mapped
             and may be larger than memory; those of zip files with a table and of vector files are in memory.
-        digest: digest of the source, for the fingerprint of ingest. It covers the paths, sizes and etags of images
-            and archives in folders, the members' names, CRCs and sizes of a zip file, and the files' versions of
-            vectors. For a table file it covers the content only, so that missing images may be added later.
+        digest: digest of the source, for the fingerprint of ingest. It covers, for folders, the paths, sizes and
+            etags of images and archives; for a zip file with a table, the names, CRCs and sizes of its members;
+            for files of vectors, their versions (fsspec's ``ukey``); for a table file, its content only, so that
+            missing images may be added later (``refuse_changed`` in stage.py compares the images' etags).
         vectors: location of precomputed vectors; None if the input is images.
         is_table: whether the source is a metadata table of images.
         notes: messages for the report, e.g. the number of skipped files.
@@ -129,7 +130,7 @@ def with_user_columns(frame: pd.DataFrame, source_columns: dict[str, Any], sourc
 
 
 def to_strings(frame: pd.DataFrame, column: str) -> list[str | None] | None:
-    """Return a column as strings, with None for nulls; None if the column does not exist."""
+    """Return a column as a list of strings, with None for nulls; return None if there is no such column."""
     if column not in frame:
         return None
     return [None if pd.isna(value) else str(value) for value in frame[column]]

@@ -1,7 +1,7 @@
-"""Entry point of input discovery: image folders, metadata tables, Studio-style zips and folders, vector tables.
+"""Find the input's rows in image folders, metadata tables, zips or folders with one, or Parquet files of vectors.
 
-Reads listings and tables, not pixels or vectors. Returns an Arrow table with the manifest's columns except ``row``
-and ``id_hash``.
+Reads listings and tables, not pixels or vectors. The rows of the returned `Dataset` have the manifest's columns
+except ``row`` and ``id_hash``.
 """
 
 from synthscale.config import Config

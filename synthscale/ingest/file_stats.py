@@ -112,7 +112,10 @@ def _stat_objects(bucket: str, keys: list[str], storage: StorageConfig) -> list[
 
 
 def _is_listing_denied(bucket: str, key: str, storage: StorageConfig) -> bool:
-    """Return True if the credentials do not permit listing the key's folder; raise other errors of S3."""
+    """Return True if the credentials do not permit listing the key's folder; raise other S3 errors.
+
+    Returns False if obstore refuses the folder's path (ValueError), as this says nothing about permissions.
+    """
     try:
         check_listing(bucket, key.rpartition("/")[0] or None, storage)
     except (BaseError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Rows of metadata tables: CSV, JSON Lines or Parquet files, alone, in a folder, or in a Studio-style zip.
+"""Rows of metadata tables: CSV, JSON Lines or Parquet, alone, in a folder, or in a zip as Cleanlab Studio takes.
 
 Reads tables in batches, and the sizes and etags of the files that they name. Rows are spooled to temporary files.
 """

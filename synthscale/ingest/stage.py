@@ -1,7 +1,7 @@
 """Ingest stage: number the rows of the input, split them into shards and write them to ``manifest/``.
 
-Takes the rows that `discover` found and the checks passed, and copies one shard per thread into memory. On a
-rerun the input is discovered again, and a change of the files is refused.
+Takes the rows that `discover` found and `check_rows` accepted, and copies one shard per thread into memory. On a
+rerun the input is discovered again, and the run is refused if the files have changed.
 """
 
 import math
@@ -40,7 +40,7 @@ def run(context: StageContext, dataset: Dataset) -> StageOutcome:
         dataset: rows that passed ``check_rows``.
 
     Returns:
-        Row counts by class, and for the marker: ``shard_stops`` (row after the last of each shard), generator
+        Counts of rows in all and by class. Info: ``shard_stops`` (row after the last of each shard), generator
         names, notes and the location of precomputed vectors.
     """
     rows = rename_clashing_columns(dataset.rows)

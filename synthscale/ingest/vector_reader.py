@@ -117,7 +117,10 @@ def _decode(file: pq.ParquetFile, key: tuple[str, str, int, tuple[str, ...]]) ->
 
 
 def _to_vectors(column: pa.ChunkedArray, dimensions: int) -> tuple[NDArray[np.floating], list[dict[str, Any]]]:
-    """Convert a list column to vectors, without Python objects if no value is null and all lengths are D."""
+    """Convert a list column to vectors and facts as `read_rows` returns them.
+
+    If no value is null and all lengths are D, the values are converted as one array; otherwise list by list.
+    """
     lists = column.combine_chunks()
     flat = lists.flatten()
     has_length = pc.equal(pc.list_value_length(lists), dimensions)

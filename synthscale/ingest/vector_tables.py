@@ -32,7 +32,7 @@ _NOT_FEATURES = frozenset({"id", "row", "real_or_synthetic", "label", "generator
 
 
 def _vector_columns(schema: pa.Schema, uri: str) -> list[str]:
-    """Return ``embedding``, or else the names of all numeric columns that can be dimensions of a vector."""
+    """Return the vector columns: ``embedding``, or else all numeric columns not in `_NOT_FEATURES`."""
     if "embedding" in schema.names:
         if not _is_list(schema.field("embedding").type):
             raise InputError(f"{uri}: the column embedding must contain lists of numbers")

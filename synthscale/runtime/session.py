@@ -26,7 +26,8 @@ _NO_PROGRESS_TIMEOUT_S = 4 * 3600
 _MAX_ACTOR_INIT_DEATHS = 3
 """Consecutive deaths of starting actors that Ray Data tolerates; its default, 0, fails when a node is lost."""
 
-# Environment variables that Ray reads when it starts; values that the user has set are kept.
+# Environment variables that Ray reads when it starts; values that the user has set are kept. With the last
+# one, Ray leaves CUDA_VISIBLE_DEVICES as it is in workers that reserve no GPU.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -37,8 +38,8 @@ _ENVIRONMENT = {
 class RaySession:
     """Ray for one run, as a context manager.
 
-    `begin` starts Ray in the background and `ready` waits for it. Leaving the context stops Ray if this session
-    started it.
+    `start` starts Ray in the background and `wait_until_ready` waits for it. Leaving the context stops Ray, or
+    disconnects from the cluster, unless the caller had already started Ray.
     """
 
     def __init__(self, address: str = LOCAL, *, verbose: bool = False, preload: Sequence[str] = ()) -> None:
@@ -82,7 +83,7 @@ class RaySession:
         try:
             with _native_stderr_suppressed() if not self._verbose else nullcontext():
                 ray.init(address=self._address, **options)
-        except Exception as error:  # noqa: BLE001 (`ready` raises it in the calling thread)
+        except Exception as error:  # noqa: BLE001 (`wait_until_ready` raises it)
             self._error = error
         self._started.set()
         # Linux kills Ray's processes when the thread that started them ends: stay until the session is closed.
@@ -175,7 +176,7 @@ def _import_all(modules: Sequence[str]) -> None:
 
 
 def _configure_ray_data(verbose: bool) -> None:
-    """Make Ray Data wait for clusters that grow or lose nodes; show its progress bars and logs only if verbose."""
+    """Make Ray Data tolerate slow and lost nodes; show its progress bars and logs only if ``verbose``."""
     import ray.data
 
     context = ray.data.DataContext.get_current()

@@ -18,7 +18,7 @@ from synthscale.storage.run_directory import RunDirectory
 from synthscale.tables.layout import Shard, VectorLayout, VectorSource
 
 _READ_THREADS = 16
-"""Shards that `StageContext.read_all` reads in parallel."""
+"""Shards that `StageContext.read_columns` reads in parallel."""
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ _COARSE_DROPPED_BITS = 19
 BOOTSTRAP_HALF_WIDTH = 1.959963984540054 * math.sqrt(2)
 """Half-width of a 95 % interval of an out-of-fold metric, in standard errors of the bootstrap.
 
-The bootstrap holds the fitted heads fixed. But each pair of rows acts twice: either row is in the training part of
-the other. Where there is little to learn, or the heads have many dimensions, that doubles the variance, hence the
-root of 2 (simulated: 1.7 to 2.3 times the variance; near 1 where few dimensions separate the sets well, where
-these intervals are too wide by 1.4).
+The bootstrap does not refit the heads, so it misses the variance from training. In cross-validation each row also
+helps to train the heads that score the rows of other folds. Where there is little to learn, or the heads have many
+dimensions, that doubles the variance, hence the root of 2 (simulated: 1.7 to 2.3 times the variance). Where few
+dimensions separate the sets well the factor is near 1, and these intervals are 1.4 times too wide.
 """
 
 
@@ -63,7 +63,7 @@ class RankSums:
 
     @property
     def effective_rows(self) -> float:
-        """Effective sample size of the smaller class; see `independent_rows`."""
+        """Smaller of the two classes' effective sample sizes; see the function `effective_rows`."""
         return min(effective_rows(weighted) for weighted in self.replicates.sum(0, dtype=np.float64))
 
 
@@ -213,10 +213,10 @@ def metric_with_interval(
 
 
 def two_sample_test(sums: RankSums) -> dict[str, Any]:
-    """Return the p-value of the hypothesis that the two sets cannot be told apart, against an AUC above 0.5.
+    """Return the p-value of the null hypothesis AUC = 0.5 (the sets cannot be told apart) against AUC > 0.5.
 
     A classifier two-sample test (Lopez-Paz and Oquab 2017) on the out-of-fold AUC: one-sided, normal, with the
-    bootstrap's standard error times the root of 2 (see `ERRORS`).
+    bootstrap's standard error times the root of 2 (see `BOOTSTRAP_HALF_WIDTH`).
 
     Returns:
         ``value``, the p-value; None, with a ``reason``, if there is no standard error.

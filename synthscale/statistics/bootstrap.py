@@ -1,4 +1,4 @@
-"""Poisson bootstrap weights drawn from group hashes, so that a row has the same weights on whatever shard it lies.
+"""Poisson bootstrap weights drawn from group hashes, so that a row's weights do not depend on its shard.
 
 Each replicate gives each near-duplicate group a weight from Poisson(1), the limit of drawing groups with
 replacement (Chamandy et al. 2012). All rows of a group share the weight, because their errors are not independent.
@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from synthscale.tables.id_hashes import Hashes, mix
 
 REPLICATES = 200
-"""Bootstrap replicates. A standard error from 200 is itself known to 5 %; time and memory grow in proportion."""
+"""Number of bootstrap replicates; time and memory grow in proportion.
+
+The standard deviation of a standard error from 200 replicates is 5 % of it.
+"""
 _STREAM = 10_000
 # P(X <= i) of Poisson(1), i < 15, as 64-bit thresholds. Weights above 15 have a probability below 2^-44.
 _THRESHOLDS = np.array(

@@ -23,7 +23,8 @@ class Estimate:
         low: lower end of the interval; None if there is no interval.
         high: upper end of the interval; None if there is no interval.
         reason: why there is no value, or no interval.
-        unadjusted: the metric with the class sizes put back into the odds; fidelity and representativeness only.
+        unadjusted: the metric from odds that include the class sizes, instead of balanced ones; fidelity and
+            representativeness only.
         reference: the value that an ideal generator would get, where one is known.
         deviations: (BLOCKS,) numbers whose squares add up to the variance (statistics/jackknife.py).
         is_small: whether the metric is computed from too few independent rows to be reliable.

@@ -25,8 +25,10 @@ _STREAM = 20_000
 _NO_ROWS = 1e-9
 """Numbers of rows below this are rounding errors and count as 0."""
 _EXACT_BELOW_ROWS = 5.0
-"""A share within this many effective rows of 0 or 1 gets the exact binomial interval: with so few, most blocks
-contain none of them, and the jackknife sees little or nothing of the variance."""
+"""A share gets the exact binomial interval if fewer effective rows than this have the property, or lack it.
+
+Most blocks then contain none of these rows, and the jackknife misses most of the variance.
+"""
 
 Blocks = NDArray[np.float64]
 """(..., BLOCKS): sums over the rows of each block, or deviations."""
@@ -44,7 +46,7 @@ def reassigned_folds(block: NDArray[np.int8], reassignment: int, folds: int) -> 
     Args:
         block: (n,) jackknife block of each row.
         reassignment: seed of the permutation of blocks.
-        folds: k.
+        folds: number of folds, k.
 
     Returns:
         (n,) folds, 0..k-1.
@@ -116,8 +118,9 @@ def larger_variance(first: Blocks, second: Blocks) -> Blocks:
 def interval(value: float, error: float, effective_rows: float, *, is_share: bool) -> tuple[float, float] | None:
     """Return the 95 % interval of a metric in 0..1, or None if there are too few rows for one.
 
-    The interval of a share is symmetric in the log-odds. Within `_EXACT_BELOW_ROWS` effective rows of 0 or 1 it is
-    the exact binomial one instead (`binomial_interval`). For mean quality scores see `_mean_quality_interval`.
+    The interval of a share is symmetric in the log-odds, or the exact binomial one (`binomial_interval`) if fewer
+    than `_EXACT_BELOW_ROWS` effective rows have the property or lack it. Other metrics are 1 - mean quality score
+    (`_mean_quality_interval`).
 
     Args:
         value: the metric; values that rounding puts outside 0..1 are clipped.
@@ -143,8 +146,9 @@ def interval(value: float, error: float, effective_rows: float, *, is_share: boo
 
 
 def _mean_quality_interval(value: float, error: float) -> tuple[float, float]:
-    """Return the 95 % interval of 1 - mean q, on a variance-stabilising scale.
+    """Return the 95 % interval of 1 - mean quality score (fidelity, representativeness).
 
+    The interval is computed on a variance-stabilising scale.
     The metric's distance from chance (0.5) grows with the square of the separation of the sets, and its standard
     error therefore with the root of that distance: an estimate that happens to fall near chance comes with too
     small an error. Near 0 and 1 the error shrinks with the value. The interval is symmetric on the scale

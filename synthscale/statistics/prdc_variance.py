@@ -2,11 +2,11 @@
 
 Rows do not contribute to these shares independently: one real row's radius contains many synthetic rows, and one
 synthetic row lies within many radii. The measured variance is 0.9 to 7 times that of the same number of
-independent rows. The jackknife does not help: it is 2 to 5 times too large, because a row becomes uncovered only
-if every row that covers it is left out. But the shares stay the same when both sets shrink together, so the spread
-of the shares over small disjoint subsamples, each searched by itself, gives the variance for the whole
-(subsampling: Politis and Romano 1994). It is expressed in units of a share's standard error over independent rows,
-that is as the root of survey sampling's design effect.
+independent rows (in survey sampling, the design effect). The jackknife does not help: its estimate is 2 to 5 times
+too large, because a row becomes uncovered only if every row that covers it is left out. But the shares stay the
+same when both sets shrink together, so the spread of the shares over small disjoint subsamples, each with its own
+k-NN search, gives the variance for all rows (subsampling: Politis and Romano 1994). The deviations returned here
+are in units of a share's standard error over independent rows, so their squares add up to the design effect.
 
 Pure: works on arrays; reads and writes no files.
 """
@@ -20,16 +20,16 @@ from synthscale.tables.schemas import BLOCKS
 
 _STREAM = 30_000
 _PARTS = ((2000, 20), (600, 10), (0, 5))
-"""Pairs of (least rows of the smaller set, disjoint parts it is divided into).
+"""Pairs of (minimum rows of the smaller set, number of disjoint parts that both sets are divided into).
 
-With fewer than BLOCKS parts the division is repeated with other random numbers, until there are BLOCKS parts in
-all.
+A division into fewer than BLOCKS parts is repeated with other random numbers, until there are BLOCKS parts in all.
 """
 _MIN_PART_ROWS = 8
-"""Least average number of rows in a part; with fewer no variance is estimated."""
+"""Minimum average number of rows in a part; with fewer, no variance is estimated."""
 _ROUNDING = 1e-12
+"""Tolerance of distances compared with a radius."""
 SAMPLE_ROWS = 4096
-"""Most rows of the larger set that are used; bounds time and memory, as every part compares all its pairs."""
+"""Maximum number of rows of the larger set that are used; bounds time and memory, as parts compare all pairs."""
 
 
 def sample_rows(real: int, synthetic: int) -> tuple[int, int]:
@@ -51,8 +51,8 @@ def share_deviations(
         k: number of neighbours that defines the k-NN radius.
 
     Returns:
-        Metric name to (BLOCKS,) deviations. A metric is left out if it is 0 or 1 on average; all are, if there are
-        too few rows. Those of density, which is not a share, are relative to its value.
+        Metric name to (BLOCKS,) deviations; those of density, which is not a share, are relative to its value. A
+        share that is 0 or 1 on average is left out, and so is a density of 0. Empty if there are too few rows.
     """
     parts = next(parts for rows, parts in _PARTS if min(len(real), len(synthetic)) >= rows)
     if min(len(real), len(synthetic)) < parts * _MIN_PART_ROWS:
@@ -71,7 +71,6 @@ def share_deviations(
     for i, (name, count) in enumerate(rows.items()):
         share = by_division[..., i]
         mean = share.mean()
-        # Density is not a share, so its deviations are relative to its value.
         unit_variance = mean**2 if name == "density" else mean * (1 - mean)
         if not unit_variance > 0:
             continue

@@ -21,7 +21,8 @@ from synthscale.tables.id_hashes import Hashes, mix, sampling_threshold
 OUTSIDE_SUBSAMPLE = 32
 """Added to the jackknife block of rows outside their generator's subsample.
 
-Must be at least BLOCKS, so that block and membership can be told apart, and OUTSIDE + BLOCKS must fit an int8.
+Must be at least BLOCKS, so that block and membership can be told apart, and OUTSIDE_SUBSAMPLE + BLOCKS must fit an
+int8.
 """
 _STREAM = 60_000
 _SIMILAR_SIZE_RATIO = 1.05
@@ -52,7 +53,7 @@ def are_similar_sizes(sizes: Sequence[int]) -> bool:
 def matched_block_codes(
     group: Hashes, is_real: NDArray[np.bool_], rows: int, size: int | None
 ) -> NDArray[np.int8]:
-    """Return the jackknife block of each row, plus `OUTSIDE` for rows outside the subsample.
+    """Return the jackknife block of each row, plus `OUTSIDE_SUBSAMPLE` for rows outside the subsample.
 
     Args:
         group: (n,) hashes of the rows' near-duplicate groups.
@@ -61,7 +62,7 @@ def matched_block_codes(
         size: number of rows of the subsample; None if there is none, which leaves all rows inside.
 
     Returns:
-        (n,) int8: 0..BLOCKS-1 inside, OUTSIDE..OUTSIDE+BLOCKS-1 outside.
+        (n,) int8: 0..BLOCKS-1 inside, OUTSIDE_SUBSAMPLE..OUTSIDE_SUBSAMPLE+BLOCKS-1 outside.
     """
     code = jackknife_blocks(group)
     if size is not None:
@@ -70,12 +71,12 @@ def matched_block_codes(
 
 
 def probability_any_drawn(others: NDArray[np.int64], population: int, drawn: int) -> NDArray[np.float64]:
-    """Return the probability that a sample contains any of some given rows: 1 - C(N - c, m) / C(N, m).
+    """Return the probability that a sample contains at least one of c given rows: 1 - C(N - c, m) / C(N, m).
 
     Args:
-        others: (n,) numbers of given rows, c, each out of the same population.
-        population: N, rows of the population.
-        drawn: m, rows of the sample, drawn without replacement.
+        others: (n,) values of c, the number of given rows.
+        population: N, number of rows in the population.
+        drawn: m, number of rows in the sample, drawn without replacement.
 
     Returns:
         (n,) probabilities, 0..1.

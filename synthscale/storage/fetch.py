@@ -51,7 +51,8 @@ def fetch(stored: StoredFile, storage: StorageConfig) -> bytes:
     """Return the bytes of an image file or archive member.
 
     Args:
-        stored: URI, and size and etag from the manifest, which are those of the archive for a member.
+        stored: URI, size and etag from the manifest. For a member, the etag is the archive's and the size is
+            ignored.
         storage: S3 settings.
 
     Raises:

@@ -42,13 +42,13 @@ _RETRY: dict[str, Any] = {
 }
 """obstore's retries: at most 8 within two minutes per request."""
 _SHORT_RETRY: dict[str, Any] = {**_RETRY, "max_retries": 2, "retry_timeout": timedelta(seconds=8)}
-"""Retries of `try_listing`, so that a wrong endpoint, bucket or key is reported within seconds."""
+"""Retries of `check_listing`, so that a wrong endpoint, bucket or key is reported within seconds."""
 _CLIENT: dict[str, Any] = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=10)}
 _CLIENT_LOCK = threading.Lock()
 _CREDENTIALS_LIFETIME = timedelta(minutes=10)
 """Time after which obstore asks botocore for the credentials again."""
 
-# S3 error codes, by what the user has to know.
+# S3 error codes, grouped by the message that the user gets.
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 _DENIED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AccessDenied"}
 _OTHER_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
@@ -68,7 +68,7 @@ def get_object(
 
     Raises:
         RowFault: with the reason. CHANGED if the etag differs from the manifest's, TRUNCATED if the size still
-            differs after ``_MAX_ATTEMPTS`` requests, otherwise what `fault_of` or the size limit says.
+            differs after ``_MAX_ATTEMPTS`` requests, TOO_LARGE over the limit, otherwise as `to_row_fault` says.
     """
     bucket, _, key = stored.uri.removeprefix("s3://").partition("/")
     for attempt in range(_MAX_ATTEMPTS):
@@ -100,7 +100,7 @@ def _get(store: S3Store, key: str, stored: StoredFile, limit_bytes: int, span: t
 
 
 def to_row_fault(error: Exception, uri: str) -> RowFault:
-    """Convert an obstore error to an RowFault; HTTP status and S3 error code are parsed from its message."""
+    """Convert an obstore error to a RowFault; HTTP status and S3 error code are parsed from its message."""
     message = str(error).partition("Debug source")[0]
     code = match[1] if (match := re.search(r"<Code>(\w+)</Code>", message)) else ""
     status = match[1] if (match := re.search(r"status code: (\d{3})", message)) else ""
@@ -133,9 +133,12 @@ def listing_errors(uri: str, doing: str) -> Iterator[None]:
 
 
 def check_listing(bucket: str, prefix: str | None, storage: StorageConfig) -> None:
-    """Request one listed object, with few retries.
+    """List one object, with few retries; a wrong endpoint, bucket or access key raises within seconds.
 
-    A wrong endpoint, bucket or key then raises within seconds and not after minutes of retries.
+    Raises:
+        BaseError: obstore's error; `listing_errors` converts it.
+        FileNotFoundError: the bucket does not exist.
+        RowFault: there are no credentials, or botocore cannot be configured.
     """
     next(iter(bucket_client(bucket, storage, is_patient=False).list(prefix, chunk_size=1)), None)
 

@@ -38,7 +38,7 @@ def to_matrix(column: pa.ChunkedArray) -> NDArray[np.float64]:
 
 
 def iter_chunks(column: pa.ChunkedArray, rows: int = 8192) -> Iterator[pa.Array]:
-    """Yield a column in slices of at most ``rows`` rows, to bound the memory of Python objects made from one."""
+    """Yield slices of at most ``rows`` rows, so that converting one to Python objects takes bounded memory."""
     for chunk in column.chunks:
         for start in range(0, len(chunk), rows):
             yield chunk.slice(start, rows)

@@ -2,7 +2,7 @@
 
 An id is hashed to 64 bits with BLAKE2b. `mix` turns a hash into pseudo-random numbers (splitmix64, Steele et al.
 2014), one per stream number. A row's random numbers therefore depend on its id and the stream only: not on its row
-number, its shard or any other row, and no generator state passes between tasks. Modules that draw independently
+number, its shard or any other row, and tasks pass no random state to each other. Modules that draw independently
 of one another use different stream numbers.
 """
 
@@ -63,10 +63,10 @@ def hash_groups(
 
 
 def sampling_threshold(wanted: int, population: int) -> np.uint64:
-    """Return the threshold below which about ``wanted`` of ``population`` uniform 64-bit numbers lie.
+    """Return the threshold for sampling about ``wanted`` of ``population`` rows by hash.
 
-    Rows whose mixed hash is at most the threshold form a sample of that expected size; the largest 64-bit number
-    is returned, and so every row sampled, where ``wanted`` is not smaller than ``population``.
+    Rows whose mixed hash is at most the threshold form a sample of that expected size. If ``wanted`` is not
+    smaller than ``population``, the threshold is the largest 64-bit number, so every row is in the sample.
     """
     if wanted >= population:
         return np.uint64(2**64 - 1)

@@ -1,8 +1,9 @@
 """Arrow schemas of the tables that stages exchange, and `conform`, the cast that every written table goes through.
 
 All sharded tables are divided by the same row ranges (shards), so shard i of one table holds the same rows as
-shard i of every other. A **view** is one generator's synthetic rows together with all real rows; tables with a
-column ``generator`` have one line for each row of each view. Distances are cosine distances, 0..2.
+shard i of every other. A **view** is one generator's synthetic rows together with all real rows. ``nearest/``,
+``groups/``, ``classifier/``, ``predictions/`` and ``scores/`` are tables of views: a real row has one line per
+generator (in ``groups/``, only if it is in a group). Distances are cosine distances, 0..2.
 """
 
 import pyarrow as pa
@@ -27,8 +28,8 @@ BLOCKS = 20
 
 A standard error from 20 blocks has 19 degrees of freedom. Half as many blocks would widen every interval through
 Student's t (2.26 instead of 2.09 standard errors); twice as many would double the refits of the classifier. Must
-be a multiple of 20 (statistics/prdc_variance.py divides it by 5, 10 and 20) and at most ``OUTSIDE`` in
-statistics/size_matching.py.
+be a multiple of 20 (statistics/prdc_variance.py divides it by 5, 10 and 20) and at most ``OUTSIDE_SUBSAMPLE``
+in statistics/size_matching.py.
 """
 
 REASSIGNMENTS = 5
@@ -230,10 +231,14 @@ METRICS = pa.schema(
 )
 """``metrics.parquet``: one line per generator, metric and slice (``slice_by`` is empty for the whole view).
 
-``low`` and ``high`` are the ends of the 95 % interval; ``real`` and ``synthetic`` count the rows of the slice;
-``is_small`` marks values from fewer than 30 independent rows; ``reason`` says why a value or an interval is null.
-The squares of ``deviations`` add up to the variance, and the deviations of a difference are the differences of the
-deviations (statistics/jackknife.py), so two lines can be compared in pairs.
+- ``low``, ``high``: ends of the 95 % interval.
+- ``unadjusted``: the value with the class sizes in the odds; fidelity and representativeness only.
+- ``reference``: the value that an ideal generator would get, where one is known.
+- ``real``, ``synthetic``: numbers of rows of the slice.
+- ``is_small``: whether the value is computed from fewer than 30 independent rows.
+- ``reason``: why the value or the interval is null.
+- ``deviations``: their squares add up to the variance, and the deviations of a difference are the differences of
+  the deviations (statistics/jackknife.py), so two lines can be compared in pairs.
 """
 
 

@@ -131,7 +131,7 @@ def import_torchvision() -> Any:
 
 
 def _quiet_options(model_name: str) -> dict[str, Any]:
-    # Without this option, these two models warn about their slow initialisation.
+    # Without this option, these two models warn that their weight initialisation will change.
     return {"init_weights": False} if model_name in {"googlenet", "inception_v3"} else {}
 
 
