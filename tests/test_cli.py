@@ -18,7 +18,7 @@ from synthscale.terminal import print_gates
 
 @pytest.fixture(autouse=True)
 def process_stays_as_it_is(monkeypatch):
-    """main() owns its process; the tests' process keeps its streams, logging and signals."""
+    """Keep main() from changing logging and signal handlers of the test process."""
     monkeypatch.setattr(cli, "_configure_logging", lambda **more: None)
     monkeypatch.setattr("signal.signal", lambda number, handler: None)
 
@@ -49,7 +49,7 @@ def folders(tmp_path, make_images):
         ("=y", ("synthetic", "=y")),
     ],
 )
-def test_a_synthetic_value_is_named_only_by_what_can_be_a_name(text, split):
+def test_split_synthetic_accepts_only_valid_names(text, split):
     assert split_synthetic(text) == split
 
 
@@ -65,7 +65,7 @@ def test_arguments_alone_make_a_configuration():
     assert config.classifier.folds == 3
 
 
-def test_options_win_over_the_file_and_set_wins_over_both(tmp_path):
+def test_options_override_the_file_and_set_overrides_both(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("real: file\noutput: file\nsynthetic: {a: x}\nclassifier: {folds: 3, seed: 7}\n")
     config = config_from(
@@ -76,7 +76,7 @@ def test_options_win_over_the_file_and_set_wins_over_both(tmp_path):
     assert (config.classifier.folds, config.classifier.seed) == (4, 7)
 
 
-def test_options_for_metrics_and_gates_win_over_the_file_and_set_over_both(tmp_path):
+def test_metric_and_gate_options_override_the_file_and_set_overrides_both(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(
         "metrics: {families: [vendi], slice_by: [seed], frechet_infinity: true}\ngates: ['fidelity>=0.9']\n"
@@ -108,7 +108,7 @@ def test_a_file_whose_metrics_are_empty_takes_the_options(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["metrics: words", "metrics: [kernel]", "metrics: 3"])
-def test_a_file_whose_metrics_are_no_section_is_refused_plainly(tmp_path, text):
+def test_a_file_whose_metrics_are_not_a_section_is_refused(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ConfigError, match="metrics"):
         config_from(parsed(config=f"{tmp_path}/c.yaml", slice_by="prompt"))
@@ -122,14 +122,14 @@ def test_a_file_whose_metrics_are_no_section_is_refused_plainly(tmp_path, text):
         (["--families", "kernel,nothing"], "nothing"),
     ],
 )
-def test_options_for_metrics_that_cannot_be_met_end_with_2_before_the_run(options, named, capsys, folders):
+def test_invalid_metric_options_exit_with_2_before_the_run(options, named, capsys, folders):
     data = ["--real", f"{folders}/photos", "--synthetic", f"{folders}/fakes", "--output", f"{folders}/run"]
     assert main(["score", *data, *options]) == 2
     assert named in capsys.readouterr().err
     assert not (folders / "run").exists()
 
 
-def test_two_sets_of_one_name_are_refused_and_one_said_twice_is_not():
+def test_two_sets_with_one_name_are_refused_unless_they_are_the_same():
     with pytest.raises(ConfigError, match="NAME=FOLDER"):
         config_from(parsed(synthetic=["x", "y"]))
     assert config_from(parsed(synthetic=["a=x", "a=x"])).synthetic == {"a": "x"}
@@ -140,7 +140,7 @@ def test_a_file_whose_synthetic_key_is_empty_takes_the_option(tmp_path):
     assert config_from(parsed(config=f"{tmp_path}/c.yaml", synthetic=["a=x"])).synthetic == {"a": "x"}
 
 
-def test_a_file_with_a_list_of_synthetic_sets_is_refused_plainly(tmp_path):
+def test_a_file_with_a_list_of_synthetic_sets_is_refused(tmp_path):
     (tmp_path / "c.yaml").write_text("synthetic: [a, b]\n")
     with pytest.raises(ConfigError, match="synthetic"):
         config_from(parsed(config=f"{tmp_path}/c.yaml", synthetic=["a=x"]))
@@ -150,7 +150,7 @@ def test_a_file_with_a_list_of_synthetic_sets_is_refused_plainly(tmp_path):
 
 
 def one_line(capsys):
-    """Nothing on standard output, one line on standard error."""
+    """Return standard error; check that it is one line and standard output is empty."""
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
@@ -159,13 +159,13 @@ def one_line(capsys):
 
 
 @pytest.mark.parametrize("command", ["score", "validate"])
-def test_no_input_is_unusable(command, capsys, tmp_path):
+def test_no_input_exits_with_2(command, capsys, tmp_path):
     assert main([command, "--output", f"{tmp_path}/run"]) == 2
     assert "no input" in one_line(capsys)
 
 
 @pytest.mark.parametrize("command", ["score", "validate"])
-def test_an_unknown_key_is_unusable_and_named(command, capsys, folders):
+def test_an_unknown_key_exits_with_2_and_is_named(command, capsys, folders):
     arguments = ["--real", f"{folders}/photos", "--synthetic", f"{folders}/fakes", "--output", f"{folders}/run"]
     assert main([command, *arguments, "--set", "classifier.fold=3"]) == 2
     assert "classifier.fold: unknown key" in one_line(capsys)
@@ -174,31 +174,31 @@ def test_an_unknown_key_is_unusable_and_named(command, capsys, folders):
 
 @pytest.mark.parametrize("command", ["validate"])
 @pytest.mark.parametrize("kind", ["--real", "--synthetic"])
-def test_a_missing_folder_is_unusable_and_named(command, kind, capsys, folders):
+def test_a_missing_folder_exits_with_2_and_is_named(command, kind, capsys, folders):
     places = {"--real": f"{folders}/photos", "--synthetic": f"{folders}/fakes"} | {kind: f"{folders}/none"}
     arguments = [word for pair in places.items() for word in pair]
     assert main([command, *arguments, "--output", f"{folders}/run"]) == 2
     assert f"{folders}/none" in one_line(capsys)
 
 
-def test_a_missing_configuration_is_unusable_and_named(capsys, tmp_path):
+def test_a_missing_configuration_exits_with_2_and_is_named(capsys, tmp_path):
     assert main(["score", "--config", f"{tmp_path}/none.yaml"]) == 2
     assert f"{tmp_path}/none.yaml" in one_line(capsys)
 
 
-def test_a_broken_configuration_is_unusable_in_one_line(capsys, tmp_path):
+def test_a_broken_configuration_exits_with_2_and_one_line(capsys, tmp_path):
     (tmp_path / "c.yaml").write_text("a: [1,\nb: 2\n")
     assert main(["score", "--config", f"{tmp_path}/c.yaml"]) == 2
     assert "c.yaml" in one_line(capsys)
 
 
 @pytest.mark.parametrize("command", ["status", "report"])
-def test_a_run_that_is_not_there_is_unusable_and_named(command, capsys, tmp_path):
+def test_a_missing_run_exits_with_2_and_is_named(command, capsys, tmp_path):
     assert main([command, f"{tmp_path}/none"]) == 2
     assert f"{tmp_path}/none" in one_line(capsys)
 
 
-def test_an_output_that_holds_something_else_is_unusable(capsys, folders):
+def test_an_output_with_other_files_exits_with_2(capsys, folders):
     (folders / "mine").mkdir()
     (folders / "mine" / "thesis.tex").write_text("x")
     arguments = ["--real", f"{folders}/photos", "--synthetic", f"{folders}/fakes"]
@@ -207,14 +207,14 @@ def test_an_output_that_holds_something_else_is_unusable(capsys, folders):
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["score", "--nonsense"]])
-def test_arguments_that_do_not_parse_end_with_2(arguments, capsys):
+def test_invalid_arguments_exit_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
     assert "usage" in capsys.readouterr().err
 
 
-def test_an_interrupt_ends_with_130(monkeypatch, capsys, tmp_path):
+def test_an_interrupt_exits_with_130(monkeypatch, capsys, tmp_path):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
@@ -223,12 +223,12 @@ def test_an_interrupt_ends_with_130(monkeypatch, capsys, tmp_path):
     assert "interrupted" in one_line(capsys)
 
 
-def test_errors_hold_no_markup_of_the_terminal(capsys):
+def test_markup_in_errors_is_printed_as_text(capsys):
     assert main(["score", "--set", "[red]x[/red]=1"]) == 2
     assert "[red]x[/red]" in one_line(capsys)
 
 
-def test_the_program_itself_ends_with_the_exit_code_and_one_line(tmp_path):
+def test_the_process_exits_with_the_code_and_one_line(tmp_path):
     """The streams and the exit code as a shell sees them."""
     code = "import sys; from synthscale import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "score", "--config", f"{tmp_path}/none.yaml"]
@@ -242,7 +242,7 @@ def test_the_program_itself_ends_with_the_exit_code_and_one_line(tmp_path):
 # --- what a person sees ---
 
 
-def test_validate_prints_sets_and_what_was_passed_over(capsys, folders):
+def test_validate_prints_sets_and_skipped_files(capsys, folders):
     (folders / "photos" / "notes.txt").write_text("x")
     (folders / "fakes" / "cat" / "000.png").write_bytes(b"broken [bold]")
     arguments = [
@@ -265,7 +265,7 @@ def test_validate_prints_sets_and_what_was_passed_over(capsys, folders):
     assert not (folders / "run").exists()
 
 
-def test_status_prints_a_line_a_stage(capsys, tmp_path):
+def test_status_prints_a_line_per_stage(capsys, tmp_path):
     from synthscale.config import StorageConfig
     from synthscale.storage.run_directory import STAGES, Marker, RunDirectory
 
@@ -288,12 +288,14 @@ def test_help_names_the_commands(capsys):
     assert all(command in out for command in ("score", "demo", "validate", "status", "report"))
 
 
-def test_a_stage_line_tells_rows_failures_time_and_rate():
+def test_a_stage_line_has_rows_failures_time_and_rate():
     from types import SimpleNamespace
 
     line = stage_line(SimpleNamespace(stage="embed", rows=2000, failed=3, seconds=4.0, skipped=False))
     assert all(part in line for part in ("embed", "2,000 rows", "3 failed", "4.0 s", "500 rows/s"))
-    assert "already done" in stage_line(SimpleNamespace(stage="embed", rows=1, failed=0, seconds=1.0, skipped=True))
+    assert "already done" in stage_line(
+        SimpleNamespace(stage="embed", rows=1, failed=0, seconds=1.0, skipped=True)
+    )
     stage_line(SimpleNamespace(stage="report", rows=0, failed=0, seconds=0.0, skipped=False))
 
 
@@ -312,13 +314,13 @@ def printed(thing):
     return console.export_text()
 
 
-def test_the_table_shows_metrics_and_says_when_one_could_not_be_computed():
+def test_the_table_shows_metrics_and_na_where_there_is_no_value():
     text = printed(lambda console: console.print(metrics_table(metrics(0.12345))))
     assert text.count("0.123") == 7
     assert "n/a" in printed(lambda console: console.print(metrics_table(metrics(None))))
 
 
-def test_a_warning_that_concerns_several_generators_is_printed_once():
+def test_a_warning_of_several_generators_is_printed_once():
     both = metrics(0.1, "a", ["few rows [of] a class"])
     both["generators"] |= metrics(0.1, "b", ["few rows [of] a class", "another"])["generators"]
     text = printed(lambda console: print_warnings(both, console))
@@ -337,7 +339,7 @@ def decided(*passed, reason=None):
 @pytest.mark.parametrize(
     ("passed", "code"), [((), 0), ((True,), 0), ((True, True), 0), ((False,), 3), ((True, False, True), 3)]
 )
-def test_a_missed_gate_ends_with_3(passed, code):
+def test_a_missed_gate_exits_with_3(passed, code):
     found = []
     text = printed(lambda console: found.append(print_gates(decided(*passed), console)))
     assert found == [code]
@@ -348,7 +350,7 @@ def test_a_missed_gate_ends_with_3(passed, code):
         assert all(part in line for part in ("gan[", "fidelity>=0.3", "0.1235"))
 
 
-def test_a_gate_on_an_undefined_metric_says_why_it_was_missed():
+def test_a_gate_on_an_undefined_metric_gives_the_reason():
     text = printed(lambda console: print_gates(decided(False, reason="no classifier: [few] rows"), console))
     assert "n/a" in text
     assert "no classifier: [few] rows" in text

@@ -1,4 +1,4 @@
-"""The command as a person runs it: another process, its terminal output, its exit code, a kill in the middle."""
+"""The command as a separate process: terminal output, exit codes, and resuming after a kill."""
 
 import json
 import os
@@ -31,11 +31,11 @@ def arguments(images, output):
     return ["score", "--real", f"{images}/real", "--synthetic", f"new={images}/made", "--output", str(output)]
 
 
-def test_a_run_prints_its_stages_its_metrics_and_where_they_lie_and_nothing_else(images, tmp_path):
+def test_a_run_prints_only_stages_metrics_and_paths(images, tmp_path):
     done = subprocess.run([*COMMAND, *arguments(images, tmp_path / "run")], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stderr == ""
-    # On a busy machine, indented lines tell how far a stage is.
+    # On a busy machine there are also indented progress lines.
     stages = [line for line in done.stdout.partition("\n\n")[0].splitlines() if not line.startswith(" ")]
     lines = [line for line in done.stdout.partition("\n\n")[2].splitlines() if line.strip()]
     assert [line.split()[0] for line in stages] == [
@@ -60,7 +60,7 @@ def test_a_run_prints_its_stages_its_metrics_and_where_they_lie_and_nothing_else
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_where_it_stopped_and_gives_the_same_scores(images, tmp_path):
+def test_a_killed_run_resumes_and_gives_the_same_scores(images, tmp_path):
     whole = subprocess.run([*COMMAND, *arguments(images, tmp_path / "whole")], capture_output=True)
     assert whole.returncode == 0
     embeddings = tmp_path / "killed" / "embeddings"
@@ -97,7 +97,7 @@ def test_a_killed_run_goes_on_where_it_stopped_and_gives_the_same_scores(images,
         (["report", "nowhere"], "no synthscale run here"),
     ],
 )
-def test_unusable_input_ends_with_code_2_and_one_line(words, told, tmp_path):
+def test_unusable_input_exits_with_2_and_one_line(words, told, tmp_path):
     done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert told in done.stderr
@@ -106,7 +106,7 @@ def test_unusable_input_ends_with_code_2_and_one_line(words, told, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_tells_the_five_flaws_apart(tmp_path):
+def test_the_demo_detects_the_flaw_of_each_generator(tmp_path):
     done = subprocess.run([*COMMAND, "demo"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     generators = json.loads(Path(tmp_path, "runs/demo/metrics.json").read_text())["generators"]
@@ -151,7 +151,7 @@ def server(tmp_path_factory, make_images):
         ({"--set": "storage.endpoint_url=http://127.0.0.1:9"}, None, "s3://known: Could not connect"),
     ],
 )
-def test_storage_that_cannot_be_used_is_one_line_and_code_2_within_seconds(server, tmp_path, change, fault, told):
+def test_unusable_storage_exits_with_2_and_one_line_within_seconds(server, tmp_path, change, fault, told):
     server.fault(*([] if fault is None else [Fault(r"known\?", fault)]))
     words = {
         "--real": "s3://known/real",

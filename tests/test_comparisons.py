@@ -1,4 +1,4 @@
-"""``compare`` on run folders made by hand: who is compared with whom, what is refused, what is warned of."""
+"""``compare`` on hand-made run directories: which generators are paired, refusals and warnings."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def line(generator, metric="fidelity", value=0.5, **more):
 
 
 def make_run(folder: Path, lines, *, config=None, real=100, complete=True) -> str:
-    """A folder with what a finished run has for ``compare``."""
+    """Write the files of a finished run that ``compare`` reads; return the run directory."""
     run = RunDirectory(str(folder), STORAGE)
     settings = (config or Config()).model_dump(mode="json", exclude_none=True)
     run.write_json(
@@ -65,7 +65,7 @@ def two(tmp_path):
     return first, second
 
 
-def test_generators_of_one_name_are_compared_the_later_less_the_earlier(two):
+def test_generators_of_one_name_are_compared_later_minus_earlier(two):
     found = compare_runs(two, STORAGE)
     assert pairs(found) == [
         ("friday/sdxl", "monday/sdxl", "fidelity"),
@@ -79,8 +79,8 @@ def test_generators_of_one_name_are_compared_the_later_less_the_earlier(two):
     assert found.warnings == ["no other run has a generator with this name: monday/flux, friday/kandinsky"]
 
 
-def test_deviations_pair_the_runs(two):
-    # The same deviations on both sides and intervals of one width: all that varies is shared, and cancels.
+def test_differences_between_runs_are_paired_by_deviations(two):
+    # Both have the same deviations and interval widths, so all variance is shared and cancels.
     fidelity = compare_runs(two, STORAGE).differences[0]
     assert (fidelity.low, fidelity.high) == pytest.approx((0.15, 0.15), abs=1e-6)
 
@@ -108,8 +108,8 @@ def test_without_a_common_name_all_are_compared_across_runs(tmp_path):
     assert len(found) == 4
 
 
-def test_controls_alone_make_no_common_name(tmp_path):
-    # Both runs have a control: that must not hide the generators, whose names differ.
+def test_the_control_does_not_count_as_a_common_name(tmp_path):
+    # Both runs have a control, but their generators have different names and must be compared.
     one = make_run(tmp_path / "a", [line("sdxl"), line("control")])
     other = make_run(tmp_path / "b", [line("flux"), line("control")])
     assert ("b/flux", "a/sdxl", "fidelity") in pairs(compare_runs([one, other], STORAGE))
@@ -126,7 +126,7 @@ def test_three_runs_are_compared_in_pairs(tmp_path):
     assert [d.difference for d in found.differences] == pytest.approx([0.3, 0.8, 0.5])
 
 
-def test_generators_of_one_run_are_not_compared_here(tmp_path):
+def test_generators_within_one_of_several_runs_are_not_compared(tmp_path):
     one = make_run(tmp_path / "a", [line("sdxl"), line("flux")])
     other = make_run(tmp_path / "b", [line("sdxl"), line("flux")])
     assert [(d.one, d.two) for d in compare_runs([one, other], STORAGE).differences] == [
@@ -135,7 +135,7 @@ def test_generators_of_one_run_are_not_compared_here(tmp_path):
     ]
 
 
-def test_one_run_compares_its_own_generators(tmp_path):
+def test_all_generators_of_a_single_run_are_compared(tmp_path):
     run = make_run(tmp_path / "a", [line("sdxl", value=0.3), line("flux", value=0.7), line("pixart", value=0.1)])
     found = compare_runs([run], STORAGE)
     assert pairs(found) == [
@@ -146,7 +146,7 @@ def test_one_run_compares_its_own_generators(tmp_path):
     assert found.warnings == []
 
 
-def test_matched_subsamples_count_within_a_run_alone(tmp_path):
+def test_matched_subsamples_are_used_only_within_a_run(tmp_path):
     some = [
         line("sdxl", "coverage", 0.9),
         line("sdxl", "coverage", 0.6, family="matched", synthetic=40),
@@ -160,7 +160,7 @@ def test_matched_subsamples_count_within_a_run_alone(tmp_path):
     assert [d.difference for d in across.differences] == [0, 0]
 
 
-def test_slices_and_undefined_metrics_take_no_part(tmp_path):
+def test_slices_and_undefined_metrics_are_not_compared(tmp_path):
     some = [line("sdxl"), line("sdxl", value=0.9, slice_by="label", slice="cat"), line("sdxl", "coverage", None)]
     runs = [make_run(tmp_path / name, some) for name in ("a", "b")]
     found = compare_runs(runs, STORAGE)
@@ -168,7 +168,7 @@ def test_slices_and_undefined_metrics_take_no_part(tmp_path):
     assert found.differences[0].difference == 0
 
 
-def test_metrics_without_intervals_are_compared_without(tmp_path):
+def test_metrics_without_intervals_have_a_difference_without_one(tmp_path):
     runs = [
         make_run(tmp_path / name, [line("sdxl", "vendi_score", v, low=None, high=None, deviations=None)])
         for name, v in (("a", 11.0), ("b", 12.0))
@@ -177,19 +177,19 @@ def test_metrics_without_intervals_are_compared_without(tmp_path):
     assert (found.difference, found.low, found.high, found.better) == (1.0, None, None, None)
 
 
-def test_runs_of_one_folder_name_are_told_apart_by_what_is_above(tmp_path):
+def test_runs_with_equal_folder_names_are_named_with_their_parents(tmp_path):
     runs = [make_run(tmp_path / day / "run", [line("sdxl")]) for day in ("monday", "friday")]
     assert pairs(compare_runs(runs, STORAGE))[0][:2] == ("friday/run/sdxl", "monday/run/sdxl")
 
 
-def test_relative_paths_and_final_slashes_are_read(tmp_path, monkeypatch):
+def test_relative_paths_and_final_slashes_are_accepted(tmp_path, monkeypatch):
     make_run(tmp_path / "a", [line("sdxl")])
     make_run(tmp_path / "b", [line("sdxl")])
     monkeypatch.chdir(tmp_path)
     assert pairs(compare_runs(["a/", "./b"], STORAGE))[0][:2] == ("b/sdxl", "a/sdxl")
 
 
-# What is refused.
+# Refusals.
 
 
 def test_a_run_with_one_generator_has_nothing_to_compare(tmp_path):
@@ -218,7 +218,7 @@ def test_an_unfinished_run_is_refused(two, tmp_path):
         compare_runs([two[0], begun], STORAGE)
 
 
-def test_a_run_from_before_the_table_is_refused_with_the_remedy(two, tmp_path):
+def test_a_run_without_metrics_parquet_is_refused_with_the_remedy(two, tmp_path):
     old = make_run(tmp_path / "old", [line("sdxl")])
     Path(old, "metrics.parquet").unlink()
     with pytest.raises(StorageError, match=r"old/metrics.parquet: not found; .*--redo-from reduce"):
@@ -226,7 +226,7 @@ def test_a_run_from_before_the_table_is_refused_with_the_remedy(two, tmp_path):
 
 
 @pytest.mark.parametrize("lost", ["deviations", "slice_by", "metric"])
-def test_a_table_of_another_version_is_refused_with_words(two, tmp_path, lost):
+def test_a_table_of_another_version_is_refused(two, tmp_path, lost):
     old = make_run(tmp_path / "old", [line("sdxl")])
     table = pq.read_table(Path(old, "metrics.parquet"))
     pq.write_table(table.drop_columns([lost]), Path(old, "metrics.parquet"))
@@ -234,7 +234,7 @@ def test_a_table_of_another_version_is_refused_with_words(two, tmp_path, lost):
         compare_runs([two[0], old], STORAGE)
 
 
-# What is warned of.
+# Warnings.
 
 
 def warned(tmp_path, one, other, **more):
@@ -253,7 +253,7 @@ def warned(tmp_path, one, other, **more):
         ({"classifier": {"seed": 7}}, "classifier settings"),
     ],
 )
-def test_settings_that_change_results_are_warned_of(tmp_path, other, word):
+def test_different_settings_that_change_results_give_a_warning(tmp_path, other, word):
     (warning,) = warned(tmp_path, {}, other)
     assert word in warning
 
@@ -270,23 +270,23 @@ def test_settings_that_change_results_are_warned_of(tmp_path, other, word):
         {"storage": {"shard_rows": 100}},
     ],
 )
-def test_settings_that_change_no_result_are_not(tmp_path, other):
+def test_different_settings_that_change_no_result_give_none(tmp_path, other):
     assert warned(tmp_path, {}, other) == []
 
 
-def test_real_sets_of_different_sizes_are_warned_of(tmp_path):
+def test_real_sets_of_different_sizes_give_a_warning(tmp_path):
     (warning,) = warned(tmp_path, {}, {}, real=4321)
     assert "real sets differ in size" in warning
     assert "100" in warning
     assert "4,321" in warning
 
 
-def test_other_real_sets_of_one_size_are_warned_of(tmp_path):
+def test_different_real_sets_of_one_size_give_a_warning(tmp_path):
     warnings = warned(tmp_path, {"real": "/data/cats"}, {"real": "/data/dogs"})
     assert any("real" in warning for warning in warnings)
 
 
-def test_a_third_run_that_differs_is_enough(tmp_path):
+def test_one_differing_run_of_three_gives_a_warning(tmp_path):
     runs = [make_run(tmp_path / name, [line("sdxl")]) for name in ("a", "b")]
     linear = parse_config({"classifier": {"head": "linear"}})
     runs.append(make_run(tmp_path / "c", [line("sdxl")], config=linear))
@@ -320,7 +320,7 @@ def test_the_command_prints_warnings_and_unknown_intervals(tmp_path, capsys):
     assert "warning: the real sets differ in size (10, 20)" in printed
 
 
-def test_names_with_brackets_are_no_markup(tmp_path, capsys):
+def test_brackets_in_names_are_printed_as_text(tmp_path, capsys):
     runs = [make_run(tmp_path / name, [line("sdxl")]) for name in ("[red]a", "[b]")]
     assert main(["compare", *runs, "--output", str(tmp_path / "o.json")]) == 0
     printed = capsys.readouterr().out
@@ -328,7 +328,7 @@ def test_names_with_brackets_are_no_markup(tmp_path, capsys):
     assert "[b]/sdxl" in printed
 
 
-def test_the_command_ends_with_two_where_it_cannot_compare(two, tmp_path, capsys):
+def test_the_command_exits_with_2_if_it_cannot_compare(two, tmp_path, capsys):
     output = tmp_path / "never.json"
     alone = make_run(tmp_path / "alone", [line("sdxl")])
     for runs in ([alone], [two[0], two[0]], [two[0], str(tmp_path / "nothing")]):
@@ -337,12 +337,12 @@ def test_the_command_ends_with_two_where_it_cannot_compare(two, tmp_path, capsys
     assert not output.exists()
 
 
-def test_an_output_that_is_a_folder_is_refused_with_words(two, tmp_path, capsys):
+def test_an_output_that_is_a_folder_is_refused(two, tmp_path, capsys):
     assert main(["compare", *two, "--output", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
 
 
-def test_numbers_survive_the_table(tmp_path):
+def test_values_are_read_from_the_table_exactly(tmp_path):
     rng = np.random.default_rng(0)
     values = rng.random(2)
     runs = [

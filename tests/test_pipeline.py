@@ -84,7 +84,7 @@ def run_until(config, last, **options):
 
 
 def values(block):
-    """Every number of a generator's block, flat, by its path; but counts of rows made by chance of sharding."""
+    """Return the numbers of a generator's block by their path, without those that depend on the shards."""
     flat = {}
 
     def walk(path, item):
@@ -112,7 +112,7 @@ def assert_same(first, second):
         assert two[path] == pytest.approx(number, abs=1e-5), path
 
 
-def test_each_partition_holds_the_generators_rows_and_all_real_rows(finished):
+def test_each_partition_has_the_generators_rows_and_all_real_rows(finished):
     for name, rows in (("good", 60), ("copier", 60)):
         frame = finished.scores(name)
         assert list(frame.columns) == SCORES.names
@@ -143,7 +143,7 @@ def test_copies_and_repeats_are_found(finished):
     assert copy["near_duplicate_score"] == 0
 
 
-def test_every_table_is_there_with_every_row(finished):
+def test_every_table_exists_with_every_row(finished):
     for table in ("manifest", "embeddings", "nearest", "predictions"):
         rows = sum(pq.ParquetFile(path).metadata.num_rows for path in Path(finished.run.path(table)).iterdir())
         assert rows == {"manifest": 210, "embeddings": 210}.get(table, 2 * 90 + 120)
@@ -152,7 +152,7 @@ def test_every_table_is_there_with_every_row(finished):
     assert document["stages"]["embed"]["rows_per_s"] > 0
 
 
-def test_metrics_json_holds_no_number_without_a_value_or_a_reason(finished):
+def test_every_null_in_metrics_json_has_a_reason(finished):
     def walk(item):
         if isinstance(item, dict):
             # A p-value alone has no interval.
@@ -225,7 +225,7 @@ def test_a_worker_group_gives_the_same_scores_as_this_process(finished, images, 
         assert (one["label_quality_score"] - two["label_quality_score"]).abs().max() <= 1e-5
 
 
-def test_metrics_parquet_has_a_line_for_every_figure_of_metrics_json(finished):
+def test_metrics_parquet_has_a_row_for_every_metric_of_metrics_json(finished):
     table = pq.read_table(finished.run.path("metrics.parquet"))
     assert table.schema.remove_metadata() == METRICS
     lines = {
@@ -249,14 +249,14 @@ def test_metrics_parquet_has_a_line_for_every_figure_of_metrics_json(finished):
     assert seen == 2 * 3 * len(CORE_METRICS)
 
 
-def test_gates_are_decided_anew_and_nothing_else_is(copied):
+def test_changed_gates_are_evaluated_without_repeating_stages(copied):
     run, config_with = copied
     first = run.metrics
     assert first["gates"] == []
     gates = ["generator=good freshness>=0.5", "freshness.low>=0.9", "coverage>=0"]
     reports = []
     second = score(config_with(gates=gates), Options(on_stage=reports.append))
-    # It shows the gates.
+    # The report shows the gates, so it is written again.
     assert [report.stage for report in reports if not report.skipped] == ["report"]
     assert [(gate["gate"], gate["generator"], gate["passed"]) for gate in second.metrics["gates"]] == [
         (gates[0], "good", True),
@@ -282,7 +282,7 @@ def test_an_interrupted_embed_repeats_only_the_missing_shards(finished, copied):
     whole, config_with = copied
     shards = sorted(Path(whole.run.path("embeddings")).iterdir())
     kept = {path: path.stat().st_mtime_ns for path in shards[1:]}
-    # As a kill leaves it: the stage begun, one shard missing, nothing after it.
+    # The state after a kill: stage started, one shard missing, no later stages.
     marker = whole.run.path("_stages", "embed.json")
     document = json.loads(Path(marker).read_text())
     whole.run.remove_from("neighbors")
@@ -294,7 +294,7 @@ def test_an_interrupted_embed_repeats_only_the_missing_shards(finished, copied):
         pd.testing.assert_frame_equal(finished.scores(name), again.scores(name))
 
 
-def test_redo_from_a_stage_repeats_it_and_all_after_it(finished, copied):
+def test_redo_from_a_stage_repeats_it_and_all_later_ones(finished, copied):
     reports = []
     again = score(copied[1](), Options(redo_from="classify", on_stage=reports.append))
     assert [r.stage for r in reports if r.skipped] == ["ingest", "embed", "neighbors"]
@@ -341,7 +341,7 @@ def break_images(folder: Path, source: Path) -> dict[str, str]:
     return {"empty": "empty", "text": "unsupported", "cut": "truncated", "bomb": "too_large", "gone": "not_found"}
 
 
-def test_unusable_images_are_listed_with_their_reason_and_cost_no_other_row(images, tmp_path):
+def test_unusable_images_are_listed_with_reasons_and_do_not_affect_other_rows(images, tmp_path):
     shutil.copytree(images / "good", tmp_path / "good")
     reasons = break_images(tmp_path / "good" / "cat", images / "real" / "cat" / "000.png")
     rows = {"real": str(images / "real"), "synthetic": {"good": str(tmp_path / "good")}}
@@ -359,7 +359,7 @@ def test_unusable_images_are_listed_with_their_reason_and_cost_no_other_row(imag
     assert len(result.scores()) == 150
 
 
-def test_a_missing_file_of_a_table_is_a_failure_of_its_row(images, tmp_path):
+def test_a_missing_file_of_a_table_is_a_failed_row(images, tmp_path):
     names = [f"real/{label}/{i:03d}.png" for i, label in enumerate(["cat", "dog"] * 20)]
     names += [f"good/{label}/{i:03d}.png" for i, label in enumerate(["cat", "dog"] * 20)]
     kinds = ["real"] * 40 + ["synthetic"] * 40
@@ -372,7 +372,7 @@ def test_a_missing_file_of_a_table_is_a_failure_of_its_row(images, tmp_path):
     assert set(result.scores()["prompt"]) == {"p"}
 
 
-def test_a_file_that_was_missing_is_looked_for_again(images, tmp_path):
+def test_a_missing_file_is_read_on_the_next_run(images, tmp_path):
     top = tmp_path / "data"
     shutil.copytree(images, top)
     names = [f"{kind}/cat/{i:03d}.png" for kind in ("real", "good") for i in range(0, 60, 2)]
@@ -395,7 +395,7 @@ def hashes(run):
     return dict(zip(table["row"].to_pylist(), table["content_hash"].to_pylist(), strict=True))
 
 
-def test_a_file_that_changed_since_a_table_named_it_is_no_part_of_the_run(images, tmp_path):
+def test_a_file_that_changed_during_a_run_is_refused(images, tmp_path):
     top = tmp_path / "data"
     shutil.copytree(images, top)
     names = [f"{kind}/cat/{i:03d}.png" for kind in ("real", "good") for i in range(0, 60, 2)]
@@ -414,14 +414,14 @@ def test_a_file_that_changed_since_a_table_named_it_is_no_part_of_the_run(images
     assert [before[row] == after[row] for row in range(60)] == [True] * 59 + [False]
 
 
-def test_a_generator_may_bear_the_name_of_anything_of_ours(images, tmp_path):
+def test_a_generator_may_have_the_name_of_an_internal_column(images, tmp_path):
     shutil.copytree(images / "good", tmp_path / "good")
     values = {"real": str(images / "real"), "synthetic": {"shard": str(tmp_path / "good")}}
     result = score(parse_config({**values, "output": str(tmp_path / "run"), "storage": {"shard_rows": 50}}))
     assert result.metrics["generators"]["shard"]["counts"] == {"real": 90, "synthetic": 60}
 
 
-def test_the_report_tells_the_settings_that_a_stage_was_redone_with(copied):
+def test_the_report_shows_the_settings_that_a_stage_was_redone_with(copied):
     result = score(copied[1](classifier={"head": "linear"}), Options(redo_from="classify"))
     assert "5-fold linear classifier" in Path(result.report_path).read_text()
     assert json.loads(Path(result.run.path("run.json")).read_text())["config"]["classifier"]["head"] == "linear"
@@ -478,7 +478,7 @@ def test_unusable_vectors_are_listed_with_their_reason(tmp_path):
     }
 
 
-def test_a_class_smaller_than_the_folds_is_scored_and_a_class_of_one_has_reasons(tmp_path):
+def test_small_classes_are_scored_and_a_class_of_one_has_reasons(tmp_path):
     rng = np.random.default_rng(0)
     for synthetic, usable in ((3, True), (1, False)):
         kinds = ["real"] * 60 + ["synthetic"] * synthetic
@@ -523,7 +523,7 @@ def test_s3_in_and_out_gives_the_scores_of_the_local_run(finished, images, s3, t
     assert all(report.skipped for report in reports)
 
 
-def test_hostile_names_stay_text_in_the_report_and_missing_pictures_are_shown(images, tmp_path):
+def test_hostile_names_are_text_in_the_report_and_missing_pictures_are_shown(images, tmp_path):
     evil = '<script>alert("1")</script>'
     frame = pd.DataFrame(
         {
@@ -553,12 +553,12 @@ def test_hostile_names_stay_text_in_the_report_and_missing_pictures_are_shown(im
     assert "picture missing" in Path(result.report_path).read_text()
 
 
-def test_gpus_that_are_not_there_are_missed_before_anything_is_embedded(images, tmp_path):
+def test_missing_gpus_are_reported_before_anything_is_embedded(images, tmp_path):
     with pytest.raises(ConfigError, match="no GPU"):
         score(folders(images, tmp_path / "run", "good", encoder={"device": "cuda"}))
 
 
-def test_one_class_only_is_refused(images, tmp_path):
+def test_an_empty_class_is_refused(images, tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match="contains no images"):
         score(

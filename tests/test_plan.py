@@ -20,7 +20,7 @@ LOCAL = StorageConfig()
 
 @pytest.fixture
 def values(tmp_path, make_images):
-    """The settings of a sound run: a real set of 12 and two synthetic sets of 9 and 5 images."""
+    """Settings of a valid run: a real set of 12 and two synthetic sets of 9 and 5 images."""
     make_images(tmp_path / "photos", 12)
     make_images(tmp_path / "gan", 9, seed=1)
     make_images(tmp_path / "diffusion", 5, seed=2)
@@ -38,7 +38,7 @@ def tree(folder):
 # --- validate ---
 
 
-def test_a_sound_plan_tells_sets_encoder_and_estimates(values):
+def test_a_plan_has_sets_encoder_and_estimates(values):
     plan = validate(parse_config(values))
     assert plan.sets == {"real": 12, "gan": 9, "diffusion": 5}
     assert plan.encoder.startswith("descriptor")
@@ -72,7 +72,7 @@ def test_validating_leaves_an_existing_empty_output_as_it_was(values, tmp_path):
     assert tree(tmp_path) == before
 
 
-def test_rows_that_cannot_be_used_are_listed_with_their_ids(values, tmp_path):
+def test_rows_that_cannot_be_read_are_listed_with_their_ids(values, tmp_path):
     for path in (tmp_path / "diffusion").rglob("*.png"):
         path.write_bytes(path.read_bytes()[:60])
     plan = validate(parse_config(values))
@@ -80,14 +80,14 @@ def test_rows_that_cannot_be_used_are_listed_with_their_ids(values, tmp_path):
     assert all(fault.startswith("diffusion/") for fault in plan.faults)
 
 
-def test_when_no_row_can_be_used_the_plan_fails_naming_one(values, tmp_path):
+def test_validate_fails_if_no_row_can_be_read_and_names_one(values, tmp_path):
     for path in tmp_path.rglob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(InputError, match=r"\.png"):
         validate(parse_config(values))
 
 
-def test_files_that_are_no_images_are_noted(values, tmp_path):
+def test_files_that_are_not_images_are_noted(values, tmp_path):
     (tmp_path / "photos" / "notes.txt").write_text("x")
     (note,) = validate(parse_config(values)).notes
     assert "photos" in note
@@ -127,7 +127,7 @@ def test_an_output_below_a_file_is_refused(values, tmp_path):
         validate(parse_config(values | {"output": f"{tmp_path}/file/run"}))
 
 
-def test_an_output_that_holds_something_else_is_refused(values, tmp_path):
+def test_an_output_with_other_files_is_refused(values, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     with pytest.raises(ResumeConflict, match=f"{tmp_path}/mine"):
@@ -206,7 +206,7 @@ def run(tmp_path):
     return directory
 
 
-def test_the_status_of_an_unfinished_run_tells_done_begun_and_waiting(run):
+def test_the_status_of_an_unfinished_run(run):
     lines = status(run.uri, Config())
     assert [line.stage for line in lines] == list(STAGES)
     assert [line.state for line in lines] == ["done", "begun", "waiting", "waiting", "waiting", "waiting"]
@@ -215,19 +215,19 @@ def test_the_status_of_an_unfinished_run_tells_done_begun_and_waiting(run):
     assert "25 of 40 rows" in lines[1].detail
 
 
-def test_the_status_of_a_finished_run_is_done_everywhere(run):
+def test_all_stages_of_a_finished_run_are_done(run):
     for stage in STAGES[1:]:
         run.write_marker(Marker(stage, True, {}, {"rows": 40}))
     assert {line.state for line in status(run.uri, Config())} == {"done"}
 
 
-def test_asking_for_the_status_changes_nothing(run, tmp_path):
+def test_status_changes_no_file(run, tmp_path):
     before = tree(tmp_path)
     status(run.uri, Config())
     assert tree(tmp_path) == before
 
 
-def test_the_status_of_no_run_is_an_error_that_names_the_place(tmp_path):
+def test_the_status_of_a_missing_run_is_an_error_with_its_path(tmp_path):
     with pytest.raises(StorageError, match=str(tmp_path)):
         status(str(tmp_path), Config())
 

@@ -1,4 +1,4 @@
-"""Charts of the report: places that can be read back as the numbers they came from, and data for its script."""
+"""Charts of the report: SVG coordinates against the numbers that they represent, and data for the script."""
 
 import html
 import itertools
@@ -29,7 +29,7 @@ from synthscale.report.page import LABELS, comparison_pairs, embedded_json, hist
 # Interval charts.
 
 
-def test_values_and_ends_lie_at_their_share_of_the_axis() -> None:
+def test_values_and_interval_ends_are_positioned_as_fractions_of_the_axis() -> None:
     own = {"value": 0.22, "low": 0.11, "high": 0.33, "reference": 0.5}
     chart = interval_chart("fidelity", {"one": own}, 0.55)
     (line,) = chart.lines
@@ -39,13 +39,13 @@ def test_values_and_ends_lie_at_their_share_of_the_axis() -> None:
     assert line.title == "one: fidelity 0.220, 95 % interval 0.110 to 0.330"
 
 
-def test_what_lies_beyond_the_axis_lies_on_its_end() -> None:
+def test_values_beyond_the_axis_are_clipped_to_its_end() -> None:
     (line,) = interval_chart("fidelity", {"one": {"value": 0.7, "low": -0.1, "high": 0.9}}, 0.55).lines
     assert (line.low, line.at, line.high) == (0.0, 1.0, 1.0)
     assert line.text == "0.700"
 
 
-def test_what_is_unknown_has_no_place_and_a_reason() -> None:
+def test_an_unknown_value_has_no_position_but_a_reason() -> None:
     chart = interval_chart("coverage", {"one": {"value": None, "reason": "no real images"}}, 1.0)
     (line,) = chart.lines
     assert (line.low, line.at, line.high, chart.reference) == (None, None, None, None)
@@ -61,13 +61,13 @@ def test_generators_keep_their_order_and_share_the_mean_of_their_references() ->
 
 
 @pytest.mark.parametrize("top", [0.55, 1.0])
-def test_ticks_lie_where_their_texts_say(top: float) -> None:
+def test_ticks_are_positioned_at_their_values(top: float) -> None:
     ticks = interval_chart("any", {}, top).ticks
     assert [text for _, text in ticks] == (["0", "0.25", "0.5"] if top < 1 else ["0", "0.5", "1"])
     np.testing.assert_allclose([place for place, _ in ticks], [float(text) / top for _, text in ticks], atol=1e-4)
 
 
-def test_an_interval_or_why_there_is_none_is_said() -> None:
+def test_interval_text_gives_the_interval_or_the_reason() -> None:
     assert interval_text({"low": 0.1234, "high": 0.5}) == ", 95 % interval 0.123 to 0.500"
     assert interval_text({"low": 0.0, "high": 0.0, "reason": "x"}) == ", 95 % interval 0.000 to 0.000"
     assert interval_text({"low": None, "high": None, "reason": "one block"}) == " (one block)"
@@ -79,14 +79,14 @@ def test_an_interval_or_why_there_is_none_is_said() -> None:
 
 
 def heights(path: str) -> np.ndarray:
-    """The heights, 0 to 1, of an outline; it is one closed line with a step to the right for each bin."""
+    """Return the bin heights, 0..1, of a histogram path; check that it is closed with one step per bin."""
     found = re.findall(r"V(-?[\d.]+)H(\d+)", path)
     assert path == "M0 100" + "".join(f"V{height}H{stop}" for height, stop in found) + "V100Z"
     assert [int(stop) for _, stop in found] == list(range(1, len(found) + 1))
     return 1 - np.array([float(height) for height, _ in found]) / 100
 
 
-def test_an_outline_has_the_heights_of_its_counts() -> None:
+def test_histogram_path_has_the_heights_of_the_counts() -> None:
     counts = np.random.default_rng(0).integers(0, 1000, BINS)
     np.testing.assert_allclose(heights(histogram_path(counts, 1000)), counts / 1000, atol=0.00051)
     assert heights(histogram_path(np.zeros(BINS, np.int64), 0)).tolist() == [0.0] * BINS
@@ -103,7 +103,7 @@ def test_both_histograms_are_shares_of_their_class_on_one_scale() -> None:
         np.testing.assert_allclose(heights(found[kind]), own / largest, atol=0.00051)
 
 
-def test_where_all_lie_in_one_bin_the_rest_is_still_seen() -> None:
+def test_a_dominant_bin_is_cut_so_that_the_others_stay_visible() -> None:
     counts = {"real": np.eye(BINS, dtype=np.int64)[0] * 7, "synthetic": np.full(BINS, 3)}
     found = {kind: heights(path) for kind, path in histogram(ChosenRows(counts=counts)).items()}
     assert found["real"].tolist() == [1.0] + [0.0] * (BINS - 1)
@@ -136,11 +136,11 @@ def test_a_class_without_rows_has_a_flat_histogram() -> None:
         (0.5, 0.0, -1),
     ],
 )
-def test_a_level_is_by_how_far_a_value_is_below_its_reference(value: Any, reference: Any, level: int) -> None:
+def test_heat_level_grows_with_the_gap_to_the_reference(value: Any, reference: Any, level: int) -> None:
     assert heat_level({"value": value, "reference": reference}) == level
 
 
-def test_levels_never_rise_with_the_value_and_all_are_used() -> None:
+def test_heat_level_decreases_with_the_value_and_uses_all_levels() -> None:
     for reference in (0.5, 0.8, 1.0):
         levels = [
             heat_level({"value": v, "reference": reference}) for v in np.linspace(0, reference, 400).tolist()
@@ -152,7 +152,7 @@ def test_levels_never_rise_with_the_value_and_all_are_used() -> None:
 # Maps.
 
 
-def test_points_fill_the_box_but_for_its_margin_and_keep_their_order() -> None:
+def test_scaled_points_fill_the_box_inside_the_margin_in_their_order() -> None:
     places = np.random.default_rng(2).normal(size=(400, 2)) * [1e-3, 1e6]
     found = scale_to_box(places, 720, 480, 8)
     assert found.min(0).tolist() == [8, 8]
@@ -161,7 +161,7 @@ def test_points_fill_the_box_but_for_its_margin_and_keep_their_order() -> None:
         assert (np.diff(found[np.argsort(places[:, axis]), axis]) >= 0).all()
 
 
-def test_what_lies_within_keeps_its_proportions() -> None:
+def test_points_between_the_quantiles_are_scaled_linearly() -> None:
     places = np.column_stack([np.arange(201.0), -3 * np.arange(201.0)])
     found = scale_to_box(places, 220, 120, 10)
     within = np.arange(1, 200)
@@ -169,7 +169,7 @@ def test_what_lies_within_keeps_its_proportions() -> None:
     np.testing.assert_allclose(found[within, 1], 110 - 100 * (within - 1) / 198, atol=0.051)
 
 
-def test_one_that_is_far_away_does_not_press_the_others_together() -> None:
+def test_an_outlier_does_not_compress_the_other_points() -> None:
     places = np.random.default_rng(3).uniform(0, 1, (1000, 2))
     places[0] = 1e9
     found = scale_to_box(places, 720, 480, 8)
@@ -178,7 +178,7 @@ def test_one_that_is_far_away_does_not_press_the_others_together() -> None:
     assert (np.std(found[1:], axis=0) > [190, 125]).all()
 
 
-def test_points_at_one_place_stay_at_one_place_in_the_box() -> None:
+def test_identical_points_stay_identical_and_inside_the_box() -> None:
     found = scale_to_box(np.full((5, 2), 3.25), 720, 480, 8)
     assert len(np.unique(found, axis=0)) == 1
     assert (found >= 8).all()
@@ -189,7 +189,7 @@ def test_points_at_one_place_stay_at_one_place_in_the_box() -> None:
 
 
 def label_figures(*gaps: float | None) -> dict[str, Any]:
-    """Figures of a label by how far each core metric is below its reference, None where that is unknown."""
+    """Return a label's metrics, given how far each is below its reference (None: no value)."""
     values = (*gaps, *[0.0] * (len(CORE_METRICS) - len(gaps)))
     return {
         name: {"value": None if gap is None else 1 - gap, "reference": 1.0}
@@ -197,7 +197,7 @@ def label_figures(*gaps: float | None) -> dict[str, Any]:
     }
 
 
-def test_few_labels_are_all_shown_in_their_order_with_their_levels() -> None:
+def test_few_labels_are_all_shown_sorted_and_with_their_levels() -> None:
     by_label = {"b": label_figures(0.9, 0.1), "a": label_figures(None), "": label_figures()}
     found = weakest_labels({"by_label": by_label})
     assert [row["label"] for row in found] == ["", "a", "b"]
@@ -207,19 +207,19 @@ def test_few_labels_are_all_shown_in_their_order_with_their_levels() -> None:
     assert weakest_labels({"by_label": {}}) == []
 
 
-def test_of_many_labels_the_weakest_are_shown() -> None:
+def test_only_the_weakest_of_many_labels_are_shown() -> None:
     rng = np.random.default_rng(4)
     gaps = {f"label {i:03d}": rng.choice([0.0, 0.2, 0.4, 0.6, 0.8], len(CORE_METRICS)) for i in range(200)}
     found = weakest_labels({"by_label": {name: label_figures(*own.tolist()) for name, own in gaps.items()}})
     shown = [row["label"] for row in found]
     assert len(shown) == LABELS
     assert shown == sorted(shown)
-    # The gaps are those of levels 0 to 4, one after another.
+    # These gaps correspond to levels 0 to 4.
     sums = {name: own.sum() for name, own in gaps.items()}
     assert min(sums[name] for name in shown) >= max(sums[name] for name in sums.keys() - set(shown)) - 1e-9
 
 
-def test_a_label_that_was_never_made_is_shown_before_perfect_ones() -> None:
+def test_a_label_without_synthetic_images_is_preferred_to_perfect_ones() -> None:
     by_label = {f"perfect {i:03d}": label_figures() for i in range(LABELS)}
     missing = {name: {"value": None, "reference": 1.0, "reason": "no images"} for name in CORE_METRICS}
     by_label["never made"] = {**missing, "coverage": {"value": 0.0, "reference": 1.0}}
@@ -239,7 +239,7 @@ def comparisons(names: list[str]) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_pair_has_its_differences_by_metric() -> None:
+def test_differences_are_grouped_by_pair_and_metric() -> None:
     given_ones = comparisons(["a", "b", "c"])
     found = comparison_pairs(given_ones)["pairs"]
     assert [(row["one"], row["two"]) for row in found] == [("a", "b"), ("a", "c"), ("b", "c")]
@@ -250,7 +250,7 @@ def test_a_pair_has_its_differences_by_metric() -> None:
     assert comparison_pairs([]) == {"pairs": [], "all_pairs": 0}
 
 
-def test_of_very_many_pairs_the_first_are_shown_whole() -> None:
+def test_only_the_first_of_many_pairs_are_shown_with_all_metrics() -> None:
     names = [f"g{i:02d}" for i in range(15)]
     found, total = comparison_pairs(comparisons(names)).values()
     assert total == 105
@@ -263,7 +263,7 @@ def test_of_very_many_pairs_the_first_are_shown_whole() -> None:
 # Data for the script.
 
 
-def test_the_map_names_sets_and_labels_by_their_places() -> None:
+def test_map_data_refers_to_sets_and_labels_by_index() -> None:
     points = [
         {"id": "1", "set": "real", "label": "dog", "picture": 3, "scores": {"b": 0.5}},
         {"id": "2", "set": "b", "label": None, "picture": None, "scores": {}},
@@ -293,7 +293,7 @@ values = st.recursive(
 
 
 @given(values)
-def test_embedded_json_comes_back_as_it_was_and_holds_no_markup(value: Any) -> None:
+def test_embedded_json_round_trips_and_contains_no_markup(value: Any) -> None:
     text = str(embedded_json(value))
     assert json.loads(text) == value
     assert not set(text) & set("<>&\u2028\u2029")
@@ -312,6 +312,6 @@ def test_no_text_ends_the_script_element(text: str) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_no_json_reader_takes_is_refused(value: float) -> None:
+def test_nan_and_infinity_are_refused(value: float) -> None:
     with pytest.raises(ValueError, match="JSON"):
         embedded_json([value])

@@ -1,4 +1,4 @@
-"""Which rows the report shows, against brute force over whole tables, however they are cut in pieces."""
+"""Rows that the report shows, against brute force over whole tables, for any division into batches."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +19,7 @@ NO_IDS = pa.array([], pa.string())
 
 
 def pieces(table: pa.Table, places: list[int]) -> Iterator[pa.RecordBatch]:
-    """The rows of a table in order, cut at places; some pieces may be empty."""
+    """Yield a table as record batches cut at the given rows; some may be empty."""
     stops = sorted(min(place, len(table)) for place in places)
     for start, stop in zip([0, *stops], [*stops, len(table)], strict=True):
         columns = [column.combine_chunks() for column in table.slice(start, stop - start).columns]
@@ -27,7 +27,7 @@ def pieces(table: pa.Table, places: list[int]) -> Iterator[pa.RecordBatch]:
 
 
 def drawn_scores(seed: int, n: int = 120) -> pd.DataFrame:
-    """Rows of scores of which many have equal values, and some none."""
+    """Return random rows of scores with many ties and some nulls."""
     rng = np.random.default_rng(seed)
     few = rng.integers(1, 60)
     q = pd.Series((rng.integers(0, few, n) + 0.5) / few)
@@ -64,7 +64,7 @@ BY_HAND = {
 
 @given(seeds, cuts, st.integers(0, 40))
 @settings(deadline=None, max_examples=60)
-def test_the_rows_at_the_ends_are_those_of_the_sorted_table(seed: int, places: list[int], tiles: int) -> None:
+def test_extremes_are_the_first_rows_of_the_sorted_table(seed: int, places: list[int], tiles: int) -> None:
     frame = drawn_scores(seed)
     found = choose_rows(pieces(as_scores(frame), places), tiles, NO_IDS)
     assert set(found.extremes) == set(BY_HAND)
@@ -90,7 +90,7 @@ def test_histograms_are_of_the_probability_of_being_synthetic(seed: int, places:
         assert found.counts[kind].tolist() == expected.fillna(0).astype(int).tolist()
 
 
-def test_what_is_sure_is_in_the_first_and_last_bin() -> None:
+def test_probabilities_0_and_1_are_in_the_first_and_last_bin() -> None:
     frame = drawn_scores(0, 4)
     frame["real_or_synthetic"] = ["real", "real", "synthetic", "synthetic"]
     frame["label_quality_score"] = [1.0, 0.0, 1.0, 0.0]
@@ -102,7 +102,7 @@ def test_what_is_sure_is_in_the_first_and_last_bin() -> None:
 
 @given(seeds, cuts)
 @settings(deadline=None, max_examples=40)
-def test_synthetic_rows_at_no_distance_are_counted(seed: int, places: list[int]) -> None:
+def test_synthetic_rows_at_distance_0_are_counted_as_exact_copies(seed: int, places: list[int]) -> None:
     frame = drawn_scores(seed)
     expected = ((frame["real_or_synthetic"] == "synthetic") & (frame["distance_to_nearest_real"] < 1e-9)).sum()
     assert choose_rows(pieces(as_scores(frame), places), 3, NO_IDS).exact_copies == expected
@@ -110,7 +110,7 @@ def test_synthetic_rows_at_no_distance_are_counted(seed: int, places: list[int])
 
 @given(seeds, cuts, st.integers(0, 130))
 @settings(deadline=None, max_examples=40)
-def test_rows_that_are_asked_for_come_whole_and_once(seed: int, places: list[int], n: int) -> None:
+def test_requested_rows_are_returned_once_with_all_columns(seed: int, places: list[int], n: int) -> None:
     frame = drawn_scores(seed)
     asked = np.random.default_rng(seed).permutation([*frame["id"], *(f"nowhere {i}" for i in range(10))])[:n]
     found = choose_rows(pieces(as_scores(frame), places), 3, pa.array(asked.tolist(), pa.string()))
@@ -118,7 +118,7 @@ def test_rows_that_are_asked_for_come_whole_and_once(seed: int, places: list[int
     assert found.requested.equals(as_scores(frame).take(pa.array(own)))
 
 
-def test_a_class_without_rows_has_empty_ends() -> None:
+def test_a_class_without_rows_has_empty_extremes() -> None:
     frame = drawn_scores(1)
     frame["real_or_synthetic"] = "synthetic"
     found = choose_rows(pieces(as_scores(frame), [50]), 5, NO_IDS)
@@ -131,13 +131,13 @@ def test_a_class_without_rows_has_empty_ends() -> None:
     assert found.counts["real"].sum() == 0
 
 
-def test_a_table_without_rows_has_nothing_to_show() -> None:
+def test_an_empty_table_gives_empty_results() -> None:
     found = choose_rows(pieces(as_scores(drawn_scores(0)).slice(0, 0), [0, 0]), 5, NO_IDS)
     assert all(len(rows) == 0 for rows in [*found.extremes.values(), found.requested])
     assert found.exact_copies == sum(int(own.sum()) for own in found.counts.values()) == 0
 
 
-def test_without_any_piece_there_is_nothing_to_show() -> None:
+def test_no_batches_give_empty_results() -> None:
     found = choose_rows([], 5, NO_IDS)
     assert found.exact_copies == 0
     assert len(found.requested) == 0
@@ -147,7 +147,7 @@ def test_without_any_piece_there_is_nothing_to_show() -> None:
 
 
 def drawn_groups(seed: int) -> pa.Table:
-    """A line for each member of some groups, whose members lie apart."""
+    """Return rows of ``groups/``, shuffled so that members of a group are not adjacent."""
     rng = np.random.default_rng(seed)
     n = int(rng.integers(1, 40))
     groups = pd.DataFrame(
@@ -187,7 +187,7 @@ def test_the_largest_and_the_tightest_groups_are_chosen(seed: int, places: list[
     assert found.totals == {"repeated": repeated[1], "copied": copied[1]}
 
 
-def test_real_rows_that_repeat_one_another_are_no_groups_of_a_generator() -> None:
+def test_groups_of_real_rows_only_are_not_shown() -> None:
     table = drawn_groups(3)
     real = np.zeros(len(table), bool)
     table = table.set_column(table.column_names.index("has_synthetic"), "has_synthetic", pa.array(real))
@@ -196,13 +196,13 @@ def test_real_rows_that_repeat_one_another_are_no_groups_of_a_generator() -> Non
     assert found.totals == {"repeated": 0, "copied": 0}
 
 
-def test_without_groups_there_is_none_to_show() -> None:
+def test_no_groups_give_empty_results() -> None:
     for batches in ([], pieces(drawn_groups(0).slice(0, 0), [0])):
         found = choose_groups(batches, 8)
         assert (found.repeated, found.copied, found.totals) == ([], [], {"repeated": 0, "copied": 0})
 
 
-def test_groups_that_are_equally_tight_are_chosen_alike_however_rows_are_cut() -> None:
+def test_ties_between_groups_are_broken_the_same_for_any_batches() -> None:
     n = 40
     groups = {
         "near_duplicate_id": np.arange(n),
@@ -218,7 +218,7 @@ def test_groups_that_are_equally_tight_are_chosen_alike_however_rows_are_cut() -
         assert choose_groups(pieces(table, places), 8) == whole
 
 
-def test_no_more_groups_are_chosen_than_asked_for() -> None:
+def test_no_more_groups_than_the_limit_are_chosen() -> None:
     groups = {
         "near_duplicate_id": np.arange(20),
         "size": 2 + np.arange(20),
@@ -240,7 +240,7 @@ def drawn_members(seed: int, *, by_id: bool) -> pd.DataFrame:
 
 
 def members_by_hand(own: pd.DataFrame, most: int) -> list[str]:
-    """Ids of real rows, then synthetic: all that fit; else as many real ones as half, more where there is room."""
+    """Return ids of real rows, then synthetic; real rows take at most half unless there is space left."""
     ordered = own.sort_values("id")
     real = ordered.loc[ordered["real_or_synthetic"] == "real", "id"].tolist()
     synthetic = ordered.loc[ordered["real_or_synthetic"] == "synthetic", "id"].tolist()
@@ -251,7 +251,7 @@ def members_by_hand(own: pd.DataFrame, most: int) -> list[str]:
 
 @given(seeds, cuts, st.integers(2, 15))
 @settings(deadline=None, max_examples=60)
-def test_members_are_real_ones_and_beside_them_their_copies(seed: int, places: list[int], most: int) -> None:
+def test_members_are_real_rows_followed_by_synthetic_ones(seed: int, places: list[int], most: int) -> None:
     frame = drawn_members(seed, by_id=True)
     found = group_members(pieces(as_scores(frame), places), most)
     expected = {group: members_by_hand(own, most) for group, own in frame.groupby("near_duplicate_id")}
@@ -262,19 +262,19 @@ def test_members_are_real_ones_and_beside_them_their_copies(seed: int, places: l
 
 @given(seeds, cuts)
 @settings(deadline=None, max_examples=30)
-def test_where_there_is_room_for_all_the_order_of_rows_does_not_matter(seed: int, places: list[int]) -> None:
+def test_members_do_not_depend_on_the_order_of_rows(seed: int, places: list[int]) -> None:
     frame = drawn_members(seed, by_id=False)
     found = group_members(pieces(as_scores(frame), places), len(frame))
     for group, own in frame.groupby("near_duplicate_id"):
         assert [row["id"] for row in found[group]] == members_by_hand(own, len(frame))
 
 
-def test_members_are_the_same_however_rows_are_cut_where_ids_are_in_no_order() -> None:
+def test_members_of_unsorted_rows_are_the_same_for_any_batches() -> None:
     frame = drawn_members(0, by_id=False)
     found = [group_members(pieces(as_scores(frame), places), 3) for places in ([], [60], list(range(120)))]
     assert found[0] == found[1] == found[2]
 
 
-def test_without_rows_no_group_has_members() -> None:
+def test_no_rows_give_no_members() -> None:
     assert group_members([], 6) == {}
     assert group_members(pieces(as_scores(drawn_scores(0)).slice(0, 0), [0]), 6) == {}

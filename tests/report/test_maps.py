@@ -1,4 +1,4 @@
-"""The map, against scikit-learn: the same axes and shares, clusters apart, and nothing made of no difference."""
+"""The map, against scikit-learn: axes and explained variance, separate clusters, and identical rows."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def drawn(seed: int, n: int, d: int) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize(("n", "d"), [(300, 64), (50, 200), (12, 3), (400, 2)])
-def test_points_and_shares_are_those_of_scikit_learn(n: int, d: int) -> None:
+def test_points_and_explained_variance_match_scikit_learn(n: int, d: int) -> None:
     vectors = drawn(n, n, d)
     found = pca(vectors)
     oracle = PCA(2, svd_solver="full").fit(normalize(vectors))
@@ -44,26 +44,26 @@ def test_points_and_shares_are_those_of_scikit_learn(n: int, d: int) -> None:
         # Points are rounded to tenths.
         np.testing.assert_allclose(own[inside], slope * others[inside] + shift, atol=0.06)
         assert np.ptp(own) == pytest.approx(box[axis])
-        # What is outside is further out than all that is inside.
+        # Points on the border are further out than all inner points.
         placed = np.sign(slope) * others
         assert (placed[own == MARGIN] <= placed[inside].min()).all()
         assert (placed[own == MARGIN + box[axis]] >= placed[inside].max()).all()
 
 
-def test_only_directions_of_vectors_count() -> None:
+def test_the_length_of_vectors_does_not_matter() -> None:
     vectors = drawn(1, 80, 16)
     longer = vectors * np.random.default_rng(2).uniform(0.01, 100, (80, 1))
     np.testing.assert_allclose(pca(longer).points, pca(vectors).points, atol=0.11)
 
 
-def test_the_order_of_rows_does_not_turn_the_map_around() -> None:
+def test_the_order_of_rows_does_not_flip_the_map() -> None:
     vectors = drawn(3, 60, 8)
     order = np.random.default_rng(4).permutation(60)
     np.testing.assert_allclose(pca(vectors[order]).points, pca(vectors).points[order], atol=0.11)
     np.testing.assert_allclose(project(vectors)[0].points, project(vectors.copy())[0].points)
 
 
-def test_the_largest_part_of_an_axis_is_positive() -> None:
+def test_the_largest_component_of_an_axis_is_positive() -> None:
     vectors = np.random.default_rng(5).normal(size=(500, 12)) * 0.05
     vectors[:, 7] += np.linspace(-1, 1, 500)
     vectors[:, 2] += 3
@@ -83,7 +83,7 @@ def test_clusters_stay_apart() -> None:
     assert sum(mixed.shown) < 0.3
 
 
-def test_one_that_is_far_from_all_does_not_hide_how_the_others_lie() -> None:
+def test_an_outlier_does_not_hide_the_clusters() -> None:
     rng = np.random.default_rng(7)
     of = np.repeat(np.arange(2), 200)
     vectors = np.eye(16)[of] + 0.05 * rng.normal(size=(400, 16))
@@ -99,7 +99,7 @@ def test_three_rows_have_a_map(d: int) -> None:
     assert len(np.unique(found.points, axis=0)) == 3
 
 
-def test_one_dimension_has_two_places_on_one_line() -> None:
+def test_one_dimension_gives_two_positions_on_one_line() -> None:
     found = pca(np.array([[0.5], [-2.0], [3.0], [-1e-3], [7.0]]))
     assert found.shown == (pytest.approx(1), 0)
     right, left = WIDTH - MARGIN, MARGIN
@@ -107,13 +107,13 @@ def test_one_dimension_has_two_places_on_one_line() -> None:
     assert len(np.unique(found.points[:, 1])) == 1
 
 
-def test_rows_of_zeros_lie_at_one_place() -> None:
+def test_zero_vectors_are_at_one_position() -> None:
     found = pca(np.zeros((5, 4)))
     assert found.shown == (0, 0)
     assert len(np.unique(found.points, axis=0)) == 1
 
 
-def test_equal_rows_among_others_lie_at_one_place() -> None:
+def test_equal_rows_among_others_are_at_one_position() -> None:
     vectors = drawn(8, 40, 10)
     vectors[[3, 17, 39]] = vectors[5]
     points = pca(vectors).points
@@ -124,26 +124,26 @@ IDENTICAL = [(3, 8), (7, 64), (800, 384)]
 
 
 @pytest.mark.parametrize(("n", "d"), IDENTICAL)
-def test_identical_rows_lie_at_one_place(n: int, d: int) -> None:
+def test_identical_rows_are_at_one_position(n: int, d: int) -> None:
     row = np.random.default_rng(0).normal(size=d)
     assert np.ptp(pca(np.tile(row, (n, 1))).points, axis=0).max() < 1
 
 
 @pytest.mark.parametrize(("n", "d"), IDENTICAL)
-def test_identical_rows_have_no_variance_to_show(n: int, d: int) -> None:
+def test_identical_rows_explain_no_variance(n: int, d: int) -> None:
     row = np.random.default_rng(0).normal(size=d)
     assert pca(np.tile(row, (n, 1))).shown == pytest.approx((0, 0))
 
 
 @pytest.mark.parametrize("n", [10, 40])
-def test_rows_of_two_kinds_lie_at_two_places(n: int) -> None:
+def test_two_distinct_rows_are_at_two_positions(n: int) -> None:
     kinds = np.random.default_rng(0).normal(size=(2, 16))
     points = pca(kinds[np.arange(n) % 2]).points
     assert np.ptp(points[::2], axis=0).max() < 1
     assert np.ptp(points[1::2], axis=0).max() < 1
 
 
-def test_where_umap_is_installed_there_is_a_second_projection(tmp_path, monkeypatch):
+def test_umap_is_a_second_projection_if_it_is_installed(tmp_path, monkeypatch):
     # Not umap-learn, which is heavy: a module of its name that keeps the first two dimensions.
     (tmp_path / "umap.py").write_text(
         "class UMAP:\n"

@@ -1,4 +1,4 @@
-"""The report in a real browser: what a person can see and do, with names that would break out where they could."""
+"""The report in a real browser: content, filters, keyboard and links, with hostile ids and labels."""
 
 import csv
 import io
@@ -73,7 +73,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser):
-    """A function that opens a file at a width; what a page says on the console, or asks of the network, fails."""
+    """Return a function that opens a file; console messages and network requests fail the test."""
     troubles, contexts = [], []
 
     def open_file(path, width=1440, **more):
@@ -107,7 +107,7 @@ def ids_shown(page, gallery):
 
 @in_browser
 @pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (1440, "dark"), (375, "light"), (375, "dark")])
-def test_it_opens_without_a_complaint_and_fits_the_window(result, open_page, width, scheme):
+def test_the_report_opens_without_errors_and_fits_the_window(result, open_page, width, scheme):
     page = open_page(result.report_path, width, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.title() == f"synthscale report {result.metrics['run_id']}"
@@ -120,7 +120,7 @@ def test_it_opens_without_a_complaint_and_fits_the_window(result, open_page, wid
 
 
 @in_browser
-def test_hostile_names_are_text_and_nothing_else(result, open_page):
+def test_hostile_names_are_shown_as_text(result, open_page):
     page = open_page(result.report_path)
     page.select_option("#generator", label="all")
     assert "broken" not in page.title()
@@ -129,7 +129,7 @@ def test_hostile_names_are_text_and_nothing_else(result, open_page):
     assert page.eval_on_selector_all("img:not([data-picture])", "images => images.length") == 0
     labels = page.eval_on_selector_all("#label option", "options => options.map(o => o.textContent)")
     assert labels == ["all", *sorted(EVIL)]
-    # The larger view, the map's words and the filters put them into the page once more.
+    # The larger view, the map's tooltip and the filters insert the names again.
     page.select_option("#label", label=EVIL[1])
     page.click("#g0-unrealistic .tile >> visible=true >> nth=0")
     assert EVIL[1] in page.inner_text("#larger")
@@ -143,7 +143,7 @@ def test_hostile_names_are_text_and_nothing_else(result, open_page):
 
 
 @in_browser
-def test_filters_and_order_show_what_they_say(result, open_page):
+def test_filters_and_sort_orders_work(result, open_page):
     page = open_page(result.report_path)
     names = result.generators
     assert [page.is_visible(f"#g{i}") for i in range(2)] == [True, False]
@@ -170,7 +170,7 @@ def test_filters_and_order_show_what_they_say(result, open_page):
 
 
 @in_browser
-def test_a_reading_leads_to_its_evidence_in_another_generator(result, open_page):
+def test_a_verdict_links_to_the_gallery_of_another_generator(result, open_page):
     page = open_page(result.report_path)
     page.click("a[href='#g1-copied'] >> nth=0")
     assert page.is_visible("#g1-copied")
@@ -178,7 +178,7 @@ def test_a_reading_leads_to_its_evidence_in_another_generator(result, open_page)
 
 
 @in_browser
-def test_the_larger_view_has_the_nearest_real_image_beside_it(result, open_page):
+def test_the_larger_view_shows_the_nearest_real_image_too(result, open_page):
     page = open_page(result.report_path)
     page.select_option("#generator", label=result.generators[1])
     page.focus("#g1-nearest .tile >> nth=0")
@@ -212,7 +212,7 @@ def test_ids_can_be_copied_and_downloaded(result, open_page):
 
 
 @in_browser
-def test_the_map_shows_the_image_and_the_words_of_a_point(result, open_page):
+def test_the_map_shows_image_and_text_of_a_point(result, open_page):
     page = open_page(result.report_path)
     page.locator("#map > svg").scroll_into_view_if_needed()
     circle = page.locator("#map > svg > circle").nth(3)
@@ -233,7 +233,7 @@ def test_the_map_shows_the_image_and_the_words_of_a_point(result, open_page):
 
 
 @in_browser
-def test_the_page_of_a_comparison_opens_without_a_complaint(result, open_page, tmp_path, monkeypatch):
+def test_the_comparison_page_opens_without_errors(result, open_page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["compare", result.run.uri]) == 0
     for width in (1440, 375):
@@ -242,7 +242,7 @@ def test_the_page_of_a_comparison_opens_without_a_complaint(result, open_page, t
         assert page.locator("svg").count() == 6
 
 
-def test_it_tells_gates_failures_and_readings(result):
+def test_the_report_contains_gates_failures_and_verdicts(result):
     page = Path(result.report_path).read_text()
     assert "✓ passed: good: fidelity&gt;=0.01" in page
     assert "✗ missed: copier: generator=copier freshness&gt;=0.9" in page
@@ -251,14 +251,14 @@ def test_it_tells_gates_failures_and_readings(result):
     assert len(page) < 5_000_000
 
 
-def test_it_holds_no_folder_of_this_machine_and_no_metadata_of_images(result):
+def test_the_report_contains_no_local_folders(result):
     page = Path(result.report_path).read_text()
     assert "private-folder" not in page.replace("private-folder0/metadata.csv", "")
     assert str(Path(result.run.uri).parent) not in page
     assert "/tmp/" not in page
 
 
-def test_other_gates_are_in_the_report_of_the_same_run(result):
+def test_changed_gates_are_in_the_report_of_the_same_run(result):
     config = parse_config(result.run.read_json("run.json")["config"])
     score(config.model_copy(update={"gates": ("coverage>=0.999",)}))
     page = Path(result.report_path).read_text()
@@ -268,7 +268,7 @@ def test_other_gates_are_in_the_report_of_the_same_run(result):
     assert "✓ passed: good: fidelity&gt;=0.01" in Path(result.report_path).read_text()
 
 
-def test_what_a_kill_left_behind_is_passed_over(result):
+def test_temporary_files_of_a_killed_run_are_ignored(result):
     shard = next(Path(result.scores_path).rglob("*.parquet"))
     left = shard.with_name(f".{shard.name}.1234abcd.tmp")
     before = [len(result.scores(name)) for name in result.generators]
@@ -280,7 +280,7 @@ def test_what_a_kill_left_behind_is_passed_over(result):
         left.unlink()
 
 
-def test_without_images_no_picture_is_in_it(result, tmp_path):
+def test_no_images_leaves_out_all_pictures(result, tmp_path):
     assert main(["report", result.run.uri, "--no-images"]) == 0
     page = Path(result.report_path).read_text()
     assert "pictures left out" in page
@@ -290,7 +290,7 @@ def test_without_images_no_picture_is_in_it(result, tmp_path):
     assert "<img" in Path(result.report_path).read_text()
 
 
-def test_pictures_that_are_gone_or_are_others_by_now_are_missing(result, tmp_path):
+def test_deleted_and_changed_pictures_are_missing(result, tmp_path):
     top = Path(result.scores("good").uri.iloc[0]).parents[2]
     moved, changed = top / "real" / "cat" / "000.png", top / "real" / "dog" / "001.png"
     kept = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (moved, changed)}
@@ -306,7 +306,7 @@ def test_pictures_that_are_gone_or_are_others_by_now_are_missing(result, tmp_pat
             os.utime(path, ns=(time_ns, time_ns))
 
 
-def test_a_notebook_has_the_same_pieces(result):
+def test_run_result_returns_what_the_report_shows(result):
     scores = result.scores("good")
     worst = result.worst("fidelity", n=5, generator="good")
     own = scores[scores.real_or_synthetic == "synthetic"].sort_values("label_quality_score", ascending=False)
@@ -334,5 +334,5 @@ def test_the_example_runs(result):
     assert f"{len(result.groups('copier'))} near-duplicate groups" in done.stdout
 
 
-def test_a_finished_run_is_opened_with_the_same_result(result):
+def test_a_finished_run_can_be_opened(result):
     assert RunResult.open(result.run.uri).worst("freshness", n=3, generator="copier").shape[0] == 3

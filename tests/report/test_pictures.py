@@ -1,4 +1,4 @@
-"""Pictures, names and tiles of the report: what fits, what is missing, and nothing of the machine."""
+"""Thumbnails, redaction and tiles of the report: byte budget, missing images, no local folders."""
 
 import base64
 import io
@@ -28,7 +28,7 @@ ROOM = 10**9
 
 @pytest.fixture(scope="module")
 def files(make_images, tmp_path_factory) -> dict[str, StoredFile]:
-    """Where 80 pictures lie: more than are fetched at a time."""
+    """Return 80 image files by id: more than one batch of fetches."""
     paths = make_images(tmp_path_factory.mktemp("pictures"), 80, size=(40, 30))
     return {f"p{i}": StoredFile(str(path)) for i, path in enumerate(paths)}
 
@@ -38,7 +38,7 @@ def opened(album: Thumbnails, name: str) -> Image.Image:
 
 
 def difference(album: Thumbnails, name: str, stored: StoredFile) -> float:
-    """The mean difference of a picture to its file's, in 0..255."""
+    """Return the mean absolute difference between a thumbnail and its file, 0..255."""
     own = opened(album, name).convert("RGB")
     other = Image.open(stored.uri).convert("RGB").resize(own.size, Image.Resampling.BICUBIC)
     pairs = zip(own.tobytes(), other.tobytes(), strict=True)
@@ -54,7 +54,7 @@ def kept(album: Thumbnails) -> dict[str, str]:
 # The album.
 
 
-def test_each_id_has_the_small_jpeg_of_its_own_file(files) -> None:
+def test_each_id_has_a_small_jpeg_of_its_file(files) -> None:
     album = Thumbnails()
     album.add(list(files), files, 24, ROOM, CONFIG)
     assert list(kept(album)) == list(files)
@@ -66,7 +66,7 @@ def test_each_id_has_the_small_jpeg_of_its_own_file(files) -> None:
         assert difference(album, name, files[name]) < 15 < difference(album, name, other)
 
 
-def test_an_id_that_is_asked_for_again_keeps_its_picture(files) -> None:
+def test_an_id_that_is_added_again_keeps_its_thumbnail(files) -> None:
     album = Thumbnails()
     album.add(["p1", "p2", "p1"], files, 24, ROOM, CONFIG)
     before = dict(kept(album))
@@ -85,7 +85,7 @@ def test_ids_without_a_file_are_neither_shown_nor_missing(files) -> None:
     Thumbnails().add([], files, 24, ROOM, CONFIG)
 
 
-def test_files_that_cannot_be_read_are_missing_and_the_others_shown(files, tmp_path) -> None:
+def test_unreadable_files_are_missing_and_the_others_shown(files, tmp_path) -> None:
     whole = Path(files["p5"].uri).read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty.png").write_bytes(b"")
@@ -101,13 +101,13 @@ def test_files_that_cannot_be_read_are_missing_and_the_others_shown(files, tmp_p
     assert list(kept(album)) == ["p5", "same", "p6"]
     assert album.missing == {"cut", "empty", "text", "gone", "changed"}
     assert not album.left_out
-    # They are not fetched again.
+    # Missing files are not fetched again.
     (tmp_path / "gone.png").write_bytes(whole)
     album.add(["gone"], files | own, 24, ROOM, CONFIG)
     assert "gone" not in album.index
 
 
-def test_the_first_have_room_and_what_has_none_is_left_out(files) -> None:
+def test_thumbnails_beyond_the_byte_budget_are_left_out(files) -> None:
     sizes = Thumbnails()
     sizes.add(list(files), files, 24, ROOM, CONFIG)
     first = sum(len(sizes.data[sizes.index[f"p{i}"]]) for i in range(70))
@@ -124,7 +124,7 @@ def test_the_first_have_room_and_what_has_none_is_left_out(files) -> None:
     assert (nothing.data, nothing.left_out) == ([], set(files))
 
 
-def test_the_limit_is_of_all_pictures_so_far(files) -> None:
+def test_the_byte_budget_includes_earlier_thumbnails(files) -> None:
     album = Thumbnails()
     album.add(["p0", "p1"], files, 24, ROOM, CONFIG)
     held = album.held_bytes
@@ -134,7 +134,7 @@ def test_the_limit_is_of_all_pictures_so_far(files) -> None:
     assert list(album.index) == ["p0", "p1", "p4"]
 
 
-def test_what_had_no_room_and_then_has_is_not_left_out_any_more(files) -> None:
+def test_an_id_that_fits_later_is_no_longer_left_out(files) -> None:
     album = Thumbnails()
     album.add(["p0"], files, 24, 0, CONFIG)
     assert album.left_out == {"p0"}
@@ -143,7 +143,7 @@ def test_what_had_no_room_and_then_has_is_not_left_out_any_more(files) -> None:
     assert album.left_out == set()
 
 
-def test_a_picture_tells_nothing_that_its_file_told_beside_it(tmp_path) -> None:
+def test_thumbnails_contain_no_metadata(tmp_path) -> None:
     exif = Image.Exif()
     exif[0x010E] = "taken at home"
     Image.new("RGB", (50, 20), "red").save(tmp_path / "a.jpg", exif=exif, comment=b"secret of the camera")
@@ -160,7 +160,7 @@ def test_a_picture_tells_nothing_that_its_file_told_beside_it(tmp_path) -> None:
 
 
 def manifest(folder: Path, parts: list[list[dict[str, Any]]]) -> ds.Dataset:
-    """A manifest of some files; what a row does not say is null, or else of no interest."""
+    """Write a manifest of several files; columns that a row does not give are null or constant."""
     of_all = {"real_or_synthetic": "real", "row": 0}
     for i, rows in enumerate(parts):
         table = pa.Table.from_pylist([of_all | row for row in rows], MANIFEST_COLUMNS)
@@ -174,7 +174,7 @@ def manifest(folder: Path, parts: list[list[dict[str, Any]]]) -> ds.Dataset:
     return ds.dataset(folder)
 
 
-def test_files_are_found_by_id_in_any_part_of_a_manifest(tmp_path) -> None:
+def test_files_are_found_by_id_in_any_file_of_the_manifest(tmp_path) -> None:
     rows = [{"id": f"id {i}", "uri": f"/x/{i}.png", "size_bytes": i, "etag": f"e{i}"} for i in range(9)]
     found = files_by_id(
         manifest(tmp_path, [rows[:4], rows[4:5], rows[5:]]), ["id 8", "id 0", "id 4", "id 8", "no"]
@@ -213,19 +213,19 @@ FOLDERS = Config(
         ("", ""),
     ],
 )
-def test_folders_of_the_configuration_are_named_by_their_last_part(text: str, clean: str) -> None:
+def test_configured_folders_are_shortened_to_their_last_part(text: str, clean: str) -> None:
     assert Redaction(FOLDERS).text(text) == clean
 
 
 @given(
     st.lists(st.sampled_from(["/home/ann/data/real", "/home/ann/data/real/fake", "/srv/runs/first", " ", "x/y"]))
 )
-def test_no_text_names_a_folder_above(parts: list[str]) -> None:
+def test_no_parent_folder_remains_in_a_text(parts: list[str]) -> None:
     clean = Redaction(FOLDERS).text(" ".join(parts))
     assert not any(secret in clean for secret in ("ann", "srv", "home", "runs"))
 
 
-def test_the_folder_of_a_manifest_is_hidden_too() -> None:
+def test_the_folder_of_a_manifest_is_removed_too() -> None:
     redaction = Redaction(Config(manifest="/home/ann/sets/metadata.csv", output="/tmp/run"))
     assert redaction.text("/home/ann/sets/metadata.csv: 3 rows") == "metadata.csv: 3 rows"
     assert redaction.name("/home/ann/sets/img/1.png") == "sets/img/1.png"
@@ -235,12 +235,12 @@ def test_the_folder_of_a_manifest_is_hidden_too() -> None:
 
 
 @pytest.mark.parametrize("given_folder", ["{}", "{}/", "file://{}", "{}/../real"])
-def test_folders_are_known_however_they_are_written(given_folder: str, tmp_path) -> None:
+def test_folders_are_recognised_in_any_notation(given_folder: str, tmp_path) -> None:
     folder = str(tmp_path / "real")
     assert Redaction(Config(real=given_folder.format(folder))).text(f"{folder}/1.png") == "real/1.png"
 
 
-def test_relative_folders_are_known_by_their_place(tmp_path, monkeypatch) -> None:
+def test_relative_folders_are_resolved(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     redaction = Redaction(Config(real="sets/real", synthetic={"a": "~/fake"}, manifest=None))
@@ -248,7 +248,7 @@ def test_relative_folders_are_known_by_their_place(tmp_path, monkeypatch) -> Non
     assert redaction.text(f"{tmp_path}/home/fake/1.png") == "fake/1.png"
 
 
-def test_the_root_is_no_folder_to_hide() -> None:
+def test_the_root_folder_is_not_removed() -> None:
     assert Redaction(Config(real="/", manifest="/metadata.csv")).text("a / b") == "a / b"
 
 
@@ -262,25 +262,25 @@ def test_the_root_is_no_folder_to_hide() -> None:
         ("s3://bucket/prefix/1.png", "s3://bucket/prefix/1.png"),
     ],
 )
-def test_ids_keep_what_tells_them_apart_and_no_folder_of_the_machine(name: str, clean: str) -> None:
+def test_ids_keep_their_last_parts_without_local_folders(name: str, clean: str) -> None:
     assert Redaction(FOLDERS).name(name) == clean
 
 
-def test_ids_that_are_uris_of_files_have_no_folder_of_the_machine() -> None:
+def test_file_uris_as_ids_lose_local_folders() -> None:
     assert "ann" not in Redaction(FOLDERS).name("file:///home/ann/pictures/cat/1.png")
 
 
-def test_settings_keep_prefixes_that_hold_the_text_of_a_folder() -> None:
+def test_s3_prefixes_that_contain_a_folder_name_are_kept() -> None:
     config = Config(real="/data/real", synthetic={"far": "s3://bucket/data/real"}, output="/tmp/run")
     assert Redaction(config).settings(config)["synthetic"] == {"far": "s3://bucket/data/real"}
 
 
 @pytest.mark.parametrize("text", ["see /mnt/data/real/1.png", "see /data/realistic/1.png", "far/data/real/1.png"])
-def test_other_folders_that_hold_the_text_of_one_are_not_cut_up(text: str) -> None:
+def test_other_paths_that_contain_a_folder_name_are_kept(text: str) -> None:
     assert Redaction(Config(real="/data/real")).text(text) == text
 
 
-def test_settings_are_those_of_the_run_without_the_machine() -> None:
+def test_settings_give_the_same_results_without_local_paths() -> None:
     found = Redaction(FOLDERS).settings(FOLDERS)
     text = json.dumps(found)
     assert not any(secret in text for secret in ("home", "ann", "srv", "opt/", "intern", "cache"))
@@ -312,12 +312,12 @@ def tiler(shows_images: bool = True) -> Tiler:
     return Tiler(ALBUM if shows_images else Thumbnails(), WITH_FILE, Redaction(FOLDERS), shows_images)
 
 
-def test_every_end_has_a_gallery() -> None:
+def test_every_extreme_has_a_gallery() -> None:
     assert set(GALLERIES) == set(EXTREMES)
     assert all(title and words for title, words in GALLERIES.values())
 
 
-def test_a_tile_tells_of_a_row_and_its_nearest_real_image() -> None:
+def test_a_tile_describes_a_row_and_its_nearest_real_image() -> None:
     tile = tiler().tile(
         row(
             "near/shown.png",
@@ -333,7 +333,7 @@ def test_a_tile_tells_of_a_row_and_its_nearest_real_image() -> None:
     assert (tile.nearest, tile.nearest_distance, tile.nearest_picture) == ("real/nearest.png", 0.5, 0)
 
 
-def test_a_tile_of_which_little_is_known_has_no_more() -> None:
+def test_a_tile_of_a_row_with_missing_values() -> None:
     tile = tiler().tile(row("vector", label=None, nearest_real_id=None))
     assert (tile.label, tile.nearest) == ("", "")
     assert {tile.score, tile.distance, tile.picture, tile.nearest_distance, tile.nearest_picture} == {None}
@@ -348,12 +348,12 @@ def test_a_tile_without_a_picture_says_why(name: str, why: str) -> None:
     assert (tile.picture, tile.why) == (None, why)
 
 
-def test_where_pictures_are_not_shown_every_tile_says_so() -> None:
+def test_every_tile_says_that_pictures_are_left_out() -> None:
     found = tiler(shows_images=False).tiles(row(name) for name in ("vector", "near/shown.png", "late"))
     assert [(tile.picture, tile.why) for tile in found] == [(None, "pictures left out")] * 3
 
 
-def test_names_on_tiles_have_no_folder_of_the_machine_and_find_their_pictures() -> None:
+def test_tiles_have_redacted_names_and_their_own_pictures() -> None:
     name, real = "/home/ann/data/real/fake/1.png", "/elsewhere/ann/cat/2.png"
     album = Thumbnails(["x", "y"], {name: 0, real: 1})
     tile = Tiler(album, {name, real}, Redaction(FOLDERS), True).tile(row(name, nearest_real_id=real))

@@ -1,4 +1,4 @@
-"""Metrics in words: shares that people can count, levels by the distance to the reference, the worst first."""
+"""Metrics in words: shares as counts, levels by the gap to the reference, the worst first."""
 
 import itertools
 import re
@@ -13,7 +13,7 @@ SHARES = ("diversity", "freshness", "precision", "coverage")
 
 
 def said(words: str) -> float:
-    """The share that words tell of, in the middle of what they may mean."""
+    """Return the share that words express, the middle of their range."""
     if match := re.match(r"(fewer than )?(\d+) in ([\d,]+) ", words):
         share = int(match[2]) / int(match[3].replace(",", ""))
         return share / 2 if match[1] else share
@@ -50,11 +50,11 @@ def test_every_core_metric_has_a_meaning_and_evidence() -> None:
         (1.0, "every image repeats"),
     ],
 )
-def test_a_share_is_said_as_people_do(share: float, words: str) -> None:
+def test_a_share_is_expressed_as_a_count(share: float, words: str) -> None:
     assert words_of(share) == words
 
 
-def test_what_is_said_is_near_the_share_and_never_falls_as_it_grows() -> None:
+def test_words_are_close_to_the_share_and_monotonic() -> None:
     shares = np.unique(np.concatenate([np.geomspace(1e-5, 1, 2000), np.linspace(0.00037, 1, 2000)]))
     told = np.array([said(words_of(share)) for share in shares.tolist()])
     assert (np.diff(told) >= 0).all()
@@ -65,13 +65,13 @@ def test_what_is_said_is_near_the_share_and_never_falls_as_it_grows() -> None:
     assert (told[shares < 0.001] < 0.001).all()
 
 
-def test_two_fifths_are_not_said_to_be_a_half() -> None:
+def test_two_fifths_are_not_called_a_half() -> None:
     assert 1 - 0.6 == 0.4
     assert said(words_of(0.4)) <= said(words_of(0.41))
     assert said(words_of(0.4)) == pytest.approx(0.4, abs=0.07)
 
 
-def test_one_image_has_a_verb_of_one_and_many_of_many() -> None:
+def test_the_verb_agrees_with_the_number() -> None:
     for share in np.geomspace(1e-4, 1, 300).tolist():
         words = words_of(share)
         is_one = words.startswith(("1 in", "every"))
@@ -98,12 +98,12 @@ def test_one_image_has_a_verb_of_one_and_many_of_many() -> None:
         ("coverage", 0.9, "1 in 10 real images has no synthetic one near it"),
     ],
 )
-def test_a_value_is_said_in_words(metric: str, value: float, words: str) -> None:
+def test_words_of_a_value(metric: str, value: float, words: str) -> None:
     assert reading(metric, {"value": value, "reference": 1.0}).words == words
 
 
 @pytest.mark.parametrize("metric", ["fidelity", "representativeness"])
-def test_words_of_the_classifier_change_five_times_and_never_back(metric: str) -> None:
+def test_classifier_metrics_have_five_words_in_order(metric: str) -> None:
     texts = [reading(metric, {"value": v, "reference": 0.5}).words for v in np.linspace(0, 1, 501).tolist()]
     changes = sum(a != b for a, b in itertools.pairwise(texts))
     assert changes + 1 == len(set(texts)) == 5
@@ -124,7 +124,7 @@ def test_words_of_the_classifier_change_five_times_and_never_back(metric: str) -
         ("fidelity", 0.6, 0.5, "good"),
     ],
 )
-def test_the_level_is_by_the_share_of_the_reference_that_is_missing(
+def test_the_level_depends_on_the_relative_gap_to_the_reference(
     metric: str, value: float, reference: float, level: str
 ) -> None:
     found = reading(metric, {"value": value, "reference": reference})
@@ -132,24 +132,24 @@ def test_the_level_is_by_the_share_of_the_reference_that_is_missing(
     assert found.gap == pytest.approx(max(0.0, 1 - value / reference))
 
 
-def test_what_lies_at_the_limit_of_good_is_good_as_it_is_for_fidelity() -> None:
+def test_a_value_at_the_limit_is_good() -> None:
     assert reading("fidelity", {"value": 0.45, "reference": 0.5}).level == "good"
     assert reading("precision", {"value": 0.95, "reference": 1.0}).level == "good"
 
 
 @pytest.mark.parametrize("metric", MEANING)
-def test_a_metric_without_a_value_says_why(metric: str) -> None:
+def test_a_metric_without_a_value_gives_the_reason(metric: str) -> None:
     found = reading(metric, {"value": None, "reference": 1.0, "reason": "too few images"})
     assert (found.level, found.gap) == ("none", 0.0)
     assert found.words == f"{metric} could not be computed: too few images"
     assert reading(metric, {"value": None}).level == "none"
 
 
-def test_without_a_reference_a_share_is_held_against_all() -> None:
+def test_the_reference_is_1_by_default() -> None:
     assert reading("coverage", {"value": 0.9}) == reading("coverage", {"value": 0.9, "reference": 1.0})
 
 
-def test_readings_begin_with_what_is_furthest_from_its_reference() -> None:
+def test_readings_are_sorted_by_gap() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         metrics = {
@@ -163,7 +163,7 @@ def test_readings_begin_with_what_is_furthest_from_its_reference() -> None:
         np.testing.assert_allclose(gaps, sorted(gaps, reverse=True), rtol=1e-12)
 
 
-def test_readings_are_of_known_metrics_alone_and_equals_keep_their_order() -> None:
+def test_unknown_metrics_are_ignored_and_ties_keep_their_order() -> None:
     fine = {"value": 1.0, "reference": 1.0}
     found = readings({"coverage": fine, "fidelity": {"value": 0.5, "reference": 0.5}, "vendi": fine})
     assert [each.metric for each in found] == ["fidelity", "coverage"]
