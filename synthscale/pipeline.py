@@ -39,7 +39,7 @@ class StageReport:
     Attributes:
         stage: name of the stage.
         rows: number of rows that were processed.
-        failed: number of rows that could not be used.
+        failed: number of rows that could not be read.
         seconds: duration; that of the earlier run if the stage was skipped.
         skipped: whether the stage was complete already.
     """

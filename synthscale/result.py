@@ -200,7 +200,7 @@ class RunResult:
         return generator
 
     def failures(self) -> pd.DataFrame:
-        """Return a pandas frame of the rows that could not be used, with the reason of each."""
+        """Return a pandas frame of the rows that could not be read, with the reason of each."""
         names = sorted(self.run.written_shards("failures"))
         tables = [fsys.read_table(self.run.path("failures", name), self.run.storage) for name in names]
         frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()

@@ -16,28 +16,30 @@ from synthscale.classify.logistic_loss import LogisticLoss
 _log = logging.getLogger(__name__)
 
 _SAMPLE_TOLERANCE = 1e-4
-"""Newton decrement at which the heads on the sample count as converged; only their starting point depends on
-it."""
+"""Newton decrement at which a fit to the sample counts as converged. It only sets the starting point of the fit to
+all rows, so it may be loose."""
 _BOUND_FACTOR = 1e3
 """Limit of the gradient's norm over the square root of the strength, as a multiple of the tolerance. That ratio
 is an upper bound of the Newton decrement, and usually a loose one."""
 _MIN_STEP_LENGTH = 2.0**-20
 """A head whose step was halved below this counts as converged: its loss cannot fall further in float64."""
 _MAX_ROUNDS = 40
+"""Rounds before a fit gives up. A round evaluates the Hessians and takes up to ``_PASSES_PER_ROUND`` steps."""
 _PASSES_PER_ROUND = 10
-"""Passes after which the Hessians are evaluated again, at the current points."""
+"""Passes over the rows (one L-BFGS step each) before the Hessians are evaluated again, at the current points."""
 _FACTOR_BYTES = 2 * 2**30
 """Memory for Hessians and their Cholesky factors; heads beyond it are solved in turns."""
 _SAMPLE_ROWS_PER_DIMENSION = 32
 _MIN_SAMPLE_ROWS = 4096
-"""Rows of each set in the sample, at least; sets of fewer than twice the sample's rows are not sampled."""
+"""Sample size of each set: 32 rows per dimension, but at least 4,096. A set with fewer than twice as many rows is
+used whole."""
 
 
 class BatchedLbfgs:
-    """Solver state of all heads; each column of ``points``, (D + 1, C), is one head.
+    """Solver state of all heads.
 
     Attributes:
-        points: current coefficients, the intercept last.
+        points: (D + 1, C) current coefficients; each column is one head, the intercept last.
         converged: (C,) bool.
         passes: number of passes over all rows.
         step_length: (C,) factor of each head's next step, 1 or halved.
@@ -51,7 +53,7 @@ class BatchedLbfgs:
         self.step_length = torch.ones(points.shape[1], dtype=torch.float64)
 
     def start_on_a_sample(self) -> LogisticLoss | None:
-        """Move the points to the optima on a sample of the rows; return the sample, or None for too few rows."""
+        """Move the points to the optima on a sample of the rows; return the sample, or None if no set is sampled."""
         if max(self.problem.rows.values()) < 2 * self.sample_rows:
             return None
         sample = self.problem.sampled(self.sample_rows)

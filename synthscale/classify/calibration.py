@@ -30,7 +30,7 @@ _RIDGE = 1.0
 """Ridge penalty that pulls the slope towards 1 and the offset towards 0, like a Gaussian prior with a standard
 deviation of about 0.5. Without it the fit diverges for separable classes and is erratic for few rows."""
 _MAX_STEPS = 60
-"""Newton steps, and halvings of one step."""
+"""Limit of the Newton steps, and of the halvings of one step."""
 _STEP_TOLERANCE = 1e-10
 
 Logits = Iterable[tuple[bool, NDArray[np.float64], NDArray[np.int8]]]
@@ -115,7 +115,7 @@ def fit_platt_scaling(logits: Logits, repeats: int, folds: int, reduce_sum: Redu
     before, after = _loss(mean), _loss(slope[..., None, None] * mean + offset[..., None, None])
     rows = np.maximum(count.sum((0, 1, 3)), 1)
     sums = [(count * values).sum((0, 1, 3)) / rows for values in (before, after, np.square(after - before))]
-    # By class; every repeat counts the same rows again.
+    # Variance by class. Each row is counted once per repeat, so the independent rows are rows / repeats.
     variance = (sums[2] - np.square(sums[1] - sums[0])) / (rows / repeats)
     error = float(np.sqrt(np.maximum(variance, 0).sum()) / 2)
     by_class = (count * after).sum((1, 3)) / np.maximum(count.sum((1, 3)), 1)

@@ -32,7 +32,7 @@ _BINS = 15
 
 @dataclass
 class ClassifierSums:
-    """Sums over rows by class (0 real, 1 synthetic) of what their out-of-fold logits give; sums of shards add.
+    """Sums over rows, by class (0 real, 1 synthetic), of errors of the out-of-fold logits; merge with ``+``.
 
     Attributes:
         count: (2,) rows.
@@ -67,8 +67,8 @@ def sum_classifier_errors(
     """Return the sums over rows; rows with a NaN logit are left out.
 
     Args:
-        logit: (n,) of being synthetic.
-        is_real: (n,) classes.
+        logit: (n,) logits of being synthetic.
+        is_real: (n,) True for real rows.
         weights: (n, REPLICATES) bootstrap weights; without them the metrics have no intervals.
     """
     sums = ClassifierSums(ranks=sum_ranks(logit, is_real, weights))
@@ -98,8 +98,8 @@ def _balanced(sums: ClassifierSums, name: str, replicate: int) -> Metric:
 
     Args:
         sums: over all rows.
-        name: the sum, a field of ``sums``.
-        replicate: its index among the replicates.
+        name: field of ``sums`` to average.
+        replicate: index of the same quantity in ``sums.replicates``.
     """
     value = float((getattr(sums, name) / sums.count).mean())
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -120,7 +120,7 @@ def metrics_over_repeats(repeats: list[ClassifierSums]) -> dict[str, Any] | None
     """Return mean and standard deviation over repeats of four metrics; None for a single repeat.
 
     Args:
-        repeats: sums over the same rows for each repeat, a fold assignment of its own.
+        repeats: one entry per repeat (fold assignment), each summed over the same rows.
     """
     if len(repeats) < 2:
         return None

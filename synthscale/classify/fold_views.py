@@ -133,7 +133,7 @@ class HeadColumns:
         return self._generators[int(group[0])]
 
     def using_set(self, name: str) -> torch.Tensor:
-        """Return which heads have a set in their views: (C,) bool; true of all for the real set."""
+        """Return which heads have a set in their views: (C,) bool; all of them for the real set."""
         return torch.tensor([name in (REAL, generator) for generator in self._generators])
 
     def group_by_strength(self, chosen: torch.Tensor) -> list[torch.Tensor]:

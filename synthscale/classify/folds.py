@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from synthscale.tables.id_hashes import Hashes, mix
 
 _FEW_GROUPS = 10
-"""Up to this many groups, all 2^(n-1) assignments to two folds are tried where the greedy one fails: 512 for ten,
-twice as many for each group more."""
+"""Up to this many groups, all 2^(n-1) assignments to two folds are tried where the greedy one fails: 512 for ten.
+Each further group would double that number."""
 
 
 def assign_folds(keys: Hashes, is_real: NDArray[np.bool_], folds: int, seed: int) -> NDArray[np.int8] | None:

@@ -2,8 +2,8 @@
 
 Reads features, folds and jackknife block codes, returns `JackknifeRefits`; their logits give the intervals of
 fidelity and representativeness. Both metrics depend on the fit: their variance between data sets is up to 15
-times what rows scored by fixed heads show. So every fold's head is fitted again without each block of
-near-duplicate groups, at the chosen strength, and calibrated again. Both metrics also depend on the fold
+times the variance that is estimated with the heads held fixed. So every fold's head is fitted again without each
+block of near-duplicate groups, at the chosen strength, and calibrated again. Both metrics also depend on the fold
 assignment, so heads are fitted under a few other assignments as well.
 """
 
@@ -25,7 +25,8 @@ from synthscale.statistics.size_matching import OUTSIDE_SUBSAMPLE
 from synthscale.tables.schemas import BLOCKS, REAL, REASSIGNMENTS
 
 _MAX_HEADS = 1000
-"""Heads that are fitted together; more generators are fitted in turns, one generator always together."""
+"""Heads that are fitted together. With more, generators are fitted in batches; the heads of one generator are never
+split."""
 _LOGIT_ROWS = 8192
 """Rows whose logits are computed at once."""
 _FOLD_ROWS = 65536
@@ -153,7 +154,7 @@ def fit_without_blocks(
 
 
 def _split_by_kind(views: list[FoldView], heads: LinearHeads) -> Iterator[tuple[list[FoldView], LinearHeads]]:
-    """Yield views and heads without blocks, with other folds, and on the matched subsample."""
+    """Yield the views of each kind and their heads: a block left out, other folds, the matched subsample."""
     start = 0
     for _, group in itertools.groupby(views, key=_kind):
         of_kind = list(group)
@@ -163,6 +164,7 @@ def _split_by_kind(views: list[FoldView], heads: LinearHeads) -> Iterator[tuple[
 
 
 def _kind(view: FoldView) -> tuple[bool, bool]:
+    """Return a key that differs between the three kinds of `_split_by_kind`."""
     return view.is_matched, view.reassignment > 0
 
 

@@ -5,7 +5,7 @@ heads at the chosen strength for the jackknife.
 
 Each pass over the rows evaluates all heads that have not converged, each at its own trial point
 (`logistic_loss.py`), so a pass is one large matrix product. Few passes are needed: the heads are first fitted to a
-sample of a few dozen rows a dimension, which costs next to nothing, and L-BFGS (Liu and Nocedal 1989) on all rows
+sample of a few dozen rows per dimension, which costs next to nothing, and L-BFGS (Liu and Nocedal 1989) on all rows
 starts at that solution, preconditioned by the inverse of the sample's Hessian (`batched_lbfgs.py`). Heads have
 separate histories and step lengths and never influence one another's optimum. The problem is convex and is solved
 to the limit of float64, so the result does not depend on the sample, the starting point or the number of workers.
@@ -25,9 +25,10 @@ from synthscale.classify.fold_views import FoldView, HeadColumns
 from synthscale.classify.logistic_loss import LOG_2, Blocks, LogisticLoss
 
 _TOLERANCE = 1e-8
-"""On the Newton decrement: the error of a probability is then below half of this times the square root of n."""
+"""Limit of the Newton decrement. The error of a probability is then below half of this, times the square root of
+n."""
 _REFIT_TOLERANCE = 1e-5
-"""On the Newton decrement of refitted heads; looser, as only the spread over refits is used."""
+"""Limit of the Newton decrement of refitted heads; looser, as only the spread over refits is used."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def refit_logistic_heads(
 def _choose_strengths(
     problem: LogisticLoss, descent: "BatchedLbfgs", strengths: tuple[float, ...]
 ) -> dict[str, LogisticFit]:
-    """Choose each generator's strength by the least log-loss, mean over its repeats; ties go to the larger one."""
+    """Choose each generator's strength of least log-loss, mean over repeats; ties go to the larger strength."""
     columns, points = problem.columns, descent.points
     fits = {}
     for generator in dict.fromkeys(view.generator for view in columns.views):

@@ -314,7 +314,8 @@ class _MlpLoss:
 
 
 class _EpochSchedule:
-    """Splits one set's rows over an epoch's T steps: block j of B serves steps j T / B to (j + 1) T / B."""
+    """Split one set's rows over an epoch's T steps: rows of block j of B are drawn in steps j T / B to (j + 1) T / B.
+    """
 
     def __init__(self, blocks: Iterable[FeatureBlock], block_count: int, steps: int, epoch: int) -> None:
         self._blocks, self._block_count, self._steps, self._epoch = iter(blocks), block_count, steps, epoch

@@ -111,7 +111,7 @@ class TrainingReader:
         run: the run directory.
         layout: which dimensions of the vectors the classifier uses.
         views: one for each repeat of each generator that has a classifier.
-        present: sets that have rows in each shard, by shard number.
+        present: names of the sets that have rows in each shard, by shard number.
         rows: number of synthetic rows of each generator.
     """
 
@@ -142,7 +142,7 @@ class TrainingReader:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Synthetic rows of the matched subsample, for each generator that has one."""
+        """Number of synthetic rows of the matched subsample, for each generator that has one."""
         return matched_sizes(self.rows)
 
     def block_codes(self, generator: str, table: pa.Table) -> NDArray[np.int8]:

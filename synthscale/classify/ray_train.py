@@ -153,7 +153,10 @@ def _run_config(context: StageContext) -> ray.train.RunConfig:
 
 
 def _placement(context: StageContext, job: TrainJob) -> WorkerPlacement:
-    """Choose workers by the memory that features need, unless ``classifier.workers`` is set, and the device."""
+    """Choose the number of workers, the inputs to cache and the device.
+
+    Without ``classifier.workers``, the memory that the features need decides the number of workers.
+    """
     settings = context.config.classifier
     limit_bytes = settings.worker_memory_gib * 2**30
     needed = {source: _feature_bytes(job, source) for source in job.sources}
@@ -179,7 +182,10 @@ def _feature_bytes(job: TrainJob, source: ClassifierInput) -> int:
 
 
 def _settings(job: TrainJob, source: ClassifierInput) -> ClassifierConfig:
-    """Return the settings; for file metadata with the kernel head, as its few dimensions act non-linearly."""
+    """Return the classifier settings of an input.
+
+    File metadata always gets the kernel head, because its few dimensions act non-linearly.
+    """
     return job.settings if source == "embedding" else job.settings.model_copy(update={"head": "kernel"})
 
 
@@ -288,7 +294,7 @@ class FitCheckpoint:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
     def save_if_due(self, get_state: Callable[[], dict[str, torch.Tensor]]) -> None:
-        """Write a checkpoint if the last one is ``_CHECKPOINT_EVERY_S`` old; only rank 0 writes."""
+        """Write a checkpoint if the last one is at least ``_CHECKPOINT_EVERY_S`` old; only rank 0 writes."""
         if self._writes and time.monotonic() - self._last >= _CHECKPOINT_EVERY_S:
             out = io.BytesIO()
             np.savez(

@@ -63,8 +63,8 @@ def run(context: StageContext, encoder: EncoderSpec) -> StageOutcome:
     Shards with failures that a retry may mend (`RETRIED`) are embedded again.
 
     Raises:
-        TooManyFailures: more than ``max_failure_fraction`` of a set could not be used.
-        InputError: no row of a set could be used.
+        TooManyFailures: more than ``max_failure_fraction`` of a set could not be read.
+        InputError: no row of a set could be read.
         StageError: the rows of both tables do not add up to the rows of the manifest.
     """
     written = context.run.written_shards("embeddings")
@@ -106,12 +106,12 @@ def _check_failures(context: StageContext, counts: dict[str, Any]) -> None:
         if tally["failed"] > limit * total:
             reasons = ", ".join(f"{reason} {n}" for reason, n in counts["reasons"].items())
             raise TooManyFailures(
-                f"{name}: {tally['failed']:,} of {total:,} rows could not be used, more than max_failure_fraction "
+                f"{name}: {tally['failed']:,} of {total:,} rows could not be read, more than max_failure_fraction "
                 f"{limit:g} allows ({reasons}); see {context.run.path('failures')}"
             )
         if tally["ok"] == 0:
             raise InputError(
-                f"{name}: none of the {total:,} rows could be used; see {context.run.path('failures')}"
+                f"{name}: none of the {total:,} rows could be read; see {context.run.path('failures')}"
             )
 
 

@@ -45,13 +45,19 @@ from synthscale.statistics.size_matching import matched_sizes
 from synthscale.tables.schemas import REAL
 
 _QUERIES = 32768
-"""Queries of one search call; bounds the memory of its result."""
+"""Maximum number of queries of one search call; bounds the memory of its result."""
 _NO_COPIES = Copies(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Near-duplicate edges of all views, each pair once, and every generator's view with its rows' neighbours."""
+    """Result of `analyse_vectors`.
+
+    Attributes:
+        edges: near-duplicate pairs of all views, each once.
+        views: radius and groups of each generator's view.
+        nearest: nearest neighbours of the rows of each view, by generator.
+    """
 
     edges: Edges
     views: list[NeighborView]
@@ -106,7 +112,7 @@ def search_two_sets(sets: Mapping[str, NDArray[np.float32]]) -> ViewNeighbors:
 
 @dataclass(frozen=True)
 class MemoryLookup:
-    """See `groups.VectorLookup`: rows of an array, whose norms are known."""
+    """Implements `groups.VectorLookup` on an array of vectors, (n, d), and their norms, (n,)."""
 
     vectors: NDArray[np.float32]
     norms: Floats
@@ -121,7 +127,7 @@ class MemoryLookup:
 
 
 class MemoryBackend:
-    """See `SearchBackend`: one index a set, in this process."""
+    """Implements `SearchBackend` in this process, with one index per set."""
 
     def __init__(self, vectors: NDArray[np.float32], sets: Mapping[str, Rows], copies: Copies) -> None:
         """Index the distinct rows of each set.

@@ -167,7 +167,7 @@ def _score_view(
 
 
 def _label_completeness(labels: list[str | None], is_real: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return the counts of the completeness family; a run counts all columns of its manifest, here only labels."""
+    """Return the counts of the completeness family, from labels only (a run counts nulls in every user column)."""
     real, synthetic = ([labels[i] for i in np.flatnonzero(is_real == kind)] for kind in (True, False))
     has_labels = any(label is not None for label in [*real, *synthetic])
     nulls, seen = synthetic.count(None) if has_labels else 0, set(synthetic) - {None}

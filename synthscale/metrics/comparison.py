@@ -40,6 +40,7 @@ LOWER_IS_BETTER = frozenset(
         "aspect_ks",
     }
 )
+"""Metrics of which a lower value is better; of all others a higher one is."""
 # accuracy_real describes the real set alone, and the other names are not quality metrics.
 _NOT_COMPARED = frozenset({"p_value", "accuracy_real", *FAMILIES["stability"]})
 SIZE_DEPENDENT = frozenset(
@@ -105,7 +106,7 @@ MetricValues = dict[str, MetricValue]
 
 
 def metric_value(line: Mapping[str, Any]) -> MetricValue | None:
-    """Convert a row of ``metrics.parquet`` to a `Figure`; None where its value is null."""
+    """Convert a row of ``metrics.parquet`` to a `MetricValue`; None where its value is null."""
     if line["value"] is None:
         return None
     known = line["deviations"] is not None and all(d is not None for d in line["deviations"])
@@ -138,7 +139,7 @@ def _comparable(metric: str, figures: Sequence[MetricValue]) -> bool:
 
 
 def _difference(metric: str, one: tuple[str, MetricValue], two: tuple[str, MetricValue]) -> Difference:
-    """Return a minus b with the interval of MOVER (Zou 2007) for dependent estimates."""
+    """Return ``one`` minus ``two`` with the interval of MOVER (Zou 2007) for dependent estimates."""
     (first_name, a), (second_name, b) = one, two
     value = a.value - b.value
     if not np.isfinite([a.low, a.high, b.low, b.high]).all():
@@ -168,7 +169,7 @@ def _correlation(a: MetricValue, b: MetricValue) -> float:
 def pairwise_differences(
     whole: Mapping[str, MetricValues], matched: Mapping[str, MetricValues]
 ) -> list[Difference]:
-    """Return the differences of all pairs of generators of a run; arguments as for `between`."""
+    """Return the differences of all pairs of generators of a run; arguments as for `comparison_blocks`."""
     differences = []
     for (first_name, first), (second_name, second) in itertools.combinations(whole.items(), 2):
         if not have_similar_sizes([*first.values(), *second.values()]):
@@ -211,7 +212,7 @@ class Rank:
     """Rank of a generator on a metric: 1 is the best.
 
     Attributes:
-        rank: by the value.
+        rank: position by value.
         best: best rank that the 95 % intervals of the differences allow.
         worst: worst rank that they allow.
     """

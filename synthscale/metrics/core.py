@@ -34,8 +34,11 @@ FIELDS = (
     "quality_synthetic",
     "unadjusted_real",
     "unadjusted_synthetic",
+    # Synthetic rows in near-duplicate groups without a real member (repeats) and with one (copies).
     "repeats",
     "copies",
+    # Synthetic rows within the k-NN radius of a real row; real rows with a synthetic row within theirs; real rows
+    # within the radius of another real row.
     "inside",
     "covered",
     "real_inside",
@@ -212,8 +215,8 @@ def _mean_quality_metric(sums: CoreSums, kind: str) -> Estimate:
         reassigned = sums.by_block(f"reassigned_{kind}")[:REASSIGNMENTS]
         deviations = jackknife.add_variance(deviations, 1 - reassigned[reassigned > 0] / count)
     else:
-        # Without refits the fitted heads are held fixed, which misses half of the variance: each pair of rows
-        # acts twice, either in the training part of the other (see statistics/auc.py).
+        # Without refits the heads are held fixed, which misses about half of the variance: each row also helps to
+        # train the heads that score rows of other folds (see BOOTSTRAP_HALF_WIDTH in statistics/auc.py).
         deviations = np.sqrt(2) * jackknife.ratio_deviations(-sums.by_block(f"quality_{kind}"), by_block)
     return _estimate(
         value,

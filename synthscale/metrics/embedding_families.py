@@ -28,10 +28,13 @@ VECTOR_FAMILIES = ("frechet", "kernel", "vendi", "utility")
 SAMPLE_ROWS = 20_000
 """Expected number of sampled rows of each set, for KID and utility."""
 PARTS = 12
-"""Random disjoint parts of each set for the extrapolated Frechet distance and its jackknife error."""
+"""Number of random disjoint parts of each set, for the extrapolated Frechet distance and its jackknife error."""
 _STREAM = 50_000
+"""Hash stream that draws the sample and orders it."""
 _PART_STREAM = 50_001
+"""Hash stream that assigns rows to the random parts."""
 _FOLDS, _FOLD_STREAM = 5, 50_002
+"""Number of folds of `fold_from_hash`, and the hash stream that assigns them."""
 _BLOCKS, _BLOCK_ROWS = (10, 20), 1000
 """KID uses 20 blocks of 1,000 rows where the samples are large enough, else 10 equal blocks."""
 _BANDWIDTH_ROWS = 1024
@@ -97,7 +100,7 @@ class VectorSums:
         return VectorSums(moments, sample)
 
     def ordered_sample(self) -> VectorRows:
-        """Return the sample in an order given by the hashes of group and id, whatever the order of the rows."""
+        """Return the sample ordered by the hashes of group and id, which does not depend on the order of the rows."""
         return self.sample.take(np.lexsort((self.sample.key, mix(self.sample.group, _STREAM))))
 
     @property
@@ -144,7 +147,9 @@ class VendiMap:
 
 
 Family = dict[str, Estimate]
+"""Estimates by metric name."""
 Families = dict[str, Family]
+"""Families by name."""
 
 
 def requested_families(families: Sequence[str]) -> list[str]:

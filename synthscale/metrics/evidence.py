@@ -1,6 +1,6 @@
-"""Diagnostics of the classifier: AUC from file properties alone, and the directions that separate the sets.
+"""Diagnostics of the classifier: AUC from file metadata alone, and the directions that separate the sets.
 
-Takes columns of ``nearest/`` and ``predictions/`` in memory and returns per-row values (`Evidence`), mergeable
+Takes columns of ``nearest/`` and ``predictions/`` in memory and returns per-row values (`RowEvidence`), mergeable
 sums of them, and the blocks ``confounders`` and ``directions`` of ``metrics.json``.
 """
 
@@ -20,11 +20,12 @@ from synthscale.tables.schemas import DISTINCT_REAL, NEAREST_REAL
 _IDENTICAL = 1e-12
 """Cosine distances up to this count as 0: rounding between batches that embedded the same image."""
 CONFOUNDER_AUC_LIMIT = 0.6
-"""The run warns if the lower end of the 95 % interval of the AUC from file properties alone exceeds this."""
+"""The run warns if the lower end of the 95 % interval of the AUC from file metadata alone exceeds this."""
 _ENDS = 5
-"""Example ids per set and per end of a direction."""
+"""Number of example ids shown for each set at each end of a direction."""
 
 End = tuple[float, str]
+"""Coordinate and id of a row at one end of a direction."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class RowEvidence:
     Attributes:
         log_prior: log(synthetic / real) of the rows that the row's heads were trained on.
         group_key: uint64 hash of the row's near-duplicate group.
-        logit_file_facts: out-of-fold logit of the classifier that sees file properties alone.
+        logit_file_facts: out-of-fold logit of the classifier that sees file metadata alone.
         bytes_per_pixel: file size over width x height.
         direction_coordinates: (n, a) coordinates along the separating directions.
         fold: fold in the first fold assignment; empty where there is no classifier.
@@ -64,7 +65,7 @@ class RowEvidence:
 def row_evidence(
     families: Sequence[str], nearest: pa.Table, is_real: NDArray[np.bool_], real: pa.Table
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """Return ``fields`` and ``values`` of `Evidence` for the families computed from nearest neighbours.
+    """Return ``fields`` and ``values`` of `RowEvidence` for the families computed from nearest neighbours.
 
     Args:
         families: requested families.
@@ -199,13 +200,13 @@ def direction_figures(sums: list[DirectionSums], shares: list[float]) -> list[di
 
 
 def confounder_figures(file_facts: RankSums, bytes_per_pixel: RankSums, classified: bool) -> dict[str, Any]:
-    """Return the block ``confounders`` of metrics.json: how well file properties alone separate the sets.
+    """Return the block ``confounders`` of metrics.json: how well file metadata alone separates the sets.
 
     ``auc`` is the out-of-fold AUC of the same kernel classifier on format, mode, width, height, aspect ratio and
     JPEG quality. ``bytes_per_pixel_auc``, 0.5..1, also depends on the image content and is for information only.
 
     Args:
-        file_facts: histograms of the file classifier's logits.
+        file_facts: histograms of the logits of the classifier of file metadata.
         bytes_per_pixel: histograms of bytes per pixel.
         classified: whether a classifier could be fitted.
     """
@@ -218,7 +219,7 @@ def confounder_figures(file_facts: RankSums, bytes_per_pixel: RankSums, classifi
 
 
 def confounder_warning(figures: dict[str, Any]) -> str | None:
-    """Return a warning if file properties alone separate the sets, else None."""
+    """Return a warning if file metadata alone separates the sets, else None."""
     low = figures["auc"]["low"]
     if low is None or low <= CONFOUNDER_AUC_LIMIT:
         return None

@@ -137,7 +137,7 @@ def _float_column(table: pa.Table, name: str, n: int) -> NDArray[np.float64]:
 
 
 def _evidence(folds: pa.Table, predictions: pa.Table, files: pa.Table, rows: NDArray[np.int64]) -> RowEvidence:
-    """Return the per-row values of `Evidence` that are read from tables, without those of families."""
+    """Return the `RowEvidence` that is read from tables; ``fields`` and ``values`` of families are left empty."""
     n = len(rows)
     direction_coordinates, fold = np.full((n, DIRECTIONS), np.nan), np.empty(0, np.int8)
     without = matched = reassigned = None

@@ -34,6 +34,7 @@ from synthscale.statistics.auc import RankSums, value_of
 from synthscale.statistics.estimates import Estimate
 
 FACTS = ("brightness", "contrast", "sharpness", "width", "height", "aspect")
+"""Image properties that the family ``facts`` compares."""
 _TAIL = 0.05
 """Quantile of the distances among real rows that privacy_tail compares with."""
 _NO_INTERVAL = "no interval: this metric is computed from quantiles or a distribution"

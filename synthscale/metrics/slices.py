@@ -15,11 +15,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 MAX_SLICES = 1000
-"""Most values of a column that become slices: those with the most rows. Bounds the size of metrics.json."""
+"""Maximum number of slices by value of a column; the values with the most rows are kept. It bounds the size of
+metrics.json."""
 _RANGES = 10
-"""Ranges that a numeric column is divided into, with about equal numbers of rows."""
+"""Number of ranges that a numeric column is divided into, with about equal numbers of rows."""
 _MAX_COUNTED = 1_000_000
-"""Most distinct values whose counts are kept, which bounds the driver's memory."""
+"""Maximum number of distinct values of a column whose counts are kept; it bounds the driver's memory."""
 _MANY_NUMBERS = 20
 """A numeric column with more distinct finite values than this is divided into ranges."""
 
@@ -69,7 +70,10 @@ class Slicing:
 
 
 def as_text(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """Return a column with comparable values: dictionaries decoded, floats as float64, NaN as null, -0 as 0."""
+    """Normalise a column so that equal values compare equal; despite the name, numbers stay numbers.
+
+    Dictionaries are decoded, floats become float64, NaN becomes null and -0 becomes 0.
+    """
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_floating(column.type):

@@ -31,7 +31,7 @@ from synthscale.tables.schemas import NEAREST_REAL
 
 NO_P_INTERVAL = "a p-value has no interval"
 NO_IMAGES = "not run: the input is vectors, or neighbors.self_test_images is 0"
-"""Reason why the self-test of the near-duplicate search has no result."""
+"""Reason why the self-test of the near-duplicate radius has no result."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def add_control_values(generators: dict[str, dict[str, Any]], control: str) -> N
         if "matched" in block:
             _add_control(block["matched"]["metrics"], _at_size(reference, block["matched"]["size"]))
         if not are_similar_sizes([reference["counts"]["synthetic"], block["counts"]["synthetic"]]):
-            # There are no slices and families of matched subsamples.
+            # Slices and families exist only for all rows, not for matched subsamples.
             continue
         slices = [(block["by_label"], reference["by_label"])]
         columns = block["by"].keys() & reference["by"].keys()

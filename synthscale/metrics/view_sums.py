@@ -38,7 +38,7 @@ class ViewSums:
         distinct_real: real rows that are not exact copies of another.
         distinct_synthetic: synthetic rows that are not exact copies of another.
         grouped: rows in near-duplicate groups.
-        file_facts: histograms of the logits of the classifier of file properties.
+        file_facts: histograms of the logits of the classifier of file metadata.
         bytes_per_pixel: histograms of bytes per pixel.
         direction_coordinates: sums along each separating direction.
         values: histograms of per-row values for the copying and facts families, by name.
@@ -139,8 +139,8 @@ def _indicators(view: ViewRows, scores: pa.Table, evidence: RowEvidence, is_real
 def _matched_sums(rows: Indicators, view: ViewRows, evidence: RowEvidence) -> CoreSums:
     """Return the core sums over the matched subsample; zeros for the smallest generator.
 
-    Whether a row repeats another, or is covered, depends on which synthetic rows are in the subsample. Both are
-    replaced by their expectation over subsamples (``statistics/size_matching.py``).
+    Whether a row has a near-duplicate, or is covered, depends on which other synthetic rows are in the subsample.
+    Both flags are replaced by their expectation over subsamples (``statistics/size_matching.py``).
     """
     if evidence.matched is None:
         return CoreSums()

@@ -45,11 +45,11 @@ from synthscale.neighbors.view import NeighborView, RadiusCounts, ViewNeighbors,
 
 @dataclass(frozen=True)
 class SearchSummary:
-    """How sure the searches are, and the radii that follow from them.
+    """Measured recall of each search, and each generator's radius.
 
     Attributes:
-        recalls: of each k-NN search; None where all pairs were compared.
-        radius_recalls: of each count of rows within radii; None where all pairs were compared.
+        recalls: recall of each k-NN search; None where all pairs were compared.
+        radius_recalls: recall of each count of rows within radii; None where all pairs were compared.
         calibrations: each generator's radius, by code.
     """
 
@@ -71,7 +71,7 @@ class ViewsAnalysis:
         searches: recalls and radii.
         edges: near-duplicate pairs of all views, each once, exact copies included.
         views: the generators' views, by code.
-        joins: how each join was done.
+        joins: a summary of each join: radius, method and estimated cost.
     """
 
     searches: SearchSummary
@@ -128,7 +128,7 @@ def search_views(
     """Run all searches; the back end keeps their results. Arguments as for `analyse_views`."""
     generators = [code for code in backend.distinct if code]
     k = neighbors_listed(config)
-    # Across sets the nearest row is enough, but Datalab's rule needs its whole list.
+    # Across sets only the nearest row is needed, except in mode datalab, which uses all k neighbours.
     cross = k if config.mode == "datalab" else 1
     wanted_k = {SetPair(0, 0): k}
     for code in generators:
@@ -162,14 +162,16 @@ def _calibrate(
     if exact is None:
         counts = {query: SAMPLED_QUERIES * backend.distinct[query] // n + 1 for query in query_sets}
         exact = backend.search_sample(pairs, counts)
+    # If the median is over the real rows only, there is one pair, and its result fills the three unused fields.
     searches = ViewSearches(*([exact[pair] for pair in pairs] * 4)[:4])
     return calibrate_radius(searches, n, config, backend.copies)
 
 
 def measure_recalls(backend: SearchBackend, pairs: Sequence[SetPair], k: int) -> dict[SetPair, Recall | None]:
-    """Return the probes of each pair of sets and their measured recall; None where all pairs are compared.
+    """Choose the number of probes of each pair of sets, with its measured recall; None where all pairs are compared.
 
-    Numbers of probes are tried on a sample, in ascending order after all cells, until one finds enough.
+    A sample of queries first probes all cells, which gives the true neighbours, and then increasing numbers of cells
+    until one reaches the required recall (`choose_probes`).
     """
     sizes = backend.distinct
     probed = [
@@ -198,7 +200,12 @@ def _count_radii(
     *,
     counts_manifold: bool,
 ) -> dict[RadiusKey, Recall | None]:
-    """Count the rows within k-NN radii for precision, recall, density and matched coverage; return recalls."""
+    """Count the rows within k-NN radii, and return the measured recall of each count.
+
+    ``RadiusKey(code, 0, False)``, real radii that contain the set's rows: precision, its reference, and density.
+    ``RadiusKey(0, code, False)``, the generator's radii that contain real rows: recall.
+    ``RadiusKey(0, code, True)``, the generator's rows within real radii: coverage at matched size.
+    """
     most: dict[RadiusKey, int] = {}
     for code in backend.distinct:
         most[RadiusKey(code, 0, False)] = UNLIMITED if counts_manifold and code else 1
@@ -226,7 +233,7 @@ def _count_radii(
 def _join(
     backend: SearchBackend, config: NeighborsConfig, calibrations: Mapping[int, RadiusCalibration]
 ) -> tuple[dict[int, Edges], list[dict[str, Any]]]:
-    """Return each view's edges between distinct rows, and how the joins were done."""
+    """Return each view's edges between distinct rows, and the summary of each join."""
     if config.mode == "datalab":
         return {code: backend.listed_edges(code, own.radius) for code, own in calibrations.items()}, []
     edges: dict[int, Edges] = {}

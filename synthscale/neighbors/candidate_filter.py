@@ -1,8 +1,9 @@
 """Candidate filter of k-NN, radius search and join: one matrix product finds the pairs that may be within a limit.
 
 The filter keeps every pair within its limit, with an allowance (`SLACK`) for float32 rounding. It may keep others
-too; the distance formula in float64 decides among the candidates. A query point z with limit t is stored as
-(z, 1, t - |z|^2 / 2), a database point as (z, t - |z|^2 / 2, 1). The inner product of a query and a database point
+too; the distance formula in float64 decides among the candidates. A limit t is half a squared Euclidean distance,
+which for unit vectors is a cosine distance. A query point z with limit t is stored as (z, 1, t - |z|^2 / 2), a
+database point as (z, t - |z|^2 / 2, 1). The inner product of a query and a database point
 is the sum of their limits minus half their squared distance, so candidates are the products of at least 0.
 """
 
@@ -12,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Points = NDArray[np.float32]
+"""Vectors projected to fewer dimensions (projection.py)."""
 Places = NDArray[np.int64]
+"""Indices into an array, as opposed to row numbers of the run (`distance.Rows`)."""
 
 SLACK = 4e-6
 """Bound on the float32 error of half the squared distance between points of unit vectors. Measured: 8e-7 for

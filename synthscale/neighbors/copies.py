@@ -17,7 +17,7 @@ from synthscale.neighbors.edges import Codes, Edges
 from synthscale.neighbors.groups import component_minimum
 
 ContentKeys = NDArray[np.uint64]
-"""128-bit row hashes, (n, 2): rows with equal hashes are copies."""
+"""128-bit hashes of file contents or vectors, (n, 2): rows with equal hashes are copies."""
 
 
 def content_keys(parts: Iterable[bytes], name: str) -> ContentKeys:
@@ -48,7 +48,7 @@ def vector_hashes(vectors: NDArray[np.floating]) -> NDArray[np.uint64]:
 
 
 def equal_pairs(keys: ContentKeys, rows: Rows) -> tuple[Rows, Rows]:
-    """Return pairs (left, right), (p,) each, that chain together all rows with equal keys."""
+    """Return pairs (left, right), (p,) each, that link each row to the next one with an equal key."""
     order = np.lexsort((rows, keys[:, 1], keys[:, 0]))
     ordered = keys[order]
     same = (ordered[1:] == ordered[:-1]).all(axis=1)

@@ -24,6 +24,7 @@ from synthscale.tables.layout import Shard, VectorLayout
 from synthscale.tables.schemas import REAL
 
 FOLDER = "_neighbors"
+"""Folder of intermediate arrays in the run directory."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class EmbeddingReader:
 
     Attributes:
         run: the run directory.
-        layout: which dimensions are searched.
-        names: of the sets; a set's code is its position, 0 is ``real``.
+        layout: which dimensions of the vectors are searched.
+        names: names of the sets; a set's code is its position, 0 is ``real``.
     """
 
     run: RunDirectory
@@ -79,7 +80,7 @@ class EmbeddingReader:
         if width != self.layout.dimensions:
             raise SchemaError(
                 f"{self.run.path('embeddings', shard.name)}: vectors of {width} dimensions, the run's have "
-                f"{self.layout.dimensions}; repeat with --redo-from embed"
+                f"{self.layout.dimensions}; rerun with --redo-from embed"
             )
         row, code = self._numbers(shard, table)
         return EmbeddingBlock(row, code, vector_matrix(table, self.layout.search))
@@ -89,7 +90,7 @@ class EmbeddingReader:
         if len(row) and not (shard.start <= row[0] and row[-1] < shard.stop and (np.diff(row) > 0).all()):
             raise SchemaError(
                 f"{self.run.path('embeddings', shard.name)}: holds rows of another shard; "
-                "repeat with --redo-from embed"
+                "rerun with --redo-from embed"
             )
         codes = {name: number for number, name in enumerate(self.names)}
         generators = self.run.read_shard("manifest", shard, ["generator"]).column("generator").to_pylist()

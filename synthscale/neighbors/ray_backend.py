@@ -27,7 +27,7 @@ from synthscale.tables.layout import Shard
 
 
 class RayBackend:
-    """See `SearchBackend`: rows stay in files and actors; the driver holds copies, edges and groups."""
+    """Implements `SearchBackend` on Ray. Rows stay in files and actors; the driver holds copies, edges and groups."""
 
     def __init__(
         self,
@@ -45,8 +45,8 @@ class RayBackend:
             chunks: the shards, in groups.
             scanned: exact copies and samples.
             cluster: the index actors.
-            pools: for tasks on CPUs, and for tasks that use GPUs where there are some.
-            memory_bytes: of an index actor, and of a task of the join.
+            pools: task pool for CPUs, and task pool for GPUs (for CPUs if there are none).
+            memory_bytes: memory limit of an index actor, and of a join task.
         """
         self.names: Sequence[str] = reader.names
         self.distinct: Mapping[int, int] = scanned.distinct
@@ -83,7 +83,7 @@ class RayBackend:
         return self._cluster.sample_radii(queries)
 
     def end_searches(self) -> None:
-        """End the index actors, so that what follows has their cores."""
+        """End the index actors, so that later tasks can use their cores."""
         self._cluster.close()
 
     def listed_edges(self, code: int, radius: float) -> Edges:

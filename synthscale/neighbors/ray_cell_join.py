@@ -36,7 +36,9 @@ _BUCKETS_PER_WORKER = 4
 
 @dataclass(frozen=True)
 class JoinTask:
-    """Join of two pieces of a bucket, or of one piece with itself. A piece is the bucket's rows in several files.
+    """Join of two pieces of a bucket, or of one piece with itself.
+
+    A piece is the bucket's rows in some of the files that `_write_buckets` wrote.
 
     Attributes:
         bucket: number of the bucket.
@@ -188,7 +190,10 @@ class CellJoin:
 
 
 def _stars_name(number: int) -> str:
-    """Name the file with a shard group's star-shaped hub edges and its number of entries per bucket."""
+    """Return the name of the file with a shard group's hub edges and its number of entries per bucket.
+
+    The edges of a hub form a star: each absorbed row is connected to the pivot alone.
+    """
     return f"stars-{number:06d}"
 
 

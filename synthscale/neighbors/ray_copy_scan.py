@@ -28,7 +28,7 @@ from synthscale.tables.id_hashes import sampling_threshold
 from synthscale.tables.layout import Shard
 
 _ROWS_PER_REDUCER = 2**22
-"""Rows per task that finds equal row hashes; memory per task grows with it."""
+"""Rows per task that finds equal content keys; memory per task grows with it."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _scan(
 ) -> tuple[Any, ...]:
     """Scan a group of shards. Return None, a sample, and for each reducer its keys, rows and set codes.
 
-    The first result is only there to be awaited, so that the driver does not fetch the others.
+    The driver waits for the first result (None) alone, so that it does not fetch the others.
     """
     block = tables.block(chunk)
     hashes = [

@@ -1,7 +1,7 @@
-"""An actor that holds the FAISS indexes of one part of the rows, and the files of its results.
+"""Ray actor that holds the FAISS indexes of one part of the rows, and access to its saved results.
 
 A part is some of the shards. Its indexes are written under ``index/`` for later queries, and read back from there.
-The results of a chunk of queries lie under ``_neighbors/`` until the stage ends; `SearchResults` merges the parts.
+A chunk is a group of consecutive shards whose rows are searched together as queries. The results of a chunk of queries lie under ``_neighbors/`` until the stage ends; `SearchResults` merges the parts.
 """
 
 import os
@@ -38,12 +38,21 @@ from synthscale.storage import filesystems as fsys
 from synthscale.tables.layout import Shard
 
 _READ_ROWS = 8192
+"""Rows read at a time while an index is built."""
 _FEWEST_QUERIES = 512
+"""Minimum number of queries per thread; smaller matrix products are inefficient."""
 
 
 @dataclass(frozen=True)
 class IndexPart:
-    """Some of the shards; an actor holds the indexes of one part at a time."""
+    """Some of the shards; an actor holds the indexes of one part at a time.
+
+    Attributes:
+        number: number of the part, from 0.
+        of: number of parts.
+        shards: shards of the part.
+        sets: data of all sets that every part needs.
+    """
 
     number: int
     of: int
@@ -58,19 +67,27 @@ class IndexPart:
 
 @dataclass(frozen=True)
 class SetReferences:
-    """References to the copies of all sets, and to each large set's empty index (None: a small set)."""
+    """Ray references to data of all sets.
+
+    Attributes:
+        copies: reference to the `Copies`.
+        trained: set code, and reference to the trained empty index; None for a small set, which gets a flat index.
+    """
 
     copies: Any
     trained: tuple[tuple[int, Any], ...]
 
 
 def result_name(what: str, chunk: int, part: int, of: int) -> str:
-    """Return the name of a part's results for a chunk; it holds the number of parts, so that runs do not mix."""
+    """Return the name under which the results of a chunk's queries in a part are saved.
+
+    It includes the number of parts, so that a rerun with another number does not reuse them.
+    """
     return f"{what}-of-{of}/chunk-{chunk:06d}-part-{part:05d}"
 
 
 class IndexActor:
-    """Holds the indexes of one part at a time: for every set, its distinct rows there."""
+    """Holds the indexes of one part at a time, one index for each set's distinct rows in the part."""
 
     def __init__(self, reader: EmbeddingReader, chunks: list[list[Shard]], threads: int) -> None:
         """Take the run's embeddings and the chunks of its shards."""
@@ -96,7 +113,7 @@ class IndexActor:
         self._reader.save(result_name("nearest", chunk, part.number, part.of), pack_knn(results))
 
     def radii(self, part: IndexPart, chunk: int, queries: dict[RadiusKey, RadiusQuery]) -> None:
-        """Count radii of a part's rows that contain a chunk's rows (or the reverse), and save the counts."""
+        """Run radius counts (see `count_radii`) of a chunk's rows in a part, and save them."""
         self._hold(part)
         block = self._reader.block(self._chunks[chunk], self._copies)
         counts = {
@@ -106,7 +123,11 @@ class IndexActor:
         self._reader.save(result_name("radii", chunk, part.number, part.of), pack_counts(counts))
 
     def knn(self, part: IndexPart, block: EmbeddingBlock, queries: list[KnnQuery]) -> list[tuple[Floats, Rows]]:
-        """Return distances and rows, (m, k) each, that the block's rows of each query set find in a part."""
+        """Return the k nearest rows in a part of the block's rows of each query set.
+
+        Returns:
+            For each query, distances and row numbers, (m, k) each.
+        """
         self._hold(part)
         results = []
         for query in queries:
@@ -123,9 +144,9 @@ class IndexActor:
     def count_radii(
         self, part: IndexPart, block: EmbeddingBlock, queries: dict[RadiusKey, RadiusQuery]
     ) -> dict[RadiusKey, NDArray[np.int32]]:
-        """Return for the block's rows of each query set how many radii of a part's rows contain each: (m,).
+        """Count, for each of the block's rows of a query set, the rows of the part whose radius contains it: (m,).
 
-        With ``is_query_radius`` how many of the part's rows lie within each query's own radius, copies included.
+        With ``is_query_radius``, count the rows of the part, copies included, within the query's own radius.
         """
         self._hold(part)
         counts = {}
@@ -235,7 +256,7 @@ class SearchResults:
         return merged
 
     def radii(self, chunk: int) -> dict[RadiusKey, RadiusCounts]:
-        """Return the counts of a chunk's rows."""
+        """Return the radius counts of a chunk's rows, summed over parts."""
         parts = [unpack_counts(arrays) for arrays in self._load("radii", chunk)]
         return {
             key: RadiusCounts(first.row, np.sum([part[key].count for part in parts], axis=0))

@@ -1,8 +1,8 @@
 """k-NN searches of all rows, and counts within k-NN radii: FAISS indexes sharded over actors.
 
-An actor holds as many rows as ``neighbors.actor_memory_gib`` allows; where there are more parts than actors each
-actor loads one part after another, so that memory does not grow with the number of rows. A rerun searches only
-what has no saved result.
+The rows are divided into parts of as many rows as ``neighbors.actor_memory_gib`` allows. Where there are more parts
+than actors, each actor loads one part after another, so that memory does not grow with the number of rows. A rerun
+repeats only the searches that have no saved result.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -33,7 +33,7 @@ from synthscale.runtime.task_pool import TaskPool
 from synthscale.tables.layout import Shard
 
 _CELL_NUMBERS = 64
-"""float32 numbers that an index keeps for each row beside its vector: the projected point."""
+"""float32 numbers that an index stores for each row in addition to its vector: the projected point."""
 _CORES_AN_ACTOR = 4
 """Cores per index actor, so that the products of one part use several threads."""
 
@@ -85,7 +85,7 @@ class IndexCluster:
         self._parts = [IndexPart(i, self.parts, shards[i :: self.parts], sets) for i in range(self.parts)]
 
     def close(self) -> None:
-        """End the actors, so that what follows has their cores."""
+        """End the actors, so that later tasks can use their cores."""
         for actor in self._actors:
             ray.kill(actor)
         if self._places is not None:
@@ -136,7 +136,7 @@ class IndexCluster:
     # Samples.
 
     def search_sample(self, pairs: Sequence[SetPair], counts: Mapping[int, int]) -> dict[SetPair, KnnResult]:
-        """Return the exact nearest neighbour of a sample of so many rows of each query set (by code)."""
+        """Return the exact nearest neighbours of a sample of ``counts[code]`` rows of each query set."""
         block = self._sample(counts)
         found = self._knn_of_block([KnnQuery(*pair, 1, ALL_CELLS) for pair in pairs], block)
         drawn: EmbeddingBlock = ray.get(block)
@@ -145,11 +145,11 @@ class IndexCluster:
         }
 
     def sample_distances(self, queries: Sequence[KnnQuery]) -> list[Floats]:
-        """Return the distances, (m, k), that the recall sample of each query set finds."""
+        """Return the k-NN distances, (m, k), of the recall sample of each query set."""
         return [distance for distance, _ in self._knn_of_block(queries, self._recall_sample)]
 
     def sample_radii(self, queries: Mapping[RadiusKey, RadiusQuery]) -> dict[RadiusKey, NDArray[np.int32]]:
-        """Return the counts, (m,), of the recall sample."""
+        """Return the radius counts, (m,), of the recall sample of each query set."""
         parts = ray.get(
             [self._actor(p).count_radii.remote(p, self._recall_sample, dict(queries)) for p in self._parts]
         )

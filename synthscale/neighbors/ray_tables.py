@@ -1,4 +1,7 @@
-"""The last step of the neighbors stage: ``neighbors/``, ``nearest/`` and ``groups/``, a chunk of shards a task."""
+"""The last step of the neighbors stage: write ``neighbors/``, ``nearest/`` and ``groups/``.
+
+Each task writes the three tables of one chunk, a group of consecutive shards.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,8 +35,8 @@ class _Shared:
 
     Attributes:
         copies: exact copies within each set.
-        later: rows that are exact copies of a row of a smaller id.
-        recalls: of the k-NN searches; None where all pairs were compared.
+        later: rows that are exact copies of a row with a smaller id.
+        recalls: recall of each k-NN search; None where all pairs were compared.
     """
 
     copies: Copies
@@ -54,8 +57,8 @@ def write_tables(
     Args:
         searched: the saved search results.
         copies: exact copies within each set.
-        recalls: of the k-NN searches; None where all pairs were compared.
-        edges: of all views, each once, ascending.
+        recalls: recall of each k-NN search; None where all pairs were compared.
+        edges: edges of all views, each once, ascending.
         views: the generators' views, by code.
         pool: runs the tasks.
     """
@@ -115,7 +118,10 @@ def _write_chunk(
     groups: dict[int, pa.Table],
     *picked: _Found,
 ) -> None:
-    """Write a chunk's shards of the three tables; ``picked`` holds what representatives elsewhere found."""
+    """Write a chunk's shards of the three tables.
+
+    ``picked`` has the search results of representatives of copies, which may lie in other chunks.
+    """
     results, counts = _merged([(searched.knn(number), searched.radii(number)), *picked])
     chunk, names = searched.chunks[number], searched.reader.names
     block = searched.reader.rows(chunk)

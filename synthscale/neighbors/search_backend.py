@@ -1,6 +1,7 @@
-"""What the near-duplicate analysis asks of a search back end: queries, and the protocol that answers them.
+"""Interface between the near-duplicate analysis and its search back ends: queries, and the `SearchBackend` protocol.
 
-Sets are numbered: 0 is the real set, generators follow. A query set is searched in a database set.
+Sets are numbered (codes): 0 is the real set, generators follow. Each row of a query set is searched among the rows
+of a database set.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -19,7 +20,7 @@ from synthscale.statistics.jackknife import Blocks
 
 
 class SetPair(NamedTuple):
-    """A query set and the database set that it is searched in."""
+    """Codes of a query set and of the database set that is searched."""
 
     query: int
     database: int
@@ -27,7 +28,14 @@ class SetPair(NamedTuple):
 
 @dataclass(frozen=True)
 class KnnQuery:
-    """A k-NN search of one set in another, probing so many cells of the database's index."""
+    """A k-NN search of the rows of one set in another (or the same) set.
+
+    Attributes:
+        query: code of the query set.
+        database: code of the database set.
+        k: number of neighbours.
+        probes: number of cells of the database's index to probe.
+    """
 
     query: int
     database: int
@@ -41,7 +49,14 @@ class KnnQuery:
 
 
 class RadiusKey(NamedTuple):
-    """A count of rows within k-NN radii: of the query's own radius, or of the radii of the database's rows."""
+    """A count, for each query row, of database rows within k-NN radii.
+
+    Attributes:
+        query: code of the query set.
+        database: code of the database set.
+        is_query_radius: True counts the database rows within the query's own radius, False the database rows whose
+            radius contains the query.
+    """
 
     query: int
     database: int
@@ -49,7 +64,12 @@ class RadiusKey(NamedTuple):
 
 
 class RadiusQuery(NamedTuple):
-    """How radii are searched: cells to probe, and the count at which a row's result saturates."""
+    """Options of a radius count.
+
+    Attributes:
+        probes: number of cells to probe.
+        most: count at which a query's result saturates.
+    """
 
     probes: int
     most: int
@@ -59,10 +79,10 @@ class SearchBackend(Protocol):
     """Searches the distinct rows (exact copies collapsed) of all sets.
 
     Attributes:
-        names: of the sets; a set's code is its position.
-        distinct: number of distinct rows of each set.
+        names: names of the sets; a set's code is its position.
+        distinct: number of distinct rows of each set, by code.
         copies: exact copies within each set.
-        copy_codes: (c,) the set of each row of ``copies``.
+        copy_codes: (c,) set code of each row of ``copies``.
     """
 
     names: Sequence[str]
@@ -71,27 +91,27 @@ class SearchBackend(Protocol):
     copy_codes: Codes
 
     def sample_distances(self, queries: Sequence[KnnQuery]) -> list[Floats]:
-        """Return the distances, (m, k), that a fixed sample of each query set finds."""
+        """Return the k-NN distances, (m, k), of a fixed sample of each query set, to measure recall."""
         ...
 
     def search(self, queries: Sequence[KnnQuery], wanted: Collection[SetPair]) -> dict[SetPair, KnnResult]:
-        """Search all rows and keep the results; return those of the wanted pairs."""
+        """Search all rows and keep the results; return only the results of the wanted pairs."""
         ...
 
     def search_sample(self, pairs: Sequence[SetPair], counts: Mapping[int, int]) -> dict[SetPair, KnnResult]:
-        """Return the exact nearest neighbour of a sample of so many rows of each query set."""
+        """Return the exact nearest neighbours of a sample of ``counts[code]`` rows of each query set."""
         ...
 
     def count_radii(self, queries: Mapping[RadiusKey, RadiusQuery]) -> None:
-        """Count rows within radii, for all rows, and keep the counts; the k-NN searches come first."""
+        """Count rows within k-NN radii, for all rows, and keep the counts. Call `search` first, it sets the radii."""
         ...
 
     def sample_radii(self, queries: Mapping[RadiusKey, RadiusQuery]) -> dict[RadiusKey, NDArray[np.int32]]:
-        """Return the counts, (m,), of the sample that `sample_distances` takes."""
+        """Return the radius counts, (m,), of the same sample as in `sample_distances`."""
         ...
 
     def end_searches(self) -> None:
-        """Free what only searches need."""
+        """Free the resources of the searches (index actors)."""
         ...
 
     def listed_edges(self, code: int, radius: float) -> Edges:
@@ -99,11 +119,11 @@ class SearchBackend(Protocol):
         ...
 
     def join(self, codes: Sequence[int], radius: float) -> tuple[Edges, dict[str, Any]]:
-        """Return all edges among the distinct rows of some sets, and how they were found."""
+        """Return the edges among the distinct rows of some sets (see join.py), and a summary of the join."""
         ...
 
     def share_deviations(self, codes: Sequence[int]) -> dict[int, dict[str, Blocks]]:
-        """Return how each generator's precision, coverage, recall and density vary (prdc_variance.py)."""
+        """Return the deviations of each generator's precision, coverage, recall and density (prdc_variance.py)."""
         ...
 
     def lookup(self) -> VectorLookup:

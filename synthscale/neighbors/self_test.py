@@ -2,7 +2,7 @@
 
 Reads image bytes and their stored vectors, and returns distances; no files. If the radius is too small for the
 encoder, a generator that copies its training images looks fresh. The test edits a seeded sample of real images in
-three ways that a viewer hardly notices, decodes and encodes the copies as the run does, and reports the share
+three ways that a viewer hardly notices, decodes and embeds the copies as the run does, and reports the share
 whose distance from the original is below the radius.
 """
 
@@ -53,7 +53,8 @@ class SelfTest:
 
     Attributes:
         distances: by name of the edit, cosine distances of the copies from their originals, (images,).
-        left_out: number of sampled images that could not be used.
+        left_out: number of sampled images left out: unreadable, changed since the run embedded them, or with a copy
+            whose vector is zero.
     """
 
     distances: dict[str, Floats]

@@ -1,11 +1,11 @@
 """Neighbors: ``embeddings/`` -> ``neighbors/`` (edges), ``nearest/``, ``groups/`` and ``index/``, over Ray.
 
-    scan      exact copies collapse; samples are drawn                    ray_copy_scan
+    scan      find exact copies, draw samples                             ray_copy_scan
     analyse   k-NN searches, radius, join, groups (neighbors/analysis.py) ray_index_cluster, ray_cell_join
     write     the three tables, by shard                                  ray_tables
 
-The self-test of the radius runs beside these. The driver holds edges, exact copies and groups, and nothing of rows
-that have none.
+The self-test of the radius runs at the same time. The driver holds only edges, exact copies and groups, so its
+memory does not grow with rows that have none of these.
 """
 
 import time

@@ -81,7 +81,7 @@ class RadiusCounts:
     count: NDArray[np.integer] | NDArray[np.bool_]
 
     def of(self, rows: Rows) -> NDArray[np.bool_]:
-        """Return whether the count of each of the given rows is positive: (r,)."""
+        """Return, for each of the given rows, whether its count is positive: (r,)."""
         return self.counts_of(rows) > 0
 
     def counts_of(self, rows: Rows) -> NDArray[np.int32]:
@@ -111,7 +111,9 @@ class ViewNeighbors:
 
 
 def nearest_rows(found: ViewNeighbors, copies: Copies, real: Rows, own: Rows) -> Nearest:
-    """Return the nearest neighbours of real rows and a generator's rows; copies take their representative's.
+    """Return the nearest neighbours of real rows and a generator's rows.
+
+    A copy has the search results of its representative.
 
     Args:
         found: search results that include the representative of every row.
@@ -184,7 +186,7 @@ def listed_edges(searches: ViewSearches, copies: Copies, radius: float, codes: t
         searches: results over distinct rows, DATALAB_K neighbours each.
         copies: exact copies within each set.
         radius: distances below it make an edge.
-        codes: of the real set and the generator.
+        codes: set codes of the real set and the generator.
     """
     real, own = codes
     parts = []
@@ -218,7 +220,7 @@ class NeighborView:
         rows: rows of the view, copies included.
         searches: whether the nearest rows are exact, and their recall (`searches_summary`).
         is_whole: whether all near-duplicate pairs were searched; not so in mode ``datalab``.
-        spreads: how precision, coverage, recall and density vary between data sets (statistics/prdc_variance.py).
+        spreads: jackknife deviations of precision, coverage, recall and density (`prdc_deviations`).
     """
 
     generator: str
@@ -267,7 +269,9 @@ class NeighborView:
 
 
 def prdc_deviations(real: NDArray[np.floating], own: NDArray[np.floating]) -> dict[str, Blocks]:
-    """Return how precision, coverage, recall and density vary between data sets, for k = K.
+    """Return the deviations of precision, coverage, recall and density between data sets, for k = K.
+
+    See `prdc_variance.share_deviations`.
 
     Args:
         real: (n, d) distinct real rows, or a sample of them; none zero.

@@ -72,7 +72,7 @@ FAILURES = pa.schema(
         ("detail", pa.string()),
     ]
 )
-"""``failures/``: rows that could not be used, with the cause (`faults.Reason`) and an explanation."""
+"""``failures/``: rows that could not be read, with the cause (`faults.Reason`) and an explanation."""
 
 NEIGHBORS = pa.schema(
     [("left", pa.int64()), ("right", pa.int64()), ("cosine_distance", pa.float32()), ("kind", _CATEGORY)]
