@@ -31,8 +31,8 @@ _FACTOR_BYTES = 2 * 2**30
 """Memory for Hessians and their Cholesky factors; heads beyond it are solved in turns."""
 _SAMPLE_ROWS_PER_DIMENSION = 32
 _MIN_SAMPLE_ROWS = 4096
-"""Sample size of each set: 32 rows per dimension, but at least 4,096. A set with fewer than twice as many rows is
-used whole."""
+"""The sample has ``_SAMPLE_ROWS_PER_DIMENSION`` rows per dimension of each set, but at least this many. A set with
+fewer than twice as many rows is used whole."""
 
 
 class BatchedLbfgs:
@@ -53,7 +53,7 @@ class BatchedLbfgs:
         self.step_length = torch.ones(points.shape[1], dtype=torch.float64)
 
     def start_on_a_sample(self) -> LogisticLoss | None:
-        """Move the points to the optima on a sample of the rows; return the sample, or None if no set is sampled."""
+        """Move the points to the optima on a sample of the rows. Return the sample; None if no set is sampled."""
         if max(self.problem.rows.values()) < 2 * self.sample_rows:
             return None
         sample = self.problem.sampled(self.sample_rows)

@@ -135,7 +135,7 @@ class _FeatureSource:
                 yield FeatureBlock(block.name, features.to(self._device), fold.to(self._device), block.key, codes)
 
     def _load_all(self) -> list[FeatureBlock]:
-        """Return all rows as one block a set, for larger matrix products and batches drawn from the whole set."""
+        """Return all rows as one block per set, for larger matrix products and batches from the whole set."""
         cached = []
         for name in self._training.rows:
             blocks = list(self._training.blocks(name))

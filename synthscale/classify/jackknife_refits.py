@@ -25,8 +25,8 @@ from synthscale.statistics.size_matching import OUTSIDE_SUBSAMPLE
 from synthscale.tables.schemas import BLOCKS, REAL, REASSIGNMENTS
 
 _MAX_HEADS = 1000
-"""Heads that are fitted together. With more, generators are fitted in batches; the heads of one generator are never
-split."""
+"""Heads that are fitted together. With more, generators are fitted in batches; the heads of one generator stay
+together."""
 _LOGIT_ROWS = 8192
 """Rows whose logits are computed at once."""
 _FOLD_ROWS = 65536

@@ -5,7 +5,7 @@ heads at the chosen strength for the jackknife.
 
 Each pass over the rows evaluates all heads that have not converged, each at its own trial point
 (`logistic_loss.py`), so a pass is one large matrix product. Few passes are needed: the heads are first fitted to a
-sample of a few dozen rows per dimension, which costs next to nothing, and L-BFGS (Liu and Nocedal 1989) on all rows
+sample of a few dozen rows per dimension, which costs next to nothing. L-BFGS (Liu and Nocedal 1989) on all rows
 starts at that solution, preconditioned by the inverse of the sample's Hessian (`batched_lbfgs.py`). Heads have
 separate histories and step lengths and never influence one another's optimum. The problem is convex and is solved
 to the limit of float64, so the result does not depend on the sample, the starting point or the number of workers.
@@ -110,7 +110,7 @@ def refit_logistic_heads(
     balanced: bool,
     workers: FitContext,
 ) -> dict[str, LinearHeads]:
-    """Fit heads to views that leave out a few rows, at one strength a generator, starting from heads of all rows.
+    """Fit heads to views that leave out a few rows, at one strength per generator, from the heads of all rows.
 
     Args:
         views: views of the generators in ``start``.
@@ -170,7 +170,7 @@ def _losses(
     """Return the class-balanced out-of-fold log-loss of a generator's calibrated logits at each strength.
 
     Calibration undoes the shrinkage of a strength that is a little too strong. With unscaled logits the
-    intercept-only model was often chosen although the sets can be told apart a little.
+    intercept-only model was often chosen although the sets are slightly separable.
     """
     finite = sorted({s for s in strengths if math.isfinite(s)}, reverse=True)
     losses = {strength: LOG_2 for strength in strengths if math.isinf(strength)}

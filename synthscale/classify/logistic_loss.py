@@ -26,7 +26,7 @@ from synthscale.tables.schemas import REAL
 _HESSIAN_ROWS = 8192
 """Rows in one matrix product of a Hessian: enough that adding the (D + 1)^2 results costs little beside it."""
 _SAMPLE_BYTES = 2**30
-"""Memory limit of a sample, beside the rows; above it the solver uses all rows in place of a sample."""
+"""Memory limit of a sample, in addition to the rows themselves; a larger sample is replaced by all rows."""
 
 
 Blocks = Callable[[], Iterable[FeatureBlock]]
@@ -126,7 +126,7 @@ class LogisticLoss:
         drawn: dict[str, list[FeatureBlock]] = {name: [] for name in self.rows}
         for block in self.blocks():
             drawn[block.name].append(block.sampled(one_in[block.name]))
-        # One block a set, as small matrix products are slow.
+        # One block per set, as small matrix products are slow.
         merged = [concatenate_blocks(blocks) for blocks in drawn.values() if blocks]
         return LogisticLoss(self.columns, lambda: merged, self.balanced, self.reduce_sum, self._population)
 

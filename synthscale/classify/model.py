@@ -109,7 +109,7 @@ class FittedClassifier:
 
     Attributes:
         feature_map: shared by all generators.
-        heads: each generator's heads, one entry a repeat.
+        heads: each generator's heads, one entry per repeat.
         calibrations: Platt scaling of each generator's logits.
         directions: directions along which each generator's logit changes most.
         refits: heads refitted without each jackknife block, under other fold assignments and on the matched

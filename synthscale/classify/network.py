@@ -274,7 +274,7 @@ class _MlpLoss:
         """Yield this worker's part of each step's batch; the number of steps is the same on all workers.
 
         Each block of a set serves an interval of the epoch's steps, so every batch has rows of both classes and
-        one block of each set is in memory at a time. With one block a set, batches are drawn from all rows.
+        one block of each set is in memory at a time. With one block per set, batches are drawn from all rows.
         """
         schedules = [
             _EpochSchedule(self.blocks(name), self.block_counts[name], self.steps, epoch) for name in self.sets
@@ -314,7 +314,9 @@ class _MlpLoss:
 
 
 class _EpochSchedule:
-    """Split one set's rows over an epoch's T steps: rows of block j of B are drawn in steps j T / B to (j + 1) T / B.
+    """Split one set's rows over an epoch's T steps.
+
+    The rows of block j of B are drawn in steps j T / B to (j + 1) T / B.
     """
 
     def __init__(self, blocks: Iterable[FeatureBlock], block_count: int, steps: int, epoch: int) -> None:

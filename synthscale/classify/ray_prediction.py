@@ -1,6 +1,6 @@
 """Predict every row out of fold on Ray Data.
 
-Reads ``embeddings/`` and ``classifier/`` (folds and models), writes ``predictions/``: one task a shard.
+Reads ``embeddings/`` and ``classifier/`` (folds and models), writes ``predictions/``: one task per shard.
 """
 
 import functools

@@ -55,7 +55,7 @@ class TrainJob:
 
     Attributes:
         tables: the run's tables.
-        shards: all shards; workers take them in turn.
+        shards: all shards; worker r of n reads every n-th one, from r.
         settings: of the classifier.
         sample: sampling hashes of the rows that the bandwidth is computed from (`training.bandwidth_sample`).
         rows: number of rows of each set.
@@ -164,8 +164,7 @@ def _placement(context: StageContext, job: TrainJob) -> WorkerPlacement:
     if workers is None:
         most = context.gpus if settings.head == "mlp" and context.gpus else context.cpus // 2
         workers = min(math.ceil(needed["embedding"] / limit_bytes), most)
-        # One worker on the driver's machine only costs time to start (about 20 s), unless it is there to have a
-        # GPU.
+        # One worker on the driver's machine only costs start-up time (about 20 s), unless the fit needs a GPU.
         is_alone = workers <= 1 and (context.is_local or needed["embedding"] <= limit_bytes)
         workers = 0 if is_alone and not (settings.head == "mlp" and context.gpus) else max(1, workers)
     # Networks gain from a GPU. Logistic heads take a dozen passes, which CPUs compute as fast as they read the
@@ -198,7 +197,7 @@ def _train(job: TrainJob, placement: WorkerPlacement) -> None:
     world = ray.train.get_context()
     rank, size = world.get_world_rank(), world.get_world_size()
     if placement.workers:
-        # Ray sets one thread a worker; share out all of the node's.
+        # Ray sets one thread per worker; divide the node's cores among its workers instead.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.get_local_world_size()))
     for source in job.sources:
         if not _from_rank_0(functools.partial(_is_done, job, source), rank, size):

@@ -100,7 +100,7 @@ class VectorSums:
         return VectorSums(moments, sample)
 
     def ordered_sample(self) -> VectorRows:
-        """Return the sample ordered by the hashes of group and id, which does not depend on the order of the rows."""
+        """Return the sample ordered by the hashes of group and id, independent of the order of the rows."""
         return self.sample.take(np.lexsort((self.sample.key, mix(self.sample.group, _STREAM))))
 
     @property

@@ -94,7 +94,7 @@ class ViewReader:
         if unexpected.any():
             raise SchemaError(
                 f"{name}: groups/ has {int(unexpected.sum())} rows in {shard.name} that are not in nearest/; "
-                "run again with --redo-from neighbors"
+                "rerun with --redo-from neighbors"
             )
         files = embedded.take(pa.array(np.searchsorted(embedded_rows, rows)))
         evidence = _evidence(tables["classifier"], tables["predictions"], files, rows)
@@ -125,7 +125,7 @@ def _check_alignment(
     stage = "classify" if np.array_equal(rows, np.unique(rows)) and not unexpected else "neighbors"
     raise SchemaError(
         f"{name}: {table} and nearest do not align in {shard.name}: {len(table_rows)} and {len(rows)} rows; "
-        f"{missing} missing, {unexpected} unexpected, {duplicated} duplicated; run again with --redo-from {stage}"
+        f"{missing} missing, {unexpected} unexpected, {duplicated} duplicated; rerun with --redo-from {stage}"
     )
 
 

@@ -56,12 +56,12 @@ def run(context: StageContext) -> StageOutcome:
         if scored != usable:
             raise SchemaError(
                 f"{name}: {scored[0]:,} real and {scored[1]:,} synthetic rows were scored, but {usable[0]:,} and "
-                f"{usable[1]:,} are usable; run again with --redo-from neighbors"
+                f"{usable[1]:,} are usable; rerun with --redo-from neighbors"
             )
         if sums.grouped != views[name]["rows_in_groups"]:
             raise SchemaError(
                 f"{name}: groups/ has {sums.grouped} rows, but {views[name]['rows_in_groups']} were written; "
-                "run again with --redo-from neighbors"
+                "rerun with --redo-from neighbors"
             )
     families, head = context.config.metrics.families, context.config.classifier.head
     from_vectors = vector_families(context, {name: counts["ok"] for name, counts in embedded["sets"].items()})

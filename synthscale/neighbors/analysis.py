@@ -168,10 +168,10 @@ def _calibrate(
 
 
 def measure_recalls(backend: SearchBackend, pairs: Sequence[SetPair], k: int) -> dict[SetPair, Recall | None]:
-    """Choose the number of probes of each pair of sets, with its measured recall; None where all pairs are compared.
+    """Return the chosen probes and measured recall of each pair of sets; None where all pairs are compared.
 
-    A sample of queries first probes all cells, which gives the true neighbours, and then increasing numbers of cells
-    until one reaches the required recall (`choose_probes`).
+    A sample of queries first probes all cells, which gives the true neighbours, and then increasing numbers of
+    cells until the required recall is reached (`choose_probes`).
     """
     sizes = backend.distinct
     probed = [

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Points = NDArray[np.float32]
-"""Vectors projected to fewer dimensions (projection.py)."""
+"""Projected vectors, (n, p), or their augmented form, (n, p + 2)."""
 Places = NDArray[np.int64]
 """Indices into an array, as opposed to row numbers of the run (`distance.Rows`)."""
 

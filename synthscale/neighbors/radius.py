@@ -33,7 +33,7 @@ class RadiusCalibration:
         high: upper end of that interval.
         radius: cosine distance below which rows are near-duplicates.
         queries: number of rows whose nearest neighbour was measured.
-        rows: number of rows that the median is meant for; more than ``queries`` if these are a sample.
+        rows: number of rows that the median describes; more than ``queries`` if only a sample was measured.
     """
 
     median: float | None
@@ -83,7 +83,7 @@ def calibrate_radius(view: ViewSearches, rows: int, config: NeighborsConfig, cop
 
     Args:
         view: k-NN searches with exact distances, of all rows or a sample.
-        rows: number of distinct rows that the median is meant for: real ones, or those of both sets.
+        rows: number of distinct rows that the median describes: the real ones, or those of both sets.
         config: radius, threshold and mode.
         copies: exact copies within all sets; the mode ``datalab`` counts each of them at distance 0.
     """

@@ -27,7 +27,7 @@ from synthscale.tables.layout import Shard
 
 
 class RayBackend:
-    """Implements `SearchBackend` on Ray. Rows stay in files and actors; the driver holds copies, edges and groups."""
+    """Implements `SearchBackend` on Ray: rows stay in files and actors; the driver has edges, copies, groups."""
 
     def __init__(
         self,

@@ -167,7 +167,7 @@ class CellJoin:
         def submit(task: JoinTask) -> Any:
             return work.remote(self._files, shared, task)
 
-        for _ in self._pool.run(todo, submit, f"near-duplicates, {plan.cells:,} cells in buckets:"):
+        for _ in self._pool.run(todo, submit, f"near-duplicates, {plan.cells:,} cells: tasks"):
             pass
         return asdict(plan.estimate), [*map(_stars_name, range(len(groups))), *(task.name for task in tasks)]
 

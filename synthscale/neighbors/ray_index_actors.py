@@ -1,7 +1,8 @@
 """Ray actor that holds the FAISS indexes of one part of the rows, and access to its saved results.
 
 A part is some of the shards. Its indexes are written under ``index/`` for later queries, and read back from there.
-A chunk is a group of consecutive shards whose rows are searched together as queries. The results of a chunk of queries lie under ``_neighbors/`` until the stage ends; `SearchResults` merges the parts.
+A chunk is a group of consecutive shards whose rows are searched together as queries. Its results lie under
+``_neighbors/`` until the stage ends; `SearchResults` merges those of all parts.
 """
 
 import os

@@ -1,8 +1,8 @@
 """k-NN searches of all rows, and counts within k-NN radii: FAISS indexes sharded over actors.
 
-The rows are divided into parts of as many rows as ``neighbors.actor_memory_gib`` allows. Where there are more parts
-than actors, each actor loads one part after another, so that memory does not grow with the number of rows. A rerun
-repeats only the searches that have no saved result.
+The rows are divided into parts of as many rows as ``neighbors.actor_memory_gib`` allows. Where there are more
+parts than actors, each actor loads one part after another, so that memory does not grow with the number of rows. A
+rerun repeats only the searches that have no saved result.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -136,7 +136,7 @@ class IndexCluster:
     # Samples.
 
     def search_sample(self, pairs: Sequence[SetPair], counts: Mapping[int, int]) -> dict[SetPair, KnnResult]:
-        """Return the exact nearest neighbours of a sample of ``counts[code]`` rows of each query set."""
+        """Return the exact nearest neighbour of each of ``counts[code]`` sampled rows of the query sets."""
         block = self._sample(counts)
         found = self._knn_of_block([KnnQuery(*pair, 1, ALL_CELLS) for pair in pairs], block)
         drawn: EmbeddingBlock = ray.get(block)

@@ -1,4 +1,4 @@
-"""Interface between the near-duplicate analysis and its search back ends: queries, and the `SearchBackend` protocol.
+"""Interface between the near-duplicate analysis and its search back ends: queries and the protocol.
 
 Sets are numbered (codes): 0 is the real set, generators follow. Each row of a query set is searched among the rows
 of a database set.
@@ -99,11 +99,11 @@ class SearchBackend(Protocol):
         ...
 
     def search_sample(self, pairs: Sequence[SetPair], counts: Mapping[int, int]) -> dict[SetPair, KnnResult]:
-        """Return the exact nearest neighbours of a sample of ``counts[code]`` rows of each query set."""
+        """Return the exact nearest neighbour of each of ``counts[code]`` sampled rows of the query sets."""
         ...
 
     def count_radii(self, queries: Mapping[RadiusKey, RadiusQuery]) -> None:
-        """Count rows within k-NN radii, for all rows, and keep the counts. Call `search` first, it sets the radii."""
+        """Count rows within k-NN radii, for all rows, and keep the counts. `search` must have found the radii."""
         ...
 
     def sample_radii(self, queries: Mapping[RadiusKey, RadiusQuery]) -> dict[RadiusKey, NDArray[np.int32]]:

@@ -53,7 +53,7 @@ class SelfTest:
 
     Attributes:
         distances: by name of the edit, cosine distances of the copies from their originals, (images,).
-        left_out: number of sampled images left out: unreadable, changed since the run embedded them, or with a copy
+        left_out: number of sampled images left out: unreadable, changed since they were embedded, or with a copy
             whose vector is zero.
     """
 

@@ -220,7 +220,7 @@ class NeighborView:
         rows: rows of the view, copies included.
         searches: whether the nearest rows are exact, and their recall (`searches_summary`).
         is_whole: whether all near-duplicate pairs were searched; not so in mode ``datalab``.
-        spreads: jackknife deviations of precision, coverage, recall and density (`prdc_deviations`).
+        spreads: deviations of precision, coverage, recall and density between data sets (`prdc_deviations`).
     """
 
     generator: str
