@@ -230,12 +230,8 @@ def split_synthetic(text: str) -> tuple[str, str]:
     return "synthetic", text
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="synthscale",
-        description="Score the quality of synthetic images against real ones, with evidence for each number.",
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def _shared_options() -> tuple[argparse.ArgumentParser, ...]:
+    """Return the options that commands share: file, shared, data, work and output."""
     file = argparse.ArgumentParser(add_help=False)
     file.add_argument("--config", metavar="FILE", help="YAML configuration, local or s3://")
     shared = argparse.ArgumentParser(add_help=False)
@@ -267,7 +263,16 @@ def _parser() -> argparse.ArgumentParser:
     work.add_argument("--redo-from", metavar="STAGE", help="repeat this stage and all later ones")
     output = argparse.ArgumentParser(add_help=False)
     output.add_argument("--output", metavar="URI", help="the run directory")
+    return file, shared, data, work, output
 
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="synthscale",
+        description="Score the quality of synthetic images against real ones, with evidence for each number.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    file, shared, data, work, output = _shared_options()
     _command(commands, "score", _score, "score synthetic sets against a real set", [file, shared, data, work])
     demo = _command(
         commands, "demo", _demo, "score five small generators of digits, without a download", [shared, work]

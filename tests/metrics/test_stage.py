@@ -464,7 +464,7 @@ def test_other_gates_redo_no_stage_and_end_with_three(finished, manifest, tmp_pa
     assert main(["score", "--config", str(tmp_path / "run.yaml"), "--gate", "fidelity>=0.999"]) == 3
     printed = capsys.readouterr().out
     for stage in STAGES[: STAGES.index("report")]:
-        assert any(line.split() == [stage, "done", "before"] for line in printed.splitlines()), stage
+        assert any(line.split() == [stage, "already", "done"] for line in printed.splitlines()), stage
     assert "missed: kde: fidelity>=0.999" in printed
     gates = json.loads((output / "metrics.json").read_text())["gates"]
     assert [(gate["generator"], gate["passed"]) for gate in gates] == [("kde", False), ("copier", False)]
@@ -489,8 +489,8 @@ def test_an_unknown_column_is_refused_before_ray_and_output(manifest, tmp_path, 
     def never(*arguments):
         raise AssertionError("Ray was asked for")
 
-    monkeypatch.setattr(RaySession, "begin", never)
-    monkeypatch.setattr(RaySession, "ready", never)
+    monkeypatch.setattr(RaySession, "start", never)
+    monkeypatch.setattr(RaySession, "wait_until_ready", never)
     values = settings(manifest, tmp_path / "out", gates=[])
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
     assert main(["score", "--config", str(tmp_path / "run.yaml"), "--slice-by", "prompt,model"]) == 2
