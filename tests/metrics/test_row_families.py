@@ -102,6 +102,7 @@ def test_copies_of_repeated_real_rows_are_within_radii_of_zero():
     assert found["density"]["value"] >= 0.8
 
 
+@pytest.mark.slow
 def test_density_is_one_for_equal_distributions():
     values = [
         families(drawn(100 + i, 200, 3), drawn(200 + i, 300, 3), "manifold")["manifold"]["density"]

@@ -202,6 +202,7 @@ def test_the_error_accounts_for_groups_of_a_real_row_and_its_copy() -> None:
     assert np.mean(errors) == pytest.approx(np.std(areas), rel=0.35)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "m", "shift", "copies"), [(80, 80, 0.7, 1), (40, 300, 1.2, 1), (20, 20, 0.0, 1), (50, 50, 0.7, 4)]
 )
@@ -233,6 +234,7 @@ def out_of_fold(seed: int, n: int, d: int, shift: float) -> RankSums:
     return Rows(logit, is_real, rng.integers(0, 2**64, 2 * n, np.uint64)).sums()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("d", "shift"), [(8, 0.3), (60, 0.0), (60, 0.1)])
 def test_the_interval_of_out_of_fold_logits_covers_the_expected_area_in_about_95_percent(
     d: int, shift: float
@@ -305,12 +307,14 @@ def test_rows_of_one_group_count_once_if_every_pair_is_in_order() -> None:
     assert two_sample_test(rows.sums())["value"] > 1e-8
 
 
+@pytest.mark.slow
 def test_out_of_fold_p_values_of_equal_distributions_are_about_uniform() -> None:
     values = [two_sample_test(out_of_fold(2000 + seed, 60, 60, 0.0))["value"] for seed in range(DATA_SETS)]
     assert kstest(values, "uniform").pvalue > 1e-3
     assert np.mean(np.array(values) < 0.05) <= 0.10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "m", "copies"), [(100, 100, 1), (150, 40, 1), (40, 40, 4)])
 def test_p_values_of_equal_distributions_are_at_most_as_often_small_as_uniform_ones(
     n: int, m: int, copies: int

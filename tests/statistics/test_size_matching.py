@@ -64,6 +64,7 @@ def test_a_subsample_has_all_real_rows_and_whole_groups():
     np.testing.assert_array_equal(code % OUTSIDE_SUBSAMPLE, matched_block_codes(group, is_real, 2100, None))
 
 
+@pytest.mark.slow
 def test_matched_coverage_and_diversity_are_the_means_over_subsamples():
     rng = np.random.default_rng(0)
     real, large = normal(1, 150), normal(2, 300)
