@@ -41,7 +41,6 @@ from synthscale.neighbors.view import (
 )
 from synthscale.statistics.jackknife import Blocks
 from synthscale.statistics.prdc_variance import sample_rows
-from synthscale.statistics.size_matching import matched_sizes
 from synthscale.tables.schemas import REAL
 
 _QUERIES = 32768
@@ -82,13 +81,10 @@ def analyse_vectors(
         counts: also count what density and recall need.
     """
     backend = MemoryBackend(vectors, sets, copies)
-    sizes = matched_sizes({name: len(rows) for name, rows in sets.items() if name != REAL})
-    code_of = {name: code for code, name in enumerate(backend.names)}
     analysis = analyse_views(
         backend,
         config,
-        {code_of[name]: len(rows) for name, rows in sets.items()},
-        [code_of[name] for name in sizes],
+        {code: len(sets[name]) for code, name in enumerate(backend.names)},
         counts_manifold=counts,
     )
     nearest = {
@@ -146,16 +142,17 @@ class MemoryBackend:
         for code, name in enumerate(self.names):
             codes[sets[name]] = code
         self.copy_codes: Codes = codes[copies.row]
-        self._indexes = {code: self._index(rows) for code, rows in self._rows.items()}
+        self._by_hash = {code: rows[_first_by_hash(vectors[rows], len(rows))] for code, rows in self._rows.items()}
+        self._indexes = {code: self._index(code) for code in self._rows}
         self._results: dict[SetPair, KnnResult] = {}
         self._counts: dict[RadiusKey, RadiusCounts] = {}
-        self._recall_samples: dict[int, Rows] = {}
 
-    def _index(self, rows: Rows) -> Index:
+    def _index(self, code: int) -> Index:
+        rows = self._rows[code]
         own = self._vectors[rows]
         if len(rows) <= FLAT_ROWS:
             return FlatIndex(own, rows)
-        sample = own[_first_by_hash(own, index_sample_size(len(rows)))]
+        sample = self._vectors[self._by_hash[code][: index_sample_size(len(rows))]]
         index = CellIndex(train_index(sample, cells_for(len(rows))))
         index.add(own, rows)
         return index
@@ -264,13 +261,10 @@ class MemoryBackend:
     # Samples that do not depend on the order of the rows.
 
     def _sample(self, code: int, count: int) -> Rows:
-        rows = self._rows[code]
-        return np.sort(rows[_first_by_hash(self._vectors[rows], count)])
+        return np.sort(self._by_hash[code][:count])
 
     def _recall_sample(self, code: int) -> Rows:
-        if code not in self._recall_samples:
-            self._recall_samples[code] = self._sample(code, SAMPLED_QUERIES)
-        return self._recall_samples[code]
+        return self._sample(code, SAMPLED_QUERIES)
 
 
 def _slices(n: int) -> list[slice]:

@@ -17,7 +17,7 @@ from synthscale.metrics.evidence import RowEvidence, row_evidence
 from synthscale.metrics.scores import ViewRows
 from synthscale.statistics.size_matching import matched_sizes
 from synthscale.storage.run_directory import RunDirectory
-from synthscale.tables.columns import require_embedded, to_float64, to_matrix
+from synthscale.tables.columns import require_embedded, rows_of_generator, to_float64, to_matrix
 from synthscale.tables.layout import Shard
 from synthscale.tables.schemas import DIRECTIONS, DISTINCT_REAL
 
@@ -31,7 +31,7 @@ def real_lookup(run: RunDirectory, shards: list[Shard]) -> pa.Table:
         nearest = run.read_shard("nearest", shard, ["generator", "row", DISTINCT_REAL])
         manifest = run.read_shard("manifest", shard, ["id", "generator"])
         # Distances among real rows are the same in every view, so the first view suffices.
-        nearest = nearest.filter(pc.equal(nearest.column("generator"), _first_generator(nearest)))
+        nearest = rows_of_generator(nearest, _first_generator(nearest))
         at = nearest.column("row").to_numpy() - shard.start
         is_real = np.asarray(manifest.column("generator").is_null())[at]
         columns = {
@@ -83,7 +83,7 @@ class ViewReader:
         parts: dict[str, pa.Table],
         real: pa.Table,
     ) -> tuple[ViewRows, RowEvidence]:
-        tables = {table: t.filter(pc.equal(t.column("generator"), name)) for table, t in parts.items()}
+        tables = {table: rows_of_generator(t, name) for table, t in parts.items()}
         rows = tables["nearest"].column("row").to_numpy()
         # Without a classifier predictions/ is empty and cannot be checked.
         for table in ("classifier", "predictions") if self.classified[name] else ("classifier",):

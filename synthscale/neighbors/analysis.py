@@ -41,6 +41,7 @@ from synthscale.neighbors.search_backend import (
     view_pairs,
 )
 from synthscale.neighbors.view import NeighborView, RadiusCounts, ViewNeighbors, neighbors_listed, searches_summary
+from synthscale.statistics.size_matching import matched_sizes
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,6 @@ def analyse_views(
     backend: SearchBackend,
     config: NeighborsConfig,
     rows: Mapping[int, int],
-    larger: Collection[int],
     *,
     counts_manifold: bool = False,
     on_phase: Callable[[str], None] = lambda phase: None,
@@ -95,11 +95,10 @@ def analyse_views(
         backend: searches the sets.
         config: the section ``neighbors``.
         rows: rows of each set, copies included.
-        larger: generators that are larger than the smallest one; for them the synthetic rows within each real
-            row's radius are counted, so that coverage can be given at matched size.
         counts_manifold: also count what density and recall need.
         on_phase: called at the end of the phases ``search``, ``join`` and ``groups``.
     """
+    larger = matched_sizes({code: n for code, n in rows.items() if code})
     searches = search_views(backend, config, larger, counts_manifold=counts_manifold)
     backend.end_searches()
     on_phase("search")
@@ -125,7 +124,15 @@ def analyse_views(
 def search_views(
     backend: SearchBackend, config: NeighborsConfig, larger: Collection[int], *, counts_manifold: bool
 ) -> SearchSummary:
-    """Run all searches; the back end keeps their results. Arguments as for `analyse_views`."""
+    """Run all searches; the back end keeps their results.
+
+    Args:
+        backend: searches the sets.
+        config: the section ``neighbors``.
+        larger: generators that are larger than the smallest one; for them the synthetic rows within each real
+            row's radius are counted, so that coverage can be given at matched size.
+        counts_manifold: also count what density and recall need.
+    """
     generators = [code for code in backend.distinct if code]
     k = neighbors_listed(config)
     # Across sets only the nearest row is needed, except in mode datalab, which uses all k neighbours.
@@ -135,7 +142,7 @@ def search_views(
         wanted_k |= dict(zip(view_pairs(code)[1:], (cross, cross, k), strict=True))
     recalls: dict[SetPair, Recall | None] = {}
     for each in dict.fromkeys(wanted_k.values()):
-        recalls |= measure_recalls(backend, [pair for pair, own in wanted_k.items() if own == each], each)
+        recalls |= _measure_recalls(backend, [pair for pair, own in wanted_k.items() if own == each], each)
     queries = [
         KnnQuery(*pair, own, recall.probes if (recall := recalls[pair]) else ALL_CELLS)
         for pair, own in wanted_k.items()
@@ -167,7 +174,7 @@ def _calibrate(
     return calibrate_radius(searches, n, config, backend.copies)
 
 
-def measure_recalls(backend: SearchBackend, pairs: Sequence[SetPair], k: int) -> dict[SetPair, Recall | None]:
+def _measure_recalls(backend: SearchBackend, pairs: Sequence[SetPair], k: int) -> dict[SetPair, Recall | None]:
     """Return the chosen probes and measured recall of each pair of sets; None where all pairs are compared.
 
     A sample of queries first probes all cells, which gives the true neighbours, and then increasing numbers of

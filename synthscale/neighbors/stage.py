@@ -28,7 +28,6 @@ from synthscale.neighbors.view import NeighborView
 from synthscale.runtime.stage_context import StageContext, StageOutcome
 from synthscale.runtime.task_pool import TaskPool
 from synthscale.statistics.prdc_variance import SAMPLE_ROWS
-from synthscale.statistics.size_matching import matched_sizes
 from synthscale.storage import filesystems as fsys
 from synthscale.tables.schemas import REAL
 
@@ -51,7 +50,6 @@ def run(context: StageContext) -> StageOutcome:
     names = (REAL, *context.generators)
     embedded = context.run.completed("embed").counts["sets"]
     rows = {code: int(embedded[name]["ok"]) for code, name in enumerate(names)}
-    larger = matched_sizes({name: rows[code] for code, name in enumerate(names) if code})
     reader = EmbeddingReader(context.run, context.layout, names)
     chunks = group_shards(context.shards, int(np.clip(context.shards[-1].stop // 8, *_CHUNK_ROWS)))
     pool = TaskPool(context.cpus, 0, context.on_progress)
@@ -69,7 +67,6 @@ def run(context: StageContext) -> StageOutcome:
         backend,
         context.config.neighbors,
         rows,
-        [names.index(name) for name in larger],
         counts_manifold="manifold" in context.config.metrics.families,
         on_phase=clock.stop,
     )

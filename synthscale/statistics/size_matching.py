@@ -9,7 +9,8 @@ is taken in closed form (rarefaction: Hurlbert 1971).
 Pure: works on arrays; reads and writes no files.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,19 +25,21 @@ OUTSIDE_SUBSAMPLE = 32
 Must be at least BLOCKS, so that block and membership can be told apart, and OUTSIDE_SUBSAMPLE + BLOCKS must fit an
 int8.
 """
+Generator = TypeVar("Generator", bound=Hashable)
+"""Name or code of a generator."""
 _STREAM = 60_000
 _SIMILAR_SIZE_RATIO = 1.05
 """Sets whose sizes differ by at most this factor are compared without matching."""
 
 
-def matched_sizes(rows: Mapping[str, int]) -> dict[str, int]:
+def matched_sizes(rows: Mapping[Generator, int]) -> dict[Generator, int]:
     """Return the subsample size of each generator that is more than 5 % larger than the smallest.
 
     Args:
         rows: number of synthetic rows of each generator.
 
     Returns:
-        Generator name to subsample size, which is the size of the smallest generator. Generators of similar size
+        Generator to subsample size, which is the size of the smallest generator. Generators of similar size
         are left out; empty if the smallest generator has no rows.
     """
     smallest = min(rows.values(), default=0)
