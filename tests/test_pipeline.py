@@ -15,9 +15,9 @@ from PIL import Image
 from synthscale import Config, Options, RunResult, parse_config, score, score_features
 from synthscale.errors import ConfigError, InputError, ResumeConflict, TooManyFailures
 from synthscale.metric_names import CORE_METRICS
-from synthscale.storage.run_directory import RunDirectory
 from synthscale.tables.schemas import METRICS, SCHEMA_VERSION, SCORES
 from tests.reference.tutorial import scores as tutorial_scores
+from tests.runs import run_until
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -65,22 +65,6 @@ def copied(finished, images, tmp_path):
         return folders(images, tmp_path / "run", "good", "copier", **more)
 
     return RunResult.open(str(tmp_path / "run")), config
-
-
-class StopAfterStageError(Exception):
-    """Ends a run after a stage."""
-
-
-def run_until(config, last, **options):
-    """Run the stages up to ``last``; return the run directory."""
-
-    def on_stage(report):
-        if report.stage == last:
-            raise StopAfterStageError
-
-    with pytest.raises(StopAfterStageError):
-        score(config, Options(on_stage=on_stage, **options))
-    return RunDirectory.existing(config.output, config.storage)
 
 
 def values(block):

@@ -16,20 +16,18 @@ import pytest
 
 from synthscale import Config
 from synthscale.config import StorageConfig
+from synthscale.embed import stage as embed_stage
 from synthscale.errors import TooManyFailures
-from synthscale.pipeline import Options, score
+from synthscale.pipeline import score
 from synthscale.result import RunResult
 from synthscale.storage.run_directory import RunDirectory
 from tests.object_server import Fault, ObjectServer
+from tests.runs import run_until
 from tests.two_nodes import last_line
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 SIZES = {"real": 48, "fake": 40}
-
-
-class StopAfterEmbedError(Exception):
-    """Raised to stop a run after the embed stage."""
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +68,8 @@ def embed(config, after_ingest=lambda: None):
     def on_stage(report):
         if report.stage == "ingest":
             after_ingest()
-        if report.stage == "embed":
-            raise StopAfterEmbedError
 
-    with pytest.raises(StopAfterEmbedError):
-        score(config, Options(on_stage=on_stage))
+    run_until(config, "embed", on_stage=on_stage)
     return written(config)
 
 
@@ -170,7 +165,9 @@ def embed_actors():
     return [pid for pid in actors if is_ours(pid)]
 
 
-def test_a_killed_actor_is_replaced_and_no_row_is_lost(server, images, undisturbed, tmp_path):
+def test_a_killed_actor_is_replaced_and_no_row_is_lost(server, images, undisturbed, tmp_path, monkeypatch):
+    # So few images are otherwise encoded in this process.
+    monkeypatch.setattr(embed_stage, "_ONE_PROCESS_ROWS", 0)
     server.fault(Fault("set/", latency_s=0.3))
     config, killed = on_s3(server, tmp_path / "run"), []
 
@@ -273,7 +270,7 @@ from ray.cluster_utils import Cluster
 from synthscale import Config
 from synthscale.pipeline import Options, score
 from synthscale.embed import stage as embed
-embed._ONE_ACTOR_ROWS = 0
+embed._ONE_PROCESS_ROWS = 0
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
 second = cluster.add_node(num_cpus=2)
 config = Config.model_validate_json(sys.argv[1])

@@ -81,14 +81,10 @@ def _as_binary(pixels: NDArray[np.uint8]) -> pa.Array:
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(ends), pa.py_buffer(pixels)])
 
 
-class EmbedActor:
+class ShardEncoder:
     """Encode decoded images of a shard, add its cached rows, and write the shard."""
 
     def __init__(self, job: EmbedJob, layout: VectorLayout, device: str) -> None:
-        import torch
-
-        if device == "cpu":
-            torch.set_num_threads(1)
         self._encoder = load_encoder(job.config, device)
         self._job, self._layout = job, layout
 
@@ -121,6 +117,17 @@ class EmbedActor:
             part = usable[start : start + size]
             vectors[part] = self._encoder.encode(pixels[part])
         rows.put(at, vectors, records)
+
+
+class EmbedActor(ShardEncoder):
+    """A `ShardEncoder` in a process of its own. On CPUs there is one per core, so each computes in one thread."""
+
+    def __init__(self, job: EmbedJob, layout: VectorLayout, device: str) -> None:
+        import torch
+
+        if device == "cpu":
+            torch.set_num_threads(1)
+        super().__init__(job, layout, device)
 
 
 class _Rows:

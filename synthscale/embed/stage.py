@@ -1,12 +1,14 @@
 """Embed stage: read ``manifest/``, write ``embeddings/`` and ``failures/``, with Ray Data, one block per shard.
 
 Tasks fetch, decode and resize a shard's images to uint8 at the encoder's size; actors load the encoder, compute
-the vectors and write the shard. A rerun keeps the shards that are written. Precomputed vectors are checked and
-written in the same way, without decoding. The driver receives counts only.
+the vectors and write the shard. The driver receives counts only, but on one machine it encodes small sets itself.
+A rerun keeps the shards that are written. Precomputed vectors are checked and written in the same way, without
+decoding.
 """
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import PIL
@@ -16,7 +18,15 @@ import ray.data
 import synthscale
 from synthscale.embed.encoder_reader import EncoderSpec
 from synthscale.embed.ray_cache_lookup import CacheLookup
-from synthscale.embed.ray_tasks import CachedTask, DecodeTask, EmbedActor, EmbedJob, VectorTask, count_outcomes
+from synthscale.embed.ray_tasks import (
+    CachedTask,
+    DecodeTask,
+    EmbedActor,
+    EmbedJob,
+    ShardEncoder,
+    VectorTask,
+    count_outcomes,
+)
 from synthscale.errors import ConfigError, InputError, StageError, TooManyFailures
 from synthscale.runtime.stage_context import StageContext, StageOutcome
 from synthscale.storage import filesystems as fsys
@@ -28,8 +38,8 @@ from synthscale.tables.schemas import REAL
 
 _MOST_GPU_ACTORS = 64
 """Most GPU actors requested from a cluster that has fewer GPUs and may add nodes."""
-_ONE_ACTOR_ROWS = 1500
-"""Up to this many images, one CPU actor is used: it is done before a second one has loaded torch."""
+_ONE_PROCESS_ROWS = 1500
+"""Up to this many images, one process encodes on CPUs: it is done before a second one has loaded torch."""
 _LONG_ROWS = 1000
 """From this many images on, a progress bar is shown."""
 RETRIED = {Reason.NOT_FOUND, Reason.ACCESS_DENIED, Reason.THROTTLED, Reason.READ_ERROR}
@@ -156,7 +166,7 @@ def _tallies(context: StageContext, todo: list[Shard], encoder: EncoderSpec) -> 
     done = {tally["shard"] for tally in tallies}
     rest = [shard for shard in todo if shard.index not in done]
     if rest:
-        tallies += _collect(_embed_images(context, job, rest, encoder))
+        tallies += _embed_images(context, job, rest, encoder)
     job.lookup.remove_locations()
     return tallies
 
@@ -169,21 +179,32 @@ def _shard_dataset(shards: list[Shard]) -> ray.data.Dataset:
 
 
 def _collect(tallies: ray.data.Dataset) -> list[dict[str, Any]]:
-    return [json.loads(row["tally"]) for row in tallies.iter_rows()]
+    return _parsed(tallies.iter_rows())
+
+
+def _parsed(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [json.loads(row["tally"]) for row in rows]
 
 
 def _embed_images(
     context: StageContext, job: EmbedJob, shards: list[Shard], encoder: EncoderSpec
-) -> ray.data.Dataset:
-    device = device_for(context)
+) -> list[dict[str, Any]]:
+    device, rows = device_for(context), sum(shard.stop - shard.start for shard in shards)
     decoded = _shard_dataset(shards).map_batches(DecodeTask(job, encoder.image_size or 0), **_ONE_SHARD)
-    return decoded.map_batches(
-        EmbedActor,
-        fn_constructor_args=(job, encoder.layout, device),
-        **_ONE_SHARD,
-        compute=actor_pool(context, device, len(shards), sum(s.stop - s.start for s in shards)),
-        num_gpus=1 if device == "cuda" else None,
-        num_cpus=None if device == "cuda" else 1,
+    if context.is_local and device == "cpu" and rows <= _ONE_PROCESS_ROWS:
+        # The driver has already loaded torch, which takes a new process seconds.
+        encode = ShardEncoder(job, encoder.layout, device)
+        batches = decoded.iter_batches(**_ONE_SHARD)
+        return [tally for batch in batches for tally in _parsed(encode(batch).to_pylist())]
+    return _collect(
+        decoded.map_batches(
+            EmbedActor,
+            fn_constructor_args=(job, encoder.layout, device),
+            **_ONE_SHARD,
+            compute=actor_pool(context, device, len(shards), rows),
+            num_gpus=1 if device == "cuda" else None,
+            num_cpus=None if device == "cuda" else 1,
+        )
     )
 
 
@@ -211,5 +232,5 @@ def actor_pool(context: StageContext, device: str, shards: int, rows: int) -> ra
         return ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(most, shards)))
     # On CPUs Ray fuses the decode task into the actor (both need one CPU), so every core decodes and encodes, and
     # no pixels pass through the object store.
-    wanted = context.cpus if rows > _ONE_ACTOR_ROWS else 1
+    wanted = context.cpus if rows > _ONE_PROCESS_ROWS else 1
     return ray.data.ActorPoolStrategy(size=max(1, min(wanted, shards)))

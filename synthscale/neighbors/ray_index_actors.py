@@ -87,16 +87,16 @@ def result_name(what: str, chunk: int, part: int, of: int) -> str:
     return f"{what}-of-{of}/chunk-{chunk:06d}-part-{part:05d}"
 
 
-class IndexActor:
+class IndexHolder:
     """Holds the indexes of one part at a time, one index for each set's distinct rows in the part."""
 
-    def __init__(self, reader: EmbeddingReader, chunks: list[list[Shard]], threads: int) -> None:
-        """Take the run's embeddings and the chunks of its shards."""
-        # Each of our threads runs its own products, so FAISS needs no threads of its own.
-        faiss.omp_set_num_threads(1)
+    def __init__(
+        self, reader: EmbeddingReader, chunks: list[list[Shard]], threads: int = 1, gpus: int = 0
+    ) -> None:
+        """Take the run's embeddings, the chunks of its shards, and the threads and GPUs to search with."""
         self._reader, self._chunks, self._threads = reader, chunks, threads
         self._pool = ThreadPoolExecutor(threads)
-        self._candidate_filter = filter_for(len(ray.get_gpu_ids()))
+        self._candidate_filter = filter_for(gpus)
         self._part: IndexPart | None = None
         self._copies: Copies | None = None
         self._indexes: dict[int, Index] = {}
@@ -215,6 +215,16 @@ class IndexActor:
                 result = results.knn(chunk)[SetPair(code, code)]
                 radii[own] = result.radius(K)[np.searchsorted(result.row, rows[own])]
         return radii
+
+
+class IndexActor(IndexHolder):
+    """An `IndexHolder` in a process of its own."""
+
+    def __init__(self, reader: EmbeddingReader, chunks: list[list[Shard]], threads: int) -> None:
+        """Take the run's embeddings, the chunks of its shards, and the number of threads."""
+        # Each of our threads runs its own products, so FAISS needs no threads of its own.
+        faiss.omp_set_num_threads(1)
+        super().__init__(reader, chunks, threads, len(ray.get_gpu_ids()))
 
 
 def _search(index: Index, block: EmbeddingBlock, query: KnnQuery, part: slice) -> tuple[Floats, Rows]:

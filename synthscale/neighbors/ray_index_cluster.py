@@ -27,7 +27,14 @@ from synthscale.neighbors.knn_search import (
     merge_nearest,
 )
 from synthscale.neighbors.ray_copy_scan import CopyScan, sample_distinct
-from synthscale.neighbors.ray_index_actors import IndexActor, IndexPart, SearchResults, SetReferences, result_name
+from synthscale.neighbors.ray_index_actors import (
+    IndexActor,
+    IndexHolder,
+    IndexPart,
+    SearchResults,
+    SetReferences,
+    result_name,
+)
 from synthscale.neighbors.search_backend import KnnQuery, RadiusKey, RadiusQuery, SetPair
 from synthscale.runtime.task_pool import TaskPool
 from synthscale.tables.layout import Shard
@@ -39,19 +46,35 @@ _CORES_AN_ACTOR = 4
 
 
 class IndexCluster:
-    """The index actors of a run."""
+    """The index actors of a run. Small sets are searched without actors, in this process."""
 
     def __init__(
-        self, reader: EmbeddingReader, shards: Sequence[Shard], chunks: list[list[Shard]], pool: TaskPool
+        self,
+        reader: EmbeddingReader,
+        shards: Sequence[Shard],
+        chunks: list[list[Shard]],
+        pool: TaskPool,
+        *,
+        in_process: bool = False,
     ) -> None:
-        """Start the actors, each with a GPU or about four cores."""
+        """Start the actors, each with a GPU or about four cores; none if all searches run ``in_process``."""
         self._reader, self._shards, self._chunks, self._pool = reader, shards, chunks, pool
-        count = pool.gpus or max(1, min(pool.workers // _CORES_AN_ACTOR, len(shards)))
+        self._count = 1 if in_process else pool.gpus or max(1, min(pool.workers // _CORES_AN_ACTOR, len(shards)))
+        self._actors: list[Any] = []
+        self._holder: IndexHolder | None = None
+        self._places: Any = None
+        self._parts: list[IndexPart] = []
+        if in_process:
+            self._holder = IndexHolder(reader, chunks)
+        else:
+            self._start_actors()
+
+    def _start_actors(self) -> None:
+        count, pool = self._count, self._pool
         # An actor that takes the only core would block the tasks that it waits for.
         cpus, gpus = int(pool.workers > count), int(pool.gpus > 0)
         # For single actors Ray's SPREAD is best effort: two raylets may choose the same node.
         places = placement_group([{"CPU": cpus, "GPU": gpus}] * count, "SPREAD") if count > 1 else None
-        threads = max(1, pool.workers // count)
         self._places = places
         self._actors = [
             ray.remote(IndexActor)
@@ -62,19 +85,18 @@ class IndexCluster:
                 max_task_retries=3,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(places, i) if places else "DEFAULT",
             )
-            .remote(reader, chunks, threads)
+            .remote(self._reader, self._chunks, max(1, pool.workers // count))
             for i in range(count)
         ]
-        self._parts: list[IndexPart] = []
 
     def hold(self, scanned: CopyScan, memory_bytes: int) -> None:
         """Divide the distinct rows into parts that fit into memory, and train the indexes of large sets."""
         self._scan, self._shared = scanned, ray.put(scanned)
         width = self._reader.layout.search[1] - self._reader.layout.search[0]
         rows = max(1, memory_bytes // (4 * (width + _CELL_NUMBERS) + 16))
-        count, needed = len(self._actors), -(-sum(scanned.distinct.values()) // rows)
+        needed = -(-sum(scanned.distinct.values()) // rows)
         # Every actor gets the same number of parts. Shards alternate, so that each part has rows of every set.
-        self.parts = min(len(self._shards), count * -(-needed // count))
+        self.parts = min(len(self._shards), self._count * -(-needed // self._count))
         train = ray.remote(_train).options(num_cpus=1)
         trained = tuple(
             (code, train.remote(self._shared, code, index_sample_size(n), cells_for(n)) if n > FLAT_ROWS else None)
@@ -91,8 +113,14 @@ class IndexCluster:
         if self._places is not None:
             remove_placement_group(self._places)
 
-    def _actor(self, part: IndexPart) -> Any:
-        return self._actors[part.number % len(self._actors)]
+    def _call(self, method: str, part: IndexPart, *arguments: Any) -> Any:
+        """Call a method of the holder of a part; return a reference to the result."""
+        if self._holder is None:
+            actor = self._actors[part.number % self._count]
+            return getattr(actor, method).remote(part, *arguments)
+        # As Ray does for a task, replace references by their objects.
+        values = (ray.get(own) if isinstance(own, ray.ObjectRef) else own for own in arguments)
+        return ray.put(getattr(self._holder, method)(part, *values))
 
     def _for_all(self, method: str, queries: Any, what: str) -> None:
         """Search every chunk in every part; an actor finishes a part before it loads its next one.
@@ -102,14 +130,14 @@ class IndexCluster:
         done = self._reader.saved(f"{method}-of-{self.parts}")
         items = [
             (part, chunk)
-            for start in range(0, self.parts, len(self._actors))
+            for start in range(0, self.parts, self._count)
             for chunk in range(len(self._chunks))
-            for part in self._parts[start : start + len(self._actors)]
+            for part in self._parts[start : start + self._count]
             if result_name(method, chunk, part.number, self.parts) not in done
         ]
 
         def submit(item: tuple[IndexPart, int]) -> Any:
-            return getattr(self._actor(item[0]), method).remote(*item, queries)
+            return self._call(method, *item, queries)
 
         for _ in self._pool.run(items, submit, what):
             pass
@@ -151,7 +179,7 @@ class IndexCluster:
     def sample_radii(self, queries: Mapping[RadiusKey, RadiusQuery]) -> dict[RadiusKey, NDArray[np.int32]]:
         """Return the radius counts, (m,), of the recall sample of each query set."""
         parts = ray.get(
-            [self._actor(p).count_radii.remote(p, self._recall_sample, dict(queries)) for p in self._parts]
+            [self._call("count_radii", part, self._recall_sample, dict(queries)) for part in self._parts]
         )
         return {
             key: np.minimum(np.sum([part[key] for part in parts], axis=0), query.most)
@@ -166,7 +194,7 @@ class IndexCluster:
         return ray.remote(_sorted_sample).options(num_cpus=1).remote(self._shared, dict(counts))
 
     def _knn_of_block(self, queries: Sequence[KnnQuery], block: Any) -> list[tuple[Floats, Rows]]:
-        parts = ray.get([self._actor(part).knn.remote(part, block, list(queries)) for part in self._parts])
+        parts = ray.get([self._call("knn", part, block, list(queries)) for part in self._parts])
         return [merge_nearest([part[i] for part in parts], query.k) for i, query in enumerate(queries)]
 
 

@@ -58,7 +58,8 @@ def run(context: StageContext) -> StageOutcome:
     clock = _Clock()
     self_test = start_self_test(context, reader, chunks)
     # The actors' processes start while the rows are scanned.
-    cluster = IndexCluster(reader, context.shards, chunks, gpu_pool)
+    is_small = context.is_local and not context.gpus and sum(rows.values()) <= FLAT_ROWS
+    cluster = IndexCluster(reader, context.shards, chunks, gpu_pool, in_process=is_small)
     scanned = scan_copies(reader, chunks, _sample_sizes(rows), rows, pool)
     clock.stop("scan")
     memory_bytes = int(context.config.neighbors.actor_memory_gib * 2**30)

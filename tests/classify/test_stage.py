@@ -29,11 +29,12 @@ from synthscale.classify.ray_fold_tables import TrainingReader, plan_all_folds
 from synthscale.errors import ResumeConflict, SchemaError
 from synthscale.metrics import stage as reduce
 from synthscale.metrics.ray_view_tables import ViewReader, real_lookup
-from synthscale.pipeline import Options, score
+from synthscale.pipeline import score
 from synthscale.runtime.session import ray_errors
 from synthscale.runtime.stage_context import StageContext
 from synthscale.storage.run_directory import RunDirectory
 from synthscale.tables.id_hashes import hash_ids
+from tests.runs import run_until
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -72,21 +73,11 @@ def write_vectors(path, vectors, sizes):
     return path
 
 
-class EnoughError(Exception):
-    """Ends a run after a stage."""
-
-
 def prepare(source, output, shard_rows):
     """Run the stages before classify."""
-
-    def on_stage(report):
-        if report.stage == "neighbors":
-            raise EnoughError
-
     storage = {"shard_rows": shard_rows}
     config = Config(manifest=str(source), output=str(output), max_failure_fraction=0.5, storage=storage)
-    with pytest.raises(EnoughError):
-        score(config, Options(on_stage=on_stage))
+    run_until(config, "neighbors")
     return config
 
 

@@ -10,28 +10,17 @@ import pytest
 
 from synthscale import Config
 from synthscale.embed.ray_cache_lookup import CacheLookup
-from synthscale.pipeline import Options, score
 from synthscale.storage.run_directory import RunDirectory
 from tests.object_server import ObjectServer
+from tests.runs import run_until
 
 pytestmark = pytest.mark.usefixtures("local_ray")
-
-
-class EmbedDoneError(Exception):
-    """Stops a run after the embed stage."""
 
 
 def embed(config):
     """Run ingest and embed; return the embeddings by id, and the progress messages."""
     messages = []
-
-    def on_stage(report):
-        if report.stage == "embed":
-            raise EmbedDoneError
-
-    with pytest.raises(EmbedDoneError):
-        score(config, Options(on_stage=on_stage, on_progress=messages.append))
-    run = RunDirectory.existing(config.output, config.storage)
+    run = run_until(config, "embed", on_progress=messages.append)
     tables = [pq.read_table(run.path(name)).to_pandas() for name in ("manifest", "embeddings")]
     rows = tables[0][["row", "id"]].merge(tables[1], on="row").drop(columns="row").set_index("id").sort_index()
     assert not Path(run.path("_cached")).exists()

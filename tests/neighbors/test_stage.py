@@ -25,13 +25,14 @@ from synthscale.errors import SchemaError, StorageError
 from synthscale.neighbors import analysis
 from synthscale.neighbors import stage as neighbors
 from synthscale.neighbors.ray_index_cluster import IndexCluster
-from synthscale.pipeline import Options, score
+from synthscale.pipeline import score
 from synthscale.plan import status
 from synthscale.runtime import task_pool
 from synthscale.runtime.session import ray_errors
 from synthscale.runtime.stage_context import StageContext
 from synthscale.runtime.task_pool import TaskPool
 from synthscale.storage.run_directory import RunDirectory
+from tests.runs import run_until
 from tests.two_nodes import last_line
 
 REAL, FAKE, OTHER = 9000, 9000, 300
@@ -68,20 +69,6 @@ class Embedded:
         )
 
 
-class EnoughError(Exception):
-    """Ends a run after a stage."""
-
-
-def run_until(config, last="neighbors", **options):
-    def on_stage(report):
-        if report.stage == last:
-            raise EnoughError
-
-    with pytest.raises(EnoughError):
-        score(config, Options(on_stage=on_stage, **options))
-    return RunDirectory.existing(config.output, config.storage)
-
-
 @pytest.fixture(scope="module")
 def embedded(local_ray, tmp_path_factory):
     folder = tmp_path_factory.mktemp("vectors")
@@ -103,7 +90,7 @@ def found(embedded, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(task_pool, "_REPORT_EVERY_S", 0.0)
         config = embedded.config(tmp_path_factory.mktemp("found") / "run", **SMALL)
-        return run_until(config, on_progress=TOLD.append)
+        return run_until(config, "neighbors", on_progress=TOLD.append)
 
 
 def table(run, name):
@@ -190,7 +177,7 @@ def test_precision_and_coverage_follow_the_distinct_real_rows_radii(found, embed
 def test_little_memory_shards_and_other_machines_change_nothing(found, embedded, tmp_path):
     config = embedded.config(tmp_path / "run")
     config = config.model_copy(update={"storage": config.storage.model_copy(update={"shard_rows": 20_000})})
-    whole = run_until(config)
+    whole = run_until(config, "neighbors")
     few, one = (run.completed("neighbors").info for run in (found, whole))
     assert few["index_parts"] > 1
     assert one["index_parts"] == 1
@@ -202,6 +189,26 @@ def test_little_memory_shards_and_other_machines_change_nothing(found, embedded,
     ours, theirs = (table(run, "nearest").sort_values(keys).reset_index() for run in (found, whole))
     np.testing.assert_allclose(ours.nn_distance, theirs.nn_distance, rtol=1e-5, atol=1e-9)
     assert (ours.is_copy == theirs.is_copy).all()
+
+
+def test_small_sets_are_searched_in_this_process_with_the_result_of_actors(embedded, tmp_path, monkeypatch):
+    few = [*range(2000), *range(REAL, REAL + 1000)]
+    pq.write_table(pq.read_table(embedded.source).take(few), tmp_path / "few.parquet")
+    few_embedded = Embedded(tmp_path / "few.parquet", embedded.vectors[few])
+    in_process = []
+
+    def with_actors(*arguments, **options):
+        in_process.append(options.pop("in_process"))
+        return IndexCluster(*arguments, **options)
+
+    # Four parts that take turns.
+    ours = run_until(few_embedded.config(tmp_path / "ours", actor_memory_gib=2e-4), "neighbors")
+    monkeypatch.setattr(neighbors, "IndexCluster", with_actors)
+    theirs = run_until(few_embedded.config(tmp_path / "theirs", actor_memory_gib=2e-4), "neighbors")
+    assert in_process == [True]
+    assert ours.completed("neighbors").info["index_parts"] > 1
+    for name in ("neighbors", "nearest", "groups"):
+        assert table(ours, name).equals(table(theirs, name))
 
 
 def test_the_saved_index_answers_with_row_numbers(found, embedded):
@@ -217,7 +224,7 @@ def test_the_saved_index_answers_with_row_numbers(found, embedded):
 
 def test_probed_neighbours_have_a_measured_recall_and_groups_stay_exact(found, embedded, tmp_path, monkeypatch):
     monkeypatch.setattr(analysis, "is_exact", lambda queries, database: False)
-    run = run_until(embedded.config(tmp_path / "run"))
+    run = run_until(embedded.config(tmp_path / "run"), "neighbors")
     view = run.completed("neighbors").info["views"]["fake"]
     assert view["nearest"]["exact"] is False
     assert 0.99 <= view["nearest"]["recall"] <= 1
@@ -274,7 +281,7 @@ def test_a_stage_that_broke_off_repeats_only_what_is_missing(found, embedded, tm
     (answers,) = kept.glob("nearest-*")
     sorted(answers.iterdir())[0].unlink()
     counted = Counted.watching(monkeypatch)
-    run = run_until(config)
+    run = run_until(config, "neighbors")
     assert counted.tasks["near-duplicates"] == 1
     assert counted.tasks["nearest neighbours"] == 1
     assert counted.tasks["rows assigned to cells"] == 0
@@ -312,7 +319,7 @@ def test_a_killed_actor_is_replaced_and_changes_nothing(found, embedded, tmp_pat
         ask(self, method, queries, what)
 
     monkeypatch.setattr(IndexCluster, "_for_all", after_a_kill)
-    run = run_until(embedded.config(tmp_path / "run", **SMALL))
+    run = run_until(embedded.config(tmp_path / "run", **SMALL), "neighbors")
     assert killed
     keys = ["generator", "row"]
     ours, undisturbed = (table(r, "nearest").sort_values(keys).reset_index(drop=True) for r in (run, found))
@@ -338,7 +345,7 @@ def test_a_killed_driver_goes_on_where_it_was(found, embedded, tmp_path):
     def on_progress(text):
         kept.update({path: path.stat().st_mtime_ns for path in before if path.exists()})
 
-    run = run_until(config, on_progress=on_progress)
+    run = run_until(config, "neighbors", on_progress=on_progress)
     assert all(before[path] == changed for path, changed in kept.items())
     ours, undisturbed = (
         table(r, "groups").sort_values(["generator", "row"]).reset_index(drop=True) for r in (run, found)
@@ -400,7 +407,7 @@ def test_progress_tells_what_is_done_the_rate_and_the_time_left(found):
 
 @pytest.mark.slow
 def test_a_radius_at_which_everything_is_one_group_ends_with_few_edges(embedded, tmp_path):
-    run = run_until(embedded.config(tmp_path / "run", radius=1.9))
+    run = run_until(embedded.config(tmp_path / "run", radius=1.9), "neighbors")
     for view in run.completed("neighbors").info["views"].values():
         assert view["share_in_largest"] > 0.99
         assert view["groups"] == 1
