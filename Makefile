@@ -21,8 +21,9 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# Two processes share the test files. One thread each: more would wait for one another.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Two processes share the test files. One thread each: more would wait for one another. Compiled modules are kept
+# (containers often set PYTHONDONTWRITEBYTECODE), so that not every process and every Ray worker compiles them anew.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: check
 	$(PYTEST) -m "not slow"

@@ -477,7 +477,8 @@ def test_small_classes_are_scored_and_a_class_of_one_has_reasons(tmp_path):
             assert result.scores()["label_quality_score"].isna().all()
 
 
-def test_s3_in_and_out_gives_the_scores_of_the_local_run(finished, images, s3, tmp_path):
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_s3_in_and_out_gives_the_scores_of_the_local_run(finished, images, s3, tmp_path, workers):
     bucket = s3.bucket()
     for name in ("real", "good", "copier"):
         s3.put_folder(images / name, f"s3://{bucket}/data/{name}")
@@ -489,7 +490,7 @@ def test_s3_in_and_out_gives_the_scores_of_the_local_run(finished, images, s3, t
             "output": f"{top}/runs/one",
             "storage": {"endpoint_url": s3.endpoint_url},
             # A worker group shares a folder there, too.
-            "classifier": {"workers": 2},
+            "classifier": {"workers": workers},
         }
     )
     result = score(config)

@@ -448,7 +448,10 @@ def test_caching_and_order_of_rows_change_no_probability(
 
 
 @pytest.mark.parametrize("shape", ["wide", "thin"])
-@pytest.mark.parametrize(("workers", "is_cached"), [(2, True), (2, False), (4, True), (4, False)])
+@pytest.mark.parametrize(
+    ("workers", "is_cached"),
+    [(2, False), (4, True), *(pytest.param(*own, marks=pytest.mark.slow) for own in ((2, True), (4, False)))],
+)
 def test_the_number_of_workers_changes_no_probability(
     workers: int, is_cached: bool, shape: str, request: pytest.FixtureRequest
 ) -> None:

@@ -1,3 +1,4 @@
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -214,13 +215,18 @@ def two_generators() -> Sets:
     )
 
 
+@functools.cache
+def directions_of_two_generators() -> dict[str, SeparatingDirections]:
+    return found_in(two_generators(), KERNEL)
+
+
 def assert_alike(found: SeparatingDirections, expected: SeparatingDirections) -> None:
     torch.testing.assert_close(found.axes, expected.axes, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.share, expected.share, rtol=0, atol=1e-6)
 
 
 def test_each_generator_has_its_own_directions() -> None:
-    found, axes = found_in(two_generators(), KERNEL), rotated(6, 8)
+    found, axes = directions_of_two_generators(), rotated(6, 8)
     assert float(found["fake"].axes[0] @ torch.from_numpy(axes[0])) > 0.9
     assert float(found["other"].axes[0] @ torch.from_numpy(-axes[1])) > 0.9
 
@@ -231,11 +237,11 @@ def test_a_generators_directions_do_not_depend_on_another_generator() -> None:
     assert_alike(found_in(both, KERNEL)["fake"], found_in(alone, KERNEL)["fake"])
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_workers_with_shards_of_the_rows_find_the_same_axes(workers: int) -> None:
     # The last of three has no real row.
     sets = two_generators()
-    expected = found_in(sets, KERNEL)
+    expected = directions_of_two_generators()
     for found in fit_on_workers(sets.training(order=workers), KERNEL, workers, find_directions):
         for name, own in expected.items():
             assert_alike(found[name], own)
@@ -246,7 +252,7 @@ def test_directions_do_not_depend_on_the_order_of_rows_or_on_blocks(is_cached: b
     sets = two_generators()
     training = replace(cut(sets.training(order=5), 4), is_cached=is_cached)
     found = find_directions(fit_classifier(training, KERNEL)[0], training)
-    for name, own in found_in(sets, KERNEL).items():
+    for name, own in directions_of_two_generators().items():
         assert_alike(found[name], own)
 
 

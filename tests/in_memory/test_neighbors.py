@@ -545,7 +545,7 @@ def test_each_relation_carries_its_own_measured_recall() -> None:
 
 
 @pytest.mark.usefixtures("probing")
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 @pytest.mark.parametrize("config", [EXACT, NeighborsConfig(radius=0.01)])
 def test_groups_are_exact_though_neighbours_are_probed(seed: int, config: NeighborsConfig) -> None:
     real, fake = approximate_sets(seed)

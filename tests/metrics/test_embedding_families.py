@@ -271,7 +271,7 @@ def test_utility_without_labels_has_a_reason(real, synthetic, reason):
 # Sums that merge.
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10_000), parts=st.integers(2, 5))
 def test_any_split_and_any_order_give_the_same_figures(seed, parts):
     rng = np.random.default_rng(seed)

@@ -139,15 +139,15 @@ def clusters(n: int, count: int, d: int = 16) -> Vectors:
 
 
 def test_few_rows_are_joined_by_brute_force_and_many_in_cells() -> None:
-    few, many = clusters(2000, 50), clusters(30_000, 300)
+    few, many = clusters(2000, 50), clusters(12_000, 300)
     at_once = planned(few, np.zeros(2000, np.int32), 1e-3)
-    in_cells = planned(many, np.zeros(30_000, np.int32), 1e-3)
+    in_cells = planned(many, np.zeros(12_000, np.int32), 1e-3)
     assert (at_once.estimate.method, at_once.cells, at_once.estimate.cells) == ("brute force", 1, 1)
     assert in_cells.estimate.method == "cells"
     assert in_cells.cells == in_cells.estimate.cells > 50
     assert in_cells.estimate.seconds < in_cells.estimate.brute_force_seconds
     # Everything is near every plane: cells would only add to the work.
-    assert planned(many, np.zeros(30_000, np.int32), 1.5).estimate.method == "brute force"
+    assert planned(many, np.zeros(12_000, np.int32), 1.5).estimate.method == "brute force"
 
 
 def test_a_plan_is_deterministic_and_survives_pickling() -> None:

@@ -39,6 +39,8 @@ REAL, FAKE, OTHER = 9000, 9000, 300
 WIDTH = 8
 SMALL = {"actor_memory_gib": 2e-3}
 """Two parts that take turns, and buckets in several pieces."""
+VERY_SMALL = {"actor_memory_gib": 2e-4}
+"""The same for fewer rows."""
 
 
 def drawn(seed=0):
@@ -91,6 +93,29 @@ def found(embedded, tmp_path_factory):
         patch.setattr(task_pool, "_REPORT_EVERY_S", 0.0)
         config = embedded.config(tmp_path_factory.mktemp("found") / "run", **SMALL)
         return run_until(config, "neighbors", on_progress=TOLD.append)
+
+
+@pytest.fixture(scope="module")
+def few_embedded(embedded, tmp_path_factory):
+    """A small part of the rows, which is searched in this process."""
+    few = [*range(2000), *range(REAL, REAL + 1000), *range(REAL + FAKE, REAL + FAKE + OTHER)]
+    path = tmp_path_factory.mktemp("few") / "few.parquet"
+    pq.write_table(pq.read_table(embedded.source).take(few), path)
+    return Embedded(path, embedded.vectors[few])
+
+
+@pytest.fixture(scope="module")
+def few_found(few_embedded, tmp_path_factory):
+    """The stage's tables of the small part."""
+    return run_until(few_embedded.config(tmp_path_factory.mktemp("few") / "run", **VERY_SMALL), "neighbors")
+
+
+def assert_same_tables(run, expected):
+    for name in ("neighbors", "nearest", "groups"):
+        ours, theirs = (table(own, name) for own in (run, expected))
+        keys = [c for c in ("generator", "left", "right", "row") if c in ours]
+        ours, theirs = (own.sort_values(keys).reset_index(drop=True) for own in (ours, theirs))
+        assert ours.equals(theirs), name
 
 
 def table(run, name):
@@ -191,24 +216,20 @@ def test_little_memory_shards_and_other_machines_change_nothing(found, embedded,
     assert (ours.is_copy == theirs.is_copy).all()
 
 
-def test_small_sets_are_searched_in_this_process_with_the_result_of_actors(embedded, tmp_path, monkeypatch):
-    few = [*range(2000), *range(REAL, REAL + 1000)]
-    pq.write_table(pq.read_table(embedded.source).take(few), tmp_path / "few.parquet")
-    few_embedded = Embedded(tmp_path / "few.parquet", embedded.vectors[few])
+def test_small_sets_are_searched_in_this_process_with_the_result_of_actors(
+    few_embedded, few_found, tmp_path, monkeypatch
+):
     in_process = []
 
     def with_actors(*arguments, **options):
         in_process.append(options.pop("in_process"))
         return IndexCluster(*arguments, **options)
 
-    # Four parts that take turns.
-    ours = run_until(few_embedded.config(tmp_path / "ours", actor_memory_gib=2e-4), "neighbors")
     monkeypatch.setattr(neighbors, "IndexCluster", with_actors)
-    theirs = run_until(few_embedded.config(tmp_path / "theirs", actor_memory_gib=2e-4), "neighbors")
+    run = run_until(few_embedded.config(tmp_path / "run", **VERY_SMALL), "neighbors")
     assert in_process == [True]
-    assert ours.completed("neighbors").info["index_parts"] > 1
-    for name in ("neighbors", "nearest", "groups"):
-        assert table(ours, name).equals(table(theirs, name))
+    assert run.completed("neighbors").info["index_parts"] > 1
+    assert_same_tables(run, few_found)
 
 
 def test_the_saved_index_answers_with_row_numbers(found, embedded):
@@ -264,8 +285,8 @@ class Counted:
         return counted
 
 
-def test_a_stage_that_broke_off_repeats_only_what_is_missing(found, embedded, tmp_path, monkeypatch):
-    config = embedded.config(tmp_path / "run", **SMALL)
+def test_a_stage_that_broke_off_repeats_only_what_is_missing(few_found, few_embedded, tmp_path, monkeypatch):
+    config = few_embedded.config(tmp_path / "run", **VERY_SMALL)
     with monkeypatch.context() as patch:
         patch.setattr(
             neighbors, "write_tables", lambda *arguments: (_ for _ in ()).throw(RuntimeError("power cut"))
@@ -286,14 +307,7 @@ def test_a_stage_that_broke_off_repeats_only_what_is_missing(found, embedded, tm
     assert counted.tasks["nearest neighbours"] == 1
     assert counted.tasks["rows assigned to cells"] == 0
     assert not kept.exists()
-    for name in ("neighbors", "nearest", "groups"):
-        ours, undisturbed = (table(r, name) for r in (run, found))
-        keys = [c for c in ("generator", "left", "right", "row") if c in ours]
-        assert (
-            ours.sort_values(keys)
-            .reset_index(drop=True)
-            .equals(undisturbed.sort_values(keys).reset_index(drop=True))
-        )
+    assert_same_tables(run, few_found)
 
 
 def actors_of_this_ray():

@@ -97,7 +97,13 @@ def data_sets(count: int, n: int, m: int, d: int, shift: float) -> tuple[dict[st
 
 @pytest.mark.parametrize(
     ("n", "m", "d", "shift"),
-    [(150, 150, 8, 0.0), (150, 150, 8, 1.0), (240, 120, 8, 0.5), (100, 200, 16, 0.5), (150, 150, 2, 0.3)],
+    [
+        (240, 120, 8, 0.5),
+        pytest.param(150, 150, 8, 0.0, marks=pytest.mark.slow),
+        pytest.param(150, 150, 8, 1.0, marks=pytest.mark.slow),
+        pytest.param(100, 200, 16, 0.5, marks=pytest.mark.slow),
+        pytest.param(150, 150, 2, 0.3, marks=pytest.mark.slow),
+    ],
 )
 def test_the_estimated_variance_is_within_a_factor_of_two_of_that_over_data_sets(
     n: int, m: int, d: int, shift: float

@@ -158,7 +158,7 @@ def test_a_profile_supplies_endpoint_and_credentials(server, storage, monkeypatc
 
 
 def test_many_requests_are_in_flight_and_results_keep_their_order(server, storage):
-    server.fault(Fault("many", latency_s=1.0))
+    server.fault(Fault("many", latency_s=0.5))
     files = [StoredFile(f"s3://bucket/many/{i:03d}.png", 5000) for i in range(300)]
     contents = list(fetch_all(files, Config(storage=storage)))
     assert contents == [DATA[i : 5000 + i] for i in range(300)]
