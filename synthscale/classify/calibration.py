@@ -109,6 +109,8 @@ def fit_platt_scaling(logits: Logits, repeats: int, folds: int, reduce_sum: Redu
             bins[0, i, :, int(synthetic)] += np.bincount(at, minlength=size).reshape(shape)
             bins[1, i, :, int(synthetic)] += np.bincount(at, logit, size).reshape(shape)
     count, total = reduce_sum(torch.from_numpy(bins)).numpy()
+    is_used = count.any((0, 1, 2))
+    count, total = count[..., is_used], total[..., is_used]
     mean = total / np.maximum(count, 1)
     other_folds = count.sum(1, keepdims=True) - count
     slope, offset = _fit_slopes(other_folds, (total.sum(1, keepdims=True) - total) / np.maximum(other_folds, 1))

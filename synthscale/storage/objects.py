@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
+import botocore.loaders
 import botocore.session
 from botocore import UNSIGNED
 from botocore.config import Config as ClientConfig
@@ -181,6 +182,7 @@ def _settings(bucket: str, storage: StorageConfig, pid: int) -> dict[str, Any]:
     """Return the S3Store arguments that all clients of a bucket share; requests the bucket's region."""
     try:
         session = botocore.session.Session(profile=storage.profile)
+        session.register_component("data_loader", _service_models())
         s3 = session.create_client(
             "s3",
             region_name=storage.region or session.get_config_variable("region") or "us-east-1",
@@ -211,6 +213,12 @@ def _settings(bucket: str, storage: StorageConfig, pid: int) -> dict[str, Any]:
         return settings
     except BotoCoreError as error:
         raise RowFault(Reason.READ_ERROR, f"s3://{bucket}: {error}") from error
+
+
+@lru_cache(maxsize=1)
+def _service_models() -> Any:
+    """Return botocore's loader of service descriptions: a loader per session would parse them again each time."""
+    return botocore.loaders.create_loader()
 
 
 def _region_of(bucket: str, s3: Any) -> str:

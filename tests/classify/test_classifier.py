@@ -225,14 +225,16 @@ def test_equal_distributions_have_an_auc_near_one_half(settings: ClassifierConfi
 
 
 @both_heads
-@pytest.mark.parametrize(("n", "m"), [(2000, 200), (200, 2000)])
+@pytest.mark.parametrize(("n", "m"), [(2000, 200), pytest.param(200, 2000, marks=pytest.mark.slow)])
 def test_unequal_sizes_do_not_move_fidelity_from_one_half(settings: ClassifierConfig, n: int, m: int) -> None:
     result = classify(normal(4, n), normal(5, m), settings)
     assert result.fidelity() == pytest.approx(0.5, abs=0.05)
     assert result.representativeness() == pytest.approx(0.5, abs=0.05)
 
 
-@pytest.mark.parametrize(("n", "m"), [(2000, 2000), (2000, 200), (200, 2000)])
+@pytest.mark.parametrize(
+    ("n", "m"), [(2000, 200), *(pytest.param(*own, marks=pytest.mark.slow) for own in ((2000, 2000), (200, 2000)))]
+)
 @pytest.mark.parametrize("weight", ["balanced", "none"])
 def test_a_known_shift_of_the_mean_gives_the_fidelity_of_its_closed_form(n: int, m: int, weight: str) -> None:
     # N(0, I_16) against N(0.25, I_16): the Bayes classifier's fidelity and representativeness are 0.397. One draw

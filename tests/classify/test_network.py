@@ -41,7 +41,7 @@ def fitted(
 
 def test_a_difference_of_spread_is_detected() -> None:
     # The likelihood ratio of N(0, I_32) against N(0, 0.5 I_32) has an AUC of 0.97.
-    sets = assign_sets(MLP, real=normal(0, 1200, 32), fake=normal(1, 1200, 32, variance=0.5))
+    sets = assign_sets(MLP, real=normal(0, 1000, 32), fake=normal(1, 1000, 32, variance=0.5))
     model, fit = fitted(sets)
     logit, synthetic = sets.logits(model), ~sets.is_real()
     assert roc_auc_score(synthetic, logit) > 0.94

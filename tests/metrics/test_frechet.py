@@ -225,6 +225,7 @@ def test_the_extrapolation_of_equal_gaussians_is_near_zero_while_the_distance_is
     assert (found[:, 0] > 0).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "m"), [(1200, 1200), (2400, 600), (601, 1801)])
 def test_the_extrapolation_of_different_gaussians_finds_their_distance_and_its_own_error(n: int, m: int) -> None:
     d = 32

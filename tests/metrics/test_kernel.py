@@ -56,6 +56,7 @@ def test_equal_distributions_give_zero_on_average_however_small_the_blocks(rows:
     assert (values < 0).mean() > 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0.0, 0.2, 0.6])
 def test_the_standard_error_matches_the_spread_over_data_sets(shift: float) -> None:
     repeats, blocks = 300, 10

@@ -83,6 +83,7 @@ def test_intervals_of_means_are_by_the_standard_errors_of_groups(
         assert 0.94 < np.mean(values) < 1.5
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_expected_figures_in_at_least_95_of_100_data_sets() -> None:
     # Logits of a fixed classifier of N(0, 1) against N(1, 1): log-odds x - 1/2.
     logit, is_real = answers(99, 200_000, 200_000)

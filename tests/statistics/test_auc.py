@@ -246,6 +246,7 @@ def test_the_interval_of_out_of_fold_logits_covers_the_expected_area_in_about_95
     assert np.mean([metric["low"] <= expected <= metric["high"] for metric in found]) >= 0.90
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "m", "shift"), [(40, 40, 3.0), (200, 200, 4.0)])
 def test_the_interval_covers_the_true_area_near_one(n: int, m: int, shift: float) -> None:
     # Most generators are this easy to tell from photographs; a symmetric interval would end too high.

@@ -91,7 +91,8 @@ def test_a_slow_response_is_not_a_fault(server, storage):
         ("short", Reason.TRUNCATED, "received 10,240 of 20,480 bytes"),
     ],
 )
-def test_permanent_faults_are_raised_with_their_reason(server, storage, short_timeout, kind, reason, words):
+def test_permanent_faults_are_raised_with_their_reason(server, storage, monkeypatch, kind, reason, words):
+    monkeypatch.setattr(objects, "_CLIENT", {"timeout": timedelta(seconds=0.4 if kind == "hang" else 5)})
     server.fault(Fault("bucket/a b", kind))
     fault = fault_of(KNOWN, storage)
     assert fault.reason is reason
