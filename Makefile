@@ -32,9 +32,9 @@ test: check
 test-fast: setup
 	$(PYTEST) -m "not slow and not ray and not browser"
 
-# Long simulations, kills, clusters, the wheel in a clean environment.
+# Long simulations, kills, clusters, the wheel in a clean environment, and ten times the examples of properties.
 test-slow: setup
-	$(PYTEST) -m slow
+	EXAMPLES_FACTOR=10 $(PYTEST) -m "slow or property"
 
 bench: setup
 	for name in end_to_end truth; do $(BIN)/python -m benchmarks.$$name; done

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+from tests.examples import FACTOR
+
 ROOT = Path(__file__).parents[1]
 
 # A busy machine must not fail a test that is right.
-settings.register_profile("suite", deadline=None)
+settings.register_profile("suite", deadline=None, max_examples=50 * FACTOR)
 settings.load_profile("suite")
 
 _LONGEST = (
@@ -34,8 +36,10 @@ _AWS_OF_THE_MACHINE = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_CONFIG_FILE", "A
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that use Ray or a browser, and begin with the files that take longest."""
+    """Mark tests that use Ray, a browser or examples, and begin with the files that take longest."""
     for item in items:
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker("property")
         fixtures = getattr(item, "fixturenames", ())
         for marker, fixture in (("ray", "local_ray"), ("browser", "browser")):
             if fixture in fixtures:

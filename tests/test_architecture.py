@@ -1,6 +1,7 @@
 """The rules of the layout that import-linter (pyproject.toml) cannot say: verbs orchestrate, nouns compute."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,7 @@ def relative(path):
     return path.relative_to(ROOT).as_posix()
 
 
+@functools.cache
 def tree_of(path):
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 

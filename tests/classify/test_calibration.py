@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import minimize
@@ -16,6 +16,7 @@ from sklearn.metrics import log_loss
 from synthscale.classify.calibration import PlattScaling, fit_platt_scaling
 from synthscale.classify.fit_context import ReduceSum
 from tests.classify.trainings import on_workers
+from tests.examples import examples
 
 Distort = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
@@ -255,7 +256,7 @@ few = st.tuples(st.integers(3, 15), st.integers(3, 15), st.integers(0, 10_000), 
 
 
 @given(few, st.floats(-3, 3), st.floats(-2, 2))
-@settings(deadline=None, max_examples=60)
+@examples(30)
 def test_with_few_rows_the_log_loss_becomes_no_worse_by_more_than_a_standard_error(
     sizes: tuple[int, int, int, int], scale: float, shift: float
 ) -> None:

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist, pdist
 
 from synthscale.classify.features import FOURIER_FEATURES, FeatureMap, LinearHeads, fit_feature_map
+from tests.examples import examples
 
 
 def fitted(real: NDArray[np.float64], fourier_features: int = FOURIER_FEATURES, seed: int = 0) -> FeatureMap:
@@ -181,7 +182,7 @@ def test_a_rows_logit_is_from_the_head_of_its_own_fold() -> None:
 
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@examples(15)
 def test_a_rows_logit_does_not_depend_on_other_rows(n: int, folds: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     weights, intercepts, x = rng.normal(size=(folds, 3)), rng.normal(size=folds), rng.normal(size=(n, 3))

@@ -2,12 +2,13 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from synthscale.classify.folds import assign_folds
 from synthscale.tables.id_hashes import Hashes, hash_ids
+from tests.examples import examples
 
 Groups = list[tuple[int, int]]
 """Real and synthetic rows of each group."""
@@ -43,7 +44,7 @@ rows = st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=1, max_si
 
 
 @given(rows, st.integers(2, 7), st.integers(0, 2**63))
-@settings(max_examples=300, deadline=None)
+@examples(150)
 def test_no_group_is_split_and_every_training_part_has_both_classes(
     members: list[tuple[int, bool]], folds: int, seed: int
 ) -> None:
@@ -70,7 +71,7 @@ size = st.one_of(st.integers(0, 3), st.integers(0, 60))
 @given(st.lists(st.tuples(size, size), min_size=1, max_size=7), st.integers(2, 6), st.integers(0, 1000))
 @example([(2, 1), (1, 7), (3, 0)], 2, 0)
 @example([(1, 1), (2, 7), (3, 0)], 2, 6)
-@settings(max_examples=300, deadline=None)
+@examples(150)
 def test_a_few_groups_of_very_unequal_sizes_get_folds_whenever_possible(
     groups: Groups, folds: int, seed: int
 ) -> None:
@@ -101,7 +102,7 @@ several = st.lists(
 
 
 @given(several, st.integers(0, 90), st.integers(0, 90), st.integers(2, 8), st.integers(0, 1000))
-@settings(max_examples=200, deadline=None)
+@examples(100)
 def test_single_rows_fill_up_the_folds_that_big_groups_left_low(
     groups: Groups, reals: int, synthetics: int, folds: int, seed: int
 ) -> None:
@@ -151,7 +152,7 @@ def test_a_rare_class_in_groups_is_spread_as_well_as_a_frequent_one() -> None:
 
 
 @given(st.permutations(list(range(40))), st.integers(0, 5))
-@settings(max_examples=50, deadline=None)
+@examples(25)
 def test_folds_do_not_depend_on_the_order_of_rows(order: list[int], seed: int) -> None:
     # Groups of three, pairs of one class, and single rows.
     keys = hash_ids(f"k{i // 3 if i < 15 else i // 2 if i < 25 else i}" for i in range(40))

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import approx_fprime
@@ -16,6 +16,7 @@ from synthscale.classify.logistic_loss import LOG_2, LogisticLoss
 from synthscale.tables.id_hashes import Hashes, hash_ids
 from synthscale.tables.schemas import REAL
 from tests.classify.trainings import on_workers
+from tests.examples import examples
 
 Floats = NDArray[np.float64]
 VIEWS = (FoldView("a", 0, 4), FoldView("b", 0, 2), FoldView("a", 1, 3), FoldView("c", 0, 2))
@@ -165,7 +166,7 @@ def test_gradients_are_exact(balanced: bool) -> None:
 
 
 @given(st.lists(st.integers(0, len(heads()) - 1), min_size=1, unique=True))
-@settings(max_examples=30, deadline=None)
+@examples(15)
 def test_a_subset_of_heads_gives_the_same_values(chosen: list[int]) -> None:
     problem, at, index = three_generators().problem(), points(), torch.tensor(chosen)
     every, gradients = problem.loss_and_gradient(at, torch.arange(len(heads())))
@@ -289,7 +290,7 @@ def assert_same_sums(found: LogisticLoss, expected: LogisticLoss) -> None:
 
 
 @given(st.booleans(), st.integers(1, 50), st.integers(0, 100))
-@settings(max_examples=25, deadline=None)
+@examples(12)
 def test_blocks_of_any_size_and_order_have_the_same_sums(balanced: bool, size: int, seed: int) -> None:
     rows = three_generators()
     order = np.random.default_rng(seed).permutation(len(rows.name))

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -15,6 +15,7 @@ from synthscale.embed.file_metadata import COLUMNS, DIMENSIONS, bytes_per_pixel,
 from synthscale.embed.images import decode
 from synthscale.tables.image_formats import FORMATS
 from synthscale.tables.schemas import embeddings_schema
+from tests.examples import examples
 
 SCHEMA = pa.schema([embeddings_schema(4).field(name) for name in COLUMNS])
 PNG = {"width_px": 64, "height_px": 32, "format": "PNG", "mode": "RGB", "bytes": 1024, "jpeg_quality": None}
@@ -63,7 +64,7 @@ modes = st.sampled_from(["1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "F", "LA"
 
 
 @given(st.lists(st.tuples(st.sampled_from(FORMATS), modes), min_size=1, max_size=20))
-@settings(deadline=None, max_examples=50)
+@examples(25)
 def test_formats_and_modes_are_one_hot_encoded(kinds: list[tuple[str, str]]) -> None:
     found = vectors_of(*(PNG | {"format": name, "mode": mode} for name, mode in kinds))
     format_part, mode_part = np.split(found[:, :-NUMBERS], [len(FORMATS)], axis=1)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -18,6 +18,7 @@ from synthscale.neighbors import knn_search as relations
 from synthscale.neighbors.cells import JoinSample, plan_join
 from synthscale.neighbors.edges import Edges
 from synthscale.neighbors.join import join_all
+from tests.examples import examples
 from tests.neighbors.views import (
     DATALAB,
     EXACT,
@@ -45,7 +46,7 @@ from tests.reference import brute
     n=st.integers(1, 40),
     m=st.integers(1, 40),
 )
-@settings(max_examples=150, deadline=None)
+@examples(75)
 def test_groups_edges_and_manifold_are_those_of_brute_force(kind: str, seed: int, n: int, m: int) -> None:
     real, synthetic = sets_of(kind, seed, n, m)
     assume(len(brute.distinct(real)) >= 2)
@@ -81,7 +82,7 @@ def test_groups_edges_and_manifold_are_those_of_brute_force(kind: str, seed: int
 
 
 @given(kind=st.sampled_from(["uniform", "duplicated"]), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=50, deadline=None)
+@examples(25)
 def test_nearest_distances_count_exact_copies_as_zero(kind: str, seed: int) -> None:
     real, synthetic = sets_of(kind, seed, 12, 9)
     both = np.vstack([real, synthetic])
@@ -228,7 +229,7 @@ def test_no_edge_joins_two_generators() -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=25, deadline=None)
+@examples(12)
 def test_the_order_of_rows_changes_no_group(seed: int) -> None:
     rng = np.random.default_rng(seed)
     real, synthetic = sets_of("duplicated", seed, 30, 30)
@@ -260,7 +261,7 @@ def radius_in_a_gap(distances: NDArray[np.float64], share: float) -> float:
     cut=st.floats(0, 1),
     share=st.floats(0, 1),
 )
-@settings(max_examples=150, deadline=None)
+@examples(75)
 def test_pairs_within_a_radius_are_exactly_those_of_brute_force(
     kind: str, seed: int, n: int, cut: float, share: float
 ) -> None:

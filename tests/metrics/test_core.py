@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binomtest
@@ -25,6 +25,7 @@ from synthscale.statistics.estimates import NO_INTERVAL, Estimate, metric_block
 from synthscale.statistics.jackknife import T_HALF_WIDTH, interval, jackknife_blocks
 from synthscale.tables.id_hashes import hash_ids
 from synthscale.tables.schemas import BLOCKS
+from tests.examples import examples
 from tests.reference import brute
 
 NO_REFERENCES = MetricContext({"precision": None, "coverage": None})
@@ -122,7 +123,7 @@ def by_loop(rows: Indicators, slices: NDArray[np.int64], chosen: int) -> dict[st
 
 
 @given(st.integers(0, 10_000), st.integers(1, 80), st.integers(1, 5))
-@settings(deadline=None, max_examples=40)
+@examples(20)
 def test_sums_of_slices_are_those_of_a_loop(seed: int, n: int, count: int) -> None:
     rows = indicators(seed, n)
     slices = np.random.default_rng(seed).integers(-1, count, n)
@@ -144,7 +145,7 @@ def test_slices_without_rows_have_empty_sums() -> None:
 
 
 @given(st.integers(0, 1000), st.lists(st.integers(0, 100), max_size=4), st.integers(1, 4))
-@settings(deadline=None, max_examples=40)
+@examples(20)
 def test_sums_merge_over_any_split(seed: int, cuts: list[int], count: int) -> None:
     rng, rows = np.random.default_rng(seed), indicators(seed, 100)
     slices = rng.integers(-1, count, 100)
@@ -423,7 +424,7 @@ def test_one_row_has_a_value_and_no_interval() -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(1, 60))
-@settings(deadline=None, max_examples=60)
+@examples(30)
 def test_every_metric_is_a_share_within_its_interval_or_says_why_not(seed: int, n: int) -> None:
     for name, found in core(indicators(seed, n)).items():
         if found["value"] is None:

@@ -5,7 +5,7 @@ import operator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 from scipy.spatial.distance import pdist, squareform
@@ -32,6 +32,7 @@ from synthscale.metrics.embedding_families import (
     vendi_family,
 )
 from synthscale.tables.id_hashes import hash_ids
+from tests.examples import examples
 
 
 def rows_of(seed, n, d=6, *, shift=0.0, labels=3, groups=None, number=np.float32, name="r") -> VectorRows:
@@ -271,7 +272,7 @@ def test_utility_without_labels_has_a_reason(real, synthetic, reason):
 # Sums that merge.
 
 
-@settings(max_examples=8, deadline=None)
+@examples(5)
 @given(seed=st.integers(0, 10_000), parts=st.integers(2, 5))
 def test_any_split_and_any_order_give_the_same_figures(seed, parts):
     rng = np.random.default_rng(seed)

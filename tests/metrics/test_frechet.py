@@ -5,7 +5,7 @@ import operator
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.linalg import sqrtm
@@ -13,6 +13,7 @@ from scipy.stats import ortho_group
 
 from synthscale.embed.encoders.torchvision_model import import_torchvision
 from synthscale.metrics.frechet import Moments, extrapolated, frechet_distance
+from tests.examples import examples
 
 
 def exactly(mean: NDArray[np.float64], covariance: NDArray[np.float64], count: float = 1000) -> Moments:
@@ -56,7 +57,7 @@ def test_taking_moments_leaves_the_rows_as_they_were() -> None:
 
 
 @given(st.integers(0, 60), st.lists(st.integers(0, 60), max_size=5), st.integers(0, 2**32 - 1))
-@settings(deadline=None, max_examples=60)
+@examples(30)
 def test_moments_merge_over_any_split_and_order(n: int, cuts: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(n, 3)) * rng.lognormal(sigma=3, size=3) + rng.normal(size=3) * 100

@@ -4,7 +4,7 @@ import operator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.linalg import logm
@@ -12,6 +12,7 @@ from scipy.spatial.distance import cdist, pdist
 from scipy.stats import ortho_group
 
 from synthscale.metrics.vendi import SecondMoment, fourier_map, vendi_of_kernel, vendi_of_second_moment
+from tests.examples import examples
 
 
 def gaussian_kernel(x: NDArray[np.float64], bandwidth: float) -> NDArray[np.float64]:
@@ -169,7 +170,7 @@ def test_no_score_exceeds_the_number_of_features() -> None:
 
 
 @given(st.lists(st.integers(0, 40), max_size=5), st.integers(0, 2**32 - 1))
-@settings(deadline=None, max_examples=40)
+@examples(20)
 def test_scores_are_the_same_over_any_split_and_order(cuts: list[int], seed: int) -> None:
     features = unit_rows(seed, 40, 6)
     order = np.random.default_rng(seed).permutation(40)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import expit
@@ -21,6 +21,7 @@ from synthscale.metrics.view_sums import FOLD, ViewSums, sum_view
 from synthscale.statistics.jackknife import jackknife_blocks
 from synthscale.tables.id_hashes import hash_ids
 from synthscale.tables.schemas import BLOCKS, DIRECTIONS, SCORES
+from tests.examples import examples
 
 REAL_ROWS = 40
 ROWS = 100
@@ -209,7 +210,7 @@ def test_without_a_classifier_there_are_no_folds() -> None:
 
 
 @given(st.integers(0, 50), st.lists(st.integers(0, ROWS), max_size=4), st.booleans())
-@settings(deadline=None, max_examples=25)
+@examples(12)
 def test_sums_merge_over_any_shards(seed: int, cuts: list[int], scattered: bool) -> None:
     own = world(seed)
     slicings = own.slicings()

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -12,6 +12,7 @@ from synthscale.neighbors.candidate_filter import (
     cpu_filter,
     filter_for,
 )
+from tests.examples import examples
 
 Points = NDArray[np.float32]
 Matrix = NDArray[np.float64]
@@ -52,7 +53,7 @@ cases = given(
 
 
 @cases
-@settings(max_examples=150, deadline=None)
+@examples(75)
 def test_every_pair_within_its_limits_is_a_candidate_and_few_others_are(
     kind: str, seed: int, n: int, m: int, d: int
 ) -> None:
@@ -71,7 +72,7 @@ def test_every_pair_within_its_limits_is_a_candidate_and_few_others_are(
 
 
 @cases
-@settings(max_examples=60, deadline=None)
+@examples(30)
 def test_torch_filter_equals_cpu_filter_up_to_rounding(kind: str, seed: int, n: int, m: int, d: int) -> None:
     both = points_of(kind, seed, n + m + 1, d)
     left, right = as_queries(both[:n], 0.2), as_database(both[n : n + m], np.linspace(0, 0.5, m))

@@ -3,13 +3,14 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from synthscale.neighbors.candidate_filter import TorchFilter
 from synthscale.neighbors.cell_index import CellIndex, cells_for, index_sample_size, train_index
 from synthscale.neighbors.knn_search import merge_nearest
+from tests.examples import examples
 from tests.reference import brute
 
 Vectors = NDArray[np.float32]
@@ -73,7 +74,7 @@ cases = given(
 
 
 @cases
-@settings(max_examples=120, deadline=None)
+@examples(60)
 def test_probing_all_cells_equals_brute_force(kind: str, seed: int, n: int, cells: int, k: int) -> None:
     x, rows = vectors_of(kind, seed, n + 10), numbered(n + 10)
     index = index_of(x[:n], rows[:n], cells, vectors_of(kind, seed, 100))
@@ -98,7 +99,7 @@ def test_training_on_a_low_rank_sample_loses_no_neighbor(n: int, d: int, rank: i
 
 
 @cases
-@settings(max_examples=60, deadline=None)
+@examples(30)
 def test_merged_results_of_index_parts_equal_the_whole_index(
     kind: str, seed: int, n: int, cells: int, k: int
 ) -> None:
@@ -117,7 +118,7 @@ def test_merged_results_of_index_parts_equal_the_whole_index(
 
 
 @cases
-@settings(max_examples=60, deadline=None)
+@examples(30)
 def test_is_inside_equals_brute_force_and_few_probes_find_a_subset(
     kind: str, seed: int, n: int, cells: int, k: int
 ) -> None:

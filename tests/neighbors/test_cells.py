@@ -3,13 +3,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from synthscale.neighbors import cells as module
 from synthscale.neighbors.cells import CellAssignment, JoinPlan, JoinSample, assign_cells, plan_join, sample_size
 from synthscale.neighbors.projection import Projection
+from tests.examples import examples
 from tests.reference import brute
 
 Vectors = NDArray[np.float32]
@@ -68,7 +69,7 @@ def meet(placed: CellAssignment, n: int, hubs_from: int) -> NDArray[np.bool_]:
     radius=st.sampled_from([5e-324, 1e-9, 1e-4, 0.01, 0.3, 2.0]),
     hub_rows=st.sampled_from([2, 256]),
 )
-@settings(max_examples=150, deadline=None)
+@examples(75)
 def test_rows_within_the_radius_share_a_cell_in_any_partition(
     kind: str, centers: str, seed: int, n: int, count: int, radius: float, hub_rows: int
 ) -> None:

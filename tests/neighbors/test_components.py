@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from synthscale.neighbors.components import Components
+from tests.examples import examples
 
 Places = NDArray[np.int64]
 Pair = tuple[int, int]
@@ -91,7 +92,7 @@ def related(code: list[int]) -> list[Pair]:
 
 
 @given(worlds())
-@settings(max_examples=200, deadline=None)
+@examples(100)
 def test_merging_batches_connects_what_a_union_find_connects(
     world: tuple[list[int], list[int], list[list[Pair]]],
 ) -> None:
@@ -106,7 +107,7 @@ def test_merging_batches_connects_what_a_union_find_connects(
 
 
 @given(worlds())
-@settings(max_examples=200, deadline=None)
+@examples(100)
 def test_a_spanning_forest_connects_the_same_rows_without_superfluous_edges(
     world: tuple[list[int], list[int], list[list[Pair]]],
 ) -> None:
@@ -133,7 +134,7 @@ def test_a_spanning_forest_connects_the_same_rows_without_superfluous_edges(
 
 
 @given(worlds(), st.data())
-@settings(max_examples=200, deadline=None)
+@examples(100)
 def test_are_one_requires_connection_in_every_common_view(
     world: tuple[list[int], list[int], list[list[Pair]]], data: st.DataObject
 ) -> None:
@@ -157,7 +158,7 @@ def test_are_one_requires_connection_in_every_common_view(
 
 
 @given(worlds())
-@settings(max_examples=200, deadline=None)
+@examples(100)
 def test_a_rank_counts_earlier_pairs_of_the_same_component(
     world: tuple[list[int], list[int], list[list[Pair]]],
 ) -> None:

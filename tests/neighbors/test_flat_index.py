@@ -3,11 +3,12 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from synthscale.neighbors.distance import cosine_distance, distances_within, norms, paired_distance, unit
 from synthscale.neighbors.flat_index import FlatIndex
+from tests.examples import examples
 from tests.reference import brute
 
 data = given(
@@ -20,7 +21,7 @@ data = given(
 
 @pytest.mark.parametrize("kind", brute.KINDS)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(2, 60), k=st.integers(1, 6))
-@settings(max_examples=50, deadline=None)
+@examples(25)
 def test_nearest_equals_brute_force(kind: str, seed: int, n: int, k: int) -> None:
     x = brute.vectors(kind, seed, n)
     rows = np.arange(n, dtype=np.int64)
@@ -36,7 +37,7 @@ def test_nearest_equals_brute_force(kind: str, seed: int, n: int, k: int) -> Non
 
 
 @data
-@settings(max_examples=100, deadline=None)
+@examples(50)
 def test_is_inside_equals_brute_force(kind: str, seed: int, n: int, share: float) -> None:
     x = brute.vectors(kind, seed, n)
     rows = np.arange(n, dtype=np.int64)

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from synthscale.neighbors.cell_index import CellIndex, train_index
 from synthscale.neighbors.flat_index import FlatIndex
 from synthscale.neighbors.knn_search import UNLIMITED
+from tests.examples import examples
 from tests.reference import brute
 
 K = 5
@@ -116,7 +117,7 @@ def test_rows_without_a_radius_contain_nothing(index):
 
 
 @KINDS
-@settings(max_examples=25, deadline=None)
+@examples(12)
 @given(seed=st.integers(0, 1000), most=st.integers(1, 40), share=st.sampled_from([0.0, 0.03, 0.2, 0.9]))
 def test_counts_are_exact_up_to_most(index, seed, most, share):
     rng = np.random.default_rng(seed)

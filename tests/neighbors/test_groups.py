@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from synthscale.neighbors.distance import Rows
 from synthscale.neighbors.edges import Edges
 from synthscale.neighbors.groups import Groups, component_minimum, diameters, near_duplicate_groups
+from tests.examples import examples
 from tests.reference import brute
 
 Vectors = NDArray[np.floating]
@@ -217,7 +218,7 @@ def assert_within_bounds(diameter: float, true: float) -> None:
 
 
 @given(clouds(3, 48))
-@settings(max_examples=150, deadline=None)
+@examples(75)
 def test_diameters_are_exact_up_to_32_members_and_at_least_a_third_beyond(
     cloud: tuple[Vectors, float],
 ) -> None:
@@ -253,7 +254,7 @@ def test_32_members_are_compared_in_pairs_and_33_in_two_sweeps(n: int, seed: int
 
 
 @given(clouds(33, 70), st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
+@examples(30)
 def test_the_bounds_of_large_groups_hold_for_any_starting_member(cloud: tuple[Vectors, float], seed: int) -> None:
     x, _ = cloud
     n = len(x)
@@ -324,7 +325,7 @@ def test_the_diameter_of_three_members_is_exact_whichever_edge_is_missing(seed: 
 
 
 @given(clouds(3, 48))
-@settings(max_examples=80, deadline=None)
+@examples(40)
 def test_the_bounds_hold_with_spanning_edges_only(cloud: tuple[Vectors, float]) -> None:
     # A join that finds too many pairs keeps only those that connect components.
     x, radius = cloud
@@ -375,7 +376,7 @@ def test_diameters_of_small_groups_do_not_depend_on_row_order() -> None:
 
 
 @given(clouds(20, 60), st.integers(0, 2**32 - 1))
-@settings(max_examples=80, deadline=None)
+@examples(40)
 def test_diameters_of_large_groups_do_not_depend_on_row_order(cloud: tuple[Vectors, float], seed: int) -> None:
     x, radius = cloud
     # Copies have equal hashes; the choice among them must not matter either.

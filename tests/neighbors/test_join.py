@@ -3,7 +3,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -15,6 +15,7 @@ from synthscale.neighbors.distance import cosine_distance, unit
 from synthscale.neighbors.edges import Edges, distinct_edges
 from synthscale.neighbors.join import JoinPiece, JoinResult, hub_edges, join, join_all, place_rows
 from synthscale.neighbors.projection import Projection
+from tests.examples import examples
 from tests.reference import brute
 
 Vectors = NDArray[np.float32]
@@ -161,7 +162,7 @@ cases = given(
 
 
 @cases
-@settings(max_examples=150, deadline=None)
+@examples(75)
 def test_a_join_finds_exactly_the_pairs_within_the_radius(
     kind: str, seed: int, n: int, share: float, side: str, centers: str
 ) -> None:
@@ -169,7 +170,7 @@ def test_a_join_finds_exactly_the_pairs_within_the_radius(
 
 
 @cases
-@settings(max_examples=100, deadline=None)
+@examples(50)
 def test_hubs_and_spanning_edges_keep_the_components_of_one_view(
     kind: str, seed: int, n: int, share: float, side: str, centers: str
 ) -> None:
@@ -180,7 +181,7 @@ def test_hubs_and_spanning_edges_keep_the_components_of_one_view(
 
 
 @cases
-@settings(max_examples=100, deadline=None)
+@examples(50)
 def test_hubs_and_spanning_edges_keep_the_components_of_two_views(
     kind: str, seed: int, n: int, share: float, side: str, centers: str
 ) -> None:
@@ -190,7 +191,7 @@ def test_hubs_and_spanning_edges_keep_the_components_of_two_views(
 
 
 @cases
-@settings(max_examples=50, deadline=None)
+@examples(25)
 def test_torch_gives_the_same_edges(kind: str, seed: int, n: int, share: float, side: str, centers: str) -> None:
     case = random_case(kind, seed, n, 3, share, side)
     plan = plan_of(case, centers, seed)

@@ -22,6 +22,7 @@ from synthscale.neighbors.knn_search import (
     search_knn,
 )
 from synthscale.tables.id_hashes import sampling_threshold
+from tests.examples import examples
 
 INF = np.inf
 RELATION = KnnResult(
@@ -107,7 +108,7 @@ def test_radius_recall_is_the_share_of_true_counts() -> None:
 
 
 @given(wanted=st.integers(1, 10**6), population=st.integers(1, 10**11))
-@settings(max_examples=200, deadline=None)
+@examples(100)
 def test_the_sampling_threshold_passes_the_wanted_share_of_hashes(wanted: int, population: int) -> None:
     limit = sampling_threshold(wanted, population)
     assert isinstance(limit, np.uint64)
@@ -121,7 +122,7 @@ def test_the_sample_size_is_close_to_the_wanted_one() -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1), parts=st.integers(1, 4), m=st.integers(0, 6), k=st.integers(1, 8))
-@settings(max_examples=100, deadline=None)
+@examples(50)
 def test_merging_keeps_the_k_nearest_and_breaks_ties_by_row(seed: int, parts: int, m: int, k: int) -> None:
     rng = np.random.default_rng(seed)
     answers: list[tuple[Floats, Rows]] = []

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from synthscale.neighbors import projection as module
 from synthscale.neighbors.candidate_filter import SLACK
 from synthscale.neighbors.projection import Projection, fit_projection
+from tests.examples import examples
 from tests.reference import brute
 
 Vectors = NDArray[np.float32]
@@ -51,7 +52,7 @@ KINDS = ["flat", "power", "clustered", "subspace", "one direction", "offset"]
     d=st.sampled_from([1, 2, 3, 4, 12, 90]),
     radius=st.sampled_from([5e-324, 1e-9, 1e-3, 0.3, 2.0]),
 )
-@settings(max_examples=150, deadline=None)
+@examples(75)
 def test_no_distance_grows_for_any_fitting_sample(
     kind: str, other: str, seed: int, n: int, d: int, radius: float
 ) -> None:
@@ -64,7 +65,7 @@ def test_no_distance_grows_for_any_fitting_sample(
 
 
 @given(seed=st.integers(0, 2**32 - 1), d=st.integers(2, 20), share=st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
+@examples(30)
 def test_no_distance_grows_for_any_basis_and_mean(seed: int, d: int, share: float) -> None:
     rng = np.random.default_rng(seed)
     basis, _ = np.linalg.qr(rng.normal(size=(d, d)))

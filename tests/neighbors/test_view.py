@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -26,6 +26,7 @@ from synthscale.neighbors.view import (
     neighbors_listed,
     searches_summary,
 )
+from tests.examples import examples
 from tests.neighbors.views import (
     DATALAB,
     EXACT,
@@ -45,7 +46,7 @@ from tests.reference import brute
     seed=st.integers(0, 2**32 - 1),
     some=st.lists(st.booleans(), min_size=30, max_size=30),
 )
-@settings(max_examples=40, deadline=None)
+@examples(20)
 def test_nearest_rows_of_a_shard_are_those_of_the_whole(kind: str, seed: int, some: list[bool]) -> None:
     sets = dict(zip(("real", "fake"), sets_of(kind, seed, 18, 12), strict=True))
     x, rows, copies = numbered(sets)
@@ -151,7 +152,7 @@ def walked(x: Vectors, copies: Copies, sets: list[NDArray[np.int64]], radius: fl
     m=st.integers(1, 40),
     share=st.floats(0.05, 1),
 )
-@settings(max_examples=100, deadline=None)
+@examples(50)
 def test_listed_edges_are_those_of_lists_over_all_rows_with_copies(
     kind: str, seed: int, n: int, m: int, share: float
 ) -> None:

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from synthscale.report.charts import BINS
 from synthscale.report.choice import COLUMNS, choose_groups, choose_rows, group_members
 from synthscale.tables.schemas import SCORES
+from tests.examples import examples
 
 seeds = st.integers(0, 2**32 - 1)
 cuts = st.lists(st.integers(0, 120), max_size=6)
@@ -63,7 +64,7 @@ BY_HAND = {
 
 
 @given(seeds, cuts, st.integers(0, 40))
-@settings(deadline=None, max_examples=60)
+@examples(30)
 def test_extremes_are_the_first_rows_of_the_sorted_table(seed: int, places: list[int], tiles: int) -> None:
     frame = drawn_scores(seed)
     found = choose_rows(pieces(as_scores(frame), places), tiles, NO_IDS)
@@ -76,7 +77,7 @@ def test_extremes_are_the_first_rows_of_the_sorted_table(seed: int, places: list
 
 
 @given(seeds, cuts)
-@settings(deadline=None, max_examples=40)
+@examples(20)
 def test_histograms_are_of_the_probability_of_being_synthetic(seed: int, places: list[int]) -> None:
     frame = drawn_scores(seed)
     # Away from the edges of bins.
@@ -101,7 +102,7 @@ def test_probabilities_0_and_1_are_in_the_first_and_last_bin() -> None:
 
 
 @given(seeds, cuts)
-@settings(deadline=None, max_examples=40)
+@examples(20)
 def test_synthetic_rows_at_distance_0_are_counted_as_exact_copies(seed: int, places: list[int]) -> None:
     frame = drawn_scores(seed)
     expected = ((frame["real_or_synthetic"] == "synthetic") & (frame["distance_to_nearest_real"] < 1e-9)).sum()
@@ -109,7 +110,7 @@ def test_synthetic_rows_at_distance_0_are_counted_as_exact_copies(seed: int, pla
 
 
 @given(seeds, cuts, st.integers(0, 130))
-@settings(deadline=None, max_examples=40)
+@examples(20)
 def test_requested_rows_are_returned_once_with_all_columns(seed: int, places: list[int], n: int) -> None:
     frame = drawn_scores(seed)
     asked = np.random.default_rng(seed).permutation([*frame["id"], *(f"nowhere {i}" for i in range(10))])[:n]
@@ -177,7 +178,7 @@ def groups_by_hand(table: pa.Table, has_real: bool, most: int) -> tuple[list[dic
 
 
 @given(seeds, cuts, st.sampled_from([2, 4, 8]))
-@settings(deadline=None, max_examples=60)
+@examples(30)
 def test_the_largest_and_the_tightest_groups_are_chosen(seed: int, places: list[int], most: int) -> None:
     table = drawn_groups(seed)
     found = choose_groups(pieces(table, places), most)
@@ -250,7 +251,7 @@ def members_by_hand(own: pd.DataFrame, most: int) -> list[str]:
 
 
 @given(seeds, cuts, st.integers(2, 15))
-@settings(deadline=None, max_examples=60)
+@examples(30)
 def test_members_are_real_rows_followed_by_synthetic_ones(seed: int, places: list[int], most: int) -> None:
     frame = drawn_members(seed, by_id=True)
     found = group_members(pieces(as_scores(frame), places), most)
@@ -261,7 +262,7 @@ def test_members_are_real_rows_followed_by_synthetic_ones(seed: int, places: lis
 
 
 @given(seeds, cuts)
-@settings(deadline=None, max_examples=30)
+@examples(15)
 def test_members_do_not_depend_on_the_order_of_rows(seed: int, places: list[int]) -> None:
     frame = drawn_members(seed, by_id=False)
     found = group_members(pieces(as_scores(frame), places), len(frame))

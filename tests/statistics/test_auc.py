@@ -17,6 +17,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from synthscale.statistics.auc import RankSums, auc, auc_error, auc_metric, sum_ranks, two_sample_test
 from synthscale.statistics.bootstrap import poisson_weights
+from tests.examples import examples
 
 DATA_SETS = 120
 
@@ -83,7 +84,7 @@ def test_the_auc_is_the_share_of_ordered_pairs_with_ties_as_one_half(rows: list[
 
 
 @given(coarse, st.lists(st.integers(0, 40), max_size=4), st.integers(0, 1000))
-@settings(deadline=None, max_examples=25)
+@examples(12)
 def test_sums_merge_over_any_split_and_order(rows: list[tuple[float, bool]], cuts: list[int], seed: int) -> None:
     whole = rows_of([v for v, is_real in rows if is_real], [v for v, is_real in rows if not is_real])
     order = np.random.default_rng(seed).permutation(len(rows))

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare, poisson
 
 from synthscale.statistics.bootstrap import REPLICATES, poisson_weights
 from synthscale.tables.id_hashes import Hashes, hash_ids
+from tests.examples import examples
 
 SOURCES = {
     "ids": lambda n: hash_ids(f"real/photo-{i:06d}.jpg" for i in range(n)),
@@ -78,14 +79,14 @@ def test_the_sum_of_a_replicates_weights_has_the_variance_of_independent_weights
 
 
 @given(keys, st.data())
-@settings(deadline=None, max_examples=50)
+@examples(25)
 def test_a_weight_depends_on_its_own_key_only(own: Hashes, data: st.DataObject) -> None:
     chosen = data.draw(st.lists(st.integers(0, len(own) - 1), max_size=30))
     np.testing.assert_array_equal(poisson_weights(own[chosen]), poisson_weights(own)[chosen])
 
 
 @given(keys)
-@settings(deadline=None, max_examples=50)
+@examples(25)
 def test_rows_share_weights_exactly_if_they_share_a_group(own: Hashes) -> None:
     found = poisson_weights(own)
     for i in range(len(own)):

@@ -21,6 +21,7 @@ from synthscale.statistics.jackknife import (
 )
 from synthscale.tables.id_hashes import hash_ids
 from synthscale.tables.schemas import BLOCKS
+from tests.examples import examples
 
 Floats = NDArray[np.float64]
 
@@ -107,7 +108,7 @@ def test_ratio_deviations_are_nan_where_nothing_was_counted() -> None:
 
 
 @given(st.integers(0, 10_000), st.booleans())
-@settings(deadline=None, max_examples=50)
+@examples(25)
 def test_replicates_of_a_mean_give_the_deviations_of_its_ratio(seed: int, equal: bool) -> None:
     # For a mean the linearisation is exact, whatever the block sizes.
     values, _, block = rows(seed, 200, equal)

@@ -4,11 +4,12 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from synthscale.tables.id_hashes import Hashes, hash_groups, hash_ids, mix
+from tests.examples import examples
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_mixing_twice_gives_numbers_unrelated_to_the_first_ones() -> None:
     st.lists(st.tuples(st.integers(1, 5), st.sampled_from([None, 3, 7, 900, -1])), min_size=1, max_size=40),
     st.randoms(use_true_random=False),
 )
-@settings(max_examples=200)
+@examples(100)
 def test_a_group_has_the_smallest_hash_of_its_members(rows: list[tuple[int, int | None]], random: object) -> None:
     number = np.cumsum([step for step, _ in rows]).astype(np.int64)
     hashes = hash_ids(f"image-{n}" for n in number)
