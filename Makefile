@@ -22,7 +22,7 @@ check: setup
 	$(BIN)/lint-imports --no-logo
 
 # Two processes share the test files. One thread each: more would wait for one another. Compiled modules are kept
-# (containers often set PYTHONDONTWRITEBYTECODE), so that not every process and every Ray worker compiles them anew.
+# although containers often set PYTHONDONTWRITEBYTECODE: otherwise every process and worker would compile them anew.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: check
