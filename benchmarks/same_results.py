@@ -1,8 +1,8 @@
-"""Whether two run directories hold the same results: for a change that must not move a number.
+"""Compare the results of two run directories: for a change that must not move a number.
 
     python -m benchmarks.same_results BEFORE AFTER [--tolerance 1e-6] [--renamed OLD=NEW ...]
 
-Compares every Parquet table row by row and ``metrics.json``; run ids, times and versions aside. Columns other than
+Compares every Parquet table row by row, and ``metrics.json`` without run ids, times and versions. Columns other than
 floating-point numbers must be equal; numbers may differ by the tolerance (0: bit for bit). Prints one line a table
 and exits with 1 if anything differs.
 """
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-_ASIDE = {"run_id", "seconds", "rows_per_s", "stages", "versions", "schema_version"}
+_IGNORED_KEYS = {"run_id", "seconds", "rows_per_s", "stages", "versions", "schema_version"}
 TABLES = (
     "manifest",
     "embeddings",
@@ -42,7 +42,7 @@ def table_of(run: Path, name: str, renamed: dict[str, str]) -> pa.Table:
 def differing(one: Any, two: Any, tolerance: float, path: str = "") -> list[str]:
     """Name the places where two JSON documents or lists of values differ."""
     if isinstance(one, dict) and isinstance(two, dict):
-        keys = (one.keys() | two.keys()) - _ASIDE
+        keys = (one.keys() | two.keys()) - _IGNORED_KEYS
         return [
             each
             for key in sorted(keys)

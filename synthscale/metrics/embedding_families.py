@@ -191,8 +191,8 @@ def embedding_families(
 def frechet_family(real: VectorSums, synthetic: VectorSums) -> Family:
     """Return the Frechet distance and, if the moments are split into parts, its extrapolation (FD-infinity)."""
     metrics = {
-        "frechet_distance": _without_interval(
-            frechet_distance(real.whole, synthetic.whole), "fewer than two rows in a set"
+        "frechet_distance": Estimate.without_interval(
+            frechet_distance(real.whole, synthetic.whole), NO_FRECHET_INTERVAL, "fewer than two rows in a set"
         )
     }
     if len(real.moments) > 1:
@@ -242,12 +242,6 @@ def utility_family(real: VectorSums, synthetic: VectorSums, view: int) -> Family
 def _share(value: float, error: float, rows: float, reference: float | None) -> Estimate:
     low, high = jackknife.interval(value, error, rows, is_share=True) or (None, None)
     return Estimate(value, low, high, reference=reference)
-
-
-def _without_interval(value: float, reason: str) -> Estimate:
-    if not math.isfinite(value):
-        return Estimate.undefined(reason)
-    return Estimate(value, reason=NO_FRECHET_INTERVAL)
 
 
 def _with_t_interval(

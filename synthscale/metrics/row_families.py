@@ -90,10 +90,10 @@ def copying_family(sums: CoreSums, distances: RankSums) -> Family:
         near = sum(count for code, count in synthetic.items() if value_of(code) < tail) / synthetic.total()
         ratio = medians[1] / medians[0] if medians[0] > 0 else math.nan
         privacy = {
-            "privacy_ratio": _without_interval(
-                ratio, "half of the real rows have another real row at distance 0", 1.0
+            "privacy_ratio": Estimate.without_interval(
+                ratio, _NO_INTERVAL, "half of the real rows have another real row at distance 0", 1.0
             ),
-            "privacy_tail": _without_interval(near, "undefined", _TAIL),
+            "privacy_tail": Estimate.without_interval(near, _NO_INTERVAL, "undefined", _TAIL),
         }
     return {"exact_match_share": exact, "authenticity": authentic, **privacy}
 
@@ -103,12 +103,6 @@ def _quantile(counts: Mapping[int, int], q: float) -> float:
     codes = sorted(counts)
     total = np.cumsum([counts[code] for code in codes])
     return value_of(codes[int(np.searchsorted(total, q * total[-1]))])
-
-
-def _without_interval(value: float, reason: str, reference: float) -> Estimate:
-    if not math.isfinite(value):
-        return Estimate.undefined(reason)
-    return Estimate(value, reason=_NO_INTERVAL, reference=reference)
 
 
 def facts_family(values: Mapping[str, RankSums]) -> tuple[Family, dict[str, float]]:
@@ -127,7 +121,7 @@ def facts_family(values: Mapping[str, RankSums]) -> tuple[Family, dict[str, floa
         below = [np.cumsum([counts.get(code, 0) for code in codes]) for counts in (real, synthetic)]
         n, m = (float(total[-1]) for total in below)
         statistic = float(np.abs(below[0] / n - below[1] / m).max())
-        metrics[f"{fact}_ks"] = _without_interval(statistic, "undefined", 0.0)
+        metrics[f"{fact}_ks"] = Estimate.without_interval(statistic, _NO_INTERVAL, "undefined", 0.0)
         p_values[f"{fact}_ks"] = float(kstwobign.sf(statistic * math.sqrt(n * m / (n + m))))
     return metrics, p_values
 

@@ -183,23 +183,17 @@ class CellIndex:
         order = np.lexsort((neighbor, distance), axis=1)
         return np.take_along_axis(distance, order, 1), np.take_along_axis(neighbor, order, 1)
 
-    def is_inside(self, queries: Vectors, query_rows: Rows, radii: Floats, probes: int) -> NDArray[np.bool_]:
-        """Return, for each query, whether the radius (<=) of another row in the probed cells contains it: (m,).
+    def count_containing(
+        self, queries: Vectors, query_rows: Rows, radii: Floats, probes: int, most: int
+    ) -> NDArray[np.int32]:
+        """Count, for each query, the other rows in the probed cells whose radius (<=) contains it: (m,).
 
         Args:
             queries: (m, d) as stored, none zero.
             query_rows: (m,) row numbers of the queries.
             radii: (n,) cosine distances, in the order of ``rows``; -inf where a row has no radius.
             probes: number of cells to probe.
-        """
-        return self.count_containing(queries, query_rows, radii, probes, most=1) > 0
-
-    def count_containing(
-        self, queries: Vectors, query_rows: Rows, radii: Floats, probes: int, most: int
-    ) -> NDArray[np.int32]:
-        """Count, for each query, the rows whose radius contains it: (m,), exact up to ``most``.
-
-        Arguments are those of `is_inside`. A cell is skipped for queries that have reached ``most``.
+            most: a cell is skipped for queries that have reached it, so only counts below it are exact.
         """
         return self._count(queries, query_rows, radii, probes, most=most)
 

@@ -80,14 +80,20 @@ class FlatIndex:
         order = np.lexsort((self.rows[position], exact))[: len(upper)]
         return exact[order], self.rows[position[order]]
 
-    def is_inside(self, vectors: NDArray[np.floating], query_rows: Rows, radii: Floats) -> NDArray[np.bool_]:
-        """Return, for each query (m, d), whether the radius (<=) of another row contains it; radii: (n,)."""
-        return self.count_containing(vectors, query_rows, radii, most=1) > 0
-
     def count_containing(
         self, vectors: NDArray[np.floating], query_rows: Rows, radii: Floats, most: int
     ) -> NDArray[np.int32]:
-        """Count, for each query (m, d), the other rows whose radius contains it: (m,), exact up to ``most``."""
+        """Count, for each query, the other rows whose radius (<=) contains it.
+
+        Args:
+            vectors: (m, d) queries as stored, none zero.
+            query_rows: (m,) row numbers of the queries.
+            radii: (n,) cosine distances, in the order of ``rows``; -inf where a row has no radius.
+            most: counts above it may be too small, but not below it.
+
+        Returns:
+            (m,) counts.
+        """
         return self._count(vectors, query_rows, np.broadcast_to(radii, (len(vectors), len(radii))), most)
 
     def count_within(

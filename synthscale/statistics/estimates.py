@@ -1,5 +1,6 @@
 """A metric with its 95 % interval, and the form it takes in metrics.json."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,22 @@ class Estimate:
     def undefined(cls, reason: str) -> "Estimate":
         """Create an undefined metric."""
         return cls(None, reason=reason)
+
+    @classmethod
+    def without_interval(
+        cls, value: float, reason: str, if_undefined: str, reference: float | None = None
+    ) -> "Estimate":
+        """Create a metric without an interval and say why; it is undefined if the value is not finite.
+
+        Args:
+            value: the metric.
+            reason: why it has no interval.
+            if_undefined: why it is not finite, if so.
+            reference: the value that an ideal generator would get, where one is known.
+        """
+        if not math.isfinite(value):
+            return cls.undefined(if_undefined)
+        return cls(value, reason=reason, reference=reference)
 
     def to_json(self) -> Metric:
         """Return the estimate in the form of metrics.json."""

@@ -27,9 +27,6 @@ class Cells:
     def count_containing(self, vectors, rows, radii, most):
         return self.index.count_containing(vectors, rows, radii, self.index.cells, most)
 
-    def is_inside(self, vectors, rows, radii):
-        return self.index.is_inside(vectors, rows, radii, self.index.cells)
-
 
 KINDS = pytest.mark.parametrize("index", [FlatIndex, Cells])
 
@@ -129,7 +126,6 @@ def test_counts_are_exact_up_to_most(index, seed, most, share):
     exact = own.count_containing(queries, asked, radii, most=10_000)
     found = own.count_containing(queries, asked, radii, most=most)
     assert (np.minimum(found, most) == np.minimum(exact, most)).all()
-    assert (own.is_inside(queries, asked, radii) == (exact > 0)).all()
 
 
 @KINDS
