@@ -52,7 +52,7 @@ def ours_manifold(real: Vectors, synthetic: Vectors) -> dict[str, float]:
 
     found = search_two_sets({"real": real, "synthetic": synthetic})
     assert found.recalled is not None
-    covered = found.searches.real_own.distance[:, 0] <= found.searches.real_real.radius(K)
+    covered = found.searches.real_synthetic.distance[:, 0] <= found.searches.real_real.radius(K)
     return {
         "precision": float((found.own_inside.count > 0).mean()),
         "recall": float((found.recalled.count > 0).mean()),

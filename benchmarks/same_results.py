@@ -2,9 +2,9 @@
 
     python -m benchmarks.same_results BEFORE AFTER [--tolerance 1e-6] [--renamed OLD=NEW ...]
 
-Compares every Parquet table row by row, and ``metrics.json`` without run ids, times and versions. Columns other than
-floating-point numbers must be equal; numbers may differ by the tolerance (0: bit for bit). Prints one line a table
-and exits with 1 if anything differs.
+Compares every Parquet table row by row, and ``metrics.json`` without run ids, times and versions. Columns other
+than floating-point numbers must be equal; numbers may differ by the tolerance (0: bit for bit). Prints one line a
+table and exits with 1 if anything differs.
 """
 
 import argparse

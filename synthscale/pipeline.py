@@ -149,7 +149,7 @@ class _StageRunner:
         context = StageContext(self.config, self.run)
         skipped = self._stage("ingest", ingest.fingerprint(context, dataset), lambda: ingest.run(context, dataset))
         if skipped and dataset.is_table:
-            ingest.refuse_changed(context, dataset)
+            ingest.check_unchanged(context, dataset)
         if not self._is_reduced():
             self.session.start()
         # Ray takes seconds to start in the background; these imports load torch meanwhile.

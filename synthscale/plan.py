@@ -21,7 +21,7 @@ from synthscale.errors import InputError
 from synthscale.ingest.checks import check_metrics, check_rows
 from synthscale.ingest.control import hold_out
 from synthscale.ingest.discover import Dataset, discover
-from synthscale.ingest.vector_reader import check_vectors, read_rows
+from synthscale.ingest.vector_reader import check_vectors, read_vectors
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.run_directory import STAGES, RunDirectory
 from synthscale.tables.layout import VectorLayout, shards_of
@@ -116,7 +116,7 @@ def _try_rows(
         assert dataset.vectors is not None
         metadata: list[dict[str, Any]] = []
         for row in rows:
-            vector, row_metadata = read_rows(dataset.vectors, row, row + 1, config.storage)
+            vector, row_metadata = read_vectors(dataset.vectors, row, row + 1, config.storage)
             check_vectors(vector, row_metadata, (0, vector.shape[1]))
             metadata += row_metadata
         return None, [f"{name}: {m['detail']}" for name, m in zip(ids, metadata, strict=True) if "reason" in m]

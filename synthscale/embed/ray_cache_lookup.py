@@ -95,19 +95,19 @@ class CacheLookup:
             [metadata for piece in pieces for metadata in piece.metadata],
         )
 
-    def store(self, shard: Shard, computed: set[int]) -> None:
-        """Add newly embedded rows of a written shard to the cache.
+    def store(self, shard: Shard, embeddings: pa.Table, computed: set[int]) -> None:
+        """Add newly embedded rows of a shard to the cache.
 
         Args:
-            shard: a shard of which ``embeddings/`` is written.
+            shard: the shard.
+            embeddings: its rows of ``embeddings/``.
             computed: offsets from the shard's first row; those without an embedding (failures) are skipped.
         """
         if self.cache is None or not computed:
             return
-        written = self.run.read_shard("embeddings", shard)
         manifest = self.run.read_shard("manifest", shard, ["row", *FILE_COLUMNS])
-        at = written.column("row").to_numpy() - shard.start
-        rows = written.append_column("key", cache_keys(files_of(manifest)).take(pa.array(at)))
+        at = embeddings.column("row").to_numpy() - shard.start
+        rows = embeddings.append_column("key", cache_keys(files_of(manifest)).take(pa.array(at)))
         self.cache.write(rows.filter(pa.array(np.isin(at, list(computed)))).drop_columns(["row"]))
 
     def remove_locations(self) -> None:

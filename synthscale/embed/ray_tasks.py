@@ -20,7 +20,7 @@ from synthscale.config import Config
 from synthscale.embed.encoder_reader import load_encoder
 from synthscale.embed.image_reader import FILE_COLUMNS, decode_all, files_of
 from synthscale.embed.ray_cache_lookup import METADATA_COLUMNS, CacheLookup
-from synthscale.ingest.vector_reader import check_vectors, read_rows
+from synthscale.ingest.vector_reader import check_vectors, read_vectors
 from synthscale.storage.run_directory import RunDirectory
 from synthscale.tables.layout import Shard, StoredFile, VectorLayout, VectorSource
 from synthscale.tables.schemas import FAILURES, REAL, embeddings_schema
@@ -103,8 +103,8 @@ class ShardEncoder:
             files = self._job.files(shard, lost)
             self._embed(rows, lost, *decode_all(files, size, self._job.config))
         check_vectors(rows.vectors, rows.records, self._layout.search)
-        tally = write_embedded(self._job.run, shard, rows.vectors, rows.records)
-        self._job.lookup.store(shard, set(range(len(rows.records))) - set(cached.at.tolist()))
+        tally, embeddings = write_embedded(self._job.run, shard, rows.vectors, rows.records)
+        self._job.lookup.store(shard, embeddings, set(range(len(rows.records))) - set(cached.at.tolist()))
         return tally
 
     def _embed(
@@ -160,7 +160,7 @@ class CachedTask:
             return pa.table({"tally": pa.array([], pa.string())})
         order = np.argsort(cached.at)
         records = [cached.metadata[i] for i in order.tolist()]
-        return write_embedded(self._job.run, shard, cached.vectors[order], records)
+        return write_embedded(self._job.run, shard, cached.vectors[order], records)[0]
 
 
 class VectorTask:
@@ -172,14 +172,14 @@ class VectorTask:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Write the shard whose index is in ``batch``; return its tally."""
         shard = self._job.shards[batch.column("shard")[0].as_py()]
-        vectors, records = read_rows(self._source, shard.start, shard.stop, self._job.config.storage)
+        vectors, records = read_vectors(self._source, shard.start, shard.stop, self._job.config.storage)
         check_vectors(vectors, records, (0, vectors.shape[1]))
-        return write_embedded(self._job.run, shard, vectors, records)
+        return write_embedded(self._job.run, shard, vectors, records)[0]
 
 
 def write_embedded(
     run: RunDirectory, shard: Shard, vectors: NDArray[np.floating], records: list[dict[str, Any]]
-) -> pa.Table:
+) -> tuple[pa.Table, pa.Table]:
     """Write a shard's failures, then its embeddings, whose file marks the shard as complete.
 
     Args:
@@ -189,7 +189,8 @@ def write_embedded(
         records: n records.
 
     Returns:
-        One row with the column ``tally``: JSON of the shard's index, and the result of `count_outcomes`.
+        One row with the column ``tally``: JSON of the shard's index, and the result of `count_outcomes`. And the
+        embeddings as written.
     """
     manifest = run.read_shard("manifest", shard, ["row", "id", "uri", "generator"])
     failed = [i for i, record in enumerate(records) if "reason" in record]
@@ -205,9 +206,10 @@ def write_embedded(
         **{name: [records[i].get(name) for i in usable] for name in METADATA_COLUMNS},
     }
     schema = embeddings_schema(vectors.shape[1], flat.type)
-    run.write_shard("embeddings", shard, pa.table(columns, schema=schema), schema)
+    embeddings = pa.table(columns, schema=schema)
+    run.write_shard("embeddings", shard, embeddings, schema)
     outcomes = _outcomes(manifest.column("generator").to_pylist(), [record.get("reason") for record in records])
-    return pa.table({"tally": [json.dumps(outcomes | {"shard": shard.index})]})
+    return pa.table({"tally": [json.dumps(outcomes | {"shard": shard.index})]}), embeddings
 
 
 def count_outcomes(run: RunDirectory, shard: Shard) -> dict[str, dict[str, int]]:

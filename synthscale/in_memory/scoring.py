@@ -87,7 +87,7 @@ def score_features(
     copies = copies_from_pairs(equal_pairs(vector_keys(vectors[rows], name), rows) for name, rows in sets.items())
     families = config.metrics.families
     analysis = analyse_vectors(vectors, sets, copies, config.neighbors, counts="manifold" in families)
-    copy_rows = copies.later(dict(enumerate(unique_ids)))
+    copy_rows = copies.redundant_rows(dict(enumerate(unique_ids)))
     is_copy = np.isin(np.arange(n), copy_rows)
     groups = {view.generator: view.groups for view in analysis.views}
     keys, plans = hash_ids(unique_ids), {}

@@ -32,7 +32,7 @@ class Dataset:
         digest: digest of the source, for the fingerprint of ingest. It covers, for folders, the paths, sizes and
             etags of images and archives; for a zip file with a table, the names, CRCs and sizes of its members;
             for files of vectors, their versions (fsspec's ``ukey``); for a table file, its content only, so that
-            missing images may be added later (``refuse_changed`` in stage.py compares the images' etags).
+            missing images may be added later (``check_unchanged`` in stage.py compares the images' etags).
         vectors: location of precomputed vectors; None if the input is images.
         is_table: whether the source is a metadata table of images.
         notes: messages for the report, e.g. the number of skipped files.

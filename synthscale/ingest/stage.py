@@ -71,7 +71,7 @@ def run(context: StageContext, dataset: Dataset) -> StageOutcome:
     return StageOutcome({"rows": n, "real": kinds[REAL], "synthetic": kinds[SYNTHETIC]}, info)
 
 
-def refuse_changed(context: StageContext, dataset: Dataset) -> None:
+def check_unchanged(context: StageContext, dataset: Dataset) -> None:
     """Check that the files named by a metadata table have the etags that the manifest recorded.
 
     Raises:

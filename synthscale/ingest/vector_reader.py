@@ -39,7 +39,7 @@ def check_vectors(vectors: NDArray[np.floating], facts: list[dict[str, Any]], se
             fact |= {"reason": Reason.ZERO_VECTOR.value, "detail": "the vector is all zeros and has no direction"}
 
 
-def read_rows(
+def read_vectors(
     source: VectorSource, start: int, stop: int, storage: StorageConfig
 ) -> tuple[NDArray[np.floating], list[dict[str, Any]]]:
     """Read the vectors of a range of rows.
@@ -117,7 +117,7 @@ def _decode(file: pq.ParquetFile, key: tuple[str, str, int, tuple[str, ...]]) ->
 
 
 def _to_vectors(column: pa.ChunkedArray, dimensions: int) -> tuple[NDArray[np.floating], list[dict[str, Any]]]:
-    """Convert a list column to vectors and facts as `read_rows` returns them.
+    """Convert a list column to vectors and facts as `read_vectors` returns them.
 
     If no value is null and all lengths are D, the values are converted as one array; otherwise list by list.
     """

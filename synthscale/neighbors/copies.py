@@ -120,7 +120,7 @@ class Copies:
             self.representative[copy], self.row[copy], np.zeros(int(copy.sum())), codes[copy], codes[copy]
         )
 
-    def later(self, ids: Mapping[int, str]) -> Rows:
+    def redundant_rows(self, ids: Mapping[int, str]) -> Rows:
         """Return the rows that are copies of a row with a smaller id, ascending: all but one row of each group.
 
         Args:

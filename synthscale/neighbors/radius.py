@@ -62,15 +62,15 @@ class ViewSearches:
 
     Attributes:
         real_real: real rows among the real rows.
-        real_own: real rows among the generator's rows.
-        own_real: the generator's rows among the real rows.
-        own_own: the generator's rows among its own rows.
+        real_synthetic: real rows among the generator's rows.
+        synthetic_real: the generator's rows among the real rows.
+        synthetic_synthetic: the generator's rows among its own rows.
     """
 
     real_real: KnnResult
-    real_own: KnnResult
-    own_real: KnnResult
-    own_own: KnnResult
+    real_synthetic: KnnResult
+    synthetic_real: KnnResult
+    synthetic_synthetic: KnnResult
 
 
 def is_median_of_real(config: NeighborsConfig) -> bool:
@@ -111,10 +111,10 @@ def _nearest_distances(view: ViewSearches, config: NeighborsConfig, copies: Copi
     """Return the nearest-neighbour distances to take the median of, and the number of distinct rows measured."""
     if is_median_of_real(config):
         return view.real_real.distance[:, 0], len(view.real_real.row)
-    real = np.minimum(view.real_real.distance[:, 0], view.real_own.distance[:, 0])
-    synthetic = np.minimum(view.own_own.distance[:, 0], view.own_real.distance[:, 0])
+    real = np.minimum(view.real_real.distance[:, 0], view.real_synthetic.distance[:, 0])
+    synthetic = np.minimum(view.synthetic_synthetic.distance[:, 0], view.synthetic_real.distance[:, 0])
     distances = np.concatenate([real, synthetic])
     if config.mode == "datalab":
-        counts = copies.counts(np.concatenate([view.real_real.row, view.own_own.row]))
+        counts = copies.counts(np.concatenate([view.real_real.row, view.synthetic_synthetic.row]))
         return np.repeat(np.where(counts > 1, 0.0, distances), counts), len(distances)
     return distances, len(distances)

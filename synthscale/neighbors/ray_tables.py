@@ -35,12 +35,12 @@ class _Shared:
 
     Attributes:
         copies: exact copies within each set.
-        later: rows that are exact copies of a row with a smaller id.
+        redundant: rows that are exact copies of a row with a smaller id.
         recalls: recall of each k-NN search; None where all pairs were compared.
     """
 
     copies: Copies
-    later: Rows
+    redundant: Rows
     recalls: dict[SetPair, Recall | None]
 
 
@@ -68,8 +68,8 @@ def write_tables(
     # Copies take the results of their representative, which may lie in another chunk.
     picked = [pick.remote(searched, i, np.intersect1d(rows, copies.representative)) for i, _, rows in with_copies]
     named = ray.get([ids.remote(searched.reader, chunk, rows) for _, chunk, rows in with_copies])
-    later = copies.later({row: name for part in named for row, name in part.items()})
-    shared = ray.put(_Shared(copies, later, recalls))
+    redundant = copies.redundant_rows({row: name for part in named for row, name in part.items()})
+    shared = ray.put(_Shared(copies, redundant, recalls))
     task = ray.remote(_write_chunk).options(num_cpus=1)
 
     def submit(number: int) -> Any:
@@ -130,7 +130,7 @@ def _write_chunk(
     for code in groups:
         own = block.row[block.code == code]
         found = nearest_rows(view_neighbors(code, results, counts, shared.recalls), shared.copies, real, own)
-        views.append(arrow_tables.nearest(names[code], found, shared.later))
+        views.append(arrow_tables.nearest(names[code], found, shared.redundant))
     nearest = pa.concat_tables(views)
     nearest = nearest.take(pa.array(np.argsort(nearest.column("row").to_numpy(), kind="stable")))
     members = pa.concat_tables(groups.values())

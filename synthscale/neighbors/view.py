@@ -126,10 +126,10 @@ def nearest_rows(found: ViewNeighbors, copies: Copies, real: Rows, own: Rows) ->
     # Real rows: the nearest other real row, and the nearest of the generator's rows.
     d_distinct, r_distinct = _first(searches.real_real, real_of)
     d_real, r_real = _with_copies(d_distinct, r_distinct, real_copy)
-    d_cross, r_cross = _first(searches.real_own, real_of)
+    d_cross, r_cross = _first(searches.real_synthetic, real_of)
     # Synthetic rows: the nearest real row, and the nearest other row of the generator.
-    d_own, r_own = _with_copies(*_first(searches.own_own, own_of), own_copy)
-    d_nr, r_nr = _first(searches.own_real, own_of)
+    d_own, r_own = _with_copies(*_first(searches.synthetic_synthetic, own_of), own_copy)
+    d_nr, r_nr = _first(searches.synthetic_real, own_of)
     real_radius = _kth(searches.real_real, real_of)
     n, m = len(real), len(own)
     synthetic_in_radius, containing = np.full(n + m, -1, np.int32), np.full(n + m, -1, np.int32)
@@ -139,7 +139,13 @@ def nearest_rows(found: ViewNeighbors, copies: Copies, real: Rows, own: Rows) ->
     if found.recalled is not None:
         containing[n:], recalled[:n] = found.own_inside.counts_of(own_of), found.recalled.of(real_of)
     exact = [
-        r.recall is None for r in (searches.real_real, searches.real_own, searches.own_own, searches.own_real)
+        r.recall is None
+        for r in (
+            searches.real_real,
+            searches.real_synthetic,
+            searches.synthetic_synthetic,
+            searches.synthetic_real,
+        )
     ]
     return Nearest(
         row=np.concatenate([real, own]),
@@ -149,7 +155,7 @@ def nearest_rows(found: ViewNeighbors, copies: Copies, real: Rows, own: Rows) ->
         nearest_real_row=np.concatenate([r_real, r_nr]),
         nearest_real_distance=np.concatenate([d_real, d_nr]),
         distinct_real_distance=np.concatenate([d_distinct, np.full(m, np.inf)]),
-        knn_radius=np.concatenate([real_radius, _kth(searches.own_own, own_of)]),
+        knn_radius=np.concatenate([real_radius, _kth(searches.synthetic_synthetic, own_of)]),
         in_real_manifold=np.concatenate(
             [found.real_inside.of(real_of) | (real_copy >= 0), found.own_inside.of(own_of)]
         ),
@@ -191,8 +197,8 @@ def listed_edges(searches: ViewSearches, copies: Copies, radius: float, codes: t
     real, own = codes
     parts = []
     for same, cross, code, other in (
-        (searches.real_real, searches.real_own, real, own),
-        (searches.own_own, searches.own_real, own, real),
+        (searches.real_real, searches.real_synthetic, real, own),
+        (searches.synthetic_synthetic, searches.synthetic_real, own, real),
     ):
         distance = np.concatenate([same.distance, cross.distance], axis=1)
         neighbor = np.concatenate([same.neighbor, cross.neighbor], axis=1)

@@ -524,9 +524,9 @@ def test_each_relation_carries_its_own_measured_recall() -> None:
     distances = brute.among(x)
     for relation_of, query, database, probed in (
         (found.searches.real_real, slice(600), slice(600), True),
-        (found.searches.own_real, slice(600, 690), slice(600), True),
-        (found.searches.real_own, slice(600), slice(600, 690), False),
-        (found.searches.own_own, slice(600, 690), slice(600, 690), False),
+        (found.searches.synthetic_real, slice(600, 690), slice(600), True),
+        (found.searches.real_synthetic, slice(600), slice(600, 690), False),
+        (found.searches.synthetic_synthetic, slice(600, 690), slice(600, 690), False),
     ):
         true = brute.k_smallest(distances[query, database], 10)
         right = relation_of.distance <= true * (1 + 1e-5) + 1e-14

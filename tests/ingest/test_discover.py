@@ -13,7 +13,7 @@ from synthscale.config import Config, StorageConfig
 from synthscale.errors import InputError, StorageError
 from synthscale.ingest import metadata_tables as manifests
 from synthscale.ingest.discover import discover
-from synthscale.ingest.vector_reader import read_rows
+from synthscale.ingest.vector_reader import read_vectors
 from synthscale.storage.fetch import fetch
 from synthscale.tables.layout import StoredFile
 
@@ -417,7 +417,7 @@ def test_an_embedding_column_of_lists_gives_vectors(tmp_path, kind):
     assert dataset.vectors.dimensions == 4
     assert [row["id"] for row in dataset.rows.to_pylist()] == [f"v{i}" for i in range(6)]
     assert dataset.rows.column("uri").null_count == 6
-    vectors, facts = read_rows(dataset.vectors, 0, 6, StorageConfig())
+    vectors, facts = read_vectors(dataset.vectors, 0, 6, StorageConfig())
     np.testing.assert_allclose(vectors, VECTORS, atol=2e-3 if "16" in kind else 1e-6)
     assert not any("reason" in fact for fact in facts)
 
@@ -428,7 +428,7 @@ def test_numeric_columns_give_vectors_and_the_others_are_carried(tmp_path):
     assert dataset.vectors.columns == ["f0", "f1", "f2", "f3", "count"]
     assert dataset.vectors.dimensions == 5
     assert dataset.rows.column("language").to_pylist() == ["en"] * 6
-    vectors, _ = read_rows(dataset.vectors, 0, 6, StorageConfig())
+    vectors, _ = read_vectors(dataset.vectors, 0, 6, StorageConfig())
     np.testing.assert_allclose(vectors[:, :4], VECTORS, atol=1e-6)
     np.testing.assert_array_equal(vectors[:, 4], np.arange(6))
 
@@ -438,7 +438,7 @@ def test_several_vector_files_in_a_folder_are_one_set_in_the_order_of_their_name
     pq.write_table(vector_table(0, 4), tmp_path / "a.parquet")
     dataset = discover(Config(manifest=str(tmp_path)))
     assert [row["id"] for row in dataset.rows.to_pylist()] == [f"v{i}" for i in range(6)]
-    vectors, _ = read_rows(dataset.vectors, 3, 5, StorageConfig())
+    vectors, _ = read_vectors(dataset.vectors, 3, 5, StorageConfig())
     np.testing.assert_allclose(vectors, VECTORS[3:5])
 
 
@@ -622,7 +622,7 @@ def test_vectors_on_s3_are_read(s3, storage, tmp_path):
     bucket = s3.bucket()
     s3.put_folder(tmp_path, f"s3://{bucket}/v")
     dataset = discover(Config(manifest=f"s3://{bucket}/v", storage=storage))
-    vectors, _ = read_rows(dataset.vectors, 0, 6, storage)
+    vectors, _ = read_vectors(dataset.vectors, 0, 6, storage)
     np.testing.assert_allclose(vectors, VECTORS)
 
 
@@ -660,7 +660,7 @@ def test_only_the_row_groups_of_the_requested_rows_are_decoded(tmp_path, monkeyp
     monkeypatch.setattr(
         pq.ParquetFile, "read_row_group", lambda self, i, **more: read.append(i) or original(self, i, **more)
     )
-    vectors, _ = read_rows(source, 25, 41, StorageConfig())
+    vectors, _ = read_vectors(source, 25, 41, StorageConfig())
     assert vectors[:, 0].tolist() == list(range(25, 41))
     assert read == [2, 3, 4]
 

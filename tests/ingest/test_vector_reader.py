@@ -10,7 +10,7 @@ import pytest
 
 from synthscale.config import StorageConfig
 from synthscale.errors import InputError, StorageError
-from synthscale.ingest.vector_reader import check_vectors, read_rows
+from synthscale.ingest.vector_reader import check_vectors, read_vectors
 from synthscale.ingest.vector_tables import from_vectors
 from synthscale.tables.faults import Reason
 from synthscale.tables.layout import VectorSource
@@ -52,7 +52,7 @@ def columns(tmp_path, **values):
 @pytest.mark.parametrize("count", [1, 2, 6, 10])
 def test_any_range_of_rows_is_read_across_files(source, start, count):
     stop = min(start + count, 10)
-    vectors, facts = read_rows(source, start, stop, LOCAL)
+    vectors, facts = read_vectors(source, start, stop, LOCAL)
     np.testing.assert_array_equal(vectors, VALUES[start:stop])
     assert vectors.dtype == np.float32
     assert facts == [{}] * (stop - start)
@@ -66,19 +66,19 @@ def test_integers_and_narrow_and_wide_floats_become_float32(tmp_path):
         c=pa.array(np.array([0.25, 2], np.float16)),
         d=pa.array([3, 255], pa.uint8()),
     )
-    vectors, _ = read_rows(source, 0, 2, LOCAL)
+    vectors, _ = read_vectors(source, 0, 2, LOCAL)
     assert vectors.dtype == np.float32
     np.testing.assert_array_equal(vectors, [[1, 0.5, 0.25, 3], [2, 1.5, 2, 255]])
 
 
 def test_columns_are_taken_in_the_order_of_the_source(tmp_path):
     source = replace(columns(tmp_path, a=[1.0], b=[2.0], c=[3.0]), columns=["c", "a", "b"])
-    np.testing.assert_array_equal(read_rows(source, 0, 1, LOCAL)[0], [[3, 1, 2]])
+    np.testing.assert_array_equal(read_vectors(source, 0, 1, LOCAL)[0], [[3, 1, 2]])
 
 
 @pytest.mark.parametrize("odd", [[1.0, 2.0], [1.0, 2.0, 3.0, 4.0], [], None])
 def test_a_vector_of_a_different_length_is_a_failure_of_its_row(tmp_path, odd):
-    vectors, facts = read_rows(lists(tmp_path, [[1, 2, 3], odd, [4, 5, 6]]), 0, 3, LOCAL)
+    vectors, facts = read_vectors(lists(tmp_path, [[1, 2, 3], odd, [4, 5, 6]]), 0, 3, LOCAL)
     np.testing.assert_array_equal(vectors, [[1, 2, 3], [0, 0, 0], [4, 5, 6]])
     assert [fact.get("reason") for fact in facts] == [None, Reason.WRONG_LENGTH, None]
     assert str(0 if odd is None else len(odd)) in facts[1]["detail"]
@@ -86,17 +86,17 @@ def test_a_vector_of_a_different_length_is_a_failure_of_its_row(tmp_path, odd):
 
 
 def test_a_null_value_is_not_read_as_zero(tmp_path):
-    vectors, facts = read_rows(lists(tmp_path, [[1, None, 3]]), 0, 1, LOCAL)
+    vectors, facts = read_vectors(lists(tmp_path, [[1, None, 3]]), 0, 1, LOCAL)
     check_vectors(vectors, facts, (0, 3))
     assert facts[0]["reason"] == Reason.NON_FINITE
     (tmp_path / "v.parquet").unlink()
-    vectors, facts = read_rows(columns(tmp_path, a=[1, None], b=[1.0, 2.0]), 0, 2, LOCAL)
+    vectors, facts = read_vectors(columns(tmp_path, a=[1, None], b=[1.0, 2.0]), 0, 2, LOCAL)
     check_vectors(vectors, facts, (0, 2))
     assert [fact.get("reason") for fact in facts] == [None, Reason.NON_FINITE]
 
 
 def test_a_value_beyond_float32_is_a_failure_of_its_row(tmp_path):
-    vectors, facts = read_rows(lists(tmp_path, [[1e300, 1, 1], [1e30, 1, 1]]), 0, 2, LOCAL)
+    vectors, facts = read_vectors(lists(tmp_path, [[1e300, 1, 1], [1e30, 1, 1]]), 0, 2, LOCAL)
     check_vectors(vectors, facts, (0, 3))
     assert [fact.get("reason") for fact in facts] == [Reason.NON_FINITE, None]
 
@@ -104,13 +104,13 @@ def test_a_value_beyond_float32_is_a_failure_of_its_row(tmp_path):
 def test_a_file_whose_row_count_changed_is_refused_by_name(source):
     source = replace(source, file_rows=[5, 0, 5, 1])
     with pytest.raises(InputError, match=r"0\.parquet.*4.*5"):
-        read_rows(source, 0, 2, LOCAL)
+        read_vectors(source, 0, 2, LOCAL)
 
 
 def test_a_missing_file_is_named(source):
     source.files[2] += ".none"
     with pytest.raises(StorageError, match=r"2\.parquet\.none"):
-        read_rows(source, 3, 6, LOCAL)
+        read_vectors(source, 3, 6, LOCAL)
 
 
 # --- half precision ---
@@ -135,7 +135,7 @@ def halves(tmp_path, kind="list", change=None):
 def test_float16_vectors_of_equal_length_are_unchanged(tmp_path, kind):
     source = halves(tmp_path, kind)
     for start, stop in ((0, 4), (1, 3), (2, 4), (3, 4)):
-        vectors, facts = read_rows(source, start, stop, LOCAL)
+        vectors, facts = read_vectors(source, start, stop, LOCAL)
         assert vectors.dtype == np.float16
         assert vectors.tobytes() == HALVES[start:stop].tobytes()
         assert facts == [{}] * (stop - start)
@@ -144,7 +144,7 @@ def test_float16_vectors_of_equal_length_are_unchanged(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["list", "large"])
 @pytest.mark.parametrize("odd", [[1.0, 2.0], [1.0, 2.0, 3.0, 4.0], [], None])
 def test_a_float16_vector_of_a_different_length_is_a_failure_of_its_row_only(tmp_path, kind, odd):
-    vectors, facts = read_rows(halves(tmp_path, kind, [odd]), 0, 4, LOCAL)
+    vectors, facts = read_vectors(halves(tmp_path, kind, [odd]), 0, 4, LOCAL)
     assert vectors.dtype == np.float16
     assert [fact.get("reason") for fact in facts] == [None, None, Reason.WRONG_LENGTH, None]
     expected = HALVES.copy()
@@ -156,21 +156,21 @@ def test_two_wrong_lengths_with_the_right_sum_are_both_failures(tmp_path):
     path = f"{tmp_path}/v.parquet"
     values = [[1.0, 2.0, 3.0], [1.0, 2.0], [1.0, 2.0, 3.0, 4.0]]
     pq.write_table(pa.table({"embedding": pa.array(values, KINDS["list"])}), path)
-    vectors, facts = read_rows(VectorSource([path], [3], ["embedding"], 3, True), 0, 3, LOCAL)
+    vectors, facts = read_vectors(VectorSource([path], [3], ["embedding"], 3, True), 0, 3, LOCAL)
     assert [fact.get("reason") for fact in facts] == [None, Reason.WRONG_LENGTH, Reason.WRONG_LENGTH]
     np.testing.assert_array_equal(vectors, [[1, 2, 3], [0, 0, 0], [0, 0, 0]])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_null_in_a_float16_vector_is_not_read_as_zero(tmp_path, kind):
-    vectors, facts = read_rows(halves(tmp_path, kind, [[1.0, None, 3.0]]), 0, 4, LOCAL)
+    vectors, facts = read_vectors(halves(tmp_path, kind, [[1.0, None, 3.0]]), 0, 4, LOCAL)
     check_vectors(vectors, facts, (0, 3))
     assert vectors.dtype == np.float16
     assert [fact.get("reason") for fact in facts] == [None, None, Reason.NON_FINITE, None]
 
 
 def test_a_null_vector_of_fixed_length_is_a_failure_of_its_row(tmp_path):
-    vectors, facts = read_rows(halves(tmp_path, "fixed", [None]), 0, 4, LOCAL)
+    vectors, facts = read_vectors(halves(tmp_path, "fixed", [None]), 0, 4, LOCAL)
     assert vectors.dtype == np.float16
     assert [fact.get("reason") for fact in facts] == [None, None, Reason.WRONG_LENGTH, None]
 
@@ -199,7 +199,7 @@ def test_a_source_is_half_if_its_embeddings_are_float16(tmp_path, kind, half):
     uri = manifest(tmp_path / "a.parquet", [[1, 2, 3], [4, 5, 6]], kind)
     source = from_vectors([uri], LOCAL).vectors
     assert source.half == half
-    vectors, _ = read_rows(source, 0, 2, LOCAL)
+    vectors, _ = read_vectors(source, 0, 2, LOCAL)
     assert vectors.dtype == (np.float16 if half else np.float32)
     np.testing.assert_array_equal(vectors, [[1, 2, 3], [4, 5, 6]])
 
@@ -214,8 +214,8 @@ def test_files_of_halves_and_of_wider_numbers_are_refused_or_read_without_loss(t
     refusal = None
     try:
         source = from_vectors(files if half_first else files[::-1], LOCAL).vectors
-        parts = [read_rows(source, start, start + 2, LOCAL)[0] for start in (0, 2)]
-        together = read_rows(source, 0, 4, LOCAL)[0]
+        parts = [read_vectors(source, start, start + 2, LOCAL)[0] for start in (0, 2)]
+        together = read_vectors(source, 0, 4, LOCAL)[0]
     except InputError as error:
         refusal = str(error)
     if refusal is not None:
@@ -249,18 +249,20 @@ def test_shards_of_one_row_group_decode_it_once(tmp_path, decoded):
     pq.write_table(pa.table({"embedding": pa.array(VALUES.tolist())}), path, row_group_size=5)
     source = VectorSource([path], [10], ["embedding"], 3)
     for start in range(0, 10, 2):
-        np.testing.assert_array_equal(read_rows(source, start, start + 2, LOCAL)[0], VALUES[start : start + 2])
+        np.testing.assert_array_equal(read_vectors(source, start, start + 2, LOCAL)[0], VALUES[start : start + 2])
     assert decoded == [0, 1]
     # Only the row group decoded last is kept.
-    read_rows(source, 0, 1, LOCAL)
+    read_vectors(source, 0, 1, LOCAL)
     assert decoded == [0, 1, 0]
 
 
 def test_other_columns_of_the_same_row_group_are_decoded_separately(tmp_path, decoded):
     source = columns(tmp_path, a=[1.0, 2.0], b=[3.0, 4.0])
-    np.testing.assert_array_equal(read_rows(source, 0, 2, LOCAL)[0], [[1, 3], [2, 4]])
-    np.testing.assert_array_equal(read_rows(replace(source, columns=["b", "a"]), 0, 2, LOCAL)[0], [[3, 1], [4, 2]])
-    np.testing.assert_array_equal(read_rows(replace(source, columns=["b"]), 0, 2, LOCAL)[0], [[3], [4]])
+    np.testing.assert_array_equal(read_vectors(source, 0, 2, LOCAL)[0], [[1, 3], [2, 4]])
+    np.testing.assert_array_equal(
+        read_vectors(replace(source, columns=["b", "a"]), 0, 2, LOCAL)[0], [[3, 1], [4, 2]]
+    )
+    np.testing.assert_array_equal(read_vectors(replace(source, columns=["b"]), 0, 2, LOCAL)[0], [[3], [4]])
 
 
 def test_the_same_row_group_of_another_file_is_decoded_separately(tmp_path):
@@ -269,14 +271,14 @@ def test_the_same_row_group_of_another_file_is_decoded_separately(tmp_path):
         (tmp_path / str(i)).mkdir()
         sources.append(columns(tmp_path / str(i), a=[1.0 + i, 2.0 + i]))
     for i in (0, 1, 0):
-        np.testing.assert_array_equal(read_rows(sources[i], 0, 2, LOCAL)[0][:, 0], [1 + i, 2 + i])
+        np.testing.assert_array_equal(read_vectors(sources[i], 0, 2, LOCAL)[0][:, 0], [1 + i, 2 + i])
 
 
 @pytest.mark.parametrize("how", ["rename", "overwrite"])
 def test_a_file_that_is_replaced_is_read_again(tmp_path, how):
     source = columns(tmp_path, a=[1.0, 2.0], b=[3.0, 4.0])
     path = tmp_path / "v.parquet"
-    np.testing.assert_array_equal(read_rows(source, 0, 2, LOCAL)[0], [[1, 3], [2, 4]])
+    np.testing.assert_array_equal(read_vectors(source, 0, 2, LOCAL)[0], [[1, 3], [2, 4]])
     size = path.stat().st_size
     if how == "rename":
         (tmp_path / "new").mkdir()
@@ -286,10 +288,10 @@ def test_a_file_that_is_replaced_is_read_again(tmp_path, how):
         columns(tmp_path, a=[5.0, 6.0], b=[7.0, 8.0])
     # The new file has the same size in bytes, so the size alone does not show the change.
     assert path.stat().st_size == size
-    np.testing.assert_array_equal(read_rows(source, 0, 2, LOCAL)[0], [[5, 7], [6, 8]])
+    np.testing.assert_array_equal(read_vectors(source, 0, 2, LOCAL)[0], [[5, 7], [6, 8]])
     path.unlink()
     with pytest.raises(StorageError, match=r"v\.parquet"):
-        read_rows(source, 0, 2, LOCAL)
+        read_vectors(source, 0, 2, LOCAL)
 
 
 def test_an_object_that_is_replaced_is_read_again(s3, tmp_path):
@@ -299,7 +301,7 @@ def test_an_object_that_is_replaced_is_read_again(s3, tmp_path):
         s3.client.put_object(Bucket=bucket, Key="v.parquet", Body=(tmp_path / "v.parquet").read_bytes())
         source = VectorSource([f"s3://{bucket}/v.parquet"], [2], ["a"], 1)
         for _ in range(2):
-            np.testing.assert_array_equal(read_rows(source, 0, 2, storage)[0], [[first], [2]])
+            np.testing.assert_array_equal(read_vectors(source, 0, 2, storage)[0], [[first], [2]])
 
 
 # --- checking ---

@@ -227,9 +227,9 @@ def test_each_copy_has_an_edge_of_distance_zero_to_its_representative() -> None:
 
 def test_the_copy_with_the_smallest_id_is_kept() -> None:
     ids = {2: "c", 5: "a", 8: "b", 3: "x", 9: "y"}
-    assert SOME.later(ids).tolist() == [2, 8, 9]
+    assert SOME.redundant_rows(ids).tolist() == [2, 8, 9]
     # As text: "10" comes before "9".
-    assert SOME.later({2: "9", 5: "10", 8: "11", 3: "1", 9: "0"}).tolist() == [2, 3, 8]
+    assert SOME.redundant_rows({2: "9", 5: "10", 8: "11", 3: "1", 9: "0"}).tolist() == [2, 3, 8]
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.randoms(use_true_random=False))
@@ -239,7 +239,7 @@ def test_methods_of_copies_are_consistent(values: list[int], random: Random) -> 
     copies = copies_from_pairs([equal_pairs(texts(*map(str, values)), rows)])
     names = [f"id-{i}" for i in range(len(values))]
     random.shuffle(names)
-    later = copies.later(dict(enumerate(names)))
+    later = copies.redundant_rows(dict(enumerate(names)))
     kept = np.setdiff1d(rows, later)
     # One of each kind is kept, that of the smallest id, wherever the rows stand.
     assert sorted(values[row] for row in kept) == sorted(set(values))
@@ -260,5 +260,5 @@ def test_without_copies_every_row_is_distinct() -> None:
     assert NONE.representatives(rows).tolist() == [4, 0, 7]
     assert NONE.are_distinct(rows).all()
     assert NONE.another(rows).tolist() == [-1, -1, -1]
-    assert len(NONE.edges(np.empty(0, np.int32))) == len(NONE.later({})) == 0
+    assert len(NONE.edges(np.empty(0, np.int32))) == len(NONE.redundant_rows({})) == 0
     assert len(SOME.representatives(np.empty(0, np.int64))) == 0

@@ -31,8 +31,15 @@ def relation(nearest: Distances, start: int = 0) -> KnnResult:
     return KnnResult(start + 10 * np.arange(len(distance)), distance, np.zeros((len(distance), 1), np.int64))
 
 
-def searches(real_real: Distances, real_own: Distances, own_real: Distances, own_own: Distances) -> ViewSearches:
-    return ViewSearches(relation(real_real), relation(real_own), relation(own_real, OWN), relation(own_own, OWN))
+def searches(
+    real_real: Distances, real_synthetic: Distances, synthetic_real: Distances, synthetic_synthetic: Distances
+) -> ViewSearches:
+    return ViewSearches(
+        relation(real_real),
+        relation(real_synthetic),
+        relation(synthetic_real, OWN),
+        relation(synthetic_synthetic, OWN),
+    )
 
 
 def repeated(*rows: tuple[int, int]) -> Copies:

@@ -288,11 +288,13 @@ class Counted:
 def test_a_stage_that_broke_off_repeats_only_what_is_missing(few_found, few_embedded, tmp_path, monkeypatch):
     config = few_embedded.config(tmp_path / "run", **VERY_SMALL)
     with monkeypatch.context() as patch:
+        first = Counted.watching(patch)
         patch.setattr(
             neighbors, "write_tables", lambda *arguments: (_ for _ in ()).throw(RuntimeError("power cut"))
         )
         with pytest.raises(RuntimeError, match="power cut"):
             score(config)
+    assert first.tasks["rows assigned to cells"] > 0
     kept = Path(config.output) / "_neighbors"
     edges = sorted(kept.glob("join-*/edges-*.npz"))
     assert len(edges) > 3

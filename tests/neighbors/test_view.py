@@ -70,9 +70,9 @@ def test_rows_are_exact_where_both_their_searches_are() -> None:
     parts = dict(vars(found.searches))
     for name, real_is, own_is in (
         ("real_real", False, True),
-        ("real_own", False, True),
-        ("own_real", True, False),
-        ("own_own", True, False),
+        ("real_synthetic", False, True),
+        ("synthetic_real", True, False),
+        ("synthetic_synthetic", True, False),
     ):
         whole = parts[name]
         probed = KnnResult(whole.row, whole.distance, whole.neighbor, Recall(0.99, 0.96, 100, 8))
@@ -209,8 +209,8 @@ def line(distances: list[float], counts: list[int]) -> tuple[ViewSearches, Copie
 def test_copies_take_up_places_on_datalabs_list(counts: list[int], seen: int) -> None:
     searches, copies = line([0.01 * i for i in range(1, 13)], counts)
     # Seen from the other side the row would stand on their lists: they find nothing here.
-    blind = replace(searches.own_real, distance=np.full((12, 1), np.inf), neighbor=np.full((12, 1), -1))
-    edges = listed_edges(replace(searches, own_real=blind), copies, 1.0, (0, 1))
+    blind = replace(searches.synthetic_real, distance=np.full((12, 1), np.inf), neighbor=np.full((12, 1), -1))
+    edges = listed_edges(replace(searches, synthetic_real=blind), copies, 1.0, (0, 1))
     assert pairs_of(edges) == {(0, 100 * i) for i in range(1, seen + 1)}
     # A pair is an edge where either end lists the other.
     either = listed_edges(searches, copies, 1.0, (0, 1))
