@@ -36,7 +36,7 @@ def medians(times: dict[str, list[float]]) -> dict[str, float]:
 
 def python(*arguments: str) -> str:
     """Run this Python with some arguments; return what it printed."""
-    done = subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout
 
 

@@ -280,11 +280,19 @@ def write_run(folder: Path, n: int) -> Any:
     from synthscale.runtime.stage_context import StageContext
     from synthscale.storage.run_directory import Marker, RunDirectory
     from synthscale.tables.layout import shards_of
-    from synthscale.tables.schemas import FAILURES, FOLDS, GROUPS, MANIFEST_COLUMNS, NEAREST, PREDICTIONS
+    from synthscale.tables.schemas import (
+        FAILURES,
+        FOLDS,
+        GROUPS,
+        MANIFEST_COLUMNS,
+        NEAREST,
+        PREDICTIONS,
+        SCHEMA_VERSION,
+    )
 
     config = parse_config({"manifest": "none", "output": str(folder)})
     run = RunDirectory.open(str(folder), config.storage)
-    run.write_json("run.json", {"run_id": "benchmark", "config": {}})
+    run.write_json("run.json", {"run_id": "benchmark", "schema_version": SCHEMA_VERSION, "config": {}})
     stops = [*range(_SHARD, n, _SHARD), n]
     schemas = {"manifest": MANIFEST_COLUMNS, "nearest": NEAREST, "groups": GROUPS}
     schemas |= {"classifier": FOLDS, "predictions": PREDICTIONS}
