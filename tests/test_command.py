@@ -71,7 +71,7 @@ def test_a_killed_run_resumes_and_gives_the_same_scores(images, tmp_path):
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while len(list(embeddings.glob("*.parquet"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
     finally:

@@ -173,7 +173,7 @@ def test_a_killed_actor_is_replaced_and_no_row_is_lost(server, images, undisturb
 
     def kill():
         shards = tmp_path / "run" / "embeddings"
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while not killed and time.monotonic() < deadline:
             if shards.is_dir() and any(shards.iterdir()):
                 killed.extend(embed_actors())
@@ -205,7 +205,7 @@ def test_a_run_on_s3_resumes_after_its_driver_was_killed(server, undisturbed, tm
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while len(written_keys()) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
     finally:
