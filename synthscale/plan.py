@@ -189,5 +189,5 @@ def _partial_progress(run: RunDirectory, stage: str) -> str:
         return "not finished; the next run starts this stage again"
     stops = run.completed("ingest").info["shard_stops"]
     written = run.written_shards("embeddings")
-    done = sum(shard.stop - shard.start for shard in shards_of(stops) if shard.name in written)
+    done = sum(shard.rows for shard in shards_of(stops) if shard.name in written)
     return f"{done:,} of {stops[-1]:,} rows embedded; the next run does the rest"

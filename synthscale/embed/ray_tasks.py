@@ -63,7 +63,7 @@ class DecodeTask:
         """
         shard = self._job.shards[batch.column("shard")[0].as_py()]
         cached = self._job.lookup.locations(shard).column("row").to_numpy() - shard.start
-        at = np.setdiff1d(np.arange(shard.stop - shard.start), cached)
+        at = np.setdiff1d(np.arange(shard.rows), cached)
         pixels, records = decode_all(self._job.files(shard, at), self._size, self._job.config)
         return pa.table(
             {
@@ -94,7 +94,7 @@ class ShardEncoder:
         at = np.array(batch.column("at")[0].as_py(), np.int64)
         size = self._encoder.image_size
         pixels = np.frombuffer(batch.column("pixels")[0].as_buffer(), np.uint8).reshape(len(at), size, size, 3)
-        rows = _Rows(shard.stop - shard.start, self._layout.dimensions)
+        rows = _Rows(shard.rows, self._layout.dimensions)
         cached = self._job.lookup.read(shard, self._layout.dimensions)
         rows.put(cached.at, cached.vectors, cached.metadata)
         self._embed(rows, at, pixels, json.loads(batch.column("facts")[0].as_py()))
@@ -156,7 +156,7 @@ class CachedTask:
         """Write the shard whose index is in ``batch``; return its tally, or no rows if a cache entry is gone."""
         shard = self._job.shards[batch.column("shard")[0].as_py()]
         cached = self._job.lookup.read(shard, self._dimensions)
-        if len(cached.at) < shard.stop - shard.start:
+        if len(cached.at) < shard.rows:
             return pa.table({"tally": pa.array([], pa.string())})
         order = np.argsort(cached.at)
         records = [cached.metadata[i] for i in order.tolist()]

@@ -130,7 +130,7 @@ def _stream(context: StageContext, todo: list[Shard], encoder: EncoderSpec) -> l
     settings = ray.data.DataContext.get_current()
     before = settings.enable_progress_bars
     # Only this stage can take hours, so a person at a terminal is shown its progress.
-    rows = sum(shard.stop - shard.start for shard in todo)
+    rows = sum(shard.rows for shard in todo)
     settings.enable_progress_bars |= context.show_progress and rows >= _LONG_ROWS
     try:
         return _tallies(context, todo, encoder)
@@ -152,17 +152,17 @@ def _tallies(context: StageContext, todo: list[Shard], encoder: EncoderSpec) -> 
     lookup = _cache_lookup(context, encoder)
     job = EmbedJob(context.config, context.run, {shard.index: shard for shard in todo}, lookup)
     if context.vectors is not None:
-        return _collect(_shard_dataset(todo).map_batches(VectorTask(job, context.vectors), **_ONE_SHARD))
+        written = _shard_dataset(todo).map_batches(VectorTask(job, context.vectors), **_ONE_SHARD)
+        return _collect(written.iter_rows())
     cached = job.lookup.find(todo)
     if cached:
-        rows = sum(shard.stop - shard.start for shard in todo)
+        rows = sum(shard.rows for shard in todo)
         context.on_progress(f"embed: {sum(cached.values()):,} of {rows:,} embeddings are in the cache")
-    fully_cached = [shard for shard in todo if cached.get(shard.index) == shard.stop - shard.start]
+    fully_cached = [shard for shard in todo if cached.get(shard.index) == shard.rows]
     tallies = []
     if fully_cached:
-        tallies = _collect(
-            _shard_dataset(fully_cached).map_batches(CachedTask(job, encoder.layout.dimensions), **_ONE_SHARD)
-        )
+        task = CachedTask(job, encoder.layout.dimensions)
+        tallies = _collect(_shard_dataset(fully_cached).map_batches(task, **_ONE_SHARD).iter_rows())
     done = {tally["shard"] for tally in tallies}
     rest = [shard for shard in todo if shard.index not in done]
     if rest:
@@ -178,34 +178,29 @@ def _shard_dataset(shards: list[Shard]) -> ray.data.Dataset:
     return ray.data.from_items([{"shard": shard.index} for shard in shards], override_num_blocks=len(shards))
 
 
-def _collect(tallies: ray.data.Dataset) -> list[dict[str, Any]]:
-    return _parsed(tallies.iter_rows())
-
-
-def _parsed(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def _collect(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [json.loads(row["tally"]) for row in rows]
 
 
 def _embed_images(
     context: StageContext, job: EmbedJob, shards: list[Shard], encoder: EncoderSpec
 ) -> list[dict[str, Any]]:
-    device, rows = device_for(context), sum(shard.stop - shard.start for shard in shards)
+    device, rows = device_for(context), sum(shard.rows for shard in shards)
     decoded = _shard_dataset(shards).map_batches(DecodeTask(job, encoder.image_size or 0), **_ONE_SHARD)
     if context.is_local and device == "cpu" and rows <= _ONE_PROCESS_ROWS:
         # The driver has already loaded torch, which takes a new process seconds.
         encode = ShardEncoder(job, encoder.layout, device)
         batches = decoded.iter_batches(**_ONE_SHARD)
-        return [tally for batch in batches for tally in _parsed(encode(batch).to_pylist())]
-    return _collect(
-        decoded.map_batches(
-            EmbedActor,
-            fn_constructor_args=(job, encoder.layout, device),
-            **_ONE_SHARD,
-            compute=actor_pool(context, device, len(shards), rows),
-            num_gpus=1 if device == "cuda" else None,
-            num_cpus=None if device == "cuda" else 1,
-        )
+        return _collect(row for batch in batches for row in encode(batch).to_pylist())
+    written = decoded.map_batches(
+        EmbedActor,
+        fn_constructor_args=(job, encoder.layout, device),
+        **_ONE_SHARD,
+        compute=actor_pool(context, device, len(shards), rows),
+        num_gpus=1 if device == "cuda" else None,
+        num_cpus=None if device == "cuda" else 1,
     )
+    return _collect(written.iter_rows())
 
 
 def device_for(context: StageContext) -> str:

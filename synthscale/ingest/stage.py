@@ -49,7 +49,7 @@ def run(context: StageContext, dataset: Dataset) -> StageOutcome:
     shards = [Shard(i, start, min(start + size, n)) for i, start in enumerate(range(0, n, size))]
 
     def write(shard: Shard) -> None:
-        piece = rows.slice(shard.start, shard.stop - shard.start)
+        piece = rows.slice(shard.start, shard.rows)
         piece = piece.append_column("row", pa.array(np.arange(shard.start, shard.stop)))
         piece = piece.append_column("id_hash", pa.array(hash_ids(piece.column("id").to_pylist())))
         context.run.write_shard("manifest", shard, piece, MANIFEST_COLUMNS)
@@ -80,7 +80,7 @@ def check_unchanged(context: StageContext, dataset: Dataset) -> None:
 
     def count_changed(shard: Shard) -> tuple[int, str]:
         before = context.run.read_shard("manifest", shard, ["uri", "etag"])
-        now = dataset.rows.column("etag").slice(shard.start, shard.stop - shard.start)
+        now = dataset.rows.column("etag").slice(shard.start, shard.rows)
         # Files that have been added or deleted since have a null etag; embed reports those that it cannot read.
         uris = before.column("uri").filter(pc.fill_null(pc.not_equal(before.column("etag"), now), False))
         return len(uris), uris[0].as_py() if len(uris) else ""

@@ -193,7 +193,8 @@ class CellIndex:
             query_rows: (m,) row numbers of the queries.
             radii: (n,) cosine distances, in the order of ``rows``; -inf where a row has no radius.
             probes: number of cells to probe.
-            most: a cell is skipped for queries that have reached it, so only counts below it are exact.
+            most: counts below it are exact, larger ones may be too small, but not below it: queries that have
+                reached it skip their further cells.
         """
         return self._count(queries, query_rows, radii, probes, most=most)
 

@@ -89,7 +89,7 @@ class FlatIndex:
             vectors: (m, d) queries as stored, none zero.
             query_rows: (m,) row numbers of the queries.
             radii: (n,) cosine distances, in the order of ``rows``; -inf where a row has no radius.
-            most: counts above it may be too small, but not below it.
+            most: counts below it are exact, larger ones may be too small, but not below it.
 
         Returns:
             (m,) counts.

@@ -107,7 +107,8 @@ class IndexCluster:
         self._parts = [IndexPart(i, self.parts, shards[i :: self.parts], sets) for i in range(self.parts)]
 
     def close(self) -> None:
-        """End the actors, so that later tasks can use their cores."""
+        """End the actors, so that later tasks can use their cores, or free the indexes in this process."""
+        self._holder = None
         for actor in self._actors:
             ray.kill(actor)
         if self._places is not None:

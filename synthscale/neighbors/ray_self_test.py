@@ -40,7 +40,7 @@ def start_self_test(
     count = context.config.neighbors.self_test_images
     if context.vectors is not None or count == 0:
         return lambda: None
-    if context.is_local and not context.gpus:
+    if context.has_only_local_cpus:
         # The driver has already loaded torch, and is idle while its workers search.
         pool = ThreadPoolExecutor(1)
         result = pool.submit(_self_test_in_process, context.config, reader, count, chunks)

@@ -5,7 +5,7 @@
     write     the three tables, by shard                                  ray_tables
 
 The self-test of the radius runs at the same time. The driver holds only edges, exact copies and groups, so its
-memory does not grow with rows that have none of these.
+memory does not grow with rows that have none of these; on one machine it searches small sets itself.
 """
 
 import time
@@ -57,9 +57,9 @@ def run(context: StageContext) -> StageOutcome:
 
     clock = _Clock()
     self_test = start_self_test(context, reader, chunks)
+    in_process = context.has_only_local_cpus and sum(rows.values()) <= FLAT_ROWS
     # The actors' processes start while the rows are scanned.
-    is_small = context.is_local and not context.gpus and sum(rows.values()) <= FLAT_ROWS
-    cluster = IndexCluster(reader, context.shards, chunks, gpu_pool, in_process=is_small)
+    cluster = IndexCluster(reader, context.shards, chunks, gpu_pool, in_process=in_process)
     scanned = scan_copies(reader, chunks, _sample_sizes(rows), rows, pool)
     clock.stop("scan")
     memory_bytes = int(context.config.neighbors.actor_memory_gib * 2**30)

@@ -56,6 +56,11 @@ class StageContext:
     show_progress: bool = False
     on_progress: Callable[[str], None] = lambda text: None
 
+    @property
+    def has_only_local_cpus(self) -> bool:
+        """Whether Ray is private and has no GPU. The driver then does small work sooner than a new actor would."""
+        return self.is_local and not self.gpus
+
     @cached_property
     def shards(self) -> list[Shard]:
         """Shards of every table, as ingest recorded them."""

@@ -182,7 +182,7 @@ def _settings(bucket: str, storage: StorageConfig, pid: int) -> dict[str, Any]:
     """Return the S3Store arguments that all clients of a bucket share; requests the bucket's region."""
     try:
         session = botocore.session.Session(profile=storage.profile)
-        session.register_component("data_loader", _service_models())
+        session.register_component("data_loader", _service_models(session.get_config_variable("data_path")))
         s3 = session.create_client(
             "s3",
             region_name=storage.region or session.get_config_variable("region") or "us-east-1",
@@ -215,10 +215,14 @@ def _settings(bucket: str, storage: StorageConfig, pid: int) -> dict[str, Any]:
         raise RowFault(Reason.READ_ERROR, f"s3://{bucket}: {error}") from error
 
 
-@lru_cache(maxsize=1)
-def _service_models() -> Any:
-    """Return botocore's loader of service descriptions: a loader per session would parse them again each time."""
-    return botocore.loaders.create_loader()
+@lru_cache(maxsize=4)
+def _service_models(data_path: str | None) -> Any:
+    """Return botocore's loader of service descriptions: a loader per session would parse them again each time.
+
+    Args:
+        data_path: further folders of descriptions, botocore's setting ``data_path`` (AWS_DATA_PATH).
+    """
+    return botocore.loaders.create_loader(data_path)
 
 
 def _region_of(bucket: str, s3: Any) -> str:

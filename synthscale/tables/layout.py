@@ -27,6 +27,11 @@ class Shard:
     stop: int
 
     @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.stop - self.start
+
+    @property
     def name(self) -> str:
         """File name of the shard in every table's folder; names sort by index."""
         return f"part-{self.index:06d}.parquet"

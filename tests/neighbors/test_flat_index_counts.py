@@ -126,6 +126,7 @@ def test_counts_are_exact_up_to_most(index, seed, most, share):
     exact = own.count_containing(queries, asked, radii, most=10_000)
     found = own.count_containing(queries, asked, radii, most=most)
     assert (np.minimum(found, most) == np.minimum(exact, most)).all()
+    assert ((own.count_containing(queries, asked, radii, most=1) > 0) == (exact > 0)).all()
 
 
 @KINDS
