@@ -65,16 +65,28 @@ class NeighborsConfig(_Section):
 
     mode: Literal["exact", "datalab"] = "exact"
     """``exact`` finds every near-duplicate pair; ``datalab`` reproduces cleanlab Datalab's flags, to compare."""
+    metric: Literal["auto", "cosine", "euclidean"] = "auto"
+    """How near-duplicates are compared: ``auto`` takes the cosine distance of images and embeddings, and half the
+    squared Euclidean distance of numeric columns, each scaled by the real rows."""
     calibrate_on: Literal["real", "all"] = "real"
     """Rows whose median nearest-neighbour distance sets the radius: distinct real rows, or those of both sets."""
     threshold: float = Field(default=0.13, gt=0, allow_inf_nan=False)
-    """Near-duplicate radius in units of the median nearest-neighbour cosine distance."""
-    radius: float | None = Field(default=None, gt=0, le=2)
-    """Near-duplicate radius as an absolute cosine distance, instead of ``threshold`` times the median."""
+    """Near-duplicate radius in units of the median nearest-neighbour distance."""
+    radius: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Near-duplicate radius as an absolute distance, instead of ``threshold`` times the median: a cosine distance,
+    at most 2, or half a squared Euclidean one (see ``metric``)."""
     self_test_images: int = Field(default=32, ge=0, le=10_000)
     """Real images whose edited copies (re-encoded, resized, with noise) test the radius; 0 skips the test."""
     actor_memory_gib: float = Field(default=4.0, gt=0, allow_inf_nan=False)
     """Memory for vectors in each search actor, GiB; a join task uses an eighth of it. Never changes results."""
+
+    @model_validator(mode="after")
+    def _radius_is_a_distance(self) -> Self:
+        if self.radius is not None and self.radius > 2 and self.metric == "cosine":
+            raise ValueError("radius must be at most 2, the largest cosine distance, unless metric is euclidean")
+        if self.mode == "datalab" and self.metric == "euclidean":
+            raise ValueError("mode datalab compares by cosine distance, as cleanlab does; leave metric at auto")
+        return self
 
 
 class ClassifierConfig(_Section):

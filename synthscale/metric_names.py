@@ -1,6 +1,14 @@
-"""Names of all metrics: the six core metrics, and the optional families (docs/metrics.md defines each)."""
+"""Names of all metrics: the core metrics, and the optional families (docs/metrics.md defines each)."""
 
-CORE_METRICS = ("fidelity", "representativeness", "diversity", "freshness", "precision", "coverage")
+CORE_METRICS = (
+    "fidelity",
+    "representativeness",
+    "diversity",
+    "unique_share",
+    "freshness",
+    "precision",
+    "coverage",
+)
 """Metrics of every run, in the order in which reports show them."""
 
 FAMILIES = {

@@ -114,10 +114,11 @@ def _try_rows(
     ids = tried.column("id").to_pylist()
     if encoder is None:
         assert dataset.vectors is not None
+        directed = encoder_spec(config, dataset.vectors).layout.directed(config.neighbors.metric)
         metadata: list[dict[str, Any]] = []
         for row in rows:
             vector, row_metadata = read_vectors(dataset.vectors, row, row + 1, config.storage)
-            check_vectors(vector, row_metadata, (0, vector.shape[1]))
+            check_vectors(vector, row_metadata, directed)
             metadata += row_metadata
         return None, [f"{name}: {m['detail']}" for name, m in zip(ids, metadata, strict=True) if "reason" in m]
     start = time.perf_counter()

@@ -16,16 +16,16 @@ from synthscale.statistics.auc import (
     RankSums,
     auc,
     auc_metric,
-    effective_rows,
     metric_with_interval,
-    perfect_share_lower_bound,
     replicate_standard_error,
     sum_ranks,
     two_sample_test,
 )
 from synthscale.statistics.bootstrap import REPLICATES
 from synthscale.statistics.estimates import NO_CLASSIFIER, Metric, metric_block
+from synthscale.statistics.jackknife import binomial_interval
 
+NO_DIFFERENCE = "no interval: the classifier gives every image the same score"
 _BINS = 15
 """Equal-width bins of the probability, for the calibration curve and the expected calibration error."""
 
@@ -62,7 +62,10 @@ class ClassifierSums:
 
 
 def sum_classifier_errors(
-    logit: NDArray[np.float64], is_real: NDArray[np.bool_], weights: NDArray[np.uint8] | None = None
+    logit: NDArray[np.float64],
+    is_real: NDArray[np.bool_],
+    weights: NDArray[np.uint8] | None = None,
+    cluster_rows: NDArray[np.int64] | None = None,
 ) -> ClassifierSums:
     """Return the sums over rows; rows with a NaN logit are left out.
 
@@ -70,8 +73,9 @@ def sum_classifier_errors(
         logit: (n,) logits of being synthetic.
         is_real: (n,) True for real rows.
         weights: (n, REPLICATES) bootstrap weights; without them the metrics have no intervals.
+        cluster_rows: (n,) as in `sum_ranks`.
     """
-    sums = ClassifierSums(ranks=sum_ranks(logit, is_real, weights))
+    sums = ClassifierSums(ranks=sum_ranks(logit, is_real, weights, cluster_rows))
     for label in (0, 1):
         chosen = (is_real == (label == 0)) & ~np.isnan(logit)
         of_class = logit[chosen]
@@ -94,7 +98,8 @@ def sum_classifier_errors(
 def _balanced(sums: ClassifierSums, name: str, replicate: int) -> Metric:
     """Return the class-balanced mean of a sum, with its 95 % bootstrap interval.
 
-    An accuracy of exactly 0 or 1 gets the mean of the two classes' exact binomial bounds.
+    Where no replicate has an error, an accuracy gets the mean of the two classes' exact binomial bounds, and a
+    log-loss no interval: every row of a class then has the same loss.
 
     Args:
         sums: over all rows.
@@ -107,9 +112,12 @@ def _balanced(sums: ClassifierSums, name: str, replicate: int) -> Metric:
     if not sums.replicates.any():
         # The rows were summed without bootstrap weights.
         return metric_block(value)
-    if name == "correct" and value in (0.0, 1.0):
-        bound = float(np.mean([perfect_share_lower_bound(effective_rows(drawn)) for drawn in sums.replicates[0]]))
-        return metric_with_interval(value, *((bound, 1.0) if value else (0.0, 1 - bound)))
+    if error == 0 and name != "correct":
+        return metric_block(value) | {"reason": NO_DIFFERENCE}
+    if error == 0:
+        shares = zip(sums.correct / sums.count, sums.ranks.clusters, strict=True)
+        ends = [binomial_interval(float(share), max(1.0, rows)) for share, rows in shares]
+        return metric_with_interval(value, *np.mean(ends, axis=0).tolist())
     top = 1.0 if name == "correct" else np.inf
     return metric_with_interval(
         value, value - BOOTSTRAP_HALF_WIDTH * error, value + BOOTSTRAP_HALF_WIDTH * error, (0.0, top)

@@ -58,7 +58,7 @@ class FeatureBlock:
         features: (n, D).
         fold: (n, V) fold in each view; -1 for rows outside the view.
         key: (n,) hashes of the ids.
-        block: (n, V) jackknife block code in each view (`size_matching.matched_block_codes`); None if no heads are
+        block: (n, V) jackknife block code in each view (`size_matching.block_codes`); None if no heads are
             refitted.
     """
 

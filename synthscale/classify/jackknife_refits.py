@@ -21,7 +21,7 @@ from synthscale.classify.fit_context import FitContext
 from synthscale.classify.fold_views import FeatureBlock, FoldView, view_columns
 from synthscale.classify.logistic import LogisticFit, refit_logistic_heads
 from synthscale.statistics.jackknife import reassigned_folds
-from synthscale.statistics.size_matching import OUTSIDE_SUBSAMPLE
+from synthscale.statistics.size_matching import assignment_block_of, block_of, is_outside
 from synthscale.tables.schemas import BLOCKS, REAL, REASSIGNMENTS
 
 _MAX_HEADS = 1000
@@ -53,20 +53,21 @@ class JackknifeRefits:
     reassignment: NDArray[np.int8]
     is_matched: bool
 
-    def folds(self, fold: NDArray[np.int8], block: NDArray[np.int8]) -> NDArray[np.int8]:
+    def folds(self, fold: NDArray[np.int8], block: NDArray[np.int16]) -> NDArray[np.int8]:
         """Return the fold of each row in each view: (n, V) int8; -1 for rows that the view leaves out.
 
         Args:
             fold: (n,) folds of the classifier's first repeat.
-            block: (n,) block codes (`size_matching.matched_block_codes`).
+            block: (n,) block codes (`size_matching.block_codes`); -1 for rows outside the generator's view.
         """
-        number = np.maximum(block, 0) % OUTSIDE_SUBSAMPLE
+        code = np.maximum(block, 0)
         assignments = {0: fold} | {
-            r: reassigned_folds(number, r, self.slope.shape[1]) for r in set(self.reassignment.tolist()) - {0}
+            r: reassigned_folds(assignment_block_of(code), r, self.slope.shape[1])
+            for r in set(self.reassignment.tolist()) - {0}
         }
         result = np.stack([assignments[r] for r in self.reassignment.tolist()], 1)
-        result[number[:, None] == self.without[None, :]] = -1
-        result[(block < 0) | (self.is_matched & (block >= OUTSIDE_SUBSAMPLE))] = -1
+        result[block_of(code)[:, None] == self.without[None, :]] = -1
+        result[(block < 0) | (self.is_matched & is_outside(code))] = -1
         return result
 
     def uncalibrated_logits(self, features: torch.Tensor, folds: NDArray[np.int8]) -> NDArray[np.float64]:
@@ -76,7 +77,7 @@ class JackknifeRefits:
         return np.take_along_axis(by_view, np.maximum(folds, 0)[..., None].astype(np.int64), 2)[..., 0]
 
     def logits(
-        self, features: torch.Tensor, fold: NDArray[np.int8], block: NDArray[np.int8]
+        self, features: torch.Tensor, fold: NDArray[np.int8], block: NDArray[np.int16]
     ) -> NDArray[np.float64]:
         """Return the calibrated out-of-fold logits of each view's heads: (n, V); NaN for rows that it leaves out.
 

@@ -160,7 +160,7 @@ class FittedClassifier:
         return logits, direction_coordinates
 
     def predict_refits(
-        self, generator: str, vectors: NDArray[np.floating], fold: NDArray[np.int8], block: NDArray[np.int8]
+        self, generator: str, vectors: NDArray[np.floating], fold: NDArray[np.int8], block: NDArray[np.int16]
     ) -> "RefittedLogits":
         """Predict rows by the jackknife's refitted heads, in chunks.
 
@@ -168,7 +168,7 @@ class FittedClassifier:
             generator: whose heads to use.
             vectors: (n, d).
             fold: (n,) folds of the first repeat.
-            block: (n,) jackknife block codes (`size_matching.matched_block_codes`).
+            block: (n,) jackknife block codes (`size_matching.block_codes`).
         """
         refits = self.refits.get(generator, [])
         logits = [np.empty((len(fold), len(refit.without))) for refit in refits]

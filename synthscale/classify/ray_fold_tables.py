@@ -14,10 +14,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from synthscale.classify.fold_views import FoldView, view_columns
-from synthscale.classify.training import FoldPlan, VectorBlock, plan_folds
+from synthscale.classify.training import FoldPlan, NearDuplicates, VectorBlock, plan_folds
 from synthscale.embed.file_metadata import COLUMNS, DIMENSIONS, metadata_vectors
 from synthscale.runtime.stage_context import StageContext
-from synthscale.statistics.size_matching import matched_block_codes, matched_sizes
+from synthscale.statistics.size_matching import RowHashes, block_codes, matched_sizes
 from synthscale.storage.run_directory import RunDirectory
 from synthscale.tables.columns import require_embedded, rows_of_generator, vector_matrix
 from synthscale.tables.layout import Shard, VectorLayout
@@ -32,16 +32,22 @@ def plan_all_folds(context: StageContext) -> dict[str, FoldPlan]:
     manifest = context.read_columns("manifest", ["id_hash", "generator"])
     id_hashes = manifest.column("id_hash").to_numpy()
     is_real = manifest.column("generator").is_null().to_numpy()
-    groups = context.read_columns("groups", ["generator", "row", "near_duplicate_id"])
+    groups = context.read_columns("groups", ["generator", "row", "component_id", "cluster_id"])
     nearest = context.read_columns("nearest", ["generator", "row", "is_copy"])
     plans = {}
     for name in context.generators:
         view, grouped = rows_of_generator(nearest, name), rows_of_generator(groups, name)
         rows = view.column("row").to_numpy()
-        members = (grouped.column("row").to_numpy(), grouped.column("near_duplicate_id").to_numpy())
+        columns = (grouped.column(column).to_numpy() for column in ("row", "component_id", "cluster_id"))
+        members = NearDuplicates(*columns)
         is_copy = view.column("is_copy").to_numpy(zero_copy_only=False)
         plans[name] = plan_folds(rows, id_hashes[rows], is_real[rows], is_copy, members, context.config.classifier)
     return plans
+
+
+def row_hashes(table: pa.Table) -> RowHashes:
+    """Return the hashes of rows of ``classifier/``."""
+    return RowHashes(*(table.column(name).to_numpy() for name in ("key", "group_key", "cluster_key")))
 
 
 def write_folds(context: StageContext, plans: dict[str, FoldPlan]) -> None:
@@ -61,8 +67,9 @@ def write_folds(context: StageContext, plans: dict[str, FoldPlan]) -> None:
                 ),
                 "is_real": plan.is_real[part],
                 "is_copy": plan.is_copy[part],
-                "key": plan.key[part],
-                "group_key": plan.group[part],
+                "key": plan.hashes.key[part],
+                "group_key": plan.hashes.group[part],
+                "cluster_key": plan.hashes.cluster[part],
                 "log_prior": priors[name][part],
             }
             pieces.append(pa.table(columns))
@@ -145,11 +152,10 @@ class TrainingReader:
         """Number of synthetic rows of the matched subsample, for each generator that has one."""
         return matched_sizes(self.rows)
 
-    def block_codes(self, generator: str, table: pa.Table) -> NDArray[np.int8]:
-        """Return the jackknife block codes of rows of ``classifier/``: (n,)."""
+    def block_codes(self, generator: str, table: pa.Table) -> NDArray[np.int16]:
+        """Return the block codes of rows of ``classifier/`` (`size_matching.block_codes`): (n,)."""
         is_real = table.column("is_real").to_numpy(zero_copy_only=False)
-        group = table.column("group_key").to_numpy()
-        return matched_block_codes(group, is_real, self.rows[generator], self.sizes.get(generator))
+        return block_codes(row_hashes(table), is_real, self.rows[generator], self.sizes.get(generator))
 
     def dimensions(self, source: ClassifierInput) -> int:
         """Return d, the length of the classifier's input vectors."""
@@ -180,7 +186,8 @@ class TrainingReader:
     def _block(self, rows: ShardRows, kind: str) -> VectorBlock | None:
         """Return the rows of one set, with their folds and block codes in all views; None without rows."""
         n = len(rows.row)
-        fold, block = (np.full((n, len(self.views)), -1, np.int8) for _ in range(2))
+        fold = np.full((n, len(self.views)), -1, np.int8)
+        block = np.full((n, len(self.views)), -1, np.int16)
         key = np.zeros(n, np.uint64)
         in_set, is_copy = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
         for generator, columns in view_columns(self.views).items():

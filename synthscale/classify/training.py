@@ -15,7 +15,7 @@ from synthscale.classify.fit_context import FitContext
 from synthscale.classify.fold_views import FoldView
 from synthscale.classify.folds import assign_folds
 from synthscale.config import ClassifierConfig
-from synthscale.statistics.size_matching import matched_block_codes
+from synthscale.statistics.size_matching import RowHashes, block_codes
 from synthscale.tables.id_hashes import Hashes, hash_groups, mix
 
 _BANDWIDTH_STREAM = 11
@@ -29,26 +29,31 @@ class FoldPlan:
     Attributes:
         row: (n,) row numbers, ascending.
         is_real: (n,) classes.
-        key: (n,) hashes of the ids.
-        group: (n,) hashes of the near-duplicate groups.
+        hashes: of the rows' ids, components and clusters.
         fold: (n, repeats); no columns if no assignment leaves both classes in every training part.
+        is_by_row: whether rows were assigned and not components, because components are too few.
         is_copy: (n,) whether the row equals one with a smaller id in its own set.
     """
 
     row: NDArray[np.int64]
     is_real: NDArray[np.bool_]
-    key: Hashes
-    group: Hashes
+    hashes: RowHashes
     fold: NDArray[np.int8]
     is_copy: NDArray[np.bool_]
+    is_by_row: bool = False
 
-    def block(self, size: int | None) -> NDArray[np.int8]:
-        """Return the jackknife block code of each row (`size_matching.matched_block_codes`): (n,) int8.
+    @property
+    def key(self) -> Hashes:
+        """Hashes of the ids, (n,)."""
+        return self.hashes.key
+
+    def block(self, size: int | None) -> NDArray[np.int16]:
+        """Return the block code of each row (`size_matching.block_codes`): (n,) int16.
 
         Args:
             size: synthetic rows of the matched subsample; None without one.
         """
-        return matched_block_codes(self.group, self.is_real, int((~self.is_real).sum()), size)
+        return block_codes(self.hashes, self.is_real, int((~self.is_real).sum()), size)
 
     def views(self, generator: str) -> list[FoldView]:
         """Return the view of each repeat; an empty list if no classifier can be fitted."""
@@ -68,32 +73,57 @@ class FoldPlan:
         return prior
 
 
+@dataclass(frozen=True)
+class NearDuplicates:
+    """Near-duplicates of a view, as columns of ``groups/``: m rows that have any.
+
+    Attributes:
+        row: (m,) row numbers.
+        component: (m,) number of each row's component.
+        cluster: (m,) number of each row's cluster.
+    """
+
+    row: NDArray[np.int64]
+    component: NDArray[np.int64]
+    cluster: NDArray[np.int64]
+
+
 def plan_folds(
     rows: NDArray[np.int64],
     keys: Hashes,
     is_real: NDArray[np.bool_],
     is_copy: NDArray[np.bool_],
-    groups: tuple[NDArray[np.int64], NDArray[np.int64]],
+    found: NearDuplicates,
     settings: ClassifierConfig,
 ) -> FoldPlan:
-    """Assign one generator's rows and the real rows to folds by near-duplicate group, ``settings.repeats`` times.
+    """Assign one generator's rows and the real rows to folds by component, ``settings.repeats`` times.
+
+    Where no assignment of whole components leaves both classes in every training part, because nearly all rows are
+    one component, the rows are assigned instead: their scores then come from heads that may know a near-duplicate.
 
     Args:
         rows: (n,) row numbers, ascending.
         keys: (n,) hashes of their ids.
         is_real: (n,) their classes.
         is_copy: (n,) whether they equal a row with a smaller id in their own set.
-        groups: row numbers of all group members, and the group of each.
+        found: near-duplicates among the rows.
         settings: number of folds and repeats, and the seed; repeat i has seed + i.
     """
-    group = hash_groups(keys, rows, groups)
-    repeats = [
-        assign_folds(group, is_real, settings.folds, seed)
-        for seed in range(settings.seed, settings.seed + settings.repeats)
-    ]
+    parts = (found.component, found.cluster)
+    component, cluster = (hash_groups(keys, rows, (found.row, part)) for part in parts)
+    fold, is_by_row = _assign(component, is_real, settings), False
+    if not fold.shape[1]:
+        component, is_by_row = keys, True
+        fold = _assign(keys, is_real, settings)
+    return FoldPlan(rows, is_real, RowHashes(keys, component, cluster), fold, is_copy, is_by_row)
+
+
+def _assign(group: Hashes, is_real: NDArray[np.bool_], settings: ClassifierConfig) -> NDArray[np.int8]:
+    """Return the folds of each repeat, (n, repeats); no columns if any repeat has no assignment."""
+    seeds = range(settings.seed, settings.seed + settings.repeats)
+    repeats = [assign_folds(group, is_real, settings.folds, seed) for seed in seeds]
     possible = [repeat for repeat in repeats if repeat is not None]
-    fold = np.stack(possible, 1) if len(possible) == len(repeats) else np.zeros((len(rows), 0), np.int8)
-    return FoldPlan(rows, is_real, keys, group, fold, is_copy)
+    return np.stack(possible, 1) if len(possible) == len(repeats) else np.zeros((len(group), 0), np.int8)
 
 
 def bandwidth_sample(plan: FoldPlan) -> Hashes:
@@ -116,7 +146,7 @@ class VectorBlock:
         fold: (n, V) fold in each view; -1 for rows outside the view.
         key: (n,) hashes of the ids.
         is_copy: (n,) whether the row equals one with a smaller id in its own set.
-        block: (n, V) jackknife block code in each view (`size_matching.matched_block_codes`); None if no heads are
+        block: (n, V) jackknife block code in each view (`size_matching.block_codes`); None if no heads are
             refitted.
     """
 
@@ -125,7 +155,7 @@ class VectorBlock:
     fold: NDArray[np.int8]
     key: Hashes
     is_copy: NDArray[np.bool_]
-    block: NDArray[np.int8] | None = None
+    block: NDArray[np.int16] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Make lightly edited copies of images for the radius self-test (neighbors/self_test.py).
+"""Make edited copies of images for the radius self-test (neighbors/self_test.py).
 
 Takes the encoded bytes of images, and returns the copies as encoded bytes or as decoded pixels. The self-test
 measures how many of the copies lie within the near-duplicate radius of their originals.
@@ -55,17 +55,40 @@ def _encoded(image: Image.Image, format: str, **options: int) -> bytes:
 Edit = Callable[[Image.Image], bytes]
 
 
+def _mirror(image: Image.Image) -> bytes:
+    return _encoded(ImageOps.mirror(image), "PNG", compress_level=0)
+
+
+def _crop(image: Image.Image) -> bytes:
+    left, top = (int(_CROPPED / 2 * side) for side in image.size)
+    box = (left, top, max(left + 1, image.width - left), max(top + 1, image.height - top))
+    return _encoded(image.crop(box), "PNG", compress_level=0)
+
+
+_CROPPED = 0.1
+"""Share of each side that `_crop` removes."""
+
 EDITS: Mapping[str, Edit] = {"reencode": _reencode, "resize": _resize, "disturb": _disturb}
-"""Edits by name; each maps an upright RGB image to the encoded bytes of a copy, deterministically.
+"""Light edits by name, which a viewer hardly notices.
+
+Each maps an upright RGB image to the encoded bytes of a copy, deterministically.
 
 - ``reencode``: JPEG of quality 75.
 - ``resize``: each side times 3/4, or times 3/2 if the shorter side is below 32 px; lossless PNG.
 - ``disturb``: 2 % brighter, plus Gaussian noise with a standard deviation of 2 grey levels; lossless PNG.
 """
+STRONG_EDITS: Mapping[str, Edit] = {"mirror": _mirror, "crop": _crop}
+"""Edits by name that change the layout of an image, which many encoders do not overlook; as `EDITS`.
+
+- ``mirror``: left and right swapped; lossless PNG.
+- ``crop``: the middle 90 % of each side; lossless PNG.
+"""
+ALL_EDITS: Mapping[str, Edit] = {**EDITS, **STRONG_EDITS}
+"""All edits, the light ones first."""
 
 
 def edited_copies(data: bytes, content_hash: str | None = None) -> dict[str, bytes]:
-    """Return one encoded copy of an image for each edit in `EDITS`, by the edit's name.
+    """Return one encoded copy of an image for each edit in `ALL_EDITS`, by the edit's name.
 
     Args:
         data: content of the image file.
@@ -83,7 +106,7 @@ def edited_copies(data: bytes, content_hash: str | None = None) -> dict[str, byt
             upright = to_rgb(ImageOps.exif_transpose(image))
         # Otherwise Pillow writes the comment and the colour profile of the original into the copies.
         upright.info.clear()
-        return {name: edit(upright) for name, edit in EDITS.items()}
+        return {name: edit(upright) for name, edit in ALL_EDITS.items()}
     except (OSError, MemoryError) as error:
         # Pillow raises OSError for a JPEG with a side above 65,500 px.
         raise RowFault(Reason.TOO_LARGE, f"an edited copy could not be made: {error}") from error
@@ -100,14 +123,15 @@ def edited_pixels(
         image_size: S, side in pixels of the decoded squares.
 
     Yields:
-        The position of an image in ``images``, and its copies: (len(EDITS), S, S, 3), in the order of `EDITS`.
+        The position of an image in ``images``, and its copies, in the order of `ALL_EDITS`:
+        (len(ALL_EDITS), S, S, 3).
     """
     for i, (data, content_hash) in enumerate(zip(images, hashes, strict=True)):
         try:
             if isinstance(data, RowFault):
                 continue
             copies = edited_copies(data, content_hash)
-            pixels = np.stack([decode(copies[name], image_size)[0] for name in EDITS])
+            pixels = np.stack([decode(copies[name], image_size)[0] for name in ALL_EDITS])
         except RowFault:
             continue
         yield i, pixels

@@ -51,11 +51,14 @@ def encoder_spec(config: Config, vectors: VectorSource | None) -> EncoderSpec:
     """
     if vectors is not None:
         d = vectors.dimensions
-        return EncoderSpec(VectorLayout(d, (0, d), (0, d)), f"vectors/{d}", None)
+        columns = vectors.columns != ["embedding"]
+        layout = VectorLayout(d, (0, d), (0, d), scaled=columns, columns=columns)
+        # Vectors without a direction, all zeros, are failures only where directions are compared.
+        return EncoderSpec(layout, f"vectors/{d}/{layout.metric(config.neighbors.metric)}", None)
     return spec_of(load_encoder(config))
 
 
 def spec_of(encoder: Encoder) -> EncoderSpec:
     """Return the specification of an encoder's vectors."""
-    layout = VectorLayout(encoder.dimensions, encoder.search, encoder.classify)
+    layout = VectorLayout(encoder.dimensions, encoder.search, encoder.classify, scaled=encoder.scaled)
     return EncoderSpec(layout, encoder.fingerprint, encoder.image_size)

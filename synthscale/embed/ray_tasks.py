@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from synthscale.config import Config
-from synthscale.embed.encoder_reader import load_encoder
+from synthscale.embed.encoder_reader import encoder_spec, load_encoder
 from synthscale.embed.image_reader import FILE_COLUMNS, decode_all, files_of
 from synthscale.embed.ray_cache_lookup import METADATA_COLUMNS, CacheLookup
 from synthscale.ingest.vector_reader import check_vectors, read_vectors
@@ -173,7 +173,8 @@ class VectorTask:
         """Write the shard whose index is in ``batch``; return its tally."""
         shard = self._job.shards[batch.column("shard")[0].as_py()]
         vectors, records = read_vectors(self._source, shard.start, shard.stop, self._job.config.storage)
-        check_vectors(vectors, records, (0, vectors.shape[1]))
+        layout = encoder_spec(self._job.config, self._source).layout
+        check_vectors(vectors, records, layout.directed(self._job.config.neighbors.metric))
         return write_embedded(self._job.run, shard, vectors, records)[0]
 
 

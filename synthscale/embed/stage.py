@@ -9,6 +9,7 @@ decoding.
 import json
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 import PIL
@@ -105,8 +106,7 @@ def run(context: StageContext, encoder: EncoderSpec) -> StageOutcome:
     }
     _check_failures(context, counts)
     layout = encoder.layout
-    info = {"dimensions": layout.dimensions, "search": layout.search, "classify": layout.classify}
-    return StageOutcome(counts, info)
+    return StageOutcome(counts, asdict(layout))
 
 
 def _check_failures(context: StageContext, counts: dict[str, Any]) -> None:

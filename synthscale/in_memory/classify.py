@@ -115,7 +115,8 @@ def _blocks(
     columns = view_columns(views)
     for kind, plan in [(REAL, first), *((name, plans[name]) for name in columns)]:
         in_set = plan.is_real == (kind == REAL)
-        fold, block = (np.full((int(in_set.sum()), len(views)), -1, np.int8) for _ in range(2))
+        fold = np.full((int(in_set.sum()), len(views)), -1, np.int8)
+        block = np.full((int(in_set.sum()), len(views)), -1, np.int16)
         for name, view_indices in columns.items():
             if kind in (REAL, name):
                 # Real rows are in the same order in every view, so they can be assigned by position.
@@ -150,7 +151,7 @@ def vector_families(
             in_set = plan.is_real == (kind == REAL)
             key, row = plan.key[in_set], plan.row[in_set]
             fold = plan.fold[in_set, :1] if plan.fold.shape[1] else fold_from_hash(key)[:, None]
-            group = key if kind == REAL else plan.group[in_set]
+            group = key if kind == REAL else plan.hashes.group[in_set]
             rows = VectorRows(vectors[row], key, group, [labels[i] for i in row.tolist()], fold)
             sums[kind] = VectorSums.of(rows, len(rows.key), parts)
         moments = None

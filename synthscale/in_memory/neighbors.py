@@ -1,22 +1,22 @@
 """The near-duplicate analysis of vectors in memory: the back end of neighbors/analysis.py without Ray."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from synthscale.config import NeighborsConfig
-from synthscale.neighbors.analysis import SearchSummary, analyse_views, search_views, view_neighbors
+from synthscale.neighbors.analysis import analyse_views, view_neighbors
 from synthscale.neighbors.cell_index import CellIndex, cells_for, index_sample_size, train_index
 from synthscale.neighbors.cells import JoinSample, plan_join, sample_size
 from synthscale.neighbors.copies import Copies, vector_hashes
-from synthscale.neighbors.distance import Floats, Rows, distances_within, norms
+from synthscale.neighbors.distance import Floats, Rows, distances_within, divisors, normalized
 from synthscale.neighbors.edges import Codes, Edges
 from synthscale.neighbors.flat_index import FlatIndex
-from synthscale.neighbors.groups import VectorLookup
-from synthscale.neighbors.join import join_all
+from synthscale.neighbors.groups import RowAccess
+from synthscale.neighbors.join import JoinResult, join_all
 from synthscale.neighbors.knn_search import (
     ALL_CELLS,
     FLAT_ROWS,
@@ -29,23 +29,24 @@ from synthscale.neighbors.knn_search import (
 )
 from synthscale.neighbors.radius import ViewSearches
 from synthscale.neighbors.search_backend import KnnQuery, RadiusKey, RadiusQuery, SetPair, view_pairs
+from synthscale.neighbors.search_space import SearchSpace, search_spaces
 from synthscale.neighbors.view import (
     K,
     Nearest,
     NeighborView,
     RadiusCounts,
-    ViewNeighbors,
     listed_edges,
     nearest_rows,
-    prdc_deviations,
 )
+from synthscale.statistics.column_moments import ColumnMoments
 from synthscale.statistics.jackknife import Blocks
-from synthscale.statistics.prdc_variance import sample_rows
+from synthscale.statistics.prdc_variance import sample_rows, share_deviations
+from synthscale.tables.id_hashes import Hashes, hash_ids
+from synthscale.tables.layout import VectorLayout
 from synthscale.tables.schemas import REAL
 
 _QUERIES = 32768
 """Maximum number of queries of one search call; bounds the memory of its result."""
-_NO_COPIES = Copies(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,13 @@ class Analysis:
         edges: near-duplicate pairs of all views, each once.
         views: radius and groups of each generator's view.
         nearest: nearest neighbours of the rows of each view, by generator.
+        spaces: space of near-duplicates, and space of the manifold metrics.
     """
 
     edges: Edges
     views: list[NeighborView]
     nearest: dict[str, Nearest]
+    spaces: tuple[SearchSpace, SearchSpace]
 
 
 def analyse_vectors(
@@ -70,96 +73,131 @@ def analyse_vectors(
     config: NeighborsConfig,
     *,
     counts: bool = False,
+    layout: VectorLayout | None = None,
+    id_hashes: Hashes | None = None,
 ) -> Analysis:
     """Find near-duplicates, nearest rows and the k-NN indicators of precision and coverage.
 
     Args:
-        vectors: (n, d), none zero; a row number is an index into it.
+        vectors: (n, d), none zero if directions are compared; a row number is an index into it.
         sets: ascending rows of ``real`` and of each generator.
         copies: exact copies within each set.
         config: the section ``neighbors``.
         counts: also count what density and recall need.
+        layout: what the dimensions are; by default those of an embedding.
+        id_hashes: (n,) hashes of the rows' ids; by default those of their numbers.
     """
-    backend = MemoryBackend(vectors, sets, copies)
+    layout = layout or VectorLayout(vectors.shape[1], (0, vectors.shape[1]), (0, vectors.shape[1]))
+    real = sets[REAL][copies.are_distinct(sets[REAL])]
+    spaces = search_spaces(layout, config, ColumnMoments.of(vectors[real]))
+    data = MemoryRows(
+        vectors, sets, copies, hash_ids(map(str, range(len(vectors)))) if id_hashes is None else id_hashes
+    )
+    near = MemoryBackend(data, spaces[0])
+    manifold = near if spaces[0] is spaces[1] else MemoryBackend(data, spaces[1])
     analysis = analyse_views(
-        backend,
+        near,
+        None if manifold is near else lambda: manifold,
         config,
-        {code: len(sets[name]) for code, name in enumerate(backend.names)},
+        {code: len(sets[name]) for code, name in enumerate(data.names)},
         counts_manifold=counts,
     )
     nearest = {
         view.generator: nearest_rows(
-            backend.neighbors(code, analysis.searches), copies, sets[REAL], sets[view.generator]
+            view_neighbors(code, near.results, (manifold.results, manifold.counts), analysis.searches),
+            copies,
+            sets[REAL],
+            sets[view.generator],
         )
         for code, view in analysis.views.items()
     }
-    return Analysis(analysis.edges, list(analysis.views.values()), nearest)
-
-
-def search_two_sets(sets: Mapping[str, NDArray[np.float32]]) -> ViewNeighbors:
-    """Run the searches of precision, recall, density and coverage for ``real`` and one other set of vectors."""
-    vectors, rows, start = np.concatenate(list(sets.values())), {}, 0
-    for name, own in sets.items():
-        rows[name] = np.arange(start, start + len(own))
-        start += len(own)
-    backend = MemoryBackend(vectors, rows, _NO_COPIES)
-    return backend.neighbors(1, search_views(backend, NeighborsConfig(), (), counts_manifold=True))
+    return Analysis(analysis.edges, list(analysis.views.values()), nearest, spaces)
 
 
 @dataclass(frozen=True)
-class MemoryLookup:
-    """Implements `groups.VectorLookup` on an array of vectors, (n, d), and their norms, (n,)."""
+class MemoryRows:
+    """Rows in memory, as they are before any search space.
+
+    Attributes:
+        vectors: (n, D).
+        sets: ascending rows of ``real`` and of each generator.
+        copies: exact copies within each set.
+        id_hashes: (n,) hashes of the rows' ids.
+        names: names of the sets, ``real`` first; a set's code is its position.
+        distinct: the distinct rows of each set, by code.
+        by_hash: the same rows in the order of their vectors' hashes: samples do not depend on the order of rows.
+    """
 
     vectors: NDArray[np.float32]
-    norms: Floats
+    sets: Mapping[str, Rows]
+    copies: Copies
+    id_hashes: Hashes
+    names: tuple[str, ...] = field(init=False)
+    distinct: dict[int, Rows] = field(init=False)
+    by_hash: dict[int, Rows] = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = (REAL, *(name for name in self.sets if name != REAL))
+        distinct = {
+            code: self.sets[name][self.copies.are_distinct(self.sets[name])] for code, name in enumerate(names)
+        }
+        ordered = {
+            code: rows[np.argsort(vector_hashes(self.vectors[rows]), kind="stable")]
+            for code, rows in distinct.items()
+        }
+        for name, value in (("names", names), ("distinct", distinct), ("by_hash", ordered)):
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True)
+class MemoryAccess:
+    """Implements `groups.RowAccess` on vectors of a space, (n, d), and the rows that they belong to."""
+
+    vectors: NDArray[np.floating]
+    lengths: Floats
+    data: MemoryRows
 
     def distances(self, a: Rows, b: Rows) -> Floats:
-        """See `groups.VectorLookup`."""
-        return distances_within(self.vectors, self.norms, a, b)
+        """See `groups.RowAccess`."""
+        return distances_within(self.vectors, self.lengths, a, b)
 
-    def row_hashes(self, rows: Rows) -> NDArray[np.uint64]:
-        """See `groups.VectorLookup`."""
-        return vector_hashes(self.vectors[rows])
+    def row_hashes(self, rows: Rows) -> Hashes:
+        """See `groups.RowAccess`."""
+        return vector_hashes(self.data.vectors[rows])
+
+    def id_hashes(self, rows: Rows) -> Hashes:
+        """See `groups.RowAccess`."""
+        return self.data.id_hashes[rows]
 
 
 class MemoryBackend:
     """Implements `SearchBackend` in this process, with one index per set."""
 
-    def __init__(self, vectors: NDArray[np.float32], sets: Mapping[str, Rows], copies: Copies) -> None:
-        """Index the distinct rows of each set.
-
-        Args:
-            vectors: (n, d), none zero.
-            sets: ascending rows of ``real`` and of each generator.
-            copies: exact copies within each set.
-        """
-        self.names: Sequence[str] = [REAL, *(name for name in sets if name != REAL)]
-        self.copies = copies
-        self._vectors = vectors
-        self._rows = {code: sets[name][copies.are_distinct(sets[name])] for code, name in enumerate(self.names)}
+    def __init__(self, data: MemoryRows, space: SearchSpace) -> None:
+        """Index the distinct rows of each set in a search space."""
+        self.names: Sequence[str] = data.names
+        self.copies = data.copies
+        self._data, self._space = data, space
+        self._vectors = space(data.vectors)
+        self._rows = data.distinct
         self.distinct: Mapping[int, int] = {code: len(rows) for code, rows in self._rows.items()}
-        codes = np.zeros(len(vectors), np.int32)
+        codes = np.zeros(len(data.vectors), np.int32)
         for code, name in enumerate(self.names):
-            codes[sets[name]] = code
-        self.copy_codes: Codes = codes[copies.row]
-        self._by_hash = {code: rows[_first_by_hash(vectors[rows], len(rows))] for code, rows in self._rows.items()}
+            codes[data.sets[name]] = code
+        self.copy_codes: Codes = codes[self.copies.row]
         self._indexes = {code: self._index(code) for code in self._rows}
-        self._results: dict[SetPair, KnnResult] = {}
-        self._counts: dict[RadiusKey, RadiusCounts] = {}
+        self.results: dict[SetPair, KnnResult] = {}
+        self.counts: dict[RadiusKey, RadiusCounts] = {}
 
     def _index(self, code: int) -> Index:
-        rows = self._rows[code]
+        rows, metric = self._rows[code], self._space.metric
         own = self._vectors[rows]
         if len(rows) <= FLAT_ROWS:
-            return FlatIndex(own, rows)
-        sample = self._vectors[self._by_hash[code][: index_sample_size(len(rows))]]
-        index = CellIndex(train_index(sample, cells_for(len(rows))))
+            return FlatIndex(own, rows, metric)
+        sample = self._vectors[self._data.by_hash[code][: index_sample_size(len(rows))]]
+        index = CellIndex(train_index(sample, cells_for(len(rows)), metric), metric=metric)
         index.add(own, rows)
         return index
-
-    def neighbors(self, code: int, searches: SearchSummary) -> ViewNeighbors:
-        """Return what the searches found for a generator's view."""
-        return view_neighbors(code, self._results, self._counts, searches.recalls)
 
     # Searches.
 
@@ -171,8 +209,8 @@ class MemoryBackend:
         """See `SearchBackend`."""
         for query in queries:
             rows = self._rows[query.query]
-            self._results[query.pair] = KnnResult(rows, *self._knn(rows, query))
-        return {pair: self._results[pair] for pair in wanted}
+            self.results[query.pair] = KnnResult(rows, *self._knn(rows, query))
+        return {pair: self.results[pair] for pair in wanted}
 
     def search_sample(self, pairs: Sequence[SetPair], counts: Mapping[int, int]) -> dict[SetPair, KnnResult]:
         """See `SearchBackend`."""
@@ -195,7 +233,7 @@ class MemoryBackend:
         """See `SearchBackend`."""
         for key, query in queries.items():
             rows = self._rows[key.query]
-            self._counts[key] = RadiusCounts(rows, self._count(rows, key, query))
+            self.counts[key] = RadiusCounts(rows, self._count(rows, key, query))
 
     def sample_radii(self, queries: Mapping[RadiusKey, RadiusQuery]) -> dict[RadiusKey, NDArray[np.int32]]:
         """See `SearchBackend`."""
@@ -204,17 +242,23 @@ class MemoryBackend:
     def _count(self, rows: Rows, key: RadiusKey, query: RadiusQuery) -> NDArray[np.int32]:
         index, parts = self._indexes[key.database], [np.zeros(0, np.int32)]
         if key.is_query_radius:
-            result = self._results[SetPair(key.query, key.query)]
+            result = self.results[SetPair(key.query, key.query)]
             radii = result.radius(K)[np.searchsorted(result.row, rows)]
             weights = self.copies.counts(index.rows)
             for part in _slices(len(rows)):
                 parts.append(
                     count_within_radius(
-                        index, self._vectors[rows[part]], rows[part], radii[part], query.probes, weights
+                        index,
+                        self._vectors[rows[part]],
+                        rows[part],
+                        radii[part],
+                        query.probes,
+                        weights,
+                        query.most,
                     )
                 )
         else:
-            result = self._results[SetPair(key.database, key.database)]
+            result = self.results[SetPair(key.database, key.database)]
             radii = result.radius(K)[np.searchsorted(result.row, index.rows)]
             for part in _slices(len(rows)):
                 parts.append(
@@ -231,37 +275,44 @@ class MemoryBackend:
 
     def listed_edges(self, code: int, radius: float) -> Edges:
         """See `SearchBackend`."""
-        searches = ViewSearches(*(self._results[pair] for pair in view_pairs(code)))
+        searches = ViewSearches(*(self.results[pair] for pair in view_pairs(code)))
         return listed_edges(searches, self.copies, radius, (0, code))
 
-    def join(self, codes: Sequence[int], radius: float) -> tuple[Edges, dict[str, Any]]:
+    def join(self, codes: Sequence[int], radius: float) -> tuple[JoinResult, dict[str, Any]]:
         """See `SearchBackend`."""
         rows = np.concatenate([self._rows[code] for code in codes])
         code_of_row = np.concatenate([np.full(len(self._rows[code]), code, np.int32) for code in codes])
         own = self._vectors[rows]
-        chosen = _first_by_hash(own, sample_size(len(rows)))
+        chosen = np.argsort(vector_hashes(self._data.vectors[rows]), kind="stable")[: sample_size(len(rows))]
         sizes = {code: len(self._rows[code]) for code in codes}
-        plan = plan_join(JoinSample(own[chosen], rows[chosen], code_of_row[chosen]), sizes, radius)
-        return join_all(plan, own, rows, code_of_row).edges, {"radius": radius, **asdict(plan.estimate)}
+        sample = JoinSample(own[chosen], rows[chosen], code_of_row[chosen])
+        plan = plan_join(sample, sizes, radius, self._space.metric)
+        return join_all(plan, own, rows, code_of_row), {"radius": radius, **asdict(plan.estimate)}
+
+    def rows_near_real(self, code: int, radius: float) -> Rows:
+        """See `SearchBackend`."""
+        found = self.results[SetPair(code, 0)]
+        return found.row[found.distance[:, 0] < radius]
 
     def share_deviations(self, codes: Sequence[int]) -> dict[int, dict[str, Blocks]]:
         """See `SearchBackend`."""
         found = {}
         for code in codes:
-            real, own = sample_rows(self.distinct[0], self.distinct[code])
-            found[code] = prdc_deviations(
-                self._vectors[self._sample(0, real)], self._vectors[self._sample(code, own)]
-            )
+            counts = sample_rows(self.distinct[0], self.distinct[code])
+            rows = [self._sample(number, count) for number, count in zip((0, code), counts, strict=True)]
+            real, own = (normalized(self._vectors[part], self._space.metric) for part in rows)
+            hashes = (vector_hashes(self._data.vectors[rows[0]]), vector_hashes(self._data.vectors[rows[1]]))
+            found[code] = share_deviations(real, own, hashes, K)
         return found
 
-    def lookup(self) -> VectorLookup:
+    def lookup(self) -> RowAccess:
         """See `SearchBackend`."""
-        return MemoryLookup(self._vectors, norms(self._vectors))
+        return MemoryAccess(self._vectors, divisors(self._vectors, self._space.metric), self._data)
 
     # Samples that do not depend on the order of the rows.
 
     def _sample(self, code: int, count: int) -> Rows:
-        return np.sort(self._by_hash[code][:count])
+        return np.sort(self._data.by_hash[code][:count])
 
     def _recall_sample(self, code: int) -> Rows:
         return self._sample(code, SAMPLED_QUERIES)
@@ -269,9 +320,3 @@ class MemoryBackend:
 
 def _slices(n: int) -> list[slice]:
     return [slice(start, start + _QUERIES) for start in range(0, n, _QUERIES)]
-
-
-def _first_by_hash(vectors: NDArray[np.float32], count: int) -> NDArray[np.intp]:
-    """Return the indices of the ``count`` vectors with the smallest hashes, in the order of their hashes."""
-    chosen: NDArray[np.intp] = np.argsort(vector_hashes(vectors), kind="stable")[:count]
-    return chosen

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from synthscale.classify.training import FoldPlan, plan_folds
+from synthscale.classify.training import FoldPlan, NearDuplicates, plan_folds
 from synthscale.config import Config, check_generator_name
 from synthscale.errors import InputError
 from synthscale.in_memory.classify import ClassifierOutput, classify, vector_families
@@ -28,6 +28,7 @@ from synthscale.neighbors.copies import copies_from_pairs, equal_pairs, vector_k
 from synthscale.statistics.size_matching import matched_sizes
 from synthscale.tables.columns import to_float64
 from synthscale.tables.id_hashes import hash_ids
+from synthscale.tables.layout import VectorLayout
 from synthscale.tables.schemas import DISTINCT_REAL, REAL, SYNTHETIC
 
 
@@ -70,7 +71,9 @@ def score_features(
     """Score embeddings that are already in memory.
 
     Args:
-        features: (n, D) embeddings: finite numbers, no row all zeros.
+        features: (n, D) finite numbers. Distances are Euclidean, with each column scaled by the distinct real
+            rows; with ``neighbors.metric: cosine``, for embeddings, near-duplicates are compared by direction, and no
+            row may be all zeros.
         real_or_synthetic: n strings, ``real`` or ``synthetic``.
         generator: generator of each synthetic row; by default all are of one called ``synthetic``.
         labels: label of each row, for the metrics by label; None where a row has none.
@@ -82,17 +85,32 @@ def score_features(
     """
     config = config or Config()
     vectors, kinds, names, unique_ids = _validated(features, real_or_synthetic, generator, labels, ids)
+    d = vectors.shape[1]
+    # Features are columns: they may have different units, and their directions need not mean anything.
+    layout = VectorLayout(d, (0, d), (0, d), scaled=True, columns=True)
+    has_directions = config.neighbors.mode == "datalab" or layout.metric(config.neighbors.metric) == "cosine"
+    _check_vectors(vectors, has_directions=has_directions)
     n = len(vectors)
     sets = {name: np.flatnonzero(names == name) for name in dict.fromkeys([REAL, *names])}
     copies = copies_from_pairs(equal_pairs(vector_keys(vectors[rows], name), rows) for name, rows in sets.items())
     families = config.metrics.families
-    analysis = analyse_vectors(vectors, sets, copies, config.neighbors, counts="manifold" in families)
+    keys = hash_ids(unique_ids)
+    analysis = analyse_vectors(
+        vectors,
+        sets,
+        copies,
+        config.neighbors,
+        counts="manifold" in families,
+        layout=layout,
+        id_hashes=keys,
+    )
     copy_rows = copies.redundant_rows(dict(enumerate(unique_ids)))
     is_copy = np.isin(np.arange(n), copy_rows)
     groups = {view.generator: view.groups for view in analysis.views}
-    keys, plans = hash_ids(unique_ids), {}
+    plans = {}
     for name, near in analysis.nearest.items():
-        rows, members = np.sort(near.row), (groups[name].row, groups[name].near_duplicate_id)
+        rows, found = np.sort(near.row), groups[name]
+        members = NearDuplicates(found.row, found.component_id, found.cluster_id)
         plans[name] = plan_folds(rows, keys[rows], kinds[rows] == REAL, is_copy[rows], members, config.classifier)
     texts = _texts(labels, n)
     classified = classify(vectors, plans, config)
@@ -109,7 +127,12 @@ def score_features(
         facts = ViewFacts(
             config.classifier.head,
             classified[name].fit,
-            {**view.summary(), "spreads": view.spreads},
+            {
+                **view.summary(),
+                "space": analysis.spaces[0].summary(),
+                "manifold_space": analysis.spaces[1].summary(),
+                "spreads": view.spreads,
+            },
             families,
             from_vectors[name],
             _label_completeness([texts[row] for row in plan.row.tolist()], plan.is_real),
@@ -146,12 +169,10 @@ def _score_view(
     )
     scores = score_rows(view, real, facts.neighbors["median_distance"])
     unknown = np.full(len(plan.row), np.nan)
-    size = facts.matched_size
-    matched = None if size is None else (size, int((~plan.is_real).sum()))
     fold = plan.fold[:, 0] if plan.fold.shape[1] else np.empty(0, np.int8)
     evidence = RowEvidence(
         plan.log_prior,
-        plan.group,
+        plan.hashes,
         unknown,
         unknown,
         classified.direction_coordinates,
@@ -159,7 +180,8 @@ def _score_view(
         classified.refitted.without,
         classified.refitted.matched,
         classified.refitted.reassigned,
-        matched,
+        facts.matched_size,
+        (int(plan.is_real.sum()), int((~plan.is_real).sum())),
         **row_evidence(facts.families, view.nearest, plan.is_real, real),
     )
     sums = sum_view(view, scores, evidence, [choose_slices("label", count_values(scores.column("label")))])
@@ -210,14 +232,6 @@ def _validated(
     for kind in (REAL, SYNTHETIC):
         if kind not in kinds:
             raise InputError(f"real_or_synthetic has no {kind} rows; both real and synthetic rows are needed")
-    for reason, bad in (
-        ("contain NaN or infinity", ~np.isfinite(vectors).all(axis=1)),
-        ("are all zeros, for which cosine distance is undefined", ~(vectors != 0).any(axis=1)),
-    ):
-        if bad.any():
-            raise InputError(
-                f"features: {int(bad.sum()):,} of {n:,} rows {reason}; the first is row {int(np.argmax(bad))}"
-            )
     given = generator if generator is not None else [SYNTHETIC] * n
     names = np.array(
         [REAL if k == REAL else (SYNTHETIC if pd.isna(g) else str(g)) for k, g in zip(kinds, given, strict=True)],
@@ -233,3 +247,16 @@ def _validated(
     if repeated:
         raise InputError(f"ids must be unique; {', '.join(repeated[:5])} occur more than once")
     return vectors, kinds, names, unique_ids
+
+
+def _check_vectors(vectors: NDArray[np.float32], *, has_directions: bool) -> None:
+    """Raise InputError if a row cannot be compared; rows of zeros cannot, if directions are compared."""
+    checks = [("contain NaN or infinity", ~np.isfinite(vectors).all(axis=1))]
+    if has_directions:
+        checks.append(("are all zeros, for which cosine distance is undefined", ~(vectors != 0).any(axis=1)))
+    for reason, bad in checks:
+        if bad.any():
+            raise InputError(
+                f"features: {int(bad.sum()):,} of {len(vectors):,} rows {reason}; the first is row "
+                f"{int(np.argmax(bad))}"
+            )

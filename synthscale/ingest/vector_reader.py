@@ -18,18 +18,22 @@ from synthscale.tables.faults import Reason
 from synthscale.tables.layout import VectorSource
 
 
-def check_vectors(vectors: NDArray[np.floating], facts: list[dict[str, Any]], search: tuple[int, int]) -> None:
+def check_vectors(
+    vectors: NDArray[np.floating], facts: list[dict[str, Any]], search: tuple[int, int] | None
+) -> None:
     """Mark the rows whose vector is not finite or has norm 0, for which cosine similarity is undefined.
 
     Args:
         vectors: (n, D) floating point.
         facts: n mappings, changed in place: ``reason`` (a `Reason`) and ``detail`` are added to those of unusable
             rows. Rows that already have a reason are left unchanged.
-        search: (start, stop), half-open range of the dimensions used by k-NN search; a vector that is all zeros in
-            it is marked. All D dimensions must be finite.
+        search: (start, stop), half-open range of the dimensions whose directions are compared; a vector that is
+            all zeros in it is marked. None if no directions are compared. All D dimensions must be finite.
     """
     finite = np.isfinite(vectors).sum(axis=1) == vectors.shape[1]
-    nonzero: NDArray[np.bool_] = (vectors[:, search[0] : search[1]] != 0).any(axis=1)
+    nonzero = np.ones(len(vectors), np.bool_)
+    if search is not None:
+        nonzero = (vectors[:, search[0] : search[1]] != 0).any(axis=1)
     for i, fact in enumerate(facts):
         if "reason" in fact:
             continue

@@ -46,6 +46,7 @@ _NOT_COMPARED = frozenset({"p_value", "accuracy_real", *FAMILIES["stability"]})
 SIZE_DEPENDENT = frozenset(
     {
         "diversity",
+        "unique_share",
         "coverage",
         "recall",
         "frechet_distance",

@@ -240,7 +240,7 @@ def utility_family(real: VectorSums, synthetic: VectorSums, view: int) -> Family
 
 
 def _share(value: float, error: float, rows: float, reference: float | None) -> Estimate:
-    low, high = jackknife.interval(value, error, rows, is_share=True) or (None, None)
+    low, high = jackknife.interval(value, error, rows) or (None, None)
     return Estimate(value, low, high, reference=reference)
 
 

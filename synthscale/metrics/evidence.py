@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from synthscale.statistics.auc import RankSums, auc, auc_metric, sum_ranks
 from synthscale.statistics.estimates import NO_CLASSIFIER, metric_block
+from synthscale.statistics.size_matching import RowHashes
 from synthscale.tables.columns import to_float64
-from synthscale.tables.schemas import DISTINCT_REAL, NEAREST_REAL
+from synthscale.tables.schemas import DISTINCT_REAL, MANIFOLD_REAL, MANIFOLD_REAL_ROW, NEAREST_REAL
 
 _IDENTICAL = 1e-12
 """Cosine distances up to this count as 0: rounding between batches that embedded the same image."""
@@ -34,7 +35,7 @@ class RowEvidence:
 
     Attributes:
         log_prior: log(synthetic / real) of the rows that the row's heads were trained on.
-        group_key: uint64 hash of the row's near-duplicate group.
+        hashes: of the rows' ids, near-duplicate components and clusters.
         logit_file_facts: out-of-fold logit of the classifier that sees file metadata alone.
         bytes_per_pixel: file size over width x height.
         direction_coordinates: (n, a) coordinates along the separating directions.
@@ -43,13 +44,14 @@ class RowEvidence:
         logit_matched: (n, 1 + BLOCKS) logits by heads fitted to the matched subsample, and to it without each
             block; None where there are none.
         logit_reassigned: (n, REASSIGNMENTS) logits under other fold assignments; None without refits.
-        matched: rows of the matched subsample and of the generator; None for the smallest generator.
+        matched_size: rows of the matched subsample; None for the smallest generator.
+        sizes: numbers of real and of synthetic rows of the whole view.
         fields: values of further fields of `CoreSums`, by name: 0 or 1, or counts.
         values: values for metrics that need only their distribution (histograms), by name.
     """
 
     log_prior: NDArray[np.float64]
-    group_key: NDArray[np.uint64]
+    hashes: RowHashes
     logit_file_facts: NDArray[np.float64]
     bytes_per_pixel: NDArray[np.float64]
     direction_coordinates: NDArray[np.float64]
@@ -57,7 +59,8 @@ class RowEvidence:
     logit_without: NDArray[np.float64] | None = None
     logit_matched: NDArray[np.float64] | None = None
     logit_reassigned: NDArray[np.float64] | None = None
-    matched: tuple[int, int] | None = None
+    matched_size: int | None = None
+    sizes: tuple[int, int] = (0, 0)
     fields: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
     values: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
@@ -79,8 +82,8 @@ def row_evidence(
         fields |= _manifold_fields(nearest)
     if "copying" in families:
         fields |= _copying_fields(nearest, is_real, real)
-        among_real, to_real = (to_float64(nearest.column(name), np.nan) for name in (DISTINCT_REAL, NEAREST_REAL))
-        values[NEAREST_REAL] = np.where(is_real, among_real, to_real)
+        among_real, to_real = (to_float64(nearest.column(name), np.nan) for name in (DISTINCT_REAL, MANIFOLD_REAL))
+        values[MANIFOLD_REAL] = np.where(is_real, among_real, to_real)
     return {"fields": fields, "values": values}
 
 
@@ -97,14 +100,16 @@ def _copying_fields(
     nearest: pa.Table, is_real: NDArray[np.bool_], real: pa.Table
 ) -> dict[str, NDArray[np.float64]]:
     """Return the fields from which authenticity and exact_match_share are computed."""
-    distance = to_float64(nearest.column(NEAREST_REAL), np.inf)
-    nearest_row = nearest.column("nearest_real_row").fill_null(-1).to_numpy()
+    distance = to_float64(nearest.column(MANIFOLD_REAL), np.inf)
+    nearest_row = nearest.column(MANIFOLD_REAL_ROW).fill_null(-1).to_numpy()
     at = np.searchsorted(real.column("row").to_numpy(), nearest_row).clip(max=max(0, real.num_rows - 1))
     among_real = real.column(DISTINCT_REAL).to_numpy()[at]
     synthetic = ~is_real & (nearest_row >= 0)
     return {
         "authentic": (synthetic & (distance >= among_real)).astype(np.float64),
-        "identical": (synthetic & (distance <= _IDENTICAL)).astype(np.float64),
+        "identical": (synthetic & (to_float64(nearest.column(NEAREST_REAL), np.inf) <= _IDENTICAL)).astype(
+            np.float64
+        ),
     }
 
 

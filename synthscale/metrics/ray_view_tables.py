@@ -15,11 +15,11 @@ from synthscale.embed.file_metadata import COLUMNS, STATISTICS_COLUMNS, bytes_pe
 from synthscale.errors import SchemaError
 from synthscale.metrics.evidence import RowEvidence, row_evidence
 from synthscale.metrics.scores import ViewRows
-from synthscale.statistics.size_matching import matched_sizes
+from synthscale.statistics.size_matching import RowHashes, matched_sizes
 from synthscale.storage.run_directory import RunDirectory
 from synthscale.tables.columns import require_embedded, rows_of_generator, to_float64, to_matrix
 from synthscale.tables.layout import Shard
-from synthscale.tables.schemas import DIRECTIONS, DISTINCT_REAL
+from synthscale.tables.schemas import DIRECTIONS, DISTINCT_REAL, REAL
 
 _MANIFEST_NAMES = ("real_or_synthetic", "generator")
 
@@ -55,7 +55,7 @@ class ViewReader:
     Attributes:
         classified: for each generator, whether it has predictions.
         families: requested metric families.
-        rows: number of synthetic rows of each generator.
+        rows: number of rows of each set.
     """
 
     run: RunDirectory
@@ -106,10 +106,13 @@ class ViewReader:
         logit = _float_column(tables["predictions"], "logit_synthetic", len(rows))
         # scores/ is partitioned by generator, so the column would be redundant.
         view = ViewRows(chosen.drop_columns(["generator"]), nearest, tables["groups"], logit)
-        size = matched_sizes(self.rows).get(name)
-        matched = None if size is None else (size, self.rows[name])
+        synthetic = {other: rows for other, rows in self.rows.items() if other != REAL}
         return view, replace(
-            evidence, matched=matched, fields=family_inputs["fields"], values=family_inputs["values"]
+            evidence,
+            matched_size=matched_sizes(synthetic).get(name),
+            sizes=(self.rows[REAL], self.rows[name]),
+            fields=family_inputs["fields"],
+            values=family_inputs["values"],
         )
 
 
@@ -151,7 +154,7 @@ def _evidence(folds: pa.Table, predictions: pa.Table, files: pa.Table, rows: NDA
         reassigned = _refit_logits(predictions, "logit_reassigned")
     return RowEvidence(
         log_prior=folds.column("log_prior").to_numpy(),
-        group_key=folds.column("group_key").to_numpy(),
+        hashes=RowHashes(*(folds.column(name).to_numpy() for name in ("key", "group_key", "cluster_key"))),
         logit_file_facts=_float_column(predictions, "logit_file_facts", n),
         bytes_per_pixel=bytes_per_pixel(files),
         direction_coordinates=direction_coordinates,

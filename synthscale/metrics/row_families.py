@@ -59,8 +59,8 @@ def manifold_family(sums: CoreSums, context: MetricContext, k: int, distinct: in
     if not count or context.no_manifold:
         return {"density": Estimate.undefined(context.no_manifold or "no synthetic rows"), **recall}
     value = sums["real_radii"] / count / k
-    if count**2 <= sums["grouped_synthetic"]:
-        # A single row or a single near-duplicate group has no variance to estimate.
+    if sums["clusters_synthetic"] <= 1:
+        # A single cluster of near-duplicates has no variance to estimate.
         return {"density": Estimate(value, reference=1.0, is_small=True), **recall}
     deviations = jackknife.ratio_deviations(sums.by_block("real_radii") / k, sums.by_block("synthetic"))
     spread = context.spreads.get("density")

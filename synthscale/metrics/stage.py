@@ -36,7 +36,7 @@ def fingerprint(context: StageContext) -> dict[str, Any]:
     return {
         "input": context.run.completed("classify").digest,
         "settings": context.config.result_settings("metrics"),
-        "versions": {"algorithm": 3},
+        "versions": {"algorithm": 4},
     }
 
 
@@ -154,7 +154,7 @@ def _reduce_shards(
     # Built in a task and shared through the object store, so that the driver holds no rows.
     lookup = ray.remote(real_lookup).options(num_cpus=1).remote(context.run, context.shards)
     embedded = context.run.completed("embed").counts["sets"]
-    rows = {name: embedded[name]["ok"] for name in context.generators}
+    rows = {name: counts["ok"] for name, counts in embedded.items()}
     reader = ViewReader(context.run, classified, context.config.metrics.families, rows)
     task = _ReduceTask(reader, context.shards, medians, column_slicings, lookup)
     for row in context.map_shards(task, "reduce"):

@@ -12,7 +12,7 @@ import numpy as np
 from synthscale.classify.evaluation import classifier_metrics
 from synthscale.metric_names import CORE_METRICS
 from synthscale.metrics.comparison import SIZE_DEPENDENT, MetricValue
-from synthscale.metrics.core import CoreSums, MetricContext, core_metrics, coverage_reference
+from synthscale.metrics.core import CoreSums, MetricContext, clusters_of_view, core_metrics, view_references
 from synthscale.metrics.evidence import confounder_figures, confounder_warning, direction_figures
 from synthscale.metrics.row_families import (
     completeness_family,
@@ -27,7 +27,7 @@ from synthscale.neighbors.view import K
 from synthscale.statistics.auc import RankSums
 from synthscale.statistics.estimates import Estimate, Metric, metric_block
 from synthscale.statistics.size_matching import are_similar_sizes
-from synthscale.tables.schemas import NEAREST_REAL
+from synthscale.tables.schemas import MANIFOLD_REAL
 
 NO_P_INTERVAL = "a p-value has no interval"
 NO_IMAGES = "not run: the input is vectors, or neighbors.self_test_images is 0"
@@ -178,10 +178,10 @@ def _matched_metrics(sums: ViewSums, context: MetricContext, size: int | None) -
     if size is None:
         return {}
     if not sums.matched["synthetic"]:
-        reason = f"no near-duplicate group was sampled into the matched subsample of about {size:,} rows"
+        reason = f"no row was sampled into the matched subsample of about {size:,} rows"
         return dict.fromkeys(CORE_METRICS, Estimate.undefined(reason))
-    coverage = coverage_reference(sums.distinct_real, int(sums.matched["synthetic"]), K)
-    at_size = replace(context, references={**context.references, "coverage": coverage})
+    references = view_references(sums.matched, sums.distinct_real, K)
+    at_size = replace(context, references=references, clusters=clusters_of_view(sums.matched))
     # No unadjusted values: the log prior of a row is for heads fitted to all rows, not to the subsample.
     return {
         name: replace(estimate, unadjusted=None) for name, estimate in core_metrics(sums.matched, at_size).items()
@@ -196,7 +196,7 @@ def _families(sums: ViewSums, facts: ViewFacts, context: MetricContext) -> tuple
     if "manifold" in facts.families:
         by_family["manifold"] = manifold_family(overall, context, K, sums.distinct_synthetic)
     if "copying" in facts.families:
-        by_family["copying"] = copying_family(overall, sums.values.get(NEAREST_REAL, RankSums()))
+        by_family["copying"] = copying_family(overall, sums.values.get(MANIFOLD_REAL, RankSums()))
     if "facts" in facts.families:
         by_family["facts"], p_values = facts_family(sums.values)
         extra_fields |= {name: {"p_value": value} for name, value in p_values.items()}
@@ -264,13 +264,10 @@ def _add_control(metrics: dict[str, Metric], control: dict[str, Metric]) -> None
 def _context(sums: ViewSums, neighbors: dict[str, Any]) -> MetricContext:
     """Return the references and spreads that all slices of the view share."""
     overall = sums.overall
-    references = {
-        "precision": overall["real_inside"] / overall["real"] if overall["real"] else None,
-        "coverage": coverage_reference(sums.distinct_real, int(overall["synthetic"]), K),
-    }
     no_manifold = "fewer than two distinct real rows" if sums.distinct_real < 2 else None
     spreads = {name: np.asarray(spread) for name, spread in neighbors["spreads"].items()}
-    return MetricContext(references, no_manifold, spreads)
+    references = view_references(overall, sums.distinct_real, K)
+    return MetricContext(references, clusters_of_view(overall), no_manifold, spreads)
 
 
 def _counts(sums: CoreSums) -> dict[str, int]:

@@ -18,7 +18,7 @@ from synthscale.metrics.scores import ViewRows, quality
 from synthscale.metrics.slices import Slicing
 from synthscale.statistics import bootstrap, jackknife
 from synthscale.statistics.auc import RankSums, sum_ranks
-from synthscale.statistics.size_matching import OUTSIDE_SUBSAMPLE, matched_block_codes, probability_any_drawn
+from synthscale.statistics.size_matching import block_codes, is_outside, probability_any_drawn
 from synthscale.tables.schemas import DIRECTIONS, REAL
 
 FOLD = "(fold)"
@@ -92,18 +92,23 @@ def sum_view(
     """
     is_real = np.asarray(pc.equal(scores.column("real_or_synthetic"), REAL))
     rows = _indicators(view, scores, evidence, is_real)
-    weights = bootstrap.poisson_weights(evidence.group_key)
+    weights = bootstrap.poisson_weights(evidence.hashes.cluster)
     ids = scores.column("id").to_pylist()
     is_copy = np.asarray(view.nearest.column("is_copy"))
     return ViewSums(
         sum_slices(rows, np.zeros(len(is_real), np.int64), 1)[0],
         _matched_sums(rows, view, evidence),
         dict(_slice_sums(rows, scores, evidence, slicings)),
-        sum_classifier_errors(view.logit, is_real, weights),
+        sum_classifier_errors(view.logit, is_real, weights, rows.cluster_rows),
         int((is_real & ~is_copy).sum()),
         int((~is_real & ~is_copy).sum()),
         len(view.groups),
-        sum_ranks(evidence.logit_file_facts, is_real, weights),
+        # Files are independent however their pictures resemble each other; exact copies of a file are one file.
+        sum_ranks(
+            np.where(is_copy, np.nan, evidence.logit_file_facts),
+            is_real,
+            bootstrap.poisson_weights(evidence.hashes.key),
+        ),
         sum_ranks(evidence.bytes_per_pixel, is_real),
         [sum_directions(coordinates, is_real, ids) for coordinates in evidence.direction_coordinates.T],
         {name: sum_ranks(values, is_real) for name, values in evidence.values.items()},
@@ -117,8 +122,12 @@ def _indicators(view: ViewRows, scores: pa.Table, evidence: RowEvidence, is_real
     at = np.searchsorted(view.manifest.column("row").to_numpy(), groups.column("row").to_numpy())
     in_mixed, in_synthetic = np.zeros(len(is_real), np.bool_), np.zeros(len(is_real), np.bool_)
     in_mixed[at[mixed]], in_synthetic[at[~mixed]] = True, True
-    group_size = np.ones(len(is_real), np.int64)
-    group_size[at] = groups.column("size").to_numpy()
+    cluster_rows, component_rows = np.ones(len(is_real), np.int64), np.ones(len(is_real), np.int64)
+    cluster_rows[at] = groups.column("cluster_rows").to_numpy()
+    component_rows[at] = groups.column("component_rows").to_numpy()
+    near_real = np.zeros(len(is_real), np.bool_)
+    near_real[at] = np.asarray(groups.column("near_real"))
+    repeats, components = _in_a_set_of(component_rows, near_real, evidence.sizes[0], evidence.sizes[1])
     without, reassigned = evidence.logit_without, evidence.logit_reassigned
     return Indicators(
         is_real=is_real,
@@ -126,14 +135,41 @@ def _indicators(view: ViewRows, scores: pa.Table, evidence: RowEvidence, is_real
         q_unadjusted=quality(view.logit + evidence.log_prior, is_real),
         in_synthetic_group=in_synthetic,
         in_mixed_group=in_mixed,
+        near_real=near_real,
+        components=1 / component_rows,
+        real_repeats=repeats,
+        real_components=components,
         inside=np.asarray(scores.column("in_real_manifold")),
         covered=np.asarray(scores.column("covered").fill_null(False)),
-        block=jackknife.jackknife_blocks(evidence.group_key),
-        group_size=group_size,
+        block=jackknife.jackknife_blocks(evidence.hashes.cluster),
+        cluster_rows=cluster_rows,
         q_without=None if without is None else quality(without, is_real[:, None]),
         q_reassigned=None if reassigned is None else quality(reassigned, is_real[:, None]),
         more=evidence.fields,
     )
+
+
+def _in_a_set_of(
+    component_rows: NDArray[np.int64], near_real: NDArray[np.bool_], real: int, size: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what real rows contribute to the references of diversity and unique_share: (n,) each.
+
+    Args:
+        component_rows: (n,) number of real rows in each real row's component.
+        near_real: (n,) whether each row is a near-duplicate of another real row.
+        real: number of real rows.
+        size: number of the generator's rows.
+
+    Returns:
+        The probability that the row has a repeat, and the expected number of components over the row's component,
+        in a random subset of as many real rows as the generator has, or all of them if they are fewer.
+    """
+    drawn = min(real, size)
+    if drawn < 1:
+        return np.zeros(len(near_real)), 1 / component_rows
+    others = np.where(near_real, np.maximum(component_rows - 1, 1), 0)
+    repeats = probability_any_drawn(others, real - 1, drawn - 1)
+    return repeats, probability_any_drawn(component_rows, real, drawn) * (real / drawn) / component_rows
 
 
 def _matched_sums(rows: Indicators, view: ViewRows, evidence: RowEvidence) -> CoreSums:
@@ -142,14 +178,17 @@ def _matched_sums(rows: Indicators, view: ViewRows, evidence: RowEvidence) -> Co
     Whether a row has a near-duplicate, or is covered, depends on which other synthetic rows are in the subsample.
     Both flags are replaced by their expectation over subsamples (``statistics/size_matching.py``).
     """
-    if evidence.matched is None:
+    if evidence.matched_size is None:
         return CoreSums()
-    size, population = evidence.matched
+    size, (real, population) = evidence.matched_size, evidence.sizes
     is_real, logits = rows.is_real, evidence.logit_matched
-    code = matched_block_codes(evidence.group_key, is_real, population, size)
+    code = block_codes(evidence.hashes, is_real, population, size)
     unknown = np.full(len(is_real), np.nan)
     in_radius = view.nearest.column("synthetic_in_radius").fill_null(0).to_numpy().astype(np.int64)
-    repeat_probability = probability_any_drawn(rows.group_size - 1, population - 1, size - 1)
+    component_rows = np.rint(1 / rows.components).astype(np.int64)
+    repeat_probability = probability_any_drawn(np.maximum(component_rows - 1, 1), population - 1, size - 1)
+    expected = probability_any_drawn(component_rows, population, size) * population / size
+    repeats, components = _in_a_set_of(component_rows, rows.near_real, real, size)
     matched = replace(
         rows,
         q=unknown if logits is None else quality(logits[:, 0], is_real),
@@ -157,10 +196,13 @@ def _matched_sums(rows: Indicators, view: ViewRows, evidence: RowEvidence) -> Co
         q_without=None if logits is None else quality(logits[:, 1:], is_real[:, None]),
         q_reassigned=None,
         in_synthetic_group=rows.in_synthetic_group * repeat_probability,
+        components=rows.components * expected,
+        real_repeats=repeats,
+        real_components=components,
         covered=is_real * probability_any_drawn(in_radius, population, size),
         more={},
     )
-    return sum_slices(matched, np.where(code < OUTSIDE_SUBSAMPLE, 0, -1), 1)[0]
+    return sum_slices(matched, np.where(is_outside(code), -1, 0), 1)[0]
 
 
 def _slice_sums(

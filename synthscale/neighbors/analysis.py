@@ -4,10 +4,11 @@ The same description serves vectors in memory and a run on Ray; a `SearchBackend
 numbers (codes): 0 is the real set, generators follow. Every generator's view (its rows and the real rows) is
 analysed as if it were alone; the search of the real set in itself is shared.
 
-    search    k-NN within and across sets, recall where not all pairs are compared, rows within k-NN radii
+    search    nearest rows within and across sets, in the space of near-duplicates
+    manifold  k-NN radii, and rows within them, in the space of the manifold metrics (search_space.py)
     radius    median nearest-neighbour distance x threshold
     join      all pairs within the radius, one join for all views that share a radius
-    groups    connected components of each view
+    groups    connected components of each view, their groups and clusters
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,7 +19,7 @@ from synthscale.config import NeighborsConfig
 from synthscale.neighbors.cell_index import cells_for
 from synthscale.neighbors.distance import Floats
 from synthscale.neighbors.edges import Edges, distinct_edges
-from synthscale.neighbors.groups import near_duplicate_groups
+from synthscale.neighbors.groups import ViewEdges, near_duplicate_groups
 from synthscale.neighbors.knn_search import (
     ALL_CELLS,
     FLAT_ROWS,
@@ -40,8 +41,29 @@ from synthscale.neighbors.search_backend import (
     SetPair,
     view_pairs,
 )
-from synthscale.neighbors.view import NeighborView, RadiusCounts, ViewNeighbors, neighbors_listed, searches_summary
+from synthscale.neighbors.view import (
+    DATALAB_K,
+    K,
+    ManifoldNeighbors,
+    NeighborView,
+    RadiusCounts,
+    ViewNeighbors,
+    searches_summary,
+)
 from synthscale.statistics.size_matching import matched_sizes
+
+
+@dataclass(frozen=True)
+class ManifoldSearches:
+    """Recall of the searches of the manifold metrics.
+
+    Attributes:
+        recalls: recall of each k-NN search; None where all pairs were compared.
+        radius_recalls: recall of each count of rows within radii; None where all pairs were compared.
+    """
+
+    recalls: dict[SetPair, Recall | None]
+    radius_recalls: dict[RadiusKey, Recall | None]
 
 
 @dataclass(frozen=True)
@@ -49,19 +71,26 @@ class SearchSummary:
     """Measured recall of each search, and each generator's radius.
 
     Attributes:
-        recalls: recall of each k-NN search; None where all pairs were compared.
-        radius_recalls: recall of each count of rows within radii; None where all pairs were compared.
+        recalls: recall of each search for near-duplicates; None where all pairs were compared.
+        manifold: recall of the searches of the manifold metrics.
         calibrations: each generator's radius, by code.
+        larger: generators that are larger than the smallest one; for them the synthetic rows within each real
+            row's radius are counted, so that coverage can be given at matched size.
     """
 
     recalls: dict[SetPair, Recall | None]
-    radius_recalls: dict[RadiusKey, Recall | None]
+    manifold: ManifoldSearches
     calibrations: dict[int, RadiusCalibration]
+    larger: frozenset[int]
 
     def of_view(self, code: int) -> list[Recall | None]:
         """Return the recalls of all searches in a generator's view."""
-        counts = [own for key, own in self.radius_recalls.items() if {key.query, key.database} <= {0, code}]
-        return [*(self.recalls[pair] for pair in view_pairs(code)), *counts]
+        members = {0, code}
+        found = [self.recalls[pair] for pair in view_pairs(code)]
+        found += [own for pair, own in self.manifold.recalls.items() if set(pair) <= members]
+        return found + [
+            own for key, own in self.manifold.radius_recalls.items() if {key.query, key.database} <= members
+        ]
 
 
 @dataclass(frozen=True)
@@ -82,7 +111,8 @@ class ViewsAnalysis:
 
 
 def analyse_views(
-    backend: SearchBackend,
+    near: SearchBackend,
+    manifold: Callable[[], SearchBackend] | None,
     config: NeighborsConfig,
     rows: Mapping[int, int],
     *,
@@ -92,69 +122,109 @@ def analyse_views(
     """Search, calibrate the radii, join and group.
 
     Args:
-        backend: searches the sets.
+        near: searches the space of near-duplicates.
+        manifold: returns the back end of the space of the manifold metrics, once the searches for near-duplicates
+            have ended; None if it is the same space.
         config: the section ``neighbors``.
         rows: rows of each set, copies included.
         counts_manifold: also count what density and recall need.
-        on_phase: called at the end of the phases ``search``, ``join`` and ``groups``.
+        on_phase: called at the end of the phases ``search``, ``manifold``, ``join`` and ``groups``.
     """
-    larger = matched_sizes({code: n for code, n in rows.items() if code})
-    searches = search_views(backend, config, larger, counts_manifold=counts_manifold)
-    backend.end_searches()
+    larger = frozenset(matched_sizes({code: n for code, n in rows.items() if code}))
+    recalls, calibrations = search_near_duplicates(near, config, K if manifold is None else 1)
     on_phase("search")
-    edges, joins = _join(backend, config, searches.calibrations)
+    other, known = near, recalls
+    if manifold is not None:
+        near.end_searches()
+        other, known = manifold(), {}
+    searched = search_manifold(other, larger, counts_manifold=counts_manifold, known=known)
+    other.end_searches()
+    on_phase("manifold")
+    edges, joins = _join(near, config, calibrations)
     on_phase("join")
-    deviations, lookup = backend.share_deviations(list(searches.calibrations)), backend.lookup()
-    copies, views = backend.copies.edges(backend.copy_codes), {}
-    for code, calibration in searches.calibrations.items():
-        own = distinct_edges([edges[code], copies.of_view(code)])
+    deviations, lookup = other.share_deviations(list(calibrations)), near.lookup()
+    searches = SearchSummary(recalls, searched, calibrations, larger)
+    copies, views = near.copies.edges(near.copy_codes), {}
+    for code, calibration in calibrations.items():
+        found = replace(edges[code], edges=distinct_edges([edges[code].edges, copies.of_view(code)]))
         views[code] = NeighborView(
-            backend.names[code],
+            near.names[code],
             calibration,
-            near_duplicate_groups(own, calibration.radius, lookup),
+            near_duplicate_groups(found, near.copies, lookup),
             rows[0] + rows[code],
             searches_summary(searches.of_view(code)),
             config.mode == "exact",
             deviations[code],
         )
     on_phase("groups")
-    return ViewsAnalysis(searches, distinct_edges([copies, *edges.values()]), views, joins)
+    listed = distinct_edges([copies, *(found.edges for found in edges.values())])
+    return ViewsAnalysis(searches, listed, views, joins)
 
 
-def search_views(
-    backend: SearchBackend, config: NeighborsConfig, larger: Collection[int], *, counts_manifold: bool
-) -> SearchSummary:
-    """Run all searches; the back end keeps their results.
+def search_near_duplicates(
+    backend: SearchBackend, config: NeighborsConfig, k_within: int
+) -> tuple[dict[SetPair, Recall | None], dict[int, RadiusCalibration]]:
+    """Search nearest rows and calibrate the radii; the back end keeps the results.
 
     Args:
-        backend: searches the sets.
+        backend: searches the space of near-duplicates.
         config: the section ``neighbors``.
-        larger: generators that are larger than the smallest one; for them the synthetic rows within each real
-            row's radius are counted, so that coverage can be given at matched size.
-        counts_manifold: also count what density and recall need.
+        k_within: number of neighbours within each set: 1, or more if they also give k-NN radii.
+
+    Returns:
+        The recall of each search, None where all pairs were compared, and each generator's radius.
     """
     generators = [code for code in backend.distinct if code]
-    k = neighbors_listed(config)
-    # Across sets only the nearest row is needed, except in mode datalab, which uses all k neighbours.
-    cross = k if config.mode == "datalab" else 1
-    wanted_k = {SetPair(0, 0): k}
+    # Only the nearest row is needed, except in mode datalab, which lists ten neighbours of each row.
+    within, across = (DATALAB_K, DATALAB_K) if config.mode == "datalab" else (k_within, 1)
+    wanted_k = {SetPair(0, 0): within}
     for code in generators:
-        wanted_k |= dict(zip(view_pairs(code)[1:], (cross, cross, k), strict=True))
-    recalls: dict[SetPair, Recall | None] = {}
-    for each in dict.fromkeys(wanted_k.values()):
-        recalls |= _measure_recalls(backend, [pair for pair, own in wanted_k.items() if own == each], each)
-    queries = [
-        KnnQuery(*pair, own, recall.probes if (recall := recalls[pair]) else ALL_CELLS)
-        for pair, own in wanted_k.items()
-    ]
+        wanted_k |= dict(zip(view_pairs(code)[1:], (across, across, within), strict=True))
+    recalls = _measure_recalls(backend, wanted_k)
     pairs = {code: view_pairs(code)[:1] if is_median_of_real(config) else view_pairs(code) for code in generators}
     exact = {code: all(recalls[pair] is None for pair in own) for code, own in pairs.items()}
-    results = backend.search(queries, {pair for code, own in pairs.items() if exact[code] for pair in own})
-    radius_recalls = _count_radii(backend, recalls, larger, counts_manifold=counts_manifold)
+    results = backend.search(
+        _queries(wanted_k, recalls), {pair for code, own in pairs.items() if exact[code] for pair in own}
+    )
     calibrations = {
         code: _calibrate(backend, config, own, results if exact[code] else None) for code, own in pairs.items()
     }
-    return SearchSummary(recalls, radius_recalls, calibrations)
+    return recalls, calibrations
+
+
+def search_manifold(
+    backend: SearchBackend,
+    larger: Collection[int],
+    *,
+    counts_manifold: bool,
+    known: Mapping[SetPair, Recall | None],
+) -> ManifoldSearches:
+    """Search k-NN radii and count the rows within them; the back end keeps the results.
+
+    Args:
+        backend: searches the space of the manifold metrics.
+        larger: as in `SearchSummary`.
+        counts_manifold: also count what density and recall need.
+        known: recall of the searches that the back end has made already; empty if it has made none.
+    """
+    recalls = dict(known)
+    if not known:
+        wanted_k = {SetPair(0, 0): K}
+        for code in (code for code in backend.distinct if code):
+            wanted_k[SetPair(code, 0)] = 1
+            if counts_manifold:
+                wanted_k[SetPair(code, code)] = K
+        counted = {SetPair(0, code): 1 for code in backend.distinct if code}
+        recalls = _measure_recalls(backend, wanted_k | counted)
+        backend.search(_queries(wanted_k, recalls), ())
+    return ManifoldSearches(recalls, _count_radii(backend, recalls, larger, counts_manifold=counts_manifold))
+
+
+def _queries(wanted_k: Mapping[SetPair, int], recalls: Mapping[SetPair, Recall | None]) -> list[KnnQuery]:
+    return [
+        KnnQuery(*pair, k, recall.probes if (recall := recalls[pair]) else ALL_CELLS)
+        for pair, k in wanted_k.items()
+    ]
 
 
 def _calibrate(
@@ -174,23 +244,27 @@ def _calibrate(
     return calibrate_radius(searches, n, config, backend.copies)
 
 
-def _measure_recalls(backend: SearchBackend, pairs: Sequence[SetPair], k: int) -> dict[SetPair, Recall | None]:
+def _measure_recalls(backend: SearchBackend, wanted_k: Mapping[SetPair, int]) -> dict[SetPair, Recall | None]:
     """Return the chosen probes and measured recall of each pair of sets; None where all pairs are compared.
 
     A sample of queries first probes all cells, which gives the true neighbours, and then increasing numbers of
     cells until the required recall is reached (`choose_probes`).
+
+    Args:
+        backend: searches the samples.
+        wanted_k: number of neighbours of each pair of sets.
     """
     sizes = backend.distinct
     probed = [
         pair
-        for pair in pairs
+        for pair in wanted_k
         if sizes[pair.database] > FLAT_ROWS and not is_exact(sizes[pair.query], sizes[pair.database])
     ]
     cells = {pair: cells_for(sizes[pair.database]) for pair in probed}
     tries = {pair: probes_to_try(cells[pair]) for pair in probed}
-    recalls: dict[SetPair, Recall | None] = dict.fromkeys(pairs)
+    recalls: dict[SetPair, Recall | None] = dict.fromkeys(wanted_k)
     distances: dict[SetPair, dict[int, Floats]] = {pair: {} for pair in probed}
-    while queries := [KnnQuery(*pair, k, left.pop(0)) for pair, left in tries.items() if left]:
+    while queries := [KnnQuery(*pair, wanted_k[pair], left.pop(0)) for pair, left in tries.items() if left]:
         for query, found in zip(queries, backend.sample_distances(queries), strict=True):
             pair = query.pair
             distances[pair][query.probes] = found
@@ -210,17 +284,16 @@ def _count_radii(
     """Count the rows within k-NN radii, and return the measured recall of each count.
 
     ``RadiusKey(code, 0, False)``, real radii that contain the set's rows: precision, its reference, and density.
+    ``RadiusKey(0, code, True)``, the generator's rows within real radii: coverage, also at matched size.
     ``RadiusKey(0, code, False)``, the generator's radii that contain real rows: recall.
-    ``RadiusKey(0, code, True)``, the generator's rows within real radii: coverage at matched size.
     """
     most: dict[RadiusKey, int] = {}
     for code in backend.distinct:
         most[RadiusKey(code, 0, False)] = UNLIMITED if counts_manifold and code else 1
-    for code in backend.distinct:
-        if counts_manifold and code:
+    for code in (code for code in backend.distinct if code):
+        most[RadiusKey(0, code, True)] = UNLIMITED if code in larger else 1
+        if counts_manifold:
             most[RadiusKey(0, code, False)] = 1
-        if code in larger:
-            most[RadiusKey(0, code, True)] = UNLIMITED
     queries = {}
     for key, limit in most.items():
         recall = recalls[SetPair(key.query, key.database)]
@@ -239,32 +312,54 @@ def _count_radii(
 
 def _join(
     backend: SearchBackend, config: NeighborsConfig, calibrations: Mapping[int, RadiusCalibration]
-) -> tuple[dict[int, Edges], list[dict[str, Any]]]:
+) -> tuple[dict[int, ViewEdges], list[dict[str, Any]]]:
     """Return each view's edges between distinct rows, and the summary of each join."""
     if config.mode == "datalab":
-        return {code: backend.listed_edges(code, own.radius) for code, own in calibrations.items()}, []
-    edges: dict[int, Edges] = {}
+        # As in cleanlab, groups of real and synthetic rows stay together.
+        listed = {
+            code: ViewEdges(backend.listed_edges(code, own.radius), own.radius, is_split=False)
+            for code, own in calibrations.items()
+        }
+        return listed, []
+    edges: dict[int, ViewEdges] = {}
     joins = []
     # By default there is one radius, that of the real rows.
     for radius in dict.fromkeys(own.radius for own in calibrations.values()):
         codes = [code for code, own in calibrations.items() if own.radius == radius]
         joined, summary = backend.join([0, *codes], radius)
         joins.append(summary)
-        edges |= {code: joined.of_view(code) for code in codes}
+        for code in codes:
+            edges[code] = ViewEdges(joined.edges.of_view(code), radius, joined.is_whole)
+            if not joined.is_whole:
+                edges[code] = replace(edges[code], near_real=backend.rows_near_real(code, radius))
     return edges, joins
 
 
 def view_neighbors(
     code: int,
     results: Mapping[SetPair, KnnResult],
-    counts: Mapping[RadiusKey, RadiusCounts],
-    recalls: Mapping[SetPair, Recall | None],
+    manifold: tuple[Mapping[SetPair, KnnResult], Mapping[RadiusKey, RadiusCounts]],
+    searches: SearchSummary,
 ) -> ViewNeighbors:
-    """Return what the searches found for one generator's view."""
+    """Return what the searches found for one generator's view.
+
+    Args:
+        code: the generator.
+        results: nearest rows in the space of near-duplicates.
+        manifold: nearest rows and radius counts in the space of the manifold metrics.
+        searches: recalls, and the generators whose counts are complete.
+    """
+    found, counts = manifold
     return ViewNeighbors(
-        ViewSearches(*(replace(results[pair], recall=recalls[pair]) for pair in view_pairs(code))),
-        counts[RadiusKey(0, 0, False)],
-        counts[RadiusKey(code, 0, False)],
-        counts.get(RadiusKey(0, code, False)),
-        counts.get(RadiusKey(0, code, True)),
+        ViewSearches(*(replace(results[pair], recall=searches.recalls[pair]) for pair in view_pairs(code))),
+        ManifoldNeighbors(
+            found[SetPair(0, 0)],
+            found[SetPair(code, 0)],
+            found.get(SetPair(code, code)),
+            counts[RadiusKey(0, 0, False)],
+            counts[RadiusKey(code, 0, False)],
+            counts[RadiusKey(0, code, True)],
+            code in searches.larger,
+            counts.get(RadiusKey(0, code, False)),
+        ),
     )

@@ -14,7 +14,7 @@ from synthscale.neighbors.distance import Rows
 from synthscale.neighbors.edges import KINDS, Edges
 from synthscale.neighbors.groups import Groups
 from synthscale.neighbors.view import Nearest
-from synthscale.tables.schemas import DISTINCT_REAL, NEAREST_REAL
+from synthscale.tables.schemas import DISTINCT_REAL, MANIFOLD_REAL, MANIFOLD_REAL_ROW, NEAREST_REAL
 
 
 def edges(found: Edges) -> pa.Table:
@@ -23,7 +23,7 @@ def edges(found: Edges) -> pa.Table:
         {
             "left": found.left,
             "right": found.right,
-            "cosine_distance": found.distance,
+            "distance": found.distance,
             "kind": pa.DictionaryArray.from_arrays(pa.array(found.kind, pa.int32()), pa.array(KINDS)).cast(
                 pa.string()
             ),
@@ -48,6 +48,8 @@ def nearest(generator: str, found: Nearest, copies: Rows) -> pa.Table:
             "nn_distance": _masked(found.nn_distance, np.isfinite(found.nn_distance)),
             "nearest_real_row": _masked(found.nearest_real_row, found.nearest_real_row >= 0),
             NEAREST_REAL: _masked(found.nearest_real_distance, np.isfinite(found.nearest_real_distance)),
+            MANIFOLD_REAL_ROW: _masked(found.manifold_real_row, found.manifold_real_row >= 0),
+            MANIFOLD_REAL: _masked(found.manifold_real_distance, np.isfinite(found.manifold_real_distance)),
             DISTINCT_REAL: _masked(found.distinct_real_distance, np.isfinite(found.distinct_real_distance)),
             "knn_radius": _masked(found.knn_radius, np.isfinite(found.knn_radius)),
             "in_real_manifold": found.in_real_manifold,

@@ -5,7 +5,7 @@ The index is FAISS's ``PCA,IVF,Flat`` with a flat refinement index; ``faiss.read
 the principal components compares all queries that probe a list with its rows and excludes rows that cannot be
 among the k nearest; the full vectors decide the rest. The result is exact within the probed cells, and exact
 overall if all cells are probed (to a relative error of 1e-7 of a distance, or 1e-13 absolute, because vectors are
-stored scaled to length 1 in float32).
+stored in float32, scaled to length 1 if the metric is ``cosine``).
 """
 
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthscale.neighbors.candidate_filter import (
+    UNIT,
     CandidateFilter,
     Places,
     Points,
@@ -22,9 +23,10 @@ from synthscale.neighbors.candidate_filter import (
     as_queries,
     cpu_filter,
 )
-from synthscale.neighbors.distance import Floats, Rows, norms
+from synthscale.neighbors.distance import Floats, Rows, divisors, squared_norms
 from synthscale.neighbors.probe_order import ProbeOrder
 from synthscale.neighbors.projection import Vectors
+from synthscale.tables.layout import DistanceMetric
 
 _WIDTH = 64
 """Principal components kept for the candidate filter. They affect the cost, not the result."""
@@ -32,8 +34,6 @@ _MOST_CELLS = 16384
 """Upper bound on cells (IVF lists). Every query is compared with every centre, so the cost grows with it."""
 _PER_CELL = 40
 """Training rows per cell; the minimum that FAISS recommends is 39."""
-_MAX_DISTANCE = 2.0
-"""The largest cosine distance: a limit that every pair passes."""
 _PAIRS = 16384
 """Pairs whose distance is computed at a time, to bound memory."""
 
@@ -48,14 +48,14 @@ def index_sample_size(n: int) -> int:
     return min(n, _PER_CELL * cells_for(n))
 
 
-def train_index(sample: Vectors, cells: int) -> NDArray[np.uint8]:
+def train_index(sample: Vectors, cells: int, metric: DistanceMetric = "cosine") -> NDArray[np.uint8]:
     """Train principal components and cells on a sample (m, d); return the empty index, serialised by FAISS."""
     m, d = sample.shape
     width = min(_WIDTH, d, m)
     index: Any = faiss.index_factory(d, f"PCA{width},IVF{min(cells, m)},Flat,RFlat")
     ivf: Any = faiss.extract_index_ivf(index.base_index)
     ivf.cp.min_points_per_centroid, ivf.cp.max_points_per_centroid = 1, 10**9
-    scaled = _scaled(sample)
+    scaled = _scaled(sample, metric)
     pca: Any = faiss.downcast_VectorTransform(_cast(index.base_index).chain.at(0))
     pca.train(scaled)
     _make_orthonormal(pca, d)
@@ -80,8 +80,11 @@ def _cast(index: Any) -> Any:
     return faiss.downcast_index(index)
 
 
-def _scaled(vectors: NDArray[np.floating]) -> Vectors:
-    scaled: Vectors = (vectors / norms(vectors)[:, None]).astype(np.float32)
+def _scaled(vectors: NDArray[np.floating], metric: DistanceMetric) -> Vectors:
+    """Return the vectors as they are compared, in float32."""
+    if metric == "euclidean":
+        return vectors.astype(np.float32, copy=False)
+    scaled: Vectors = (vectors / divisors(vectors)[:, None]).astype(np.float32)
     return scaled
 
 
@@ -89,28 +92,34 @@ class CellIndex:
     """IVF index over the distinct rows of one set, or over a part of them that shares the set's cells."""
 
     def __init__(
-        self, trained: NDArray[np.uint8] | faiss.Index, candidate_filter: CandidateFilter = cpu_filter
+        self,
+        trained: NDArray[np.uint8] | faiss.Index,
+        candidate_filter: CandidateFilter = cpu_filter,
+        metric: DistanceMetric = "cosine",
     ) -> None:
         """Wrap a trained index.
 
         Args:
             trained: serialised empty index from `train_index`, or an index that FAISS has read from a file.
             candidate_filter: CPU or GPU implementation of the candidate filter.
+            metric: metric of the sample that it was trained on.
         """
         # The other FAISS objects refer to parts of this one without keeping it alive.
         self._owner = faiss.deserialize_index(trained) if isinstance(trained, np.ndarray) else trained
         self._named: Any = _cast(self._owner)
         self._index: Any = _cast(self._named.index)
-        self._candidate_filter = candidate_filter
+        self._candidate_filter, self._metric = candidate_filter, metric
         self._ivf: Any = _cast(faiss.extract_index_ivf(self._index.base_index))
         chain: Any = _cast(self._index.base_index).chain
         self._transform = faiss.downcast_VectorTransform(chain.at(0))
         self._centers = self._ivf.quantizer.reconstruct_n(0, self._ivf.nlist)
 
     @classmethod
-    def read(cls, path: str, candidate_filter: CandidateFilter = cpu_filter) -> "CellIndex":
+    def read(
+        cls, path: str, candidate_filter: CandidateFilter = cpu_filter, metric: DistanceMetric = "cosine"
+    ) -> "CellIndex":
         """Read an index from a file that `write` wrote."""
-        return cls(faiss.read_index(path), candidate_filter)
+        return cls(faiss.read_index(path), candidate_filter, metric)
 
     @property
     def cells(self) -> int:
@@ -124,19 +133,22 @@ class CellIndex:
         return rows
 
     def add(self, vectors: Vectors, rows: Rows) -> None:
-        """Add rows: vectors (n, d) as stored, none zero, and their row numbers (n,)."""
+        """Add rows: vectors (n, d) as stored, none zero if ``cosine``, and their row numbers (n,)."""
         if len(rows):
-            self._named.add_with_ids(_scaled(vectors), rows)
+            self._named.add_with_ids(_scaled(vectors, self._metric), rows)
 
     def write(self, path: str) -> None:
-        """Write the index for ``faiss.read_index``. Its ids are row numbers; its queries need unit length."""
+        """Write the index for ``faiss.read_index``. Its ids are row numbers.
+
+        Its queries need unit length if ``cosine``.
+        """
         faiss.write_index(self._named, path)
 
     def nearest(self, queries: Vectors, query_rows: Rows, k: int, probes: int) -> tuple[Floats, Rows]:
         """Return the k nearest rows of each query among its ``probes`` nearest cells, excluding the query itself.
 
         Args:
-            queries: (m, d) as stored, none zero.
+            queries: (m, d) as stored, none zero if ``cosine``.
             query_rows: (m,) row numbers of the queries.
             k: number of neighbours.
             probes: number of cells to probe; the result is exact if it is at least ``cells``.
@@ -144,18 +156,19 @@ class CellIndex:
         Returns:
             Distances and row numbers, (m, k) each, ascending by distance; padded with inf and -1.
         """
-        scaled, rows = _scaled(queries), self.rows
+        scaled, rows = _scaled(queries, self._metric), self.rows
         best = _RunningNearest(len(scaled), k)
         if len(rows) == 0:
             return best.distance, best.position
         stored = self._stored()
-        points = self._transform.apply(scaled)
-        left, limit = as_queries(points), np.full(len(points), _MAX_DISTANCE)
+        points, magnitude = self._transform.apply(scaled), self._magnitude(stored)
+        left, limit = as_queries(points, 0.0, self._magnitude(scaled)), np.full(len(points), np.inf)
         visits = self._visits(points, probes)
         for cell, query in visits.nearest():
             # Upper bound on the k-th distance: from the k + 1 rows of the nearest cell that are closest as points.
             positions, cell_points = self._list(cell)
-            nearest = positions[_closest(left[query], as_database(cell_points), k + 1)]
+            right = as_database(cell_points, 0.0, magnitude[positions])
+            nearest = positions[_closest(left[query], right, k + 1)]
             distance = _distance(scaled, np.repeat(query, nearest.shape[1]), stored, nearest.ravel())
             distance = np.where(rows[nearest] == query_rows[query, None], np.inf, distance.reshape(nearest.shape))
             if nearest.shape[1] > k:
@@ -164,7 +177,8 @@ class CellIndex:
             positions, cell_points = self._list(cell)
             limited = left[query]
             limited[:, -1] += np.minimum(best.distance[query, -1], limit[query])
-            candidate_query, position = self._candidate_filter(limited, as_database(cell_points))
+            right = as_database(cell_points, 0.0, magnitude[positions])
+            candidate_query, position = self._candidate_filter(limited, right)
             query, position = query[candidate_query], positions[position]
             other = rows[position] != query_rows[query]
             query, position = query[other], position[other]
@@ -189,9 +203,9 @@ class CellIndex:
         """Count, for each query, the other rows in the probed cells whose radius (<=) contains it: (m,).
 
         Args:
-            queries: (m, d) as stored, none zero.
+            queries: (m, d) as stored, none zero if ``cosine``.
             query_rows: (m,) row numbers of the queries.
-            radii: (n,) cosine distances, in the order of ``rows``; -inf where a row has no radius.
+            radii: (n,) distances, in the order of ``rows``; -inf where a row has no radius.
             probes: number of cells to probe.
             most: counts below it are exact, larger ones may be too small, but not below it: queries that have
                 reached it skip their further cells.
@@ -199,14 +213,20 @@ class CellIndex:
         return self._count(queries, query_rows, radii, probes, most=most)
 
     def count_within(
-        self, queries: Vectors, query_rows: Rows, radii: Floats, probes: int, counts: NDArray[np.integer]
+        self,
+        queries: Vectors,
+        query_rows: Rows,
+        radii: Floats,
+        probes: int,
+        counts: NDArray[np.integer],
+        most: int,
     ) -> NDArray[np.int32]:
         """Count the rows in the probed cells within (<=) each query's own radius: (m,).
 
         ``radii``, (m,), belong to the queries. ``counts``, (n,) in the order of ``rows``, is the multiplicity of
-        each row: the number of its exact copies, including itself.
+        each row: the number of its exact copies, including itself. ``most`` as in `count_containing`.
         """
-        return self._count(queries, query_rows, radii, probes, counts=counts)
+        return self._count(queries, query_rows, radii, probes, most=most, counts=counts)
 
     def _count(
         self,
@@ -215,22 +235,22 @@ class CellIndex:
         radii: Floats,
         probes: int,
         *,
-        most: int = 2**30,
+        most: int,
         counts: NDArray[np.integer] | None = None,
     ) -> NDArray[np.int32]:
         """Count pairs within the query's radius if ``counts`` is given, else within the database row's radius."""
         by_query = counts is not None
         result = np.zeros(len(queries), np.int32)
-        scaled, rows = _scaled(queries), self.rows
+        scaled, rows = _scaled(queries, self._metric), self.rows
         if len(rows) == 0:
             return result
-        stored, limits = self._stored(), np.maximum(radii, -_MAX_DISTANCE)
-        points = self._transform.apply(scaled)
-        left = as_queries(points, limits if by_query else 0.0)
+        stored = self._stored()
+        points, magnitude = self._transform.apply(scaled), self._magnitude(stored)
+        left = as_queries(points, radii if by_query else 0.0, self._magnitude(scaled))
         for cell, query in self._visits(points, probes).all():
             query = query[result[query] < most]
             positions, cell_points = self._list(cell)
-            right = as_database(cell_points, 0.0 if by_query else limits[positions])
+            right = as_database(cell_points, 0.0 if by_query else radii[positions], magnitude[positions])
             candidate_query, position = self._candidate_filter(left[query], right)
             query, position = query[candidate_query], positions[position]
             other = rows[position] != query_rows[query]
@@ -239,6 +259,10 @@ class CellIndex:
             close = _are_within(scaled, query, stored, position, radius)
             np.add.at(result, query[close], 1 if counts is None else counts[position[close]])
         return result
+
+    def _magnitude(self, scaled: Vectors) -> Floats:
+        """Return the squared norms of scaled vectors, (n,)."""
+        return np.full(len(scaled), UNIT) if self._metric == "cosine" else squared_norms(scaled)
 
     def _visits(self, points: Points, probes: int) -> ProbeOrder:
         distance = np.einsum("ij,ij->i", self._centers, self._centers)[None, :] - 2 * points @ self._centers.T
@@ -272,7 +296,7 @@ def _closest(left: Points, right: Points, count: int) -> Places:
 
 
 def _distance(x: Vectors, query: Places, y: Vectors, position: Places, dtype: type = np.float32) -> Floats:
-    """Return the cosine distance of each pair of unit rows; in float32 the relative error is at most 1e-6."""
+    """Return the distance of each pair of scaled rows; in float32 the relative error is at most 1e-6."""
     out = np.empty(len(query))
     for start in range(0, len(query), _PAIRS):
         part = slice(start, start + _PAIRS)

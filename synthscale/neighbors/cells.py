@@ -23,10 +23,17 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from synthscale.neighbors.candidate_filter import SLACK, Points, count_near
-from synthscale.neighbors.distance import Rows, cosine_distance, norms, unit
+from synthscale.neighbors.candidate_filter import Points, allowance, count_near
+from synthscale.neighbors.distance import (
+    Rows,
+    divisors,
+    half_squared_distance,
+    normalized,
+    squared_norms,
+)
 from synthscale.neighbors.edges import Codes
 from synthscale.neighbors.projection import COMPARE_S, PRODUCT_S, Projection, Vectors, fit_projection
+from synthscale.tables.layout import DistanceMetric
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +61,11 @@ _MOST_HUBS = 64
 
 @dataclass(frozen=True)
 class Hubs:
-    """Pivots of h hubs: row number (h,), set code (h,) and unit vector (h, d) float64."""
+    """Pivots of h hubs: row number (h,), set code (h,) and normalized vector (h, d) float64."""
 
     row: Rows
     code: Codes
-    unit: NDArray[np.float64]
+    vectors: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -89,14 +96,16 @@ class JoinPlan:
     """Plan of a radius join; picklable, and the same for every worker.
 
     Attributes:
-        radius: cosine distance.
-        projection: from unit vectors to the points that are partitioned and compared.
+        radius: distance (distance.py).
+        metric: metric of the distance.
+        projection: from normalized vectors to the points that are partitioned and compared.
         centers: (c, width) centres of the k-means cells.
         hubs: see the module's docstring.
         estimate: expected cost.
     """
 
     radius: float
+    metric: DistanceMetric
     projection: Projection
     centers: Points
     hubs: Hubs
@@ -106,11 +115,6 @@ class JoinPlan:
     def cells(self) -> int:
         """Number of cells, including one per hub (hub cells come last)."""
         return len(self.centers) + len(self.hubs.row)
-
-    @property
-    def reach(self) -> float:
-        """Euclidean radius between points, enlarged by the float32 error bound `SLACK`."""
-        return float(np.sqrt(2.0 * (self.radius + SLACK)))
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ class JoinSample:
     """Random sample of the distinct rows of the joined sets; the same fraction of every set.
 
     Attributes:
-        vectors: (m, d) as stored, none zero.
+        vectors: (m, d) as stored, none zero if ``cosine``.
         row: (m,) row numbers.
         code: (m,) set codes.
     """
@@ -145,22 +149,26 @@ class JoinSample:
     code: Codes
 
 
-def plan_join(sample: JoinSample, sizes: Mapping[int, int], radius: float, seed: int = 0) -> JoinPlan:
+def plan_join(
+    sample: JoinSample, sizes: Mapping[int, int], radius: float, metric: DistanceMetric = "cosine", seed: int = 0
+) -> JoinPlan:
     """Choose the projection, hubs and cells of a radius join; fall back to brute force if it is cheaper.
 
     Args:
         sample: seeded sample with the same fraction of every set.
         sizes: number of distinct rows of each set, by set code; 0 is the real set.
-        radius: cosine distance.
+        radius: distance.
+        metric: metric of the distance.
         seed: seed of k-means.
     """
     n = sum(sizes.values())
-    scaled = unit(sample.vectors).astype(np.float32)
+    scaled = normalized(sample.vectors, metric).astype(np.float32)
     projection = fit_projection(scaled[:_HUB_SAMPLE], radius, n * n / 2)
     points = projection(scaled)
-    hubs = _find_hubs(sample, points, sizes, radius)
+    hubs = _find_hubs(sample, points, sizes, radius, metric)
     one_cell = np.zeros((1, projection.width), np.float32)
-    brute = JoinPlan(radius, projection, one_cell, hubs, _brute_force_cost(n, projection.width, len(hubs.row)))
+    cost = _brute_force_cost(n, projection.width, len(hubs.row))
+    brute = JoinPlan(radius, metric, projection, one_cell, hubs, cost)
     chosen = brute
     free = points[assign_cells(brute, sample.vectors, sample.code, points).hub < 0]
     cells = int(min(_MOST_CELLS, np.sqrt(n), len(free) // 4))
@@ -182,14 +190,16 @@ def assign_cells(plan: JoinPlan, vectors: Vectors, code: Codes, points: Points |
 
     Args:
         plan: plan of the join.
-        vectors: (n, d), none zero.
+        vectors: (n, d), none zero if ``cosine``.
         code: (n,) set code of each row.
         points: (n, width) projection of ``vectors``; computed if None.
     """
-    points = plan.projection.of_stored(vectors, norms(vectors)) if points is None else points
-    hub, hub_visitor, visited_hub = _visits_to_hubs(plan, vectors, code)
+    lengths = divisors(vectors, plan.metric)
+    magnitude = squared_norms(vectors) / lengths**2
+    points = plan.projection.of_stored(vectors, lengths) if points is None else points
+    hub, hub_visitor, visited_hub = _visits_to_hubs(plan, vectors, lengths, magnitude, code)
     free = np.flatnonzero(hub < 0)
-    homes, visitor, visited = _visits_to_cells(plan, points[free])
+    homes, visitor, visited = _visits_to_cells(plan, points[free], magnitude[free])
     absorbed = np.flatnonzero(hub >= 0)
     first_hub = len(plan.centers)
     entry_row = np.concatenate([free, absorbed, free[visitor], hub_visitor])
@@ -203,16 +213,26 @@ _BLOCK_NUMBERS = 2**24
 
 
 def _visits_to_cells(
-    plan: JoinPlan, points: Points
+    plan: JoinPlan, points: Points, magnitude: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the home cell of each point, (n,), and visits as (point index, cell), (v,) each."""
+    """Return the home cell of each point, (n,), and visits as (point index, cell), (v,) each.
+
+    ``magnitude``, (n,), has the squared norms of the normalized vectors.
+    """
     centers = plan.centers
     homes = np.zeros(len(points), np.int64)
     if len(centers) < 2:
         return homes, homes[:0], homes[:0]
     apart = np.sqrt(np.maximum(0.0, _squared_distances(centers))).astype(np.float32)
     farthest = apart.max(axis=1)
-    offset = np.einsum("ij,ij->i", centers, centers).astype(np.float32) / 2
+    # Every score is raised by its centre's share of the rounding error, and the bounds are lowered by twice the
+    # home's and by the point's. (A far centre's share is large, but so is its distance.)
+    rounding = allowance(centers, 0.0).astype(np.float32)
+    offset = np.einsum("ij,ij->i", centers, centers).astype(np.float32) / 2 - rounding
+    slack = allowance(points, magnitude)
+    # The other point of a pair within the radius may be longer, by at most the Euclidean radius.
+    half_reach = np.sqrt(2.0 * (plan.radius * (1 + 1e-5) + 4.0 * slack)).astype(np.float32) / 2
+    slack = slack.astype(np.float32)
     visitors, visited = [], []
     step = max(1, _BLOCK_NUMBERS // len(centers))
     for start in range(0, len(points), step):
@@ -223,10 +243,13 @@ def _visits_to_cells(
         best = score[np.arange(len(score)), home]
         homes[start : start + step] = home
         # A bound with the distance to the farthest centre needs one pass; the survivors get the exact test.
-        floor = best - plan.reach / 2 * farthest[home] - SLACK
+        part = slice(start, start + len(score))
+        best -= slack[part] + 2 * rounding[home]
+        floor = best - half_reach[part] * farthest[home]
         near = np.flatnonzero((score >= floor[:, None]).ravel())
         row, cell = np.divmod(near, len(centers))
-        keep = score.ravel()[near] >= best[row] - plan.reach / 2 * apart[home[row], cell] - SLACK
+        bound = best[row] - half_reach[part][row] * apart[home[row], cell]
+        keep = score.ravel()[near] >= bound
         keep &= cell != home[row]
         visitors.append(row[keep] + start)
         visited.append(cell[keep])
@@ -235,27 +258,37 @@ def _visits_to_cells(
 
 def _squared_distances(centers: Points) -> NDArray[np.float64]:
     wide = centers.astype(np.float64)
-    norms = np.einsum("ij,ij->i", wide, wide)
-    result: NDArray[np.float64] = norms[:, None] + norms[None, :] - 2 * wide @ wide.T
+    squared = np.einsum("ij,ij->i", wide, wide)
+    result: NDArray[np.float64] = squared[:, None] + squared[None, :] - 2 * wide @ wide.T
     return result
 
 
 def _visits_to_hubs(
-    plan: JoinPlan, vectors: Vectors, code: Codes
+    plan: JoinPlan,
+    vectors: Vectors,
+    lengths: NDArray[np.float64],
+    magnitude: NDArray[np.float64],
+    code: Codes,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the hub that absorbs each row (or -1), (n,), and visits as (row index, hub), (v,) each."""
+    """Return the hub that absorbs each row (or -1), (n,), and visits as (row index, hub), (v,) each.
+
+    ``lengths``, (n,), are the `divisors` of the vectors, and ``magnitude`` the squared norms once divided by them.
+    """
     hub = np.full(len(vectors), -1, np.int64)
-    scale = norms(vectors) if len(plan.hubs.row) else np.ones(0)
     visitors_by_hub, hubs_visited = [hub[:0]], [hub[:0]]
     for number in range(len(plan.hubs.row)):
-        pivot, hub_code = plan.hubs.unit[number], plan.hubs.code[number]
-        approximate = 1.0 - (vectors @ pivot.astype(np.float32)) / scale
-        # Cosine distance is half the squared Euclidean one, so r / 2 is radius / 4 and 3 r / 2 is 2.25 radius.
-        near = np.flatnonzero((approximate <= plan.radius / 4 + SLACK) & (code == hub_code) & (hub < 0))
-        hub[near[cosine_distance(unit(vectors[near]), pivot) <= plan.radius / 4]] = number
+        pivot, hub_code = plan.hubs.vectors[number], plan.hubs.code[number]
+        length = float(pivot @ pivot)
+        approximate = (magnitude + length) / 2 - (vectors @ pivot.astype(np.float32)) / lengths
+        # For both points' rounding, as `allowance` of points that are the vectors themselves.
+        approximate -= allowance(np.empty((1, 0), np.float32), 2 * (magnitude + length))
+        # A distance is half the squared Euclidean one, so r / 2 is radius / 4 and 3 r / 2 is 2.25 radius.
+        near = np.flatnonzero((approximate <= plan.radius / 4) & (code == hub_code) & (hub < 0))
+        own = normalized(vectors[near], plan.metric)
+        hub[near[half_squared_distance(own, pivot) <= plan.radius / 4]] = number
         # Rows absorbed by other hubs visit this one as well.
         related = (code == hub_code) | (code == 0) | (hub_code == 0)
-        visitors = np.flatnonzero((approximate <= 2.25 * plan.radius + SLACK) & related)
+        visitors = np.flatnonzero((approximate <= 2.25 * plan.radius) & related)
         visitors_by_hub.append(visitors)
         hubs_visited.append(np.full(len(visitors), number))
     visitor, visited = np.concatenate(visitors_by_hub), np.concatenate(hubs_visited)
@@ -263,27 +296,29 @@ def _visits_to_hubs(
     return hub, visitor[elsewhere], visited[elsewhere]
 
 
-def _find_hubs(sample: JoinSample, points: Points, sizes: Mapping[int, int], radius: float) -> Hubs:
+def _find_hubs(
+    sample: JoinSample, points: Points, sizes: Mapping[int, int], radius: float, metric: DistanceMetric
+) -> Hubs:
     """Return the sampled rows with too many neighbours within r / 2 in their set to list all pairs."""
+    vectors = normalized(sample.vectors, metric)
+    magnitude = squared_norms(vectors)
     pivots: list[int] = []
     for code, size in sizes.items():
         candidates = np.flatnonzero(sample.code == code)[:_HUB_SAMPLE]
         fewest = max(_HUB_ROWS, _HUB_SHARE * size) * len(candidates) / max(1, size)
         while len(candidates) > fewest and len(pivots) < _MOST_HUBS:
-            counts = count_near(points[candidates], radius / 4)
+            counts = count_near(points[candidates], radius / 4, magnitude[candidates])
             if counts.max() < max(fewest, 2):
                 break
             pivot = int(candidates[counts.argmax()])
             # The float32 count may include rows that the float64 formula puts outside r / 2.
-            around = (
-                cosine_distance(unit(sample.vectors[candidates]), unit(sample.vectors[pivot][None])) <= radius / 4
-            )
+            around = half_squared_distance(vectors[candidates], vectors[pivot][None]) <= radius / 4
             if around.sum() < max(fewest, 2):
                 break
             pivots.append(pivot)
             candidates = candidates[~around]
     chosen = np.array(pivots, np.int64)
-    return Hubs(sample.row[chosen], sample.code[chosen], unit(sample.vectors[chosen]))
+    return Hubs(sample.row[chosen], sample.code[chosen], vectors[chosen])
 
 
 def _centers(points: Points, cells: int, seed: int) -> Points:

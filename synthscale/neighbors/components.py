@@ -1,4 +1,4 @@
-"""Union-find over the rows of a join: connected components in the views of all generators at once.
+"""Connected components: of one graph, and of the rows of a join in the views of all generators at once.
 
 The view of a generator consists of the real rows and its own. An edge between two real rows belongs to all views,
 any other edge to the view of its generator only, so one generator's rows never connect rows in another's view.
@@ -11,7 +11,27 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
 from synthscale.neighbors.candidate_filter import Places
+from synthscale.neighbors.distance import Rows
 from synthscale.neighbors.edges import Codes
+
+
+def component_minimum(nodes: Rows, left: Rows, right: Rows) -> Rows:
+    """Return, for each node, the smallest node of its connected component.
+
+    Args:
+        nodes: (n,) distinct row numbers, ascending.
+        left: (e,) one end of each edge; every value is a node.
+        right: (e,) the other end.
+    """
+    n = len(nodes)
+    edges = coo_array(
+        (np.ones(len(left), np.int8), (np.searchsorted(nodes, left), np.searchsorted(nodes, right))), shape=(n, n)
+    )
+    _, labels = connected_components(edges, directed=False)
+    smallest = np.full(labels.max(initial=-1) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(smallest, labels, nodes)
+    result: Rows = smallest[labels]
+    return result
 
 
 class Components:

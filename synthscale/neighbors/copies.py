@@ -12,9 +12,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from synthscale.neighbors.components import component_minimum
 from synthscale.neighbors.distance import Rows
 from synthscale.neighbors.edges import Codes, Edges
-from synthscale.neighbors.groups import component_minimum
 
 ContentKeys = NDArray[np.uint64]
 """128-bit hashes of file contents or vectors, (n, 2): rows with equal hashes are copies."""

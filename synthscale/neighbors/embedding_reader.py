@@ -1,12 +1,12 @@
 """Reads ``embeddings/`` shard by shard for the tasks of the neighbors stage, and saves their intermediate arrays.
 
-Intermediate arrays lie under ``_neighbors/`` in the run directory until the stage ends; a run that was killed
-reuses them.
+Intermediate arrays lie under ``_neighbors/SPACE/`` in the run directory until the stage ends; a run that was
+killed reuses them.
 """
 
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from synthscale.errors import SchemaError
 from synthscale.neighbors.copies import Copies
 from synthscale.neighbors.distance import Rows
 from synthscale.neighbors.edges import Codes
+from synthscale.neighbors.search_space import SearchSpace
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.run_directory import RunDirectory
 from synthscale.tables.columns import vector_matrix
@@ -29,7 +30,7 @@ FOLDER = "_neighbors"
 
 @dataclass(frozen=True)
 class EmbeddingBlock:
-    """n embedded rows, ascending: row numbers, codes of their sets, and search vectors (n, d) as stored."""
+    """n embedded rows, ascending: row numbers, codes of their sets, and vectors (n, d)."""
 
     row: Rows
     code: Codes
@@ -40,6 +41,10 @@ class EmbeddingBlock:
         own = self.code == code
         return EmbeddingBlock(self.row[own], self.code[own], self.vectors[own])
 
+    def in_space(self, space: SearchSpace) -> "EmbeddingBlock":
+        """Return the rows with their stored vectors mapped to a search space."""
+        return replace(self, vectors=space(self.vectors))
+
 
 @dataclass(frozen=True)
 class EmbeddingReader:
@@ -49,15 +54,31 @@ class EmbeddingReader:
         run: the run directory.
         layout: which dimensions of the vectors are searched.
         names: names of the sets; a set's code is its position, 0 is ``real``.
+        space: the space that `block` maps vectors to, and whose results `save` and `load` access; None before the
+            spaces are known.
     """
 
     run: RunDirectory
     layout: VectorLayout
     names: tuple[str, ...]
+    space: SearchSpace | None = None
 
     def block(self, shards: Sequence[Shard], copies: Copies | None = None) -> EmbeddingBlock:
-        """Read the rows of some shards; only the distinct ones if the copies are given."""
-        parts = [self._shard(shard) for shard in shards]
+        """Read the rows of some shards, mapped to ``space``; only the distinct ones if the copies are given."""
+        assert self.space is not None
+        return self._block(shards, self.space, copies)
+
+    def stored(self, shards: Sequence[Shard], copies: Copies | None = None) -> EmbeddingBlock:
+        """Read the rows of some shards with all dimensions of their vectors; otherwise as `block`."""
+        return self._block(shards, lambda vectors: vectors, copies)
+
+    def _block(
+        self,
+        shards: Sequence[Shard],
+        mapping: Callable[[NDArray[np.floating]], NDArray[np.floating]],
+        copies: Copies | None,
+    ) -> EmbeddingBlock:
+        parts = [self._shard(shard, mapping) for shard in shards]
         row, code, vectors = (
             np.concatenate([getattr(p, name) for p in parts]) for name in ("row", "code", "vectors")
         )
@@ -74,7 +95,9 @@ class EmbeddingReader:
         row, code = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
         return EmbeddingBlock(row, code.astype(np.int32), np.empty((len(row), 0), np.float32))
 
-    def _shard(self, shard: Shard) -> EmbeddingBlock:
+    def _shard(
+        self, shard: Shard, mapping: Callable[[NDArray[np.floating]], NDArray[np.floating]]
+    ) -> EmbeddingBlock:
         table = self.run.read_shard("embeddings", shard, ["row", "vector"])
         width = table.schema.field("vector").type.list_size
         if width != self.layout.dimensions:
@@ -83,7 +106,7 @@ class EmbeddingReader:
                 f"{self.layout.dimensions}; rerun with --redo-from embed"
             )
         row, code = self._numbers(shard, table)
-        return EmbeddingBlock(row, code, vector_matrix(table, self.layout.search))
+        return EmbeddingBlock(row, code, mapping(vector_matrix(table, (0, width))))
 
     def _numbers(self, shard: Shard, table: pa.Table) -> tuple[Rows, Codes]:
         row = table.column("row").to_numpy()
@@ -99,7 +122,7 @@ class EmbeddingReader:
     # Intermediate arrays; a file appears whole or not at all.
 
     def save(self, name: str, arrays: Mapping[str, Any]) -> None:
-        """Save arrays under a name, ``FOLDER/NAME``."""
+        """Save arrays under a name, in the folder of the space."""
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
         fsys.write_bytes(self._path(name), buffer.getvalue(), self.run.storage)
@@ -111,14 +134,19 @@ class EmbeddingReader:
 
     def saved(self, folder: str) -> set[str]:
         """Return the names, ``folder/name``, that were saved in a folder."""
-        path = self.run.path(FOLDER, folder)
+        path = self.path(folder)
         if not fsys.is_folder(path, self.run.storage):
             return set()
         files = fsys.list_files(path, self.run.storage)
         return {f"{folder}/{file.path.rsplit('/', 1)[-1].removesuffix('.npz')}" for file in files}
 
+    def path(self, *parts: str) -> str:
+        """Return the location of a file or folder of the space's intermediate results."""
+        assert self.space is not None
+        return self.run.path(FOLDER, self.space.name, *parts)
+
     def _path(self, name: str) -> str:
-        return self.run.path(FOLDER, f"{name}.npz")
+        return self.path(f"{name}.npz")
 
 
 def group_shards(shards: Sequence[Shard], rows: int) -> list[list[Shard]]:

@@ -7,7 +7,6 @@ connected components stay exact, and the number of edges stays linear in the num
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,14 @@ from numpy.typing import NDArray
 from synthscale.neighbors.candidate_filter import CandidateFilter, Places, as_database, as_queries, cpu_filter
 from synthscale.neighbors.cells import JoinPlan, assign_cells
 from synthscale.neighbors.components import Components
-from synthscale.neighbors.distance import Rows, distances_within, norms, paired_distance, unit
+from synthscale.neighbors.distance import (
+    Rows,
+    distances_within,
+    divisors,
+    normalized,
+    paired_distance,
+    squared_norms,
+)
 from synthscale.neighbors.edges import Codes, Edges, distinct_edges, empty_edges
 from synthscale.neighbors.projection import Vectors
 
@@ -47,11 +53,6 @@ class JoinPiece:
     cell: NDArray[np.int32]
     home: NDArray[np.bool_]
 
-    @cached_property
-    def norms(self) -> NDArray[np.float64]:
-        """Euclidean norms of the vectors, (n,)."""
-        return norms(self.vectors)
-
     def entries(self, cell: int, home: bool) -> Places:
         """Return indices of the rows whose home is the cell, or (``home`` False) of those that visit it."""
         low, high = np.searchsorted(self.cell, [cell, cell + 1])
@@ -77,7 +78,7 @@ def place_rows(plan: JoinPlan, vectors: Vectors, row: Rows, code: Codes) -> Join
 
     Args:
         plan: plan of the join.
-        vectors: (n, d) as stored, none zero.
+        vectors: (n, d) as stored, none zero if ``cosine``.
         row: (n,) row numbers.
         code: (n,) set codes.
     """
@@ -130,7 +131,8 @@ def hub_edges(plan: JoinPlan, piece: JoinPiece) -> Edges:
         return empty_edges()
     order = np.argsort(plan.hubs.row)
     pivot = order[np.searchsorted(plan.hubs.row, piece.label[absorbed], sorter=order)]
-    distance = paired_distance(unit(piece.vectors[absorbed]), np.arange(len(absorbed)), plan.hubs.unit, pivot)
+    own = normalized(piece.vectors[absorbed], plan.metric)
+    distance = paired_distance(own, np.arange(len(absorbed)), plan.hubs.vectors, pivot)
     code = piece.code[absorbed]
     return Edges(piece.row[absorbed], piece.label[absorbed], distance, code, code)
 
@@ -142,9 +144,11 @@ class _Joiner:
         self._pieces, self._candidate_filter, self._radius = pieces, candidate_filter, plan.radius
         alone = len(pieces) == 1
         self._vectors = pieces[0].vectors if alone else np.concatenate([p.vectors for p in pieces])
-        self._norms = pieces[0].norms if alone else np.concatenate([p.norms for p in pieces])
-        points = plan.projection.of_stored(self._vectors, self._norms)
-        self._left, self._right = as_queries(points, plan.radius), as_database(points)
+        self._lengths = divisors(self._vectors, plan.metric)
+        points = plan.projection.of_stored(self._vectors, self._lengths)
+        magnitude = squared_norms(self._vectors) / self._lengths**2
+        self._left = as_queries(points, plan.radius, magnitude)
+        self._right = as_database(points, 0.0, magnitude)
         self._row = np.concatenate([p.row for p in pieces])
         self._code = np.concatenate([p.code for p in pieces])
         self._budget = EDGES_PER_ROW * len(self._row)
@@ -187,7 +191,7 @@ class _Joiner:
 
     def _within_radius(self, a: Places, b: Places) -> tuple[Places, Places, NDArray[np.float64]]:
         """Return the candidate pairs whose float64 distance is below the radius, and their distances."""
-        distance = distances_within(self._vectors, self._norms, a, b)
+        distance = distances_within(self._vectors, self._lengths, a, b)
         near = distance < self._radius
         return a[near], b[near], distance[near]
 

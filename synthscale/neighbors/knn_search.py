@@ -30,6 +30,10 @@ ALL_CELLS = 2**30
 UNLIMITED = 2**30
 """Saturation count of a radius search that must count every row."""
 
+_TIES = 1e-6
+"""Relative tolerance of distances compared with a k-NN radius: float32 vectors round distances by about 1e-7, and
+columns with few different values have many ties."""
+
 Index = FlatIndex | CellIndex
 
 
@@ -56,7 +60,7 @@ class KnnResult:
 
     Attributes:
         row: (m,) row numbers of the queries, ascending.
-        distance: (m, k) cosine distances, ascending along k; padded with inf.
+        distance: (m, k) distances, ascending along k; padded with inf.
         neighbor: (m, k) row numbers; padded with -1.
         recall: measured recall; None if all pairs were compared.
     """
@@ -74,10 +78,11 @@ class KnnResult:
     def radius(self, k: int) -> Floats:
         """Return the k-NN radius of each query: (m,).
 
-        It is the distance of the k-th neighbour, of the last one if there are fewer, and -inf if there is none.
+        It is the distance of the k-th neighbour, of the last one if there are fewer, and -inf if there is none;
+        enlarged by `_TIES`, so that rows at the same distance are within it, however their distances round.
         """
         known = np.where(np.isinf(self.distance[:, :k]), -np.inf, self.distance[:, :k])
-        return np.asarray(known.max(axis=1, initial=-np.inf))
+        return np.asarray(known.max(axis=1, initial=-np.inf)) * (1 + _TIES)
 
 
 def concatenate_results(parts: Sequence[KnnResult]) -> KnnResult:
@@ -135,15 +140,20 @@ def count_within_radius(
     radii: Floats,
     probes: int,
     counts: NDArray[np.integer],
+    most: int,
 ) -> NDArray[np.int32]:
     """Count the rows of the index, with their exact copies, within each query's own radius: (m,).
+
+    Counts are saturated at ``most``.
 
     ``radii``, (m,), belong to the queries. ``counts``, (n,), is the number of exact copies of each row of
     the index, itself included. Other arguments as in `search_knn`.
     """
     if isinstance(index, FlatIndex):
-        return index.count_within(queries, rows, radii, counts)
-    return index.count_within(queries, rows, radii, probes, counts)
+        count = index.count_within(queries, rows, radii, counts, most)
+    else:
+        count = index.count_within(queries, rows, radii, probes, counts, most)
+    return np.minimum(count, most)
 
 
 def merge_nearest(parts: list[tuple[Floats, Rows]], k: int) -> tuple[Floats, Rows]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthscale.neighbors.candidate_filter import Points, count_near
+from synthscale.neighbors.distance import squared_norms
 
 Vectors = NDArray[np.float32]
 
@@ -32,7 +33,7 @@ VERIFY_S = 3e-9
 
 @dataclass(frozen=True)
 class Projection:
-    """Map from unit vectors of d dimensions to points of ``width`` dimensions.
+    """Map from normalized vectors of d dimensions to points of ``width`` dimensions.
 
     Attributes:
         mean: (d,) float32.
@@ -48,12 +49,12 @@ class Projection:
         return len(self.mean) if self.basis is None else self.basis.shape[1] + 1
 
     def __call__(self, vectors: Vectors) -> Points:
-        """Project unit vectors (n, d) to points (n, width)."""
+        """Project normalized vectors (n, d) to points (n, width)."""
         blocks = [self._block(vectors[start : start + _BLOCK]) for start in range(0, len(vectors), _BLOCK)]
         return np.concatenate([np.empty((0, self.width), np.float32), *blocks])
 
     def of_stored(self, vectors: NDArray[np.floating], lengths: NDArray[np.float64]) -> Points:
-        """Project vectors as stored, (n, d), with norms ``lengths`` (n,), to points (n, width)."""
+        """Project vectors as stored, (n, d), with `divisors` ``lengths`` (n,), to points (n, width)."""
         parts = [slice(start, start + _BLOCK) for start in range(0, len(vectors), _BLOCK)]
         blocks = [self._block((vectors[part] / lengths[part, None]).astype(np.float32)) for part in parts]
         return np.concatenate([np.empty((0, self.width), np.float32), *blocks])
@@ -75,8 +76,8 @@ def fit_projection(sample: Vectors, radius: float, pairs: float) -> Projection:
     of candidates is measured on pairs of the sample.
 
     Args:
-        sample: unit vectors, (m, d).
-        radius: cosine distance of the search.
+        sample: normalized vectors, (m, d).
+        radius: distance of the search.
         pairs: number of pairs that will be compared.
     """
     mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -95,11 +96,11 @@ def fit_projection(sample: Vectors, radius: float, pairs: float) -> Projection:
 
 def _cost(sample: Vectors, radius: float, pairs: float) -> Callable[[Projection], float]:
     """Return a function that estimates the seconds of one core to compare ``pairs`` pairs under a projection."""
-    d, n = sample.shape[1], len(sample)
+    d, n, magnitude = sample.shape[1], len(sample), squared_norms(sample)
     all_pairs = max(1.0, n * (n - 1) / 2)
 
     def seconds(projection: Projection) -> float:
-        passed = float(count_near(projection(sample), radius).sum() - n) / 2
+        passed = float(count_near(projection(sample), radius, magnitude).sum() - n) / 2
         seconds_per_pair: float = projection.width * PRODUCT_S + COMPARE_S + passed / all_pairs * d * VERIFY_S
         return pairs * seconds_per_pair
 

@@ -7,10 +7,11 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from synthscale.neighbors.copies import Copies
-from synthscale.neighbors.distance import Floats
+from synthscale.neighbors.copies import Copies, vector_hashes
+from synthscale.neighbors.distance import Floats, Rows, normalized
 from synthscale.neighbors.edges import Codes, Edges, distinct_edges
 from synthscale.neighbors.embedding_reader import EmbeddingReader
+from synthscale.neighbors.join import JoinResult
 from synthscale.neighbors.knn_search import KnnResult
 from synthscale.neighbors.radius import ViewSearches
 from synthscale.neighbors.ray_cell_join import CellJoin, JoinFiles
@@ -19,10 +20,11 @@ from synthscale.neighbors.ray_index_actors import SearchResults
 from synthscale.neighbors.ray_index_cluster import IndexCluster
 from synthscale.neighbors.ray_row_lookup import RowLookup
 from synthscale.neighbors.search_backend import KnnQuery, RadiusKey, RadiusQuery, SetPair, view_pairs
-from synthscale.neighbors.view import listed_edges, prdc_deviations
+from synthscale.neighbors.search_space import SearchSpace
+from synthscale.neighbors.view import K, listed_edges
 from synthscale.runtime.task_pool import TaskPool
 from synthscale.statistics.jackknife import Blocks
-from synthscale.statistics.prdc_variance import sample_rows
+from synthscale.statistics.prdc_variance import sample_rows, share_deviations
 from synthscale.tables.layout import Shard
 
 
@@ -41,7 +43,7 @@ class RayBackend:
         """Hand the distinct rows to the index actors.
 
         Args:
-            reader: the run's embeddings.
+            reader: the run's embeddings, in the space that is searched.
             chunks: the shards, in groups.
             scanned: exact copies and samples.
             cluster: the index actors.
@@ -92,17 +94,24 @@ class RayBackend:
         parts = [task.remote(self.results, chunk, copies, code, radius) for chunk in range(len(self._chunks))]
         return distinct_edges(ray.get(parts))
 
-    def join(self, codes: Sequence[int], radius: float) -> tuple[Edges, dict[str, Any]]:
+    def join(self, codes: Sequence[int], radius: float) -> tuple[JoinResult, dict[str, Any]]:
         """See `SearchBackend`."""
         files = JoinFiles(self._reader, f"join-{self._joins}-{radius:.17g}")
         self._joins += 1
         shards = [shard for chunk in self._chunks for shard in chunk]
         return CellJoin(files, shards, self._scanned, self._gpu_pool, self._memory_bytes).run(codes, radius)
 
+    def rows_near_real(self, code: int, radius: float) -> Rows:
+        """See `SearchBackend`."""
+        task = ray.remote(_rows_near_real).options(num_cpus=1)
+        parts = ray.get([task.remote(self.results, chunk, code, radius) for chunk in range(len(self._chunks))])
+        return np.concatenate([np.empty(0, np.int64), *parts])
+
     def share_deviations(self, codes: Sequence[int]) -> dict[int, dict[str, Blocks]]:
         """See `SearchBackend`."""
         task, scanned = ray.remote(_share_deviations).options(num_cpus=1), ray.put(self._scanned)
-        return dict(zip(codes, ray.get([task.remote(scanned, code) for code in codes]), strict=True))
+        parts = [task.remote(scanned, self._reader.space, code) for code in codes]
+        return dict(zip(codes, ray.get(parts), strict=True))
 
     def lookup(self) -> RowLookup:
         """See `SearchBackend`."""
@@ -115,7 +124,14 @@ def _listed_edges(results: SearchResults, chunk: int, copies: Copies, code: int,
     return listed_edges(searches, copies, radius, (0, code))
 
 
-def _share_deviations(scanned: CopyScan, code: int) -> dict[str, Blocks]:
+def _rows_near_real(results: SearchResults, chunk: int, code: int, radius: float) -> Rows:
+    found = results.knn(chunk)[SetPair(code, 0)]
+    return found.row[found.distance[:, 0] < radius]
+
+
+def _share_deviations(scanned: CopyScan, space: SearchSpace, code: int) -> dict[str, Blocks]:
     counts = dict(zip((0, code), sample_rows(scanned.distinct[0], scanned.distinct[code]), strict=True))
     drawn = sample_distinct(scanned, counts)
-    return prdc_deviations(drawn.of_set(0).vectors, drawn.of_set(code).vectors)
+    stored = [drawn.of_set(number).vectors for number in (0, code)]
+    real, own = (normalized(space(vectors), space.metric) for vectors in stored)
+    return share_deviations(real, own, (vector_hashes(stored[0]), vector_hashes(stored[1])), K)

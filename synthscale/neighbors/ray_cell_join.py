@@ -21,9 +21,10 @@ from synthscale.neighbors.candidate_filter import filter_for
 from synthscale.neighbors.cells import JoinPlan, JoinSample, plan_join, sample_size
 from synthscale.neighbors.copies import Copies
 from synthscale.neighbors.edges import Edges, distinct_edges
-from synthscale.neighbors.embedding_reader import FOLDER, EmbeddingBlock, EmbeddingReader, group_shards
-from synthscale.neighbors.join import JoinPiece, hub_edges, join, join_all, place_rows
+from synthscale.neighbors.embedding_reader import EmbeddingBlock, EmbeddingReader, group_shards
+from synthscale.neighbors.join import JoinPiece, JoinResult, hub_edges, join, join_all, place_rows
 from synthscale.neighbors.ray_copy_scan import CopyScan, sample_distinct
+from synthscale.neighbors.search_space import SearchSpace
 from synthscale.runtime.task_pool import TaskPool
 from synthscale.storage import filesystems as fsys
 from synthscale.tables.layout import Shard
@@ -69,9 +70,15 @@ class JoinFiles:
     tables: EmbeddingReader
     folder: str
 
+    @property
+    def space(self) -> SearchSpace:
+        """The space of near-duplicates."""
+        assert self.tables.space is not None
+        return self.tables.space
+
     def path(self, name: str) -> str:
         """Return the path of a file of the join."""
-        return self.tables.run.path(FOLDER, self.folder, name)
+        return self.tables.path(self.folder, name)
 
     def save(self, name: str, edges: Edges, *, is_whole: bool, **more: Any) -> None:
         """Save edges, the flag whether all pairs are listed, and further arrays by keyword."""
@@ -119,19 +126,19 @@ class CellJoin:
         """
         self._files, self._shards, self._scan, self._pool = files, shards, ray.put(scanned), pool
         self._copies, self._distinct = ray.put(scanned.copies), scanned.distinct
-        width = files.tables.layout.search[1] - files.tables.layout.search[0]
         # Two pieces are in memory at a time, and half of the memory is left to products and pairs.
-        self._piece_rows = max(1024, memory_bytes // 8 // (4 * width + 400))
+        self._piece_rows = max(1024, memory_bytes // 8 // (4 * files.space.width + 400))
 
-    def run(self, codes: Sequence[int], radius: float) -> tuple[Edges, dict[str, Any]]:
-        """Join sets and return the edges among their distinct rows.
+    def run(self, codes: Sequence[int], radius: float) -> tuple[JoinResult, dict[str, Any]]:
+        """Join sets by their distinct rows.
 
         Args:
             codes: set codes.
-            radius: cosine distance.
+            radius: distance.
 
         Returns:
-            The edges, and a summary: the radius, the fields of `JoinCost` and ``all_pairs_listed``.
+            The edges and whether they are all pairs, and a summary: the radius, the fields of `JoinCost`
+            and ``all_pairs_listed``.
         """
         sizes = {code: self._distinct[code] for code in codes}
         if sum(sizes.values()) <= self._piece_rows:
@@ -143,7 +150,7 @@ class CellJoin:
         parts = [self._files.load(name) for name in names]
         whole = all(bool(part["is_whole"]) for part in parts)
         edges = distinct_edges([Edges(*(part[f.name] for f in fields(Edges))) for part in parts])
-        return edges, {"radius": radius, **estimate, "all_pairs_listed": whole}
+        return JoinResult(edges, whole), {"radius": radius, **estimate, "all_pairs_listed": whole}
 
     def _run_in_buckets(self, sizes: dict[int, int], radius: float) -> tuple[dict[str, Any], list[str]]:
         plan_task = ray.remote(_plan).options(num_cpus=1)
@@ -226,11 +233,11 @@ def _tasks(counts: list[dict[int, int]], piece_rows: int) -> list[JoinTask]:
 # The functions below run in Ray tasks.
 
 
-def _sample_for(scanned: CopyScan, sizes: dict[int, int]) -> JoinSample:
+def _sample_for(scanned: CopyScan, sizes: dict[int, int], space: SearchSpace) -> JoinSample:
     """Return the sample that the join is planned on: the same fraction of every set."""
     rows = sum(sizes.values())
     share = sample_size(rows) / rows
-    block = sample_distinct(scanned, {code: int(np.ceil(share * size)) for code, size in sizes.items()})
+    block = sample_distinct(scanned, {code: int(np.ceil(share * size)) for code, size in sizes.items()}, space)
     return JoinSample(block.vectors.astype(np.float32), block.row, block.code)
 
 
@@ -238,7 +245,7 @@ def _join_directly(
     files: JoinFiles, shards: list[Shard], scanned: CopyScan, sizes: dict[int, int], radius: float
 ) -> dict[str, Any]:
     """Join sets that fit one task, without buckets; save the edges and return the estimated cost."""
-    plan = plan_join(_sample_for(scanned, sizes), sizes, radius)
+    plan = plan_join(_sample_for(scanned, sizes, files.space), sizes, radius, files.space.metric)
     block = _rows_of_sets(files.tables.block(shards, scanned.copies), list(sizes))
     joined = join_all(plan, block.vectors, block.row, block.code, _candidate_filter())
     files.save("edges-all", joined.edges, is_whole=joined.is_whole)
@@ -253,7 +260,7 @@ def _plan(
     if fsys.exists(path, storage):
         saved: Bucketed = pickle.loads(fsys.read_bytes(path, storage))
         return saved
-    plan = plan_join(_sample_for(scanned, sizes), sizes, radius)
+    plan = plan_join(_sample_for(scanned, sizes, files.space), sizes, radius, files.space.metric)
     entries = sum(sizes.values()) * (1 + plan.estimate.visits_per_row)
     wanted = max(_BUCKETS_PER_WORKER * workers, int(np.ceil(entries / (piece_rows / 2))))
     bucketed = Bucketed(plan, min(plan.cells, wanted), piece_rows)

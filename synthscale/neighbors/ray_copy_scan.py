@@ -1,10 +1,12 @@
-"""First pass of the neighbors stage on Ray: find exact copies within each set, and sample rows.
+"""First passes of the neighbors stage on Ray: exact copies within each set, samples, moments of the real rows.
 
-Reads the shards of ``embeddings/`` once, in one task per group of shards. Writes no files; samples stay in Ray's
+Read the shards of ``embeddings/`` twice, in one task per group of shards. Write no files; samples stay in Ray's
 object store.
 """
 
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,9 @@ from synthscale.neighbors.copies import (
 from synthscale.neighbors.distance import Rows
 from synthscale.neighbors.edges import Codes
 from synthscale.neighbors.embedding_reader import EmbeddingBlock, EmbeddingReader
+from synthscale.neighbors.search_space import SearchSpace
 from synthscale.runtime.task_pool import TaskPool
+from synthscale.statistics.column_moments import ColumnMoments
 from synthscale.tables.id_hashes import sampling_threshold
 from synthscale.tables.layout import Shard
 
@@ -39,7 +43,8 @@ class CopyScan:
         copies: exact copies within all sets.
         codes: (c,) set code of each row of ``copies``.
         distinct: number of distinct rows of each set, by set code.
-        samples: Ray references to pairs of row hashes, (n,), and an `EmbeddingBlock`; see `sample_distinct`.
+        samples: Ray references to pairs of row hashes, (n,), and an `EmbeddingBlock` of stored vectors; see
+            `sample_distinct`.
     """
 
     copies: Copies
@@ -97,7 +102,7 @@ def _scan(
 
     The driver waits for the first result (None) alone, so that it does not fetch the others.
     """
-    block = tables.block(chunk)
+    block = tables.stored(chunk)
     hashes = [
         text
         for shard in chunk
@@ -134,12 +139,32 @@ def _pairs(*parts: tuple[ContentKeys, Rows, Codes]) -> tuple[Rows, Rows, Codes]:
     return rows[left], rows[right], codes[left]
 
 
-def sample_distinct(scanned: CopyScan, counts: dict[int, int]) -> EmbeddingBlock:
+def moments_of_real(
+    tables: EmbeddingReader, chunks: list[list[Shard]], copies: Copies, pool: TaskPool
+) -> ColumnMoments:
+    """Return the moments of the distinct real rows' stored vectors, (D,)."""
+    task, shared = ray.remote(_moments).options(num_cpus=1), ray.put(copies)
+
+    def submit(number: int) -> Any:
+        return task.remote(tables, chunks[number], shared)
+
+    parts = dict(pool.run(range(len(chunks)), submit, "moments of real rows: shard groups,"))
+    # In the order of the shards, so that the sum does not depend on which task ends first.
+    moments: ColumnMoments = reduce(add, (parts[number] for number in range(len(chunks))))
+    return moments
+
+
+def _moments(tables: EmbeddingReader, chunk: list[Shard], copies: Copies) -> ColumnMoments:
+    return ColumnMoments.of(tables.stored(chunk, copies).of_set(0).vectors)
+
+
+def sample_distinct(scanned: CopyScan, counts: dict[int, int], space: SearchSpace | None = None) -> EmbeddingBlock:
     """Return a random sample of distinct rows, in ascending order of row hash. Call it in a Ray task.
 
     Args:
         scanned: result of `scan_copies`.
         counts: number of rows to take from each set, by set code; all sampled rows if there are fewer.
+        space: the vectors are mapped to it; None returns them as stored.
     """
     samples = [part for part in ray.get(scanned.samples) if len(part[0])]
     hashes = np.concatenate([part_hashes for part_hashes, _ in samples])
@@ -150,4 +175,5 @@ def sample_distinct(scanned: CopyScan, counts: dict[int, int]) -> EmbeddingBlock
     order = order[scanned.copies.are_distinct(row[order])]
     chosen = np.concatenate([order[code[order] == number][:count] for number, count in counts.items()])
     chosen = chosen[np.lexsort((row[chosen], hashes[chosen]))]
-    return EmbeddingBlock(row[chosen], code[chosen], vectors[chosen])
+    block = EmbeddingBlock(row[chosen], code[chosen], vectors[chosen])
+    return block if space is None else block.in_space(space)

@@ -1,6 +1,7 @@
 """Ray actor that holds the FAISS indexes of one part of the rows, and access to its saved results.
 
-A part is some of the shards. Its indexes are written under ``index/`` for later queries, and read back from there.
+A part is some of the shards. Its indexes are written and read back: those of near-duplicates under ``index/``, for
+later queries, those of the manifold metrics with the intermediate results.
 A chunk is a group of consecutive shards whose rows are searched together as queries. Its results lie under
 ``_neighbors/`` until the stage ends; `SearchResults` merges those of all parts.
 """
@@ -34,6 +35,7 @@ from synthscale.neighbors.knn_search import (
 )
 from synthscale.neighbors.search_backend import KnnQuery, RadiusKey, RadiusQuery, SetPair
 from synthscale.neighbors.search_files import pack_counts, pack_knn, unpack_counts, unpack_knn
+from synthscale.neighbors.search_space import NEAR_DUPLICATES
 from synthscale.neighbors.view import K, RadiusCounts
 from synthscale.storage import filesystems as fsys
 from synthscale.tables.layout import Shard
@@ -97,6 +99,8 @@ class IndexHolder:
         self._reader, self._chunks, self._threads = reader, chunks, threads
         self._pool = ThreadPoolExecutor(threads)
         self._candidate_filter = filter_for(gpus)
+        assert reader.space is not None
+        self._space = reader.space
         self._part: IndexPart | None = None
         self._copies: Copies | None = None
         self._indexes: dict[int, Index] = {}
@@ -172,7 +176,11 @@ class IndexHolder:
         self._copies = ray.get(part.sets.copies)
         cells = {code: ray.get(trained) for code, trained in part.sets.trained if trained is not None}
         saved = {code for code in cells if fsys.exists(self._path(part, code), self._reader.run.storage)}
-        built = {code: CellIndex(cells[code], self._candidate_filter) for code in cells if code not in saved}
+        built = {
+            code: CellIndex(cells[code], self._candidate_filter, self._space.metric)
+            for code in cells
+            if code not in saved
+        }
         flat: dict[int, list[EmbeddingBlock]] = {code: [] for code, _ in part.sets.trained if code not in cells}
         for shards in group_shards(part.shards, _READ_ROWS) if built or flat else []:
             block = self._reader.block(shards, self._copies)
@@ -186,22 +194,24 @@ class IndexHolder:
         self._indexes |= built
         for code, blocks in flat.items():
             vectors, rows = (np.concatenate([getattr(b, name) for b in blocks]) for name in ("vectors", "row"))
-            self._indexes[code] = FlatIndex(vectors, rows)
+            self._indexes[code] = FlatIndex(vectors, rows, self._space.metric)
         for code in (*built, *flat):
             fsys.write_with_callback(self._path(part, code), self._indexes[code].write, self._reader.run.storage)
         self._part = part
 
     def _path(self, part: IndexPart, code: int) -> str:
-        return self._reader.run.path("index", f"{part.name}.{self._reader.names[code]}.faiss")
+        name = f"{part.name}.{self._reader.names[code]}.faiss"
+        is_kept = self._space.name == NEAR_DUPLICATES
+        return self._reader.run.path("index", name) if is_kept else self._reader.path("index", name)
 
     def _read(self, path: str) -> CellIndex:
         if not fsys.is_s3(path):
-            return CellIndex.read(path, self._candidate_filter)
+            return CellIndex.read(path, self._candidate_filter, self._space.metric)
         with tempfile.TemporaryDirectory() as folder:
             local = os.path.join(folder, "index")
             with fsys.storage_errors(path, "read"):
                 fsys.filesystem(path, self._reader.run.storage).get_file(path, local)
-            return CellIndex.read(local, self._candidate_filter)
+            return CellIndex.read(local, self._candidate_filter, self._space.metric)
 
     def _radii_of(self, rows: Rows, code: int, parts: int) -> Floats:
         """Return the k-NN radii of rows of a set, from the saved results of all parts."""
@@ -246,7 +256,7 @@ def _count_within(
     part: slice,
 ) -> NDArray[np.int32]:
     vectors, rows = block.vectors[part], block.row[part]
-    return count_within_radius(index, vectors, rows, radii[part], query.probes, weights)
+    return count_within_radius(index, vectors, rows, radii[part], query.probes, weights, query.most)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from synthscale.neighbors.ray_index_actors import (
     result_name,
 )
 from synthscale.neighbors.search_backend import KnnQuery, RadiusKey, RadiusQuery, SetPair
+from synthscale.neighbors.search_space import SearchSpace
 from synthscale.runtime.task_pool import TaskPool
 from synthscale.tables.layout import Shard
 
@@ -92,14 +93,19 @@ class IndexCluster:
     def hold(self, scanned: CopyScan, memory_bytes: int) -> None:
         """Divide the distinct rows into parts that fit into memory, and train the indexes of large sets."""
         self._scan, self._shared = scanned, ray.put(scanned)
-        width = self._reader.layout.search[1] - self._reader.layout.search[0]
-        rows = max(1, memory_bytes // (4 * (width + _CELL_NUMBERS) + 16))
+        assert self._reader.space is not None
+        rows = max(1, memory_bytes // (4 * (self._reader.space.width + _CELL_NUMBERS) + 16))
         needed = -(-sum(scanned.distinct.values()) // rows)
         # Every actor gets the same number of parts. Shards alternate, so that each part has rows of every set.
         self.parts = min(len(self._shards), self._count * -(-needed // self._count))
         train = ray.remote(_train).options(num_cpus=1)
         trained = tuple(
-            (code, train.remote(self._shared, code, index_sample_size(n), cells_for(n)) if n > FLAT_ROWS else None)
+            (
+                code,
+                train.remote(self._shared, self._reader.space, code, index_sample_size(n), cells_for(n))
+                if n > FLAT_ROWS
+                else None,
+            )
             for code, n in scanned.distinct.items()
         )
         sets = SetReferences(ray.put(scanned.copies), trained)
@@ -192,18 +198,21 @@ class IndexCluster:
         return self._sample(dict.fromkeys(self._scan.distinct, SAMPLED_QUERIES))
 
     def _sample(self, counts: Mapping[int, int]) -> Any:
-        return ray.remote(_sorted_sample).options(num_cpus=1).remote(self._shared, dict(counts))
+        return (
+            ray.remote(_sorted_sample).options(num_cpus=1).remote(self._shared, self._reader.space, dict(counts))
+        )
 
     def _knn_of_block(self, queries: Sequence[KnnQuery], block: Any) -> list[tuple[Floats, Rows]]:
         parts = ray.get([self._call("knn", part, block, list(queries)) for part in self._parts])
         return [merge_nearest([part[i] for part in parts], query.k) for i, query in enumerate(queries)]
 
 
-def _train(scanned: CopyScan, code: int, rows: int, cells: int) -> NDArray[np.uint8]:
-    return train_index(sample_distinct(scanned, {code: rows}).vectors.astype(np.float32), cells)
+def _train(scanned: CopyScan, space: SearchSpace, code: int, rows: int, cells: int) -> NDArray[np.uint8]:
+    sample = sample_distinct(scanned, {code: rows}, space).vectors
+    return train_index(sample.astype(np.float32), cells, space.metric)
 
 
-def _sorted_sample(scanned: CopyScan, counts: dict[int, int]) -> EmbeddingBlock:
-    block = sample_distinct(scanned, counts)
+def _sorted_sample(scanned: CopyScan, space: SearchSpace, counts: dict[int, int]) -> EmbeddingBlock:
+    block = sample_distinct(scanned, counts, space)
     order = np.argsort(block.row)
     return EmbeddingBlock(block.row[order], block.code[order], block.vectors[order])

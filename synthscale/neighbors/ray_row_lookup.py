@@ -1,18 +1,21 @@
-"""Random access to the vectors of a few rows on Ray, for the diameters of near-duplicate groups.
+"""Random access to a few rows on Ray, for the diameters and clusters of near-duplicates.
 
-Reads only the shards of ``embeddings/`` that contain requested rows. Writes nothing.
+Reads only the shards of ``embeddings/`` and ``manifest/`` that contain requested rows. Writes nothing.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
 from synthscale.neighbors.copies import vector_hashes
-from synthscale.neighbors.distance import Floats, Rows, distances_within, norms
+from synthscale.neighbors.distance import Floats, Rows, distances_within, divisors
 from synthscale.neighbors.embedding_reader import EmbeddingReader
 from synthscale.runtime.task_pool import TaskPool
+from synthscale.tables.id_hashes import Hashes
 from synthscale.tables.layout import Shard
 
 _ANCHORS = 65536
@@ -20,7 +23,7 @@ _ANCHORS = 65536
 
 
 class RowLookup:
-    """Implements `groups.VectorLookup` on Ray: distances of rows from anchor rows, and row hashes."""
+    """Implements `groups.RowAccess` on Ray: distances of rows from anchor rows, and hashes of rows and ids."""
 
     def __init__(self, reader: EmbeddingReader, chunks: list[list[Shard]], pool: TaskPool) -> None:
         """Take the reader of the run, groups of shards in row order (one task each), and the pool of the tasks."""
@@ -28,7 +31,7 @@ class RowLookup:
         self._stops = np.array([chunk[-1].stop for chunk in chunks])
 
     def distances(self, rows: Rows, anchors: Rows) -> Floats:
-        """Return the cosine distance of rows[i] and anchors[i]: (n,)."""
+        """Return the distance of rows[i] and anchors[i]: (n,)."""
         out = np.empty(len(rows))
         unique, anchor = np.unique(anchors, return_inverse=True)
         for start in range(0, len(unique), _ANCHORS):
@@ -39,13 +42,20 @@ class RowLookup:
 
     def row_hashes(self, rows: Rows) -> NDArray[np.uint64]:
         """Return the 64-bit row hash of each row, (n,); it depends on the row's vector alone."""
-        task = ray.remote(_hashes).options(num_cpus=1)
+        return self._hashes(_row_hashes, rows, "large groups: shard groups")
+
+    def id_hashes(self, rows: Rows) -> Hashes:
+        """Return the 64-bit hash of each row's id: (n,)."""
+        return self._hashes(_id_hashes, rows, "clusters: shard groups")
+
+    def _hashes(self, function: Callable[..., Hashes], rows: Rows, what: str) -> Hashes:
+        task = ray.remote(function).options(num_cpus=1)
         out = np.empty(len(rows), np.uint64)
 
         def submit(item: tuple[int, NDArray[np.intp]]) -> Any:
             return task.remote(self._reader, self._chunks[item[0]], rows[item[1]])
 
-        for (_, at), hashes in self._pool.run(self._by_chunk(rows), submit, "large groups: shard groups"):
+        for (_, at), hashes in self._pool.run(self._by_chunk(rows), submit, what):
             out[at] = hashes
         return out
 
@@ -79,10 +89,17 @@ def _vectors(reader: EmbeddingReader, chunk: list[Shard], rows: Rows) -> NDArray
     return block.vectors[np.searchsorted(block.row, rows)]
 
 
-def _hashes(reader: EmbeddingReader, chunk: list[Shard], rows: Rows) -> NDArray[np.uint64]:
+def _id_hashes(reader: EmbeddingReader, chunk: list[Shard], rows: Rows) -> Hashes:
+    """Return the hashes of the ids, (n,), of rows of a shard group."""
+    columns = pa.concat_tables(reader.run.read_shard("manifest", shard, ["id_hash"]) for shard in chunk)
+    hashes: Hashes = columns.column("id_hash").to_numpy()[rows - chunk[0].start]
+    return hashes
+
+
+def _row_hashes(reader: EmbeddingReader, chunk: list[Shard], rows: Rows) -> Hashes:
     """Return the row hashes, (n,), of rows of a shard group."""
-    ordered, inverse = np.unique(rows, return_inverse=True)
-    return vector_hashes(_vectors(reader, chunk, ordered))[inverse]
+    block = reader.stored(chunk)
+    return vector_hashes(block.vectors[np.searchsorted(block.row, rows)])
 
 
 def _anchor_distances(
@@ -96,4 +113,5 @@ def _anchor_distances(
     ordered, inverse = np.unique(rows, return_inverse=True)
     vectors = _vectors(reader, chunk, ordered)
     both = np.concatenate([vectors, *anchors])
-    return distances_within(both, norms(both), inverse, anchor + len(vectors))
+    assert reader.space is not None
+    return distances_within(both, divisors(both, reader.space.metric), inverse, anchor + len(vectors))

@@ -17,6 +17,7 @@ from synthscale.embed.encoder_reader import load_encoder
 from synthscale.embed.image_reader import FILE_COLUMNS, fetch_all, files_of
 from synthscale.neighbors import self_test as selftest
 from synthscale.neighbors.embedding_reader import EmbeddingReader
+from synthscale.neighbors.search_space import SearchSpace
 from synthscale.neighbors.self_test import SelfTest
 from synthscale.runtime.stage_context import StageContext
 from synthscale.tables.columns import vector_matrix
@@ -24,13 +25,14 @@ from synthscale.tables.layout import Shard, shards_of
 
 
 def start_self_test(
-    context: StageContext, reader: EmbeddingReader, chunks: list[list[Shard]]
+    context: StageContext, reader: EmbeddingReader, space: SearchSpace, chunks: list[list[Shard]]
 ) -> Callable[[], SelfTest | None]:
     """Start the self-test in the background, and return a function that waits for its result.
 
     Args:
         context: configuration and resources of the stage.
         reader: reads the run's embeddings.
+        space: the space of near-duplicates.
         chunks: all shards of the run, in groups of one task each.
 
     Returns:
@@ -43,20 +45,22 @@ def start_self_test(
     if context.has_only_local_cpus:
         # The driver has already loaded torch, and is idle while its workers search.
         pool = ThreadPoolExecutor(1)
-        result = pool.submit(_self_test_in_process, context.config, reader, count, chunks)
+        result = pool.submit(_self_test_in_process, context.config, reader, space, count, chunks)
         return result.result
     sample_task = ray.remote(_sample_real_images).options(num_cpus=1)
     parts = [sample_task.remote(reader, chunk, count) for chunk in chunks]
     task = ray.remote(_self_test).options(num_cpus=1, num_gpus=1 if context.gpus else 0)
-    reference = task.remote(context.config, reader, count, *parts)
+    reference = task.remote(context.config, reader, space, count, *parts)
     return lambda: ray.get(reference)
 
 
 def _self_test_in_process(
-    config: Config, reader: EmbeddingReader, count: int, chunks: list[list[Shard]]
+    config: Config, reader: EmbeddingReader, space: SearchSpace, count: int, chunks: list[list[Shard]]
 ) -> SelfTest:
     """Run the self-test in this process."""
-    return _self_test(config, reader, count, *(_sample_real_images(reader, chunk, count) for chunk in chunks))
+    return _self_test(
+        config, reader, space, count, *(_sample_real_images(reader, chunk, count) for chunk in chunks)
+    )
 
 
 def _sample_real_images(reader: EmbeddingReader, chunk: list[Shard], count: int) -> pa.Table:
@@ -78,7 +82,9 @@ def _sampled(images: pa.Table, count: int) -> pa.Table:
     return images.filter(pa.array(np.isin(rows, chosen)))
 
 
-def _self_test(config: Config, reader: EmbeddingReader, count: int, *parts: pa.Table) -> SelfTest:
+def _self_test(
+    config: Config, reader: EmbeddingReader, space: SearchSpace, count: int, *parts: pa.Table
+) -> SelfTest:
     """Sample ``count`` images from the samples of all chunks, and measure the distances of their edited copies."""
     images = _sampled(pa.concat_tables(parts), count)
     rows = images.column("row").to_numpy()
@@ -91,6 +97,7 @@ def _self_test(config: Config, reader: EmbeddingReader, count: int, *parts: pa.T
         fetch_all(files_of(images), config),
         originals.astype(np.float32),
         load_encoder(config, "cuda" if ray.get_gpu_ids() else "cpu"),
+        space,
         config.encoder.batch_size,
         images.column("content_hash").to_pylist(),
     )

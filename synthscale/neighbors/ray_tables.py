@@ -12,12 +12,12 @@ import pyarrow as pa
 import ray
 
 from synthscale.neighbors import arrow_tables
-from synthscale.neighbors.analysis import view_neighbors
+from synthscale.neighbors.analysis import SearchSummary, view_neighbors
 from synthscale.neighbors.copies import Copies
 from synthscale.neighbors.distance import Rows
 from synthscale.neighbors.edges import Edges
 from synthscale.neighbors.embedding_reader import EmbeddingReader
-from synthscale.neighbors.knn_search import KnnResult, Recall
+from synthscale.neighbors.knn_search import KnnResult
 from synthscale.neighbors.ray_index_actors import SearchResults
 from synthscale.neighbors.search_backend import RadiusKey, SetPair
 from synthscale.neighbors.view import NeighborView, RadiusCounts, nearest_rows
@@ -25,8 +25,39 @@ from synthscale.runtime.task_pool import TaskPool
 from synthscale.tables.layout import Shard
 from synthscale.tables.schemas import GROUPS, NEAREST, NEIGHBORS
 
-_Found = tuple[dict[SetPair, KnnResult], dict[RadiusKey, RadiusCounts]]
-"""k-NN results and radius counts of some rows."""
+_Knn = dict[SetPair, KnnResult]
+_Counts = dict[RadiusKey, RadiusCounts]
+_Found = tuple[_Knn, _Knn, _Counts]
+"""Nearest rows of some rows in the space of near-duplicates; k-NN results and counts in that of the manifold."""
+
+
+@dataclass(frozen=True)
+class SavedSearches:
+    """The saved results of the searches in both spaces, which may be the same.
+
+    Attributes:
+        near: in the space of near-duplicates.
+        manifold: in the space of the manifold metrics.
+    """
+
+    near: SearchResults
+    manifold: SearchResults
+
+    @property
+    def reader(self) -> EmbeddingReader:
+        """The run's embeddings."""
+        return self.near.reader
+
+    @property
+    def chunks(self) -> list[list[Shard]]:
+        """Groups of shards whose rows were searched together."""
+        return self.near.chunks
+
+    def of_chunk(self, chunk: int) -> _Found:
+        """Return the results of a chunk's rows."""
+        near = self.near.knn(chunk)
+        is_same = self.manifold is self.near
+        return near, near if is_same else self.manifold.knn(chunk), self.manifold.radii(chunk)
 
 
 @dataclass(frozen=True)
@@ -36,18 +67,18 @@ class _Shared:
     Attributes:
         copies: exact copies within each set.
         redundant: rows that are exact copies of a row with a smaller id.
-        recalls: recall of each k-NN search; None where all pairs were compared.
+        searches: recall of the searches.
     """
 
     copies: Copies
     redundant: Rows
-    recalls: dict[SetPair, Recall | None]
+    searches: SearchSummary
 
 
 def write_tables(
-    searched: SearchResults,
+    searched: SavedSearches,
     copies: Copies,
-    recalls: dict[SetPair, Recall | None],
+    searches: SearchSummary,
     edges: Edges,
     views: dict[int, NeighborView],
     pool: TaskPool,
@@ -57,7 +88,7 @@ def write_tables(
     Args:
         searched: the saved search results.
         copies: exact copies within each set.
-        recalls: recall of each k-NN search; None where all pairs were compared.
+        searches: recall of the searches.
         edges: edges of all views, each once, ascending.
         views: the generators' views, by code.
         pool: runs the tasks.
@@ -69,7 +100,7 @@ def write_tables(
     picked = [pick.remote(searched, i, np.intersect1d(rows, copies.representative)) for i, _, rows in with_copies]
     named = ray.get([ids.remote(searched.reader, chunk, rows) for _, chunk, rows in with_copies])
     redundant = copies.redundant_rows({row: name for part in named for row, name in part.items()})
-    shared = ray.put(_Shared(copies, redundant, recalls))
+    shared = ray.put(_Shared(copies, redundant, searches))
     task = ray.remote(_write_chunk).options(num_cpus=1)
 
     def submit(number: int) -> Any:
@@ -98,20 +129,30 @@ def _ids(reader: EmbeddingReader, chunk: list[Shard], rows: Rows) -> dict[int, s
     return dict(zip(rows.tolist(), table.column("id").take(pa.array(at)).to_pylist(), strict=True))
 
 
-def _pick(searched: SearchResults, chunk: int, rows: Rows) -> _Found:
+def _pick(searched: SavedSearches, chunk: int, rows: Rows) -> _Found:
     """Return the results of the given rows of a chunk."""
-    results, counts = {}, {}
-    for pair, result in searched.knn(chunk).items():
+    near, manifold, counts = searched.of_chunk(chunk)
+    return _knn_of(near, rows), _knn_of(manifold, rows), _counts_of(counts, rows)
+
+
+def _knn_of(results: _Knn, rows: Rows) -> _Knn:
+    picked = {}
+    for pair, result in results.items():
         own = np.isin(result.row, rows)
-        results[pair] = KnnResult(result.row[own], result.distance[own], result.neighbor[own])
-    for key, count in searched.radii(chunk).items():
+        picked[pair] = KnnResult(result.row[own], result.distance[own], result.neighbor[own])
+    return picked
+
+
+def _counts_of(counts: _Counts, rows: Rows) -> _Counts:
+    picked = {}
+    for key, count in counts.items():
         own = np.isin(count.row, rows)
-        counts[key] = RadiusCounts(count.row[own], count.count[own])
-    return results, counts
+        picked[key] = RadiusCounts(count.row[own], count.count[own])
+    return picked
 
 
 def _write_chunk(
-    searched: SearchResults,
+    searched: SavedSearches,
     number: int,
     shared: _Shared,
     edges: Edges,
@@ -122,14 +163,16 @@ def _write_chunk(
 
     ``picked`` has the search results of representatives of copies, which may lie in other chunks.
     """
-    results, counts = _merged([(searched.knn(number), searched.radii(number)), *picked])
+    near, manifold, counts = _merged([searched.of_chunk(number), *picked])
     chunk, names = searched.chunks[number], searched.reader.names
     block = searched.reader.rows(chunk)
     real = block.row[block.code == 0]
     views = []
     for code in groups:
         own = block.row[block.code == code]
-        found = nearest_rows(view_neighbors(code, results, counts, shared.recalls), shared.copies, real, own)
+        found = nearest_rows(
+            view_neighbors(code, near, (manifold, counts), shared.searches), shared.copies, real, own
+        )
         views.append(arrow_tables.nearest(names[code], found, shared.redundant))
     nearest = pa.concat_tables(views)
     nearest = nearest.take(pa.array(np.argsort(nearest.column("row").to_numpy(), kind="stable")))
@@ -148,13 +191,19 @@ def _write_chunk(
 
 def _merged(parts: list[_Found]) -> _Found:
     """Merge the results of a chunk's rows and of representatives of copies, each row once."""
-    results, counts = {}, {}
-    for pair in parts[0][0]:
-        row, first = np.unique(np.concatenate([p[0][pair].row for p in parts]), return_index=True)
-        distance = np.concatenate([p[0][pair].distance for p in parts])[first]
-        neighbor = np.concatenate([p[0][pair].neighbor for p in parts])[first]
+    near, manifold = _merged_knn([part[0] for part in parts]), _merged_knn([part[1] for part in parts])
+    counts = {}
+    for key in parts[0][2]:
+        row, first = np.unique(np.concatenate([p[2][key].row for p in parts]), return_index=True)
+        counts[key] = RadiusCounts(row, np.concatenate([p[2][key].count for p in parts])[first])
+    return near, manifold, counts
+
+
+def _merged_knn(parts: Sequence[_Knn]) -> _Knn:
+    results = {}
+    for pair in parts[0]:
+        row, first = np.unique(np.concatenate([part[pair].row for part in parts]), return_index=True)
+        distance = np.concatenate([part[pair].distance for part in parts])[first]
+        neighbor = np.concatenate([part[pair].neighbor for part in parts])[first]
         results[pair] = KnnResult(row, distance, neighbor)
-    for key in parts[0][1]:
-        row, first = np.unique(np.concatenate([p[1][key].row for p in parts]), return_index=True)
-        counts[key] = RadiusCounts(row, np.concatenate([p[1][key].count for p in parts])[first])
-    return results, counts
+    return results

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthscale.neighbors.copies import Copies
-from synthscale.neighbors.distance import Floats
+from synthscale.neighbors.distance import Floats, Rows
 from synthscale.neighbors.edges import Codes, Edges
-from synthscale.neighbors.groups import VectorLookup
+from synthscale.neighbors.groups import RowAccess
+from synthscale.neighbors.join import JoinResult
 from synthscale.neighbors.knn_search import KnnResult
 from synthscale.statistics.jackknife import Blocks
 
@@ -76,7 +77,7 @@ class RadiusQuery(NamedTuple):
 
 
 class SearchBackend(Protocol):
-    """Searches the distinct rows (exact copies collapsed) of all sets.
+    """Searches the distinct rows (exact copies collapsed) of all sets, in one search space.
 
     Attributes:
         names: names of the sets; a set's code is its position.
@@ -118,16 +119,20 @@ class SearchBackend(Protocol):
         """Return the edges that cleanlab Datalab would list in a generator's view."""
         ...
 
-    def join(self, codes: Sequence[int], radius: float) -> tuple[Edges, dict[str, Any]]:
-        """Return the edges among the distinct rows of some sets (see join.py), and a summary of the join."""
+    def join(self, codes: Sequence[int], radius: float) -> tuple[JoinResult, dict[str, Any]]:
+        """Join the distinct rows of some sets (see join.py); also return a summary of the join."""
+        ...
+
+    def rows_near_real(self, code: int, radius: float) -> Rows:
+        """Return the generator's distinct rows whose nearest real row, as searched, is within the radius."""
         ...
 
     def share_deviations(self, codes: Sequence[int]) -> dict[int, dict[str, Blocks]]:
         """Return the deviations of each generator's precision, coverage, recall and density (prdc_variance.py)."""
         ...
 
-    def lookup(self) -> VectorLookup:
-        """Return access to the vectors of single rows, for the diameters of groups."""
+    def lookup(self) -> RowAccess:
+        """Return access to single rows, for diameters and clusters."""
         ...
 
 

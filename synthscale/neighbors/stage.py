@@ -1,6 +1,6 @@
 """Neighbors: ``embeddings/`` -> ``neighbors/`` (edges), ``nearest/``, ``groups/`` and ``index/``, over Ray.
 
-    scan      find exact copies, draw samples                             ray_copy_scan
+    scan      find exact copies, draw samples, choose the search spaces   ray_copy_scan, search_space
     analyse   k-NN searches, radius, join, groups (neighbors/analysis.py) ray_index_cluster, ray_cell_join
     write     the three tables, by shard                                  ray_tables
 
@@ -9,6 +9,7 @@ memory does not grow with rows that have none of these; on one machine it search
 """
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ from synthscale.neighbors.cells import sample_size
 from synthscale.neighbors.embedding_reader import FOLDER, EmbeddingReader, group_shards
 from synthscale.neighbors.knn_search import FLAT_ROWS, SAMPLED_QUERIES
 from synthscale.neighbors.ray_backend import RayBackend
-from synthscale.neighbors.ray_copy_scan import scan_copies
+from synthscale.neighbors.ray_copy_scan import moments_of_real, scan_copies
 from synthscale.neighbors.ray_index_cluster import IndexCluster
 from synthscale.neighbors.ray_self_test import start_self_test
-from synthscale.neighbors.ray_tables import write_tables
+from synthscale.neighbors.ray_tables import SavedSearches, write_tables
+from synthscale.neighbors.search_space import SearchSpace, search_spaces
 from synthscale.neighbors.self_test import SelfTest
 from synthscale.neighbors.view import NeighborView
 from synthscale.runtime.stage_context import StageContext, StageOutcome
@@ -31,6 +33,8 @@ from synthscale.statistics.prdc_variance import SAMPLE_ROWS
 from synthscale.storage import filesystems as fsys
 from synthscale.tables.schemas import REAL
 
+_SPACE_FILE = "space.json"
+"""File in ``index/``: how stored vectors are mapped to those of the indexes."""
 _CHUNK_ROWS = (2048, 32768)
 """Smallest and largest number of rows of a chunk, the unit of a search task; about 8 chunks in between."""
 
@@ -41,7 +45,7 @@ def fingerprint(context: StageContext) -> dict[str, Any]:
         "input": context.run.completed("embed").digest,
         "settings": context.config.result_settings("neighbors"),
         "manifold_counts": "manifold" in context.config.metrics.families,
-        "versions": {"algorithm": 3},
+        "versions": {"algorithm": 4},
     }
 
 
@@ -56,31 +60,48 @@ def run(context: StageContext) -> StageOutcome:
     gpu_pool = TaskPool(context.gpus or context.cpus, context.gpus, context.on_progress)
 
     clock = _Clock()
-    self_test = start_self_test(context, reader, chunks)
-    in_process = context.has_only_local_cpus and sum(rows.values()) <= FLAT_ROWS
-    # The actors' processes start while the rows are scanned.
-    cluster = IndexCluster(reader, context.shards, chunks, gpu_pool, in_process=in_process)
     scanned = scan_copies(reader, chunks, _sample_sizes(rows), rows, pool)
+    moments = moments_of_real(reader, chunks, scanned.copies, pool)
+    spaces = search_spaces(context.layout, context.config.neighbors, moments)
+    self_test = start_self_test(context, reader, spaces[0], chunks)
     clock.stop("scan")
-    memory_bytes = int(context.config.neighbors.actor_memory_gib * 2**30)
-    backend = RayBackend(reader, chunks, scanned, cluster, (pool, gpu_pool), memory_bytes)
+
+    def backend_of(space: SearchSpace) -> RayBackend:
+        in_process = context.has_only_local_cpus and sum(rows.values()) <= FLAT_ROWS
+        own = replace(reader, space=space)
+        cluster = IndexCluster(own, context.shards, chunks, gpu_pool, in_process=in_process)
+        memory_bytes = int(context.config.neighbors.actor_memory_gib * 2**30)
+        return RayBackend(own, chunks, scanned, cluster, (pool, gpu_pool), memory_bytes)
+
+    backends = [backend_of(spaces[0])]
+
+    def manifold() -> RayBackend:
+        # Its actors start when those of the first space have ended, so that they can use the same cores.
+        backends.append(backend_of(spaces[1]))
+        return backends[-1]
+
     found = analyse_views(
-        backend,
+        backends[0],
+        None if spaces[0] is spaces[1] else manifold,
         context.config.neighbors,
         rows,
         counts_manifold="manifold" in context.config.metrics.families,
         on_phase=clock.stop,
     )
-    write_tables(backend.results, scanned.copies, found.searches.recalls, found.edges, found.views, pool)
-    fsys.remove(context.run.path(FOLDER), context.run.storage)
+    near = backends[0].results
+    saved = SavedSearches(near, near if len(backends) == 1 else backends[1].results)
+    write_tables(saved, scanned.copies, found.searches, found.edges, found.views, pool)
+    context.run.write_json(f"index/{_SPACE_FILE}", spaces[0].recipe())
     clock.stop("write")
+    # Awaited before the intermediate results are removed: they save the searches if it fails.
     tested = self_test()
     info = {
-        "views": {view.generator: _summary(view, tested) for view in found.views.values()},
+        "views": {view.generator: _summary(view, spaces, tested) for view in found.views.values()},
         "joins": found.joins,
-        "index_parts": backend.results.parts,
+        "index_parts": saved.near.parts,
         "seconds": clock.seconds,
     }
+    fsys.remove(context.run.path(FOLDER), context.run.storage)
     return StageOutcome({"rows": sum(rows.values()), "edges": len(found.edges)}, info)
 
 
@@ -107,10 +128,12 @@ def _sample_sizes(rows: dict[int, int]) -> dict[int, int]:
     }
 
 
-def _summary(view: NeighborView, test: SelfTest | None) -> dict[str, Any]:
+def _summary(view: NeighborView, spaces: tuple[SearchSpace, SearchSpace], test: SelfTest | None) -> dict[str, Any]:
     summary = view.summary()
     return {
         **summary,
+        "space": spaces[0].summary(),
+        "manifold_space": spaces[1].summary(),
         "spreads": {name: spread.tolist() for name, spread in view.spreads.items()},
         "self_test": None if test is None else test.summary(summary["radius"]),
     }

@@ -11,25 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from synthscale.config import NeighborsConfig
-from synthscale.neighbors.copies import Copies, vector_hashes
-from synthscale.neighbors.distance import Floats, Rows, unit
+from synthscale.neighbors.copies import Copies
+from synthscale.neighbors.distance import Floats, Rows
 from synthscale.neighbors.edges import Codes, Edges, distinct_edges
 from synthscale.neighbors.groups import Groups
 from synthscale.neighbors.knn_search import KnnResult, Recall
 from synthscale.neighbors.radius import EXACT_COPIES_ONLY, RadiusCalibration, ViewSearches
 from synthscale.statistics.jackknife import Blocks
-from synthscale.statistics.prdc_variance import share_deviations
 
 K = 5
 """Neighbours that define the k-NN radius of precision and coverage (5: Naeem et al. 2020)."""
 DATALAB_K = 10
 """Neighbours that cleanlab Datalab lists for each row; it misses near-duplicates beyond them."""
-
-
-def neighbors_listed(config: NeighborsConfig) -> int:
-    """Return k of the searches within a set."""
-    return DATALAB_K if config.mode == "datalab" else K
 
 
 @dataclass(frozen=True)
@@ -41,11 +34,12 @@ class Nearest:
         is_real: whether the row is real.
         nn_row, nn_distance: the nearest other row of the view.
         nearest_real_row, nearest_real_distance: the nearest real row; for a real row, the nearest other one.
+        manifold_real_row, manifold_real_distance: the same in the space of the manifold metrics, as all below.
         distinct_real_distance: for real rows, distance to the nearest other real row that is not an exact copy.
-        knn_radius: distance to the K-th neighbour in the row's own set.
+        knn_radius: distance to the K-th neighbour in the row's own set; -inf if not searched.
         in_real_manifold: whether the row is within the k-NN radius of another real row.
         covered: for real rows, whether their k-NN radius contains a synthetic row.
-        exact: whether the distances come from searches that compared all pairs.
+        exact: whether the nearest rows come from searches that compared all pairs.
         synthetic_in_radius: for real rows, number of synthetic rows within their k-NN radius; -1 if not counted.
         real_radii_containing: for synthetic rows, number of real rows whose k-NN radius contains them; -1 if
             not counted.
@@ -58,6 +52,8 @@ class Nearest:
     nn_distance: Floats
     nearest_real_row: Rows
     nearest_real_distance: Floats
+    manifold_real_row: Rows
+    manifold_real_distance: Floats
     distinct_real_distance: Floats
     knn_radius: Floats
     in_real_manifold: NDArray[np.bool_]
@@ -91,23 +87,37 @@ class RadiusCounts:
 
 
 @dataclass(frozen=True)
-class ViewNeighbors:
-    """Search results for one view, over its distinct rows or some of them.
+class ManifoldNeighbors:
+    """Searches in the space of the manifold metrics for one view, over its distinct rows or some of them.
 
     Attributes:
-        searches: nearest rows within and across the two sets.
+        real_real: K nearest real rows of the real rows.
+        synthetic_real: nearest real row of the generator's rows.
+        synthetic_synthetic: K nearest rows of the generator's own rows; None if not searched.
         real_inside: for real rows, the real radii that contain them.
         own_inside: for the generator's rows, the real radii that contain them; not saturated if ``recalled`` is
             given.
+        synthetic_in_radius: for real rows, the generator's rows within their radius.
+        is_counted: whether ``synthetic_in_radius`` has the full counts; otherwise it is saturated at 1.
         recalled: for real rows, the generator's radii that contain them (for recall); None if not searched.
-        synthetic_in_radius: for real rows, the generator's rows within their radius; None if not searched.
     """
 
-    searches: ViewSearches
+    real_real: KnnResult
+    synthetic_real: KnnResult
+    synthetic_synthetic: KnnResult | None
     real_inside: RadiusCounts
     own_inside: RadiusCounts
+    synthetic_in_radius: RadiusCounts
+    is_counted: bool
     recalled: RadiusCounts | None = None
-    synthetic_in_radius: RadiusCounts | None = None
+
+
+@dataclass(frozen=True)
+class ViewNeighbors:
+    """Search results for one view: nearest rows in the space of near-duplicates, and the manifold's."""
+
+    searches: ViewSearches
+    manifold: ManifoldNeighbors
 
 
 def nearest_rows(found: ViewNeighbors, copies: Copies, real: Rows, own: Rows) -> Nearest:
@@ -121,26 +131,22 @@ def nearest_rows(found: ViewNeighbors, copies: Copies, real: Rows, own: Rows) ->
         real: real rows, ascending.
         own: rows of the generator, ascending.
     """
-    searches, (real_of, own_of) = found.searches, (copies.representatives(real), copies.representatives(own))
+    searches, manifold = found.searches, found.manifold
+    real_of, own_of = copies.representatives(real), copies.representatives(own)
     real_copy, own_copy = copies.another(real), copies.another(own)
     # Real rows: the nearest other real row, and the nearest of the generator's rows.
-    d_distinct, r_distinct = _first(searches.real_real, real_of)
-    d_real, r_real = _with_copies(d_distinct, r_distinct, real_copy)
+    d_real, r_real = _with_copies(*_first(searches.real_real, real_of), real_copy)
     d_cross, r_cross = _first(searches.real_synthetic, real_of)
     # Synthetic rows: the nearest real row, and the nearest other row of the generator.
     d_own, r_own = _with_copies(*_first(searches.synthetic_synthetic, own_of), own_copy)
     d_nr, r_nr = _first(searches.synthetic_real, own_of)
-    real_radius = _kth(searches.real_real, real_of)
+    d_distinct, r_distinct = _first(manifold.real_real, real_of)
+    m_real, m_own = _with_copies(d_distinct, r_distinct, real_copy), _first(manifold.synthetic_real, own_of)
     n, m = len(real), len(own)
-    synthetic_in_radius, containing = np.full(n + m, -1, np.int32), np.full(n + m, -1, np.int32)
-    recalled = np.full(n + m, -1, np.int8)
-    if found.synthetic_in_radius is not None:
-        synthetic_in_radius[:n] = found.synthetic_in_radius.counts_of(real_of)
-    if found.recalled is not None:
-        containing[n:], recalled[:n] = found.own_inside.counts_of(own_of), found.recalled.of(real_of)
+    counts = _manifold_counts(manifold, real_of, own_of)
     exact = [
-        r.recall is None
-        for r in (
+        result.recall is None
+        for result in (
             searches.real_real,
             searches.real_synthetic,
             searches.synthetic_synthetic,
@@ -149,22 +155,42 @@ def nearest_rows(found: ViewNeighbors, copies: Copies, real: Rows, own: Rows) ->
     ]
     return Nearest(
         row=np.concatenate([real, own]),
-        is_real=np.arange(len(real) + len(own)) < len(real),
+        is_real=np.arange(n + m) < n,
         nn_row=np.concatenate([np.where(d_cross < d_real, r_cross, r_real), np.where(d_nr <= d_own, r_nr, r_own)]),
         nn_distance=np.concatenate([np.minimum(d_cross, d_real), np.minimum(d_nr, d_own)]),
         nearest_real_row=np.concatenate([r_real, r_nr]),
         nearest_real_distance=np.concatenate([d_real, d_nr]),
+        manifold_real_row=np.concatenate([m_real[1], m_own[1]]),
+        manifold_real_distance=np.concatenate([m_real[0], m_own[0]]),
         distinct_real_distance=np.concatenate([d_distinct, np.full(m, np.inf)]),
-        knn_radius=np.concatenate([real_radius, _kth(searches.synthetic_synthetic, own_of)]),
         in_real_manifold=np.concatenate(
-            [found.real_inside.of(real_of) | (real_copy >= 0), found.own_inside.of(own_of)]
+            [manifold.real_inside.of(real_of) | (real_copy >= 0), manifold.own_inside.of(own_of)]
         ),
-        covered=np.concatenate([d_cross <= real_radius, np.zeros(len(own), np.bool_)]),
+        covered=np.concatenate([manifold.synthetic_in_radius.of(real_of), np.zeros(m, np.bool_)]),
         exact=np.concatenate([np.full(n, exact[0] and exact[1]), np.full(m, exact[2] and exact[3])]),
-        synthetic_in_radius=synthetic_in_radius,
-        real_radii_containing=containing,
-        in_synthetic_manifold=recalled,
+        **counts,
     )
+
+
+def _manifold_counts(manifold: ManifoldNeighbors, real_of: Rows, own_of: Rows) -> dict[str, NDArray[Any]]:
+    """Return the fields of `Nearest` that are not always computed, for real rows and the generator's rows."""
+    n, m = len(real_of), len(own_of)
+    synthetic_in_radius, containing = np.full(n + m, -1, np.int32), np.full(n + m, -1, np.int32)
+    recalled, radius = np.full(n + m, -1, np.int8), np.full(n + m, -np.inf)
+    radius[:n] = _kth(manifold.real_real, real_of)
+    if manifold.is_counted:
+        synthetic_in_radius[:n] = manifold.synthetic_in_radius.counts_of(real_of)
+    if manifold.recalled is not None:
+        containing[n:] = manifold.own_inside.counts_of(own_of)
+        recalled[:n] = manifold.recalled.of(real_of)
+    if manifold.synthetic_synthetic is not None:
+        radius[n:] = _kth(manifold.synthetic_synthetic, own_of)
+    return {
+        "knn_radius": radius,
+        "synthetic_in_radius": synthetic_in_radius,
+        "real_radii_containing": containing,
+        "in_synthetic_manifold": recalled,
+    }
 
 
 def _first(result: KnnResult, rows: Rows) -> tuple[Floats, Rows]:
@@ -226,7 +252,7 @@ class NeighborView:
         rows: rows of the view, copies included.
         searches: whether the nearest rows are exact, and their recall (`searches_summary`).
         is_whole: whether all near-duplicate pairs were searched; not so in mode ``datalab``.
-        spreads: deviations of precision, coverage, recall and density between data sets (`prdc_deviations`).
+        spreads: deviations of precision, coverage, recall and density between data sets (`share_deviations`).
     """
 
     generator: str
@@ -244,7 +270,7 @@ class NeighborView:
 
     @property
     def radius(self) -> float:
-        """Cosine distance below which rows are near-duplicates."""
+        """Distance below which rows are near-duplicates."""
         return self.calibration.radius
 
     def summary(self) -> dict[str, Any]:
@@ -263,6 +289,7 @@ class NeighborView:
             "radius": self.radius if calibrated else None,
             "median_distance": self.median_distance,
             "groups": len(ids),
+            "components": len(np.unique(self.groups.component_id)),
             "rows_in_groups": len(self.groups.row),
             "share_in_groups": len(self.groups.row) / max(1, self.rows),
             "share_in_largest": int(self.groups.size.max(initial=0)) / max(1, self.rows),
@@ -272,18 +299,6 @@ class NeighborView:
             "calibration": self.calibration.summary(),
             "nearest": self.searches,
         }
-
-
-def prdc_deviations(real: NDArray[np.floating], own: NDArray[np.floating]) -> dict[str, Blocks]:
-    """Return the deviations of precision, coverage, recall and density between data sets, for k = K.
-
-    See `prdc_variance.share_deviations`.
-
-    Args:
-        real: (n, d) distinct real rows, or a sample of them; none zero.
-        own: (m, d) rows of the generator, in the sets' proportion; none zero.
-    """
-    return share_deviations(unit(real), unit(own), (vector_hashes(real), vector_hashes(own)), K)
 
 
 def searches_summary(recalls: Iterable[Recall | None]) -> dict[str, Any]:

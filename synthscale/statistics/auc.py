@@ -41,11 +41,13 @@ class RankSums:
         fine: counts by code (see `value_of`) of real and of synthetic rows.
         codes: (u,) codes of the coarse histogram, ascending.
         replicates: (u, 2, REPLICATES) bootstrap-weighted counts by coarse code and class.
+        clusters: (2,) independent rows of each class: clusters of near-duplicates.
     """
 
     fine: tuple[Counter[int], Counter[int]] = field(default_factory=lambda: (Counter(), Counter()))
     codes: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     replicates: NDArray[np.floating] = field(default_factory=lambda: np.zeros((0, 2, REPLICATES)))
+    clusters: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
 
     def __add__(self, other: "RankSums") -> "RankSums":
         """Return the histograms over both sets of rows."""
@@ -54,21 +56,19 @@ class RankSums:
         for part in (self, other):
             replicates[np.searchsorted(codes, part.codes)] += part.replicates
         fine = (self.fine[0] + other.fine[0], self.fine[1] + other.fine[1])
-        return RankSums(fine, codes, replicates)
+        return RankSums(fine, codes, replicates, self.clusters + other.clusters)
 
     @property
     def counts(self) -> tuple[int, int]:
         """Number of real and of synthetic rows."""
         return self.fine[0].total(), self.fine[1].total()
 
-    @property
-    def effective_rows(self) -> float:
-        """Smaller of the two classes' effective sample sizes; see the function `effective_rows`."""
-        return min(effective_rows(weighted) for weighted in self.replicates.sum(0, dtype=np.float64))
-
 
 def sum_ranks(
-    values: NDArray[np.float64], is_real: NDArray[np.bool_], weights: NDArray[np.uint8] | None = None
+    values: NDArray[np.float64],
+    is_real: NDArray[np.bool_],
+    weights: NDArray[np.uint8] | None = None,
+    cluster_rows: NDArray[np.int64] | None = None,
 ) -> RankSums:
     """Count the values of a shard's rows in histograms.
 
@@ -76,14 +76,17 @@ def sum_ranks(
         values: (n,); rows with NaN are left out.
         is_real: (n,) class of each row.
         weights: (n, REPLICATES) bootstrap weights; without them there will be no standard error and no interval.
+        cluster_rows: (n,) number of rows of the row's own class in its cluster; by default rows are independent.
     """
     is_known = ~np.isnan(values)
+    share = np.ones(len(values)) if cluster_rows is None else 1 / cluster_rows
+    clusters = np.array([share[is_known & (is_real == kind)].sum() for kind in (True, False)])
     values, is_real = values[is_known], is_real[is_known]
     ordered = _ordered(values)
     fine = tuple(
         Counter(_counts(_rounded(ordered[is_real == kind], _FINE_DROPPED_BITS))) for kind in (True, False)
     )
-    sums = RankSums((fine[0], fine[1]))
+    sums = RankSums((fine[0], fine[1]), clusters=clusters)
     if weights is None or not len(values):
         return sums
     codes, index = np.unique(_rounded(ordered, _COARSE_DROPPED_BITS), return_inverse=True)
@@ -93,7 +96,7 @@ def sum_ranks(
     replicates = (cell.astype(np.float32) @ weights[is_known].astype(np.float32)).reshape(
         len(codes), 2, REPLICATES
     )
-    return RankSums(sums.fine, codes, replicates)
+    return RankSums(sums.fine, codes, replicates, clusters)
 
 
 def _ordered(values: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -155,36 +158,26 @@ def replicate_standard_error(replicates: NDArray[np.float64]) -> float:
     return float(finite.std(ddof=1)) if len(finite) > 1 else float("nan")
 
 
-def effective_rows(weighted: NDArray[np.float64]) -> float:
-    """Return the effective sample size (sum c)^2 / sum c^2 over the sizes c of near-duplicate groups, at least 1.
-
-    It is estimated from the bootstrap-weighted row counts, ``weighted``, (REPLICATES,): their mean estimates sum c
-    and their variance sum c^2.
-    """
-    variance = float(weighted.var(ddof=1))
-    return max(1.0, float(weighted.mean()) ** 2 / variance) if variance > 0 else 1.0
-
-
-def perfect_share_lower_bound(rows: float) -> float:
-    """Return the lower end of the exact 95 % binomial interval of a share that is 1 over independent ``rows``."""
-    return binomial_interval(1.0, rows)[0]
+def null_error(sums: RankSums) -> float:
+    """Return the standard error of the AUC of equal distributions (Mann and Whitney 1947), from the clusters."""
+    n, m = sums.clusters
+    return math.sqrt((n + m + 1) / (12 * n * m)) if n * m > 0 else float("nan")
 
 
 def auc_metric(sums: RankSums) -> Metric:
     """Return the AUC with its 95 % interval, which is symmetric in the log-odds.
 
-    An AUC of exactly 0 or 1 has no error in any replicate; its interval is the exact binomial one, with the
-    effective sample size of the smaller class.
+    Where no replicate has an error, the interval comes from the numbers of independent rows: the exact binomial
+    one of the smaller class for an AUC of 0 or 1, that of equal distributions where all values are tied.
     """
     value, error = auc(sums), auc_error(sums)
-    if not np.isfinite(error):
-        low = high = error
-    elif value in (0.0, 1.0):
-        bound = perfect_share_lower_bound(sums.effective_rows)
-        low, high = (bound, 1.0) if value else (0.0, 1 - bound)
-    else:
-        margin = BOOTSTRAP_HALF_WIDTH * error / (value * (1 - value))
-        low, high = expit(logit(value) - margin), expit(logit(value) + margin)
+    if value in (0.0, 1.0) and np.isfinite(error):
+        bound = binomial_interval(1.0, max(1.0, sums.clusters.min()))[0]
+        return metric_with_interval(value, *((bound, 1.0) if value else (0.0, 1 - bound)), reference=0.5)
+    if error == 0:
+        error = null_error(sums)
+    margin = BOOTSTRAP_HALF_WIDTH * error / (value * (1 - value)) if np.isfinite(error) else float("nan")
+    low, high = expit(logit(value) - margin), expit(logit(value) + margin)
     return metric_with_interval(value, low, high, reference=0.5)
 
 
@@ -226,6 +219,6 @@ def two_sample_test(sums: RankSums) -> dict[str, Any]:
         return {"value": None, "reason": "too few rows or groups for a standard error"}
     if error == 0:
         # All values are tied, or every pair is ordered: the smallest p-value that the sample size allows.
-        value = 1.0 if excess <= 0 else 0.5**sums.effective_rows
+        value = 1.0 if excess <= 0 else 0.5 ** max(1.0, float(sums.clusters.min()))
         return {"value": value}
     return {"value": float(ndtr(-excess / (math.sqrt(2) * error)))}

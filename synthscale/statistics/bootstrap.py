@@ -1,7 +1,8 @@
-"""Poisson bootstrap weights drawn from group hashes, so that a row's weights do not depend on its shard.
+"""Poisson bootstrap weights drawn from hashes of clusters, so that a row's weights do not depend on its shard.
 
-Each replicate gives each near-duplicate group a weight from Poisson(1), the limit of drawing groups with
-replacement (Chamandy et al. 2012). All rows of a group share the weight, because their errors are not independent.
+Each replicate gives each cluster of near-duplicates a weight from Poisson(1), the limit of drawing clusters with
+replacement (Chamandy et al. 2012). All rows of a cluster share the weight, because their errors are not
+independent.
 """
 
 import math
@@ -23,17 +24,17 @@ _THRESHOLDS = np.array(
 )
 
 
-def poisson_weights(group_keys: Hashes) -> NDArray[np.uint8]:
+def poisson_weights(keys: Hashes) -> NDArray[np.uint8]:
     """Return the Poisson(1) weight of each row in each bootstrap replicate.
 
     Args:
-        group_keys: (n,) hash of each row's near-duplicate group.
+        keys: (n,) hash of each row's cluster of near-duplicates.
 
     Returns:
-        (n, REPLICATES) uint8, 0..15; equal in all rows of a group.
+        (n, REPLICATES) uint8, 0..15; equal in all rows of a cluster.
     """
-    result = np.empty((len(group_keys), REPLICATES), np.uint8)
-    base = mix(group_keys, 0)
+    result = np.empty((len(keys), REPLICATES), np.uint8)
+    base = mix(keys, 0)
     for replicate in range(REPLICATES):
         result[:, replicate] = np.searchsorted(_THRESHOLDS, mix(base, _STREAM + replicate), side="right")
     return result

@@ -1,7 +1,7 @@
 """A metric with its 95 % interval, and the form it takes in metrics.json."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,22 @@ Metric = dict[str, Any]
 
 NO_CLASSIFIER = "no classifier: too few rows or groups in a class to cross-validate"
 NO_INTERVAL = "no interval: too few rows or groups"
+TOO_FEW_INDEPENDENT = "too_few_independent"
+"""Reason of a missing interval: fewer than `FEWEST_CLUSTERS` independent rows on a side."""
+FEWEST_CLUSTERS = 10
+"""Clusters of near-duplicates, on either side, below which no metric has an interval: a spread over fewer units is
+itself too uncertain."""
+
+
+_ROUNDING = 1e-6
+"""Sums of fractions that add up to a whole number of clusters are off by less."""
+
+
+def without_interval(metric: Metric, clusters: float) -> Metric:
+    """Return a metric in the form of metrics.json, without its interval if there are too few clusters."""
+    if metric.get("value") is None or clusters >= FEWEST_CLUSTERS - _ROUNDING:
+        return metric
+    return {**metric, "low": None, "high": None, "reason": TOO_FEW_INDEPENDENT}
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,12 @@ class Estimate:
         if not math.isfinite(value):
             return cls.undefined(if_undefined)
         return cls(value, reason=reason, reference=reference)
+
+    def from_clusters(self, clusters: float) -> "Estimate":
+        """Return the estimate, without its interval if it rests on fewer than `FEWEST_CLUSTERS` clusters."""
+        if self.value is None or clusters >= FEWEST_CLUSTERS - _ROUNDING:
+            return self
+        return replace(self, low=None, high=None, reason=TOO_FEW_INDEPENDENT)
 
     def to_json(self) -> Metric:
         """Return the estimate in the form of metrics.json."""

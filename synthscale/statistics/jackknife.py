@@ -1,6 +1,6 @@
 """Delete-a-block jackknife: standard errors and 95 % intervals of metrics over data sets of the same sizes.
 
-Near-duplicate groups are assigned to 20 blocks by hash, so a row's block depends on its group only. The
+Clusters of near-duplicates are assigned to 20 blocks by hash, so a row's block depends on its cluster only. The
 uncertainty of a metric is stored as 20 **deviations**, one per block, whose squares add up to the metric's
 variance. For a ratio of sums they come from linearisation; for a metric of fitted heads, from refits that leave
 out one block each (Busing et al. 1999, for blocks of unequal size). Metrics whose blocks hold the same rows (of
@@ -12,7 +12,7 @@ Pure: works on arrays; reads and writes no files.
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv, expit, logit
+from scipy.special import betaincinv, expit, logit, ndtri
 from scipy.stats import t
 
 from synthscale.tables.id_hashes import Hashes, mix
@@ -22,6 +22,8 @@ T_HALF_WIDTH = float(t.ppf(0.975, BLOCKS - 1))
 """Half-width of a 95 % interval in standard errors: the 97.5 % quantile of Student's t with BLOCKS - 1 degrees of
 freedom (2.09), because the variance is itself estimated from BLOCKS numbers."""
 _STREAM = 20_000
+_NO_SPREAD = 1e-6
+"""Standard errors of a mean score below this are rounding errors: all scores are the same."""
 _NO_ROWS = 1e-9
 """Numbers of rows below this are rounding errors and count as 0."""
 _EXACT_BELOW_ROWS = 5.0
@@ -34,17 +36,17 @@ Blocks = NDArray[np.float64]
 """(..., BLOCKS): sums over the rows of each block, or deviations."""
 
 
-def jackknife_blocks(group_keys: Hashes) -> NDArray[np.int8]:
-    """Return the jackknife block of each row, 0..BLOCKS-1, from the hash of its near-duplicate group: (n,)."""
-    result: NDArray[np.int8] = (mix(group_keys, _STREAM) % np.uint64(BLOCKS)).astype(np.int8)
+def jackknife_blocks(keys: Hashes) -> NDArray[np.int8]:
+    """Return the block of each row, 0..BLOCKS-1, from the hash of its cluster or component: (n,)."""
+    result: NDArray[np.int8] = (mix(keys, _STREAM) % np.uint64(BLOCKS)).astype(np.int8)
     return result
 
 
-def reassigned_folds(block: NDArray[np.int8], reassignment: int, folds: int) -> NDArray[np.int8]:
+def reassigned_folds(block: NDArray[np.integer], reassignment: int, folds: int) -> NDArray[np.int8]:
     """Return the fold of each row under an alternative fold assignment, which assigns whole blocks at random.
 
     Args:
-        block: (n,) jackknife block of each row.
+        block: (n,) block of each row's component.
         reassignment: seed of the permutation of blocks.
         folds: number of folds, k.
 
@@ -115,32 +117,40 @@ def larger_variance(first: Blocks, second: Blocks) -> Blocks:
     return second if standard_error(second) > standard_error(first) else first
 
 
-def interval(value: float, error: float, effective_rows: float, *, is_share: bool) -> tuple[float, float] | None:
+def interval(
+    value: float, error: float, clusters: float, *, other_clusters: float | None = None
+) -> tuple[float, float] | None:
     """Return the 95 % interval of a metric in 0..1, or None if there are too few rows for one.
 
     The interval of a share is symmetric in the log-odds, or the exact binomial one (`binomial_interval`) if fewer
-    than `_EXACT_BELOW_ROWS` effective rows have the property or lack it. Other metrics are 1 - mean quality score
-    (`_mean_quality_interval`).
+    than `_EXACT_BELOW_ROWS` independent rows have the property or lack it. The interval of 1 - mean quality score
+    is described in `_mean_quality_interval`.
 
     Args:
         value: the metric; values that rounding puts outside 0..1 are clipped.
         error: its standard error.
-        effective_rows: effective sample size, at most the number of near-duplicate groups.
-        is_share: whether the metric is the share of rows with some property.
+        clusters: number of independent rows that it averages, at most that of clusters of near-duplicates.
+        other_clusters: for a mean quality score, that of the other class; None for the share of rows with some
+            property.
 
     Returns:
-        (low, high) within 0..1. None if ``value`` or ``error`` is not finite, if ``effective_rows`` is at most 1,
-        or if a metric that is not a share is exactly 0 or 1.
+        (low, high) within 0..1. None if ``value`` or ``error`` is not finite, if there is at most one independent
+        row, or if a metric that is not a share is exactly 0 or 1.
     """
-    if not np.isfinite(value) or not np.isfinite(error) or effective_rows <= 1:
+    if not np.isfinite(value) or not np.isfinite(error) or clusters <= 1:
         return None
     value = min(max(value, 0.0), 1.0)
-    if is_share and min(value, 1 - value) * effective_rows < _EXACT_BELOW_ROWS:
-        return binomial_interval(value, effective_rows)
+    if other_clusters is None and min(value, 1 - value) * clusters < _EXACT_BELOW_ROWS:
+        return binomial_interval(value, clusters)
     if value in (0.0, 1.0):
         return None
-    if not is_share:
-        return _mean_quality_interval(value, error)
+    if other_clusters is not None:
+        is_constant = error < _NO_SPREAD
+        return (
+            _null_interval(value, clusters, other_clusters)
+            if is_constant
+            else _mean_quality_interval(value, error)
+        )
     margin = T_HALF_WIDTH * error / (value * (1 - value))
     return float(expit(logit(value) - margin)), float(expit(logit(value) + margin))
 
@@ -155,8 +165,6 @@ def _mean_quality_interval(value: float, error: float) -> tuple[float, float]:
     artanh(sqrt(1 - 2 value)), mirrored above 0.5, which corrects both. An offset of twice the error keeps the
     scale smooth at 0.5.
     """
-    if error == 0:
-        return value, value
     offset = 2 * error
 
     def from_scale(position: float) -> float:
@@ -169,6 +177,26 @@ def _mean_quality_interval(value: float, error: float) -> tuple[float, float]:
     # The derivative of the scale converts the standard error (delta method).
     margin = T_HALF_WIDTH * error / (np.sqrt(distance + offset) * (1 - root**2))
     return from_scale(position + margin), from_scale(position - margin)
+
+
+def _null_interval(value: float, n: float, m: float) -> tuple[float, float] | None:
+    """Return the 95 % interval of 1 - mean quality score where every row has the same score.
+
+    The classifier found no difference, so the error of its scores is unknown. The interval is as wide as the
+    difference that may have been missed: two normal distributions as far apart as the upper end of the 95 %
+    interval of the AUC of equal distributions of n and m independent rows (Mann and Whitney 1947), with twice the
+    variance for the fit.
+    """
+    if min(n, m) <= 1:
+        return None
+    missed = T_HALF_WIDTH * np.sqrt(2 * (n + m + 1) / (12 * n * m))
+    if missed >= 0.5:
+        return 0.0, 1.0
+    # AUC = Phi(shift / sqrt(2)). The mean probability of the wrong class, by Gauss-Hermite quadrature.
+    shift = np.sqrt(2) * ndtri(0.5 + missed)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    margin = 0.5 - float(weights @ expit(-shift * nodes - shift**2 / 2) / weights.sum())
+    return max(0.0, value - margin), min(1.0, value + margin)
 
 
 def binomial_interval(share: float, rows: float) -> tuple[float, float]:

@@ -26,8 +26,8 @@ A division into fewer than BLOCKS parts is repeated with other random numbers, u
 """
 _MIN_PART_ROWS = 8
 """Minimum average number of rows in a part; with fewer, no variance is estimated."""
-_ROUNDING = 1e-12
-"""Tolerance of distances compared with a radius."""
+_TIES = 1e-6
+"""Relative tolerance of distances compared with a radius: rows at the same distance are within it."""
 SAMPLE_ROWS = 4096
 """Maximum number of rows of the larger set that are used; bounds time and memory, as parts compare all pairs."""
 
@@ -45,8 +45,8 @@ def share_deviations(
     """Return deviations of precision, coverage, recall and density whose squares add up to the design effect.
 
     Args:
-        real: (n, d) distinct real rows of unit length, or a sample of them.
-        synthetic: (m, d) synthetic rows of unit length, sampled in the proportion of the set sizes.
+        real: (n, d) distinct real rows, or a sample of them.
+        synthetic: (m, d) synthetic rows, sampled in the proportion of the set sizes.
         hashes: (n,) and (m,) hashes of the rows, which assign them to subsamples.
         k: number of neighbours that defines the k-NN radius.
 
@@ -80,20 +80,26 @@ def share_deviations(
 
 
 def _shares(real: NDArray[np.float64], synthetic: NDArray[np.float64], k: int) -> list[float]:
-    """Return precision, coverage, recall and density of unit rows (n, d) and (m, d), from all pairs."""
-    distance = 1 - real @ synthetic.T
-    # The tolerance keeps a copy of a row that lies exactly on a radius inside, whatever the rounding.
-    in_real = distance <= _radius(real, k)[:, None] + _ROUNDING
-    in_synthetic = distance <= _radius(synthetic, k)[None, :] + _ROUNDING
+    """Return precision, coverage, recall and density of rows (n, d) and (m, d), from all pairs."""
+    distance = _distances(real, synthetic)
+    in_real = distance <= _radius(real, k)[:, None] * (1 + _TIES)
+    in_synthetic = distance <= _radius(synthetic, k)[None, :] * (1 + _TIES)
     shares = (in_real.any(0), in_real.any(1), in_synthetic.any(1), in_real.sum(0) / k)
     return [float(share.mean()) for share in shares]
 
 
-def _radius(units: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+def _distances(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return half the squared distances of all pairs of rows, (n, m)."""
+    half_norms = [np.einsum("ij,ij->i", rows, rows) / 2 for rows in (x, y)]
+    result: NDArray[np.float64] = half_norms[0][:, None] + half_norms[1][None, :] - x @ y.T
+    return result
+
+
+def _radius(rows: NDArray[np.float64], k: int) -> NDArray[np.float64]:
     """Return each row's distance to its k-th nearest other row, or to the farthest if there are fewer: (n,)."""
-    if len(units) < 2:
-        return np.full(len(units), -np.inf)
-    distance = 1 - units @ units.T
+    if len(rows) < 2:
+        return np.full(len(rows), -np.inf)
+    distance = _distances(rows, rows)
     np.fill_diagonal(distance, np.inf)
-    last = min(k, len(units) - 1) - 1
+    last = min(k, len(rows) - 1) - 1
     return np.partition(distance, last, axis=1)[:, last]

@@ -2,7 +2,7 @@
 
 Diversity, coverage and, to a small degree, what a classifier can learn depend on the number of synthetic images.
 For each generator larger than the smallest of a run, a subsample of about the smallest size is therefore drawn by
-hash, in whole near-duplicate groups. Its rows alone are scored, by heads fitted to the subsample alone
+hash of the ids. Its rows alone are scored, by heads fitted to the subsample alone
 (classify/jackknife_refits.py). Where a metric depends on which rows were left out, its expectation over subsamples
 is taken in closed form (rarefaction: Hurlbert 1971).
 
@@ -10,6 +10,7 @@ Pure: works on arrays; reads and writes no files.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -19,12 +20,10 @@ from scipy.special import gammaln
 from synthscale.statistics.jackknife import jackknife_blocks
 from synthscale.tables.id_hashes import Hashes, mix, sampling_threshold
 
-OUTSIDE_SUBSAMPLE = 32
-"""Added to the jackknife block of rows outside their generator's subsample.
-
-Must be at least BLOCKS, so that block and membership can be told apart, and OUTSIDE_SUBSAMPLE + BLOCKS must fit an
-int8.
-"""
+_OUTSIDE = 32
+"""Added to the code of rows outside their generator's subsample; at least BLOCKS, to be told apart from them."""
+_ASSIGNMENT = 64
+"""Factor of the block that decides the fold under other fold assignments; twice `_OUTSIDE`. Codes fit an int16."""
 Generator = TypeVar("Generator", bound=Hashable)
 """Name or code of a generator."""
 _STREAM = 60_000
@@ -53,24 +52,53 @@ def are_similar_sizes(sizes: Sequence[int]) -> bool:
     return not sizes or max(sizes) <= _SIMILAR_SIZE_RATIO * min(sizes)
 
 
-def matched_block_codes(
-    group: Hashes, is_real: NDArray[np.bool_], rows: int, size: int | None
-) -> NDArray[np.int8]:
-    """Return the jackknife block of each row, plus `OUTSIDE_SUBSAMPLE` for rows outside the subsample.
+@dataclass(frozen=True)
+class RowHashes:
+    """Hashes of n rows (tables/id_hashes.py).
+
+    Attributes:
+        key: (n,) of the rows' ids: which rows are in a subsample.
+        group: (n,) of the near-duplicate components, which are never split between folds.
+        cluster: (n,) of the clusters, the units of dependence of intervals.
+    """
+
+    key: Hashes
+    group: Hashes
+    cluster: Hashes
+
+
+def block_codes(hashes: RowHashes, is_real: NDArray[np.bool_], rows: int, size: int | None) -> NDArray[np.int16]:
+    """Return a code of each row for the refits of a classifier (`block_of`, `is_outside`, `assignment_block_of`).
 
     Args:
-        group: (n,) hashes of the rows' near-duplicate groups.
+        hashes: of the n rows.
         is_real: (n,); real rows are in every subsample.
         rows: number of synthetic rows of the generator.
         size: number of rows of the subsample; None if there is none, which leaves all rows inside.
 
     Returns:
-        (n,) int8: 0..BLOCKS-1 inside, OUTSIDE_SUBSAMPLE..OUTSIDE_SUBSAMPLE+BLOCKS-1 outside.
+        (n,) int16, at least 0.
     """
-    code = jackknife_blocks(group)
+    code = jackknife_blocks(hashes.cluster).astype(np.int16)
+    code += _ASSIGNMENT * jackknife_blocks(hashes.group).astype(np.int16)
     if size is not None:
-        code[~is_real & (mix(group, _STREAM) > sampling_threshold(size, rows))] += OUTSIDE_SUBSAMPLE
+        code[~is_real & (mix(hashes.key, _STREAM) > sampling_threshold(size, rows))] += _OUTSIDE
     return code
+
+
+def block_of(code: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Return the jackknife block of each row, 0..BLOCKS-1: that of its cluster."""
+    return code % _OUTSIDE
+
+
+def assignment_block_of(code: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Return the block of each row's component, 0..BLOCKS-1, which other fold assignments assign to folds."""
+    return code // _ASSIGNMENT
+
+
+def is_outside(code: NDArray[np.int16]) -> NDArray[np.bool_]:
+    """Return whether each row is outside its generator's subsample."""
+    return code % _ASSIGNMENT >= _OUTSIDE
 
 
 def probability_any_drawn(others: NDArray[np.int64], population: int, drawn: int) -> NDArray[np.float64]:

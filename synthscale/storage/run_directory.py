@@ -132,8 +132,9 @@ class RunDirectory:
 
     def layout(self) -> VectorLayout:
         """Return which dimensions the search and the classifier use, as embed recorded it."""
-        info = self.completed("embed").info
-        return VectorLayout(info["dimensions"], tuple(info["search"]), tuple(info["classify"]))
+        info: dict[str, Any] = self.completed("embed").info
+        ranges = {name: tuple(info[name]) for name in ("search", "classify")}
+        return VectorLayout(**{**info, **ranges})
 
     def is_started(self) -> bool:
         """Return True if a run was started here, that is if ``run.json`` exists."""

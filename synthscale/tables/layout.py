@@ -1,6 +1,10 @@
 """Picklable records that locate data: image files, shards of rows, vector dimensions, precomputed vectors."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+DistanceMetric = Literal["cosine", "euclidean"]
+"""How rows are compared: by direction, or by difference (neighbors/distance.py)."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,26 @@ class VectorLayout:
         dimensions: D, length of a stored vector.
         search: (start, stop) of the dimensions that cosine distances are computed from.
         classify: (start, stop) of the dimensions that the classifier sees.
+        scaled: whether the dimensions have different units, so that a Euclidean distance over all of them needs
+            each scaled by the real rows: columns of a table, and features of hand-crafted filters.
+        columns: whether the dimensions are columns of a table. Near-duplicates are then rows with small
+            differences; otherwise they are vectors of nearly the same direction.
     """
 
     dimensions: int
     search: tuple[int, int]
     classify: tuple[int, int]
+    scaled: bool = False
+    columns: bool = False
+
+    def metric(self, choice: str) -> DistanceMetric:
+        """Return the metric of near-duplicates for the setting ``neighbors.metric``."""
+        is_euclidean = choice == "euclidean" or (choice == "auto" and self.columns)
+        return "euclidean" if is_euclidean else "cosine"
+
+    def directed(self, choice: str) -> tuple[int, int] | None:
+        """Return the dimensions whose direction is compared, which must not be all zeros; None if it is not."""
+        return self.search if self.metric(choice) == "cosine" else None
 
 
 @dataclass(frozen=True)

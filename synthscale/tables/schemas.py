@@ -3,7 +3,8 @@
 All sharded tables are divided by the same row ranges (shards), so shard i of one table holds the same rows as
 shard i of every other. A **view** is one generator's synthetic rows together with all real rows. ``nearest/``,
 ``groups/``, ``classifier/``, ``predictions/`` and ``scores/`` are tables of views: a real row has one line per
-generator (in ``groups/``, only if it is in a group). Distances are cosine distances, 0..2.
+generator (in ``groups/``, only if it is in a group). Distances are cosine distances, 0..2, or half squared
+Euclidean ones (neighbors/distance.py).
 """
 
 import pyarrow as pa
@@ -14,7 +15,8 @@ SCHEMA_VERSION = 2
 """Version of the tables and of the run directory's layout, in ``run.json`` and ``metrics.json``.
 
 Raise it when a column is renamed or changes its meaning: runs of another version are refused, not misread. Version
-2 renamed the columns ``held``, ``real_balls``, ``along`` and ``logit_redealt``.
+2 renamed the columns ``held``, ``real_balls``, ``along``, ``logit_redealt`` and ``cosine_distance``, and moved
+precision, coverage and their families to a space of their own.
 """
 
 REAL, SYNTHETIC = "real", "synthetic"
@@ -41,9 +43,13 @@ The variance of fidelity and representativeness over them is added to that of th
 DIRECTIONS = 3
 """Directions of the embedding kept for each generator: those that separate the sets most."""
 
-NEAREST_REAL, DISTINCT_REAL = "nearest_real_distance", "distinct_real_distance"
-"""Columns of ``nearest/``: distance to the nearest other real row, and (for real rows) to the nearest other real
-row that is not an exact copy."""
+NEAREST_REAL = "nearest_real_distance"
+"""Column of ``nearest/``: distance to the nearest other real row."""
+MANIFOLD_REAL_ROW, MANIFOLD_REAL = "manifold_real_row", "manifold_real_distance"
+"""Columns of ``nearest/``: the nearest other real row and its distance, in the space of the manifold metrics."""
+DISTINCT_REAL = "distinct_real_distance"
+"""Column of ``nearest/``: for real rows, distance to the nearest other real row that is not an exact copy, in the
+space of the manifold metrics."""
 
 _CATEGORY = pa.dictionary(pa.int32(), pa.string())
 
@@ -75,7 +81,7 @@ FAILURES = pa.schema(
 """``failures/``: rows that could not be read, with the cause (`faults.Reason`) and an explanation."""
 
 NEIGHBORS = pa.schema(
-    [("left", pa.int64()), ("right", pa.int64()), ("cosine_distance", pa.float32()), ("kind", _CATEGORY)]
+    [("left", pa.int64()), ("right", pa.int64()), ("distance", pa.float32()), ("kind", _CATEGORY)]
 )
 """``neighbors/``: near-duplicate pairs of row numbers.
 
@@ -90,6 +96,8 @@ NEAREST = pa.schema(
         ("nn_distance", pa.float32()),
         ("nearest_real_row", pa.int64()),
         (NEAREST_REAL, pa.float32()),
+        (MANIFOLD_REAL_ROW, pa.int64()),
+        (MANIFOLD_REAL, pa.float32()),
         (DISTINCT_REAL, pa.float32()),
         ("knn_radius", pa.float32()),
         ("in_real_manifold", pa.bool_()),
@@ -107,12 +115,15 @@ Null means that there is no such row, or that the column was not computed.
 
 - ``nn_row``, ``nn_distance``: nearest other row of the view.
 - ``nearest_real_row``, ``nearest_real_distance``: nearest other real row.
+- ``manifold_real_row``, ``manifold_real_distance``: the same in the space of the manifold metrics, as all below
+  (neighbors/search_space.py).
 - ``distinct_real_distance``: for real rows, distance to the nearest other real row that is not an exact copy.
-- ``knn_radius``: distance to the k-th nearest distinct row of the row's own set.
+- ``knn_radius``: distance to the k-th nearest distinct row of the row's own set; for synthetic rows only with the
+  family ``manifold``, or where both spaces are the same.
 - ``in_real_manifold``: whether the row lies within the k-NN radius of some (other) real row.
 - ``covered``: for real rows, whether the k-NN radius contains a synthetic row.
 - ``is_copy``: whether the row is an exact copy of a row of its own set that has a smaller id.
-- ``exact``: whether neighbours come from all pairs, not from an approximate search.
+- ``exact``: whether the nearest rows come from all pairs, not from an approximate search.
 - ``synthetic_in_radius``: for real rows, number of synthetic rows within the k-NN radius; only for generators that
   are larger than the smallest.
 - ``real_radii_containing``: for synthetic rows, number of distinct real rows whose k-NN radius contains the row;
@@ -131,13 +142,26 @@ GROUPS = pa.schema(
         ("has_synthetic", pa.bool_()),
         ("diameter", pa.float64()),
         ("is_chain", pa.bool_()),
+        ("near_real", pa.bool_()),
+        ("component_id", pa.int64()),
+        ("component_rows", pa.int64()),
+        ("cluster_id", pa.int64()),
+        ("cluster_rows", pa.int64()),
     ]
 )
-"""``groups/``: near-duplicate groups (connected components of two rows or more) of each view, one line per member.
+"""``groups/``: near-duplicates of each view: one line per row that has any.
 
-``near_duplicate_id`` is the smallest row number of the group and ``size`` its number of rows. ``diameter`` is the
-largest cosine distance between two members, exact up to 32 members; ``is_chain`` marks diameters of more than four
-times the radius.
+- ``near_duplicate_id``, ``size``, ``has_real``, ``has_synthetic``: the row's group: its smallest row number, its
+  number of rows, and the classes in it. A component (``component_id``) of real and synthetic rows is split into
+  one group of its real rows and those synthetic rows that are near a real one, and synthetic-only groups of the
+  rest, which may be single rows.
+- ``diameter``: largest distance between two members of the group, exact up to 32 members; ``is_chain`` marks
+  diameters of more than four times the radius.
+- ``near_real``: whether the row is a near-duplicate of another real row.
+- ``component_id``, ``component_rows``: smallest row number of the connected component, and its number of rows of
+  the row's own class.
+- ``cluster_id``, ``cluster_rows``: leader of the row's cluster, the rows of the component within the radius of the
+  leader, and their number of the row's own class. Clusters are the units of dependence of intervals.
 """
 
 FOLDS = pa.schema(
@@ -149,13 +173,15 @@ FOLDS = pa.schema(
         ("is_copy", pa.bool_()),
         ("key", pa.uint64()),
         ("group_key", pa.uint64()),
+        ("cluster_key", pa.uint64()),
         ("log_prior", pa.float64()),
     ]
 )
 """``classifier/``: the fold assignment of each row of each view.
 
-``fold`` has the row's fold in each repeat, and is empty where there are too few groups to cross-validate. ``key``
-and ``group_key`` are the hashes of the row's id and of its near-duplicate group (tables/id_hashes.py).
+``fold`` has the row's fold in each repeat, and is empty where there are too few rows to cross-validate. ``key``,
+``group_key`` and ``cluster_key`` are the hashes of the row's id, of its near-duplicate component, which decides
+the fold, and of its cluster, which decides the jackknife block (tables/id_hashes.py).
 ``log_prior`` is log(synthetic / real) over the rows that the row's heads are trained on.
 """
 

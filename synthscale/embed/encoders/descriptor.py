@@ -39,6 +39,7 @@ class DescriptorEncoder:
     """Encoder of fixed filters; implements `synthscale.embed.encoders.protocol.Encoder`."""
 
     name = "descriptor"
+    scaled = True
 
     def __init__(self, image_size: int = 64, device: str = "cpu") -> None:
         """Build the filters for square images.

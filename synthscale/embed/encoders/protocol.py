@@ -17,6 +17,7 @@ class Encoder(Protocol):
         dimensions: D, length of a vector.
         search: (start, stop) of the dimensions that cosine distances are computed from (never all zero).
         classify: (start, stop) of the dimensions that the real-vs-synthetic classifier sees.
+        scaled: whether the dimensions have different units (`VectorLayout.scaled`).
         fingerprint: text that differs for encoders that give different vectors for the same pixels.
     """
 
@@ -25,6 +26,7 @@ class Encoder(Protocol):
     dimensions: int
     search: tuple[int, int]
     classify: tuple[int, int]
+    scaled: bool
     fingerprint: str
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

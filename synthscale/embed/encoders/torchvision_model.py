@@ -26,6 +26,8 @@ _HEADS = ("fc", "classifier", "heads", "head")
 class TorchvisionEncoder:
     """Torchvision model without its last layer; all dimensions are used for search and for classification."""
 
+    scaled = False
+
     def __init__(self, model: nn.Module, name: str, image_size: int, weights_id: str, device: str) -> None:
         """Wrap a model that outputs features (B, D).
 
