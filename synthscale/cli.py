@@ -22,7 +22,14 @@ from synthscale.config import Config, parse_config
 from synthscale.config_files import apply_overrides, load_config
 from synthscale.errors import ConfigError, SynthscaleError
 from synthscale.storage import filesystems as fsys
-from synthscale.terminal import comparison_table, metrics_table, print_gates, print_warnings, stage_line
+from synthscale.terminal import (
+    comparison_table,
+    metrics_table,
+    print_gates,
+    print_notes,
+    print_warnings,
+    stage_line,
+)
 
 if TYPE_CHECKING:
     from synthscale.result import RunResult
@@ -102,6 +109,7 @@ def _run(config: Config, parsed: argparse.Namespace, console: Console) -> int:
     result = score(config, options)
     console.print()
     console.print(metrics_table(result.metrics))
+    print_notes(result.metrics, console)
     print_warnings(result.metrics, console)
     _print_paths(result, console)
     return print_gates(result.metrics, console)

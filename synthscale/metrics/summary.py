@@ -22,7 +22,7 @@ from synthscale.metrics.row_families import (
     stability_family,
 )
 from synthscale.metrics.view_sums import FOLD, ViewSums
-from synthscale.metrics.warnings import warnings
+from synthscale.metrics.warnings import blind_precision, warnings
 from synthscale.neighbors.view import K
 from synthscale.statistics.auc import RankSums
 from synthscale.statistics.estimates import Estimate, Metric, metric_block
@@ -143,7 +143,7 @@ def generator_metrics(sums: ViewSums, facts: ViewFacts) -> GeneratorMetrics:
     lines += _classifier_lines(classifier, confounders, overall)
     families, family_lines = _families(sums, facts, context)
     lines += family_lines
-    block = {
+    block: dict[str, Any] = {
         "counts": _counts(overall),
         "metrics": _as_json(lines[: len(CORE_METRICS)]),
         "by_label": by.pop("label"),
@@ -162,6 +162,10 @@ def generator_metrics(sums: ViewSums, facts: ViewFacts) -> GeneratorMetrics:
         "families": families,
         "warnings": [*filter(None, [confounder_warning(confounders)]), *warnings(sums, fit, neighbors)],
     }
+    note = blind_precision(block["metrics"], classifier["auc"])
+    if note is not None:
+        block["metrics"]["precision"]["note"] = note
+        block["warnings"].append(note)
     matched = _matched_metrics(sums, context, facts.matched_size)
     if matched:
         block["matched"] = {

@@ -20,7 +20,7 @@ import yaml
 
 import synthscale
 from synthscale.config import Config
-from synthscale.metrics.metrics_json import warnings_by_text
+from synthscale.metrics.metrics_json import notes, warnings_by_text
 from synthscale.report import maps, page, readings
 from synthscale.report.choice import (
     COLUMNS,
@@ -133,6 +133,7 @@ def build(context: StageContext, *, shows_images: bool = True) -> str:
         version=synthscale.__version__,
         counts=metrics["counts"],
         gates=metrics["gates"],
+        space_notes=notes(metrics["generators"]),
         has_control=CONTROL in metrics["generators"],
         unequal=_unequal_sizes(metrics),
         overview=page.overview({name: block["metrics"] for name, block in metrics["generators"].items()}),
