@@ -47,26 +47,34 @@ def sets(n: int) -> tuple[Vectors, Vectors]:
 
 
 def ours_manifold(real: Vectors, synthetic: Vectors) -> dict[str, float]:
-    from synthscale.in_memory.neighbors import search_two_sets
+    from synthscale.in_memory.neighbors import MemoryBackend, MemoryRows
+    from synthscale.neighbors.analysis import search_manifold
+    from synthscale.neighbors.copies import copies_from_pairs
+    from synthscale.neighbors.search_backend import RadiusKey
+    from synthscale.neighbors.search_space import MANIFOLD, SearchSpace
     from synthscale.neighbors.view import K
 
-    found = search_two_sets({"real": real, "synthetic": synthetic})
-    assert found.recalled is not None
-    covered = found.searches.real_synthetic.distance[:, 0] <= found.searches.real_real.radius(K)
+    vectors, n = np.concatenate([real, synthetic]), len(real)
+    rows = {"real": np.arange(n), "synthetic": np.arange(n, len(vectors))}
+    data = MemoryRows(vectors, rows, copies_from_pairs([]), np.arange(len(vectors), dtype=np.uint64))
+    mean = real.mean(axis=0, dtype=np.float64)
+    backend = MemoryBackend(data, SearchSpace(MANIFOLD, "euclidean", (0, vectors.shape[1]), mean))
+    search_manifold(backend, (), counts_manifold=True, known={})
+    inside, recalled, covered = (
+        backend.counts[RadiusKey(*key)].count for key in ((1, 0, False), (0, 1, False), (0, 1, True))
+    )
     return {
-        "precision": float((found.own_inside.count > 0).mean()),
-        "recall": float((found.recalled.count > 0).mean()),
-        "density": float(found.own_inside.count.mean()) / K,
-        "coverage": float(covered.mean()),
+        "precision": float((inside > 0).mean()),
+        "recall": float((recalled > 0).mean()),
+        "density": float(inside.mean()) / K,
+        "coverage": float((covered > 0).mean()),
     }
 
 
 def prdc_manifold(real: Vectors, synthetic: Vectors) -> dict[str, float]:
     from prdc import compute_prdc
 
-    # Cosine distance orders as the Euclidean distance of unit vectors does.
-    units = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (real, synthetic)]
-    return {name: float(value) for name, value in compute_prdc(*units, nearest_k=5).items()}
+    return {name: float(value) for name, value in compute_prdc(real, synthetic, nearest_k=5).items()}
 
 
 def ours_frechet(real: Vectors, synthetic: Vectors) -> dict[str, float]:
