@@ -184,14 +184,14 @@ def _median_distance(x: Vectors) -> float:
     chosen = np.arange(0, len(x), 1)
     _, found = index.search(x[chosen], 2)
     other = np.where(found[:, 0] == chosen, found[:, 1], found[:, 0])
-    return float(np.median(distances_within(x, norms(x), chosen, other)))
+    return float(np.median(distances_within(x, divisors(x), chosen, other)))
 
 
 def _compared(x: Vectors, edges: Edges, theirs: set[tuple[int, int]]) -> dict[str, int]:
     """Count edges on one side only, where the distance is not within 1e-6 of the radius."""
     ours = set(zip(edges.left.tolist(), edges.right.tolist(), strict=True))
     only = np.array(sorted(ours ^ theirs), np.int64).reshape(-1, 2)
-    distance = distances_within(x, norms(x), only[:, 0], only[:, 1])
+    distance = distances_within(x, divisors(x), only[:, 0], only[:, 1])
     return {"edges": len(ours), "edges_different": int((np.abs(distance - RADIUS) > _CLOSE).sum())}
 
 
@@ -327,7 +327,7 @@ def _checked(x: NDArray[np.float16], output: Path) -> dict[str, float]:
     edges = pq.read_table(output / "neighbors").to_pandas()
     own = edges[edges.left.isin(chosen) | edges.right.isin(chosen)]
     ours = set(zip(own.left.tolist(), own.right.tolist(), strict=True))
-    lengths, truth = norms(x), set()
+    lengths, truth = divisors(x), set()
     queries = (x[chosen] / lengths[chosen, None]).astype(np.float32)
     for start in range(0, len(x), 65_536):
         block = x[start : start + 65_536] / lengths[start : start + 65_536, None].astype(np.float32)
