@@ -91,12 +91,12 @@ def utility(
     real_fold: NDArray[np.integer],
     synthetic: NDArray[np.floating],
     synthetic_labels: Labels | None,
-    least_rows: int = LEAST_ROWS,
     real_group: Hashes | None = None,
 ) -> Utility | str:
     """Return the accuracies of label classifiers trained on either set, or the reason why there are none.
 
-    The result does not depend on the order of rows.
+    Labels with fewer than `LEAST_ROWS` rows in a set, or with real rows in one fold only, are left out. The result
+    does not depend on the order of rows.
 
     Args:
         real: (n, d) embeddings of any float type.
@@ -104,16 +104,15 @@ def utility(
         real_fold: (n,) fold of each row; near-duplicates share a fold, so no row is predicted from its copy.
         synthetic: (m, d) embeddings.
         synthetic_labels: (m,) labels, or None.
-        least_rows: rows that a label needs in each set to be used; its real rows must also lie in two folds.
         real_group: (n,) hash of each row's near-duplicate group, for the errors; None: every row is its own group.
     """
     texts = [_texts(labels) for labels in (real_labels, synthetic_labels)]
     for name, set_texts in zip(("real", "synthetic"), texts, strict=True):
         if not any(text is not None for text in set_texts):
             return f"no labels in the {name} set"
-    names = _shared_labels(texts[0], real_fold, texts[1], least_rows)
+    names = _shared_labels(texts[0], real_fold, texts[1])
     if len(names) < 2:
-        return f"fewer than two labels with {least_rows} rows in each set and real rows in two folds"
+        return f"fewer than two labels with {LEAST_ROWS} rows in each set and real rows in two folds"
     code, synthetic_code = (_codes(set_texts, names) for set_texts in texts)
     test_rows, synthetic_rows = np.flatnonzero(code >= 0), np.flatnonzero(synthetic_code >= 0)
     truth, fold = code[test_rows], real_fold[test_rows]
@@ -135,14 +134,12 @@ def _texts(labels: Labels | None) -> list[str | None]:
     return [None if value is None or value != value else str(value) for value in labels]
 
 
-def _shared_labels(
-    real: list[str | None], fold: NDArray[np.integer], synthetic: list[str | None], least_rows: int
-) -> list[str]:
+def _shared_labels(real: list[str | None], fold: NDArray[np.integer], synthetic: list[str | None]) -> list[str]:
     """Return the labels with enough rows in both sets and real rows in two folds, sorted."""
     counts = Counter(real), Counter(synthetic)
     folds = Counter(text for text, _ in set(zip(real, fold.tolist(), strict=True)))
     known = {text for text in real if text is not None}
-    return sorted(t for t in known if min(counts[0][t], counts[1][t]) >= least_rows and folds[t] > 1)
+    return sorted(t for t in known if min(counts[0][t], counts[1][t]) >= LEAST_ROWS and folds[t] > 1)
 
 
 def _codes(texts: list[str | None], names: list[str]) -> NDArray[np.int64]:
