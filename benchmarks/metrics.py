@@ -386,6 +386,8 @@ DESIGNS = {
     "16-d, 300 + 150, scaled by 0.85": lambda rng: (_normal(rng, 300, 16), _normal(rng, 150, 16, 0.0, 0.85)),
     "16-d, 150 + 600, scaled by 1.2": lambda rng: (_normal(rng, 150, 16), _normal(rng, 600, 16, 0.0, 1.2)),
     "8-d, 300 + 300, one of two modes": lambda rng: _modes(rng, 300, 300),
+    "16-d, 64 + 1,600, shifted by 1": lambda rng: (_normal(rng, 64, 16), _normal(rng, 1600, 16, 1.0)),
+    "16-d, 1,600 + 64, shifted by 1": lambda rng: (_normal(rng, 1600, 16), _normal(rng, 64, 16, 1.0)),
     "8-d, 200 + 200, equal": lambda rng: (_normal(rng, 200, 8), _normal(rng, 200, 8)),
 }
 """Real and synthetic vectors; then a fifth of the synthetic ones repeat others, and a tenth real ones."""

@@ -236,6 +236,7 @@ class FittedClassifier:
             generator: PlattScaling(
                 tensors[f"calibration/{generator}/slope"].numpy(),
                 tensors[f"calibration/{generator}/offset"].numpy(),
+                tensors[f"calibration/{generator}/shift"].numpy(),
                 tuple(tensors[f"calibration/{generator}/log_loss"].tolist()),
                 float(tensors[f"calibration/{generator}/error"]),
             )

@@ -232,6 +232,15 @@ def test_unequal_sizes_do_not_move_fidelity_from_one_half(settings: ClassifierCo
     assert result.representativeness() == pytest.approx(0.5, abs=0.05)
 
 
+@both_heads
+@pytest.mark.parametrize(("n", "m"), [(64, 1600), (1600, 64), (256, 1600)])
+def test_fidelity_equals_representativeness_whatever_the_sizes(settings: ClassifierConfig, n: int, m: int) -> None:
+    # A ridge penalty on the calibration's offset left a difference of up to 0.06 here.
+    for shift, variance in ((0.0, 0.64), (0.25, 1.0), (0.6, 1.0)):
+        result = classify(normal(4, n), normal(5, m, mean=shift, variance=variance), settings)
+        assert result.fidelity() == pytest.approx(result.representativeness(), abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("n", "m"), [(2000, 200), *(pytest.param(*own, marks=pytest.mark.slow) for own in ((2000, 2000), (200, 2000)))]
 )

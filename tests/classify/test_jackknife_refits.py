@@ -96,9 +96,9 @@ def fitted_without(
     for name, own in kept.items():
         fold = plan.fold[own, 0]
         if model.calibrations["fake"].is_used:
-            result[own] = scaling.slope[0, fold] * raw[name] + scaling.offset[0, fold]
+            result[own] = scaling.slope[0, fold] * raw[name] + scaling.offset[0]
         else:
-            result[own] = raw[name]
+            result[own] = raw[name] + scaling.shift[0]
     return result
 
 
@@ -237,6 +237,23 @@ def test_the_first_of_several_repeats_is_refitted() -> None:
     assert own.calibrations["fake"].is_used
     found, expected = without_blocks(sets, model), without_blocks(alone, own)
     np.testing.assert_allclose(expit(found), expit(expected), atol=5e-4)
+
+
+@pytest.mark.parametrize("is_scaled", [True, False])
+def test_each_refit_has_equal_fidelity_and_representativeness(is_scaled: bool) -> None:
+    worlds = (assign_sets(LINEAR, real=normal(i, 60), fake=normal(i + 100, 500, mean=0.2)) for i in range(30))
+    sets, model = next(
+        (s, m)
+        for s, m in ((s, fitted(s, LINEAR)[0]) for s in worlds)
+        if m.calibrations["fake"].is_used == is_scaled
+    )
+    plan = sets.plans["fake"]
+    found = model.predict_refits("fake", vectors_of(sets), plan.fold[:, 0], plan.block(None))
+    for logits in (found.without, found.reassigned):
+        assert logits is not None
+        quality = np.where(plan.is_real[:, None], expit(-logits), expit(logits))
+        classes = [np.nanmean(quality[plan.is_real == kind], axis=0) for kind in (True, False)]
+        np.testing.assert_allclose(classes[0], classes[1], atol=1e-3)
 
 
 def test_after_an_intercept_only_choice_the_largest_finite_strength_is_refitted() -> None:
