@@ -70,8 +70,8 @@ class FlatIndex:
             limit = _candidate_limit(lower, min(k + 1 + _MARGIN, len(self.rows)))
             query, position = np.divmod(np.flatnonzero(lower <= limit[:, None]), len(self.rows))
             self._keep_nearest(queries, query_rows, query + block.start, position, (distances, rows))
-            # All rows nearer than the limit are candidates. If it does not exceed the k-th distance, another row may
-            # be nearer.
+            # All rows nearer than the limit are candidates. If it does not exceed the k-th distance, another row
+            # may be nearer.
             if len(position) < lower.size:
                 for i in np.flatnonzero(limit <= distances[block, -1]):
                     one = block.start + i

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from synthscale.config import StorageConfig
@@ -126,7 +125,7 @@ def _in_order(store: S3Store, bucket: str, prefixes: list[str]) -> Iterator[list
                 if not queues:
                     return
                 while (page := queues[0].get()) is not None:
-                    if isinstance(page, Exception):
+                    if isinstance(page, BaseException):
                         raise page
                     yield page
                 queues.popleft()
@@ -150,7 +149,7 @@ def _list_into(pages: "queue.Queue[Any]", store: S3Store, bucket: str, prefix: s
             put(page)
             if stop.is_set():
                 return
-    except (BaseError, FileNotFoundError) as error:
+    except BaseException as error:  # noqa: BLE001 (`_in_order`, which waits for the queue, raises it)
         put(error)
         return
     put(None)
