@@ -14,8 +14,15 @@ from PIL import Image, ImageFilter
 
 def checked(text: str, value: float, target: float, better: str, peer: str, **detail: object) -> dict[str, object]:
     """Return one claim, with whether it holds: the JSON object that `claim` prints."""
-    ok = value <= target if better == "lower" else value >= target
-    line = {"claim": text, "value": round(value, 4), "target": target, "better": better, "ok": ok, "peer": peer}
+    ok = bool(value <= target if better == "lower" else value >= target)
+    line = {
+        "claim": text,
+        "value": round(float(value), 4),
+        "target": target,
+        "better": better,
+        "ok": ok,
+        "peer": peer,
+    }
     return {**line, "detail": detail}
 
 

@@ -151,7 +151,7 @@ class RunResult:
             generator: name of the generator; may be omitted if the run has only one.
 
         Returns:
-            Columns ``near_duplicate_id``, ``size``, ``has_real``, ``has_synthetic``, ``diameter`` (largest cosine
+            Columns ``near_duplicate_id``, ``size``, ``has_real``, ``has_synthetic``, ``diameter`` (largest
             distance between two members) and ``is_chain``. The members are the rows of ``scores()`` with the same
             ``near_duplicate_id``.
         """

@@ -305,7 +305,7 @@ def _provenance(context: StageContext, metrics: dict[str, Any], redaction: Redac
     ]
     versions = context.run.read_json("run.json").get("versions", {})
     return {
-        "made": f"{source}; near-duplicates: cosine distance below {distances}; "
+        "made": f"{source}; near-duplicates: distance below {distances}; "
         f"{config.classifier.folds}-fold {config.classifier.head} classifier, seed {config.classifier.seed}.",
         "stages": stages,
         "notes": [redaction.text(note) for note in context.run.completed("ingest").info["notes"]],
