@@ -30,16 +30,6 @@ _WORST: dict[str, tuple[str, Any, str, bool]] = {
     "coverage": ("real", ~ds.field("covered"), "label_quality_score", False),
 }
 """Rows that lower a core metric most: (class, row filter, column to sort by, whether ascending), by metric."""
-_GROUP_COLUMNS = [
-    "near_duplicate_id",
-    "component_id",
-    "size",
-    "has_real",
-    "has_synthetic",
-    "diameter",
-    "is_chain",
-]
-"""Columns of ``groups/`` that describe a group, not one of its rows."""
 
 
 class RunResult:
@@ -164,12 +154,12 @@ class RunResult:
             generator: name of the generator; may be omitted if the run has only one.
 
         Returns:
-            Columns ``near_duplicate_id``, ``component_id`` (connected component that the group is part of), ``size``,
+            Columns ``near_duplicate_id``, ``component_id`` (connected component that it is part of), ``size``,
             ``has_real``, ``has_synthetic``, ``diameter`` (largest distance between two members) and ``is_chain``.
             The members are the rows of ``scores()`` with the same ``near_duplicate_id``.
         """
         table = self.group_rows(self._generator_name(generator)).to_table()
-        frame: pd.DataFrame = table.to_pandas().drop_duplicates("near_duplicate_id")[_GROUP_COLUMNS]
+        frame: pd.DataFrame = table.to_pandas().drop_duplicates("near_duplicate_id")
         return frame.sort_values(["size", "near_duplicate_id"], ascending=[False, True], ignore_index=True)
 
     def group_rows(self, generator: str) -> ds.Scanner:
