@@ -31,6 +31,8 @@ from synthscale.statistics.prdc_variance import SAMPLE_ROWS
 from synthscale.storage import filesystems as fsys
 from synthscale.tables.schemas import REAL
 
+ALGORITHM_VERSION = 3
+"""Part of the fingerprint. Raise it when the same embeddings give other edges, groups or nearest rows."""
 _CHUNK_ROWS = (2048, 32768)
 """Smallest and largest number of rows of a chunk, the unit of a search task; about 8 chunks in between."""
 
@@ -41,7 +43,7 @@ def fingerprint(context: StageContext) -> dict[str, Any]:
         "input": context.run.completed("embed").digest,
         "settings": context.config.result_settings("neighbors"),
         "manifold_counts": "manifold" in context.config.metrics.families,
-        "versions": {"algorithm": 3},
+        "versions": {"algorithm": ALGORITHM_VERSION},
     }
 
 
