@@ -165,8 +165,8 @@ class _StageRunner:
         self._stage("neighbors", neighbors.fingerprint(context), lambda: neighbors.run(self._ray_context()))
         self._stage("classify", classify.fingerprint(context), lambda: classify.run(self._ray_context()))
         self._stage("reduce", reduce.fingerprint(context), lambda: reduce.run(self._ray_context()))
-        if reduce.decide_gates(context):
-            # The report shows the gates, so it has to be written again.
+        # The report shows the gates. It only shows results, so an old one is replaced and not a conflict.
+        if reduce.decide_gates(context) or report.is_outdated(context):
             self.run.remove_from("report")
         self._stage("report", report.fingerprint(context), lambda: report.run(context))
         self._write_finished_run_info()

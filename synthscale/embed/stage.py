@@ -16,7 +16,6 @@ import PIL
 import ray
 import ray.data
 
-import synthscale
 from synthscale.embed.encoder_reader import EncoderSpec
 from synthscale.embed.ray_cache_lookup import CacheLookup
 from synthscale.embed.ray_tasks import (
@@ -37,6 +36,9 @@ from synthscale.tables.faults import Reason
 from synthscale.tables.layout import Shard
 from synthscale.tables.schemas import REAL
 
+ALGORITHM_VERSION = 3
+"""Part of the fingerprint and of the cache's location. Raise it when the same file gives other pixels or file
+metadata; each encoder has its own version of what it makes of the pixels."""
 _MOST_GPU_ACTORS = 64
 """Most GPU actors requested from a cluster that has fewer GPUs and may add nodes."""
 _ONE_PROCESS_ROWS = 1500
@@ -53,18 +55,19 @@ def fingerprint(context: StageContext, encoder: EncoderSpec) -> dict[str, Any]:
 
 
 def _encoder_fingerprint(context: StageContext, encoder: EncoderSpec) -> dict[str, Any]:
-    """Return everything an embedding depends on except the image: settings, encoder and library versions."""
-    import torch
+    """Return everything an embedding depends on except the image: settings, encoder and versions.
 
+    Of the libraries only Pillow counts, by its major and minor version: it decodes and resizes, and its minor
+    releases bring other codecs, which may change pixels by a grey level. A classifier could tell sets apart by
+    that. Versions of torch change vectors by rounding alone, as devices do, which do not count either.
+    """
+    versions: dict[str, Any] = {"algorithm": ALGORITHM_VERSION}
+    if context.vectors is None:
+        versions["pillow"] = ".".join(PIL.__version__.split(".")[:2])
     return {
         "settings": context.config.result_settings("encoder"),
         "encoder": encoder.fingerprint,
-        "versions": {
-            "synthscale": synthscale.__version__,
-            "facts": 2,
-            "torch": ".".join(torch.__version__.split(".")[:2]),
-            "pillow": ".".join(PIL.__version__.split(".")[:2]),
-        },
+        "versions": versions,
     }
 
 

@@ -21,6 +21,8 @@ from synthscale.tables.id_hashes import hash_ids
 from synthscale.tables.layout import Shard
 from synthscale.tables.schemas import CONTROL, MANIFEST_COLUMNS, REAL, SYNTHETIC
 
+ALGORITHM_VERSION = 1
+"""Part of the fingerprint. Raise it when the same input gives other rows, ids, labels or another order."""
 _S3_THREADS = 16
 """Threads that read or write shards on S3."""
 _BLOCK_BYTES = 2**28
@@ -29,7 +31,11 @@ _BLOCK_BYTES = 2**28
 
 def fingerprint(context: StageContext, dataset: Dataset) -> dict[str, Any]:
     """Return the values that the manifest depends on: the input's settings and the digest of its contents."""
-    return {"settings": context.config.result_settings("input"), "found": dataset.digest}
+    return {
+        "settings": context.config.result_settings("input"),
+        "found": dataset.digest,
+        "versions": {"algorithm": ALGORITHM_VERSION},
+    }
 
 
 def run(context: StageContext, dataset: Dataset) -> StageOutcome:

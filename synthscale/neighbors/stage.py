@@ -33,6 +33,8 @@ from synthscale.statistics.prdc_variance import SAMPLE_ROWS
 from synthscale.storage import filesystems as fsys
 from synthscale.tables.schemas import REAL
 
+ALGORITHM_VERSION = 4
+"""Part of the fingerprint. Raise it when the same embeddings give other edges, groups or nearest rows."""
 _SPACE_FILE = "space.json"
 """File in ``index/``: how stored vectors are mapped to those of the indexes."""
 _CHUNK_ROWS = (2048, 32768)
@@ -45,7 +47,7 @@ def fingerprint(context: StageContext) -> dict[str, Any]:
         "input": context.run.completed("embed").digest,
         "settings": context.config.result_settings("neighbors"),
         "manifold_counts": "manifold" in context.config.metrics.families,
-        "versions": {"algorithm": 4},
+        "versions": {"algorithm": ALGORITHM_VERSION},
     }
 
 

@@ -40,6 +40,8 @@ from synthscale.storage.run_datasets import group_rows, scores_dataset
 from synthscale.storage.run_directory import STAGES
 from synthscale.tables.schemas import CONTROL, REAL, SYNTHETIC
 
+ALGORITHM_VERSION = 1
+"""Part of the fingerprint. Raise it when the same results give another page: a rerun replaces older ones."""
 _TILES = 216
 """Tiles in the galleries of all generators together; each generator has four galleries."""
 _MIN_GALLERY_TILES, _MAX_GALLERY_TILES = 9, 27
@@ -64,7 +66,16 @@ _UNEQUAL_SIZE_RATIO = 1.5
 
 def fingerprint(context: StageContext) -> dict[str, Any]:
     """Return the inputs and versions that determine the report."""
-    return {"input": context.run.completed("reduce").digest, "version": synthscale.__version__}
+    return {
+        "input": context.run.completed("reduce").digest,
+        "versions": {"algorithm": ALGORITHM_VERSION},
+    }
+
+
+def is_outdated(context: StageContext) -> bool:
+    """Return True if a report was written from other results or by another version of this stage."""
+    marker = context.run.marker("report")
+    return marker is not None and marker.fingerprint != fingerprint(context)
 
 
 def run(context: StageContext, *, shows_images: bool = True) -> StageOutcome:

@@ -1,8 +1,8 @@
 """The run directory: locations of tables, atomic writes, and the marker and fingerprint of each stage.
 
 A stage's marker, ``_stages/STAGE.json``, is written when the stage starts (``complete: false``), and again as the
-last step, after its counts are verified. Its fingerprint contains the stage's settings, the versions that affect
-results, and the digest of the previous stage's marker, so a change in one stage changes the fingerprints of all
+last step, after its counts are verified. Its fingerprint contains the stage's settings, the version of its
+algorithm, and the digest of the previous stage's marker, so a change in one stage changes the fingerprints of all
 later stages.
 """
 
