@@ -17,7 +17,7 @@ from synthscale.errors import StageError
 from synthscale.runtime.stage_context import StageContext, StageOutcome
 from synthscale.tables.schemas import REAL
 
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 """Part of the fingerprint. Raise it when the same embeddings and groups give other folds or logits."""
 
 
