@@ -10,7 +10,8 @@ written now appears there. No clock of a driver's host takes part, so clocks tha
 lease nor keep a dead one.
 
 A driver that was paused for longer and then goes on has lost its lease: `Lease.renew`, which comes before each
-stage's marker, raises. Shards that it writes until then are the same shards that the new holder writes.
+stage's marker, raises. Its tasks may write shards until then: the same as the new holder's, unless that one has
+other settings.
 """
 
 import logging
