@@ -134,9 +134,11 @@ def _validate(parsed: argparse.Namespace, console: Console) -> int:
 
 
 def _status(parsed: argparse.Namespace, console: Console) -> int:
-    from synthscale.plan import status
+    from synthscale.plan import driver_line, status
 
-    for line in status(parsed.run, config_from(parsed)):
+    config = config_from(parsed)
+    console.print(driver_line(parsed.run, config), markup=False)
+    for line in status(parsed.run, config):
         console.print(f"{line.stage:10} {line.state:8} {line.detail}", markup=False)
     return 0
 

@@ -203,6 +203,9 @@ class _Server:
             there = self.buckets.setdefault(bucket, {})
             if request.headers.get("If-None-Match") == "*" and key in there:
                 return _error(412, "PreconditionFailed")
+            wanted, data = request.headers.get("If-Match"), self._data(bucket, key)
+            if wanted is not None and (data is None or wanted.strip('"') != _etag(data)):
+                return _error(412, "PreconditionFailed")
             self.sorted.pop(bucket, None)
             there[key] = _unchunked(request, await request.read())
             return web.Response(headers={"ETag": f'"{_etag(there[key])}"'})

@@ -273,7 +273,8 @@ def test_status_prints_a_line_per_stage(capsys, tmp_path):
     run.write_json("run.json", {"schema_version": SCHEMA_VERSION, "run_id": "abc"})
     run.write_marker(Marker("ingest", True, {}, {"rows": 1234}, {"shard_stops": [1234]}))
     assert main(["status", f"{tmp_path}/run"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    driver, *lines = capsys.readouterr().out.splitlines()
+    assert driver.startswith("not running, not finished; run the same score command again")
     assert [line.split()[0] for line in lines] == list(STAGES)
     assert "done" in lines[0]
     assert "1,234 rows" in lines[0]

@@ -16,7 +16,7 @@ import numpy as np
 from synthscale.neighbors.analysis import analyse_views
 from synthscale.neighbors.cell_index import index_sample_size
 from synthscale.neighbors.cells import sample_size
-from synthscale.neighbors.embedding_reader import FOLDER, EmbeddingReader, group_shards
+from synthscale.neighbors.embedding_reader import EmbeddingReader, group_shards
 from synthscale.neighbors.knn_search import FLAT_ROWS, SAMPLED_QUERIES
 from synthscale.neighbors.ray_backend import RayBackend
 from synthscale.neighbors.ray_copy_scan import moments_of_real, scan_copies
@@ -29,7 +29,6 @@ from synthscale.neighbors.view import NeighborView
 from synthscale.runtime.stage_context import StageContext, StageOutcome
 from synthscale.runtime.task_pool import TaskPool
 from synthscale.statistics.prdc_variance import SAMPLE_ROWS
-from synthscale.storage import filesystems as fsys
 from synthscale.tables.schemas import REAL
 
 ALGORITHM_VERSION = 4
@@ -90,7 +89,7 @@ def run(context: StageContext) -> StageOutcome:
     write_tables(saved, scanned.copies, found.searches, found.edges, found.views, pool)
     context.run.write_json(f"index/{_SPACE_FILE}", spaces[0].recipe())
     clock.stop("write")
-    # Awaited before the intermediate results are removed: they save the searches if it fails.
+    # If it fails, the next run has the searches' files: they are removed after the stage's marker is written.
     tested = self_test()
     info = {
         "views": {view.generator: _summary(view, spaces, tested) for view in found.views.values()},
@@ -98,7 +97,6 @@ def run(context: StageContext) -> StageOutcome:
         "index_parts": saved.near.parts,
         "seconds": clock.seconds,
     }
-    fsys.remove(context.run.path(FOLDER), context.run.storage)
     return StageOutcome({"rows": sum(rows.values()), "edges": len(found.edges)}, info)
 
 
