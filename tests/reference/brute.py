@@ -144,8 +144,8 @@ def precision_and_coverage(
 ) -> tuple[float, float]:
     """Share of synthetic rows inside a real row's k-NN radius; share of real rows whose radius holds one.
 
-    Distances are Euclidean. Radii are those of the distinct real rows, so that repeated real rows do not shrink them
-    to nothing.
+    Distances are Euclidean. Radii are those of the distinct real rows, so that repeated rows do not shrink them to
+    nothing.
     """
     different = distinct(real)
     assert len(different) > k, "a k-th neighbour needs more than k distinct rows"
