@@ -42,7 +42,7 @@ _ONE_PROCESS_ROWS = 1500
 """Up to this many images, one process encodes on CPUs: it is done before a second one has loaded torch."""
 _LONG_ROWS = 1000
 """From this many images on, a progress bar is shown."""
-RETRIED = {Reason.NOT_FOUND, Reason.ACCESS_DENIED, Reason.THROTTLED, Reason.READ_ERROR}
+RETRIED = {Reason.NOT_FOUND, Reason.ACCESS_DENIED, Reason.READ_ERROR}
 """Failures that may be temporary: a rerun embeds the shards that have any of them again."""
 
 

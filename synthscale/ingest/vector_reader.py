@@ -83,10 +83,10 @@ def _rows_of_file(
 ) -> list[pa.Table]:
     """Return the rows of a half-open range of a file, decoding only the row groups that contain them."""
     pieces, offset = [], 0
-    with fsys.storage_errors(uri, "read"), fsys.filesystem(uri, storage).open(uri, "rb") as opened:
+    with fsys.storage_errors(uri, "read"), fsys.open_file(uri, storage) as opened:
         try:
             file = pq.ParquetFile(opened)
-            version = str(fsys.filesystem(uri, storage).ukey(uri))
+            version = fsys.version(uri, storage)
             if file.metadata.num_rows != rows:
                 raise InputError(
                     f"{uri}: has {file.metadata.num_rows:,} rows, but had {rows:,} when the run began"

@@ -14,7 +14,7 @@ import ray
 
 from synthscale.config import Config
 from synthscale.embed.encoder_reader import load_encoder
-from synthscale.embed.image_reader import FILE_COLUMNS, fetch_all, files_of
+from synthscale.embed.image_reader import FILE_COLUMNS, fetch_all, files_of, input_folders
 from synthscale.neighbors import self_test as selftest
 from synthscale.neighbors.embedding_reader import EmbeddingReader
 from synthscale.neighbors.self_test import SelfTest
@@ -88,7 +88,7 @@ def _self_test(config: Config, reader: EmbeddingReader, count: int, *parts: pa.T
     vectors = vector_matrix(table, (0, reader.layout.dimensions))
     originals = vectors[np.searchsorted(table.column("row").to_numpy(), rows)]
     return selftest.run_self_test(
-        fetch_all(files_of(images), config),
+        fetch_all(files_of(images), config, input_folders(config)),
         originals.astype(np.float32),
         load_encoder(config, "cuda" if ray.get_gpu_ids() else "cpu"),
         config.encoder.batch_size,

@@ -126,6 +126,11 @@ class RunDirectory:
         """Return the location of a file or folder in the run directory."""
         return fsys.join(self.uri, *parts)
 
+    @property
+    def _root(self) -> str | None:
+        """The run's own local folder, which is there while its mount is; None on S3."""
+        return None if fsys.is_s3(self.uri) else self.uri
+
     def shards(self) -> list[Shard]:
         """Return the shards of every table, as ingest recorded them."""
         return shards_of(self.completed("ingest").info["shard_stops"])
@@ -143,11 +148,11 @@ class RunDirectory:
 
     def write_shard(self, table: str, shard: Shard, rows: pa.Table, schema: pa.Schema) -> None:
         """Write one shard of a table, cast to ``schema``; raise SchemaError if it does not conform."""
-        fsys.write_table(self.path(table, shard.name), conform(rows, schema, table), self.storage)
+        fsys.write_table(self.path(table, shard.name), conform(rows, schema, table), self.storage, self._root)
 
     def read_shard(self, table: str, shard: Shard, columns: list[str] | None = None) -> pa.Table:
         """Read one shard of a table, or some of its columns."""
-        return fsys.read_table(self.path(table, shard.name), self.storage, columns)
+        return fsys.read_table(self.path(table, shard.name), self.storage, columns, self._root)
 
     def written_shards(self, table: str) -> set[str]:
         """Return the file names in a table's folder, whose shards are `Shard.name`; empty before the first one."""
@@ -225,8 +230,7 @@ class RunDirectory:
 
 
 def _is_empty(uri: str, storage: StorageConfig) -> bool:
-    with fsys.storage_errors(uri, "list"):
-        return not fsys.filesystem(uri, storage).ls(uri, detail=False)
+    return not fsys.attempt(uri, "list", storage, lambda: fsys.filesystem(uri, storage).ls(uri, detail=False))
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
