@@ -202,20 +202,17 @@ def version(uri: str, storage: StorageConfig) -> str:
     return attempt(uri, "look up", storage, lambda: str(filesystem(uri, storage).ukey(uri)))
 
 
-def write_bytes(uri: str, data: bytes, storage: StorageConfig, root: str | None = None) -> None:
-    """Write a file atomically; missing local folders are created, those above ``root`` excepted."""
+def write_bytes(uri: str, data: bytes, storage: StorageConfig) -> None:
+    """Write a file atomically; missing local folders are created."""
 
     def action() -> None:
         if is_s3(uri):
             filesystem(uri, storage).pipe_file(uri, data)
             return
-        if root is not None and local_mode(root) is None:
-            # Not to be created: what is written below the mount point of a lost mount is lost with its return.
-            raise FileNotFoundError(root)
         with _atomic_path(uri) as temporary, open(temporary, "wb") as file:
             file.write(data)
 
-    attempt(uri, "write", storage, action, root)
+    attempt(uri, "write", storage, action)
 
 
 @contextmanager
@@ -335,8 +332,8 @@ class _RetryingHandler(FSSpecHandler):  # type: ignore[misc]
         return PythonFile(open_file(f"s3://{path}", self._storage), mode="r")
 
 
-def write_table(uri: str, table: pa.Table, storage: StorageConfig, root: str | None = None) -> None:
-    """Write a table as one Parquet file, atomically; ``root`` as in `write_bytes`."""
+def write_table(uri: str, table: pa.Table, storage: StorageConfig) -> None:
+    """Write a table as one Parquet file, atomically."""
     sink = pa.BufferOutputStream()
     # Vectors have no repeated values for a dictionary. With BYTE_STREAM_SPLIT they are smaller and decode twice as
     # fast.
@@ -348,7 +345,7 @@ def write_table(uri: str, table: pa.Table, storage: StorageConfig, root: str | N
         use_dictionary=[name for name in table.column_names if name not in vectors],
         column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in vectors} or None,
     )
-    write_bytes(uri, sink.getvalue().to_pybytes(), storage, root)
+    write_bytes(uri, sink.getvalue().to_pybytes(), storage)
 
 
 def _is_vector(kind: pa.DataType) -> bool:

@@ -114,8 +114,9 @@ def _is_transient_obstore(error: BaseError) -> bool:
 
 
 def message_of(error: BaseException) -> str:
-    """Return an error's message on one line, without the debug representation that obstore appends."""
-    return " ".join(str(error).partition("Debug source")[0].split())
+    """Return an error's message on one line, without error numbers and obstore's debug representation."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(str(text).partition("Debug source")[0].split()) or type(error).__name__
 
 
 def status_and_code(error: BaseException) -> tuple[int, str]:
@@ -160,7 +161,7 @@ def full_error(error: BaseException, uri: str) -> StorageFull:
 
 def unavailable(error: BaseException, uri: str, doing: str, tried_s: float = 0.0) -> StorageUnavailable:
     """Return the StorageUnavailable for a transient error, after attempts for ``tried_s`` seconds."""
-    reason = message_of(error) or type(error).__name__
+    reason = message_of(error)
     tried = f", tried for {tried_s:.0f} s (storage.retry_s)" if tried_s else ""
     return StorageUnavailable(
         f"{uri}: cannot {doing}: {reason}{tried}; this may pass: check the server, network or mount, and run the "

@@ -126,11 +126,6 @@ class RunDirectory:
         """Return the location of a file or folder in the run directory."""
         return fsys.join(self.uri, *parts)
 
-    @property
-    def _root(self) -> str | None:
-        """The run's own local folder, which is there while its mount is; None on S3."""
-        return None if fsys.is_s3(self.uri) else self.uri
-
     def shards(self) -> list[Shard]:
         """Return the shards of every table, as ingest recorded them."""
         return shards_of(self.completed("ingest").info["shard_stops"])
@@ -148,11 +143,12 @@ class RunDirectory:
 
     def write_shard(self, table: str, shard: Shard, rows: pa.Table, schema: pa.Schema) -> None:
         """Write one shard of a table, cast to ``schema``; raise SchemaError if it does not conform."""
-        fsys.write_table(self.path(table, shard.name), conform(rows, schema, table), self.storage, self._root)
+        fsys.write_table(self.path(table, shard.name), conform(rows, schema, table), self.storage)
 
     def read_shard(self, table: str, shard: Shard, columns: list[str] | None = None) -> pa.Table:
         """Read one shard of a table, or some of its columns."""
-        return fsys.read_table(self.path(table, shard.name), self.storage, columns, self._root)
+        root = None if fsys.is_s3(self.uri) else self.uri
+        return fsys.read_table(self.path(table, shard.name), self.storage, columns, root)
 
     def written_shards(self, table: str) -> set[str]:
         """Return the file names in a table's folder, whose shards are `Shard.name`; empty before the first one."""
