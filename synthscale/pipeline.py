@@ -58,6 +58,7 @@ class Options:
     Attributes:
         ray_address: ``local`` starts a private Ray; ``auto`` or an address joins a cluster.
         redo_from: name of a stage; it and all later ones are repeated.
+        retry_failed: try the rows in ``failures/`` again; recompute what depends on those that can be read now.
         verbose: show Ray's own logs and progress.
         show_progress: show Ray Data's progress bar during long stages.
         on_stage: called with the outcome of each stage when it ends.
@@ -66,6 +67,7 @@ class Options:
 
     ray_address: str = LOCAL
     redo_from: str | None = None
+    retry_failed: bool = False
     verbose: bool = False
     show_progress: bool = False
     on_stage: Callable[[StageReport], None] = lambda report: None
@@ -81,6 +83,7 @@ def score(config: Config, options: Options | None = None) -> RunResult:
 
     Raises:
         ConfigError, InputError, StorageError: the configuration or the input cannot be used.
+        StorageUnavailable, StorageFull: storage cannot be read or written at the moment; the same call continues.
         TooManyFailures: more rows are unusable than ``max_failure_fraction`` allows.
         ResumeConflict: the output directory contains another run, or this run with other settings.
         StageError: a stage could not finish; the same call continues the run.
@@ -140,16 +143,16 @@ class _StageRunner:
         self.config, self.run, self.options, self.session = config, run, options, session
 
     def run_all(self) -> None:
-        dataset = discover(self.config)
+        dataset = discover(self.config, is_resumed=self.run.is_started())
         check_rows(dataset.rows)
         if self.config.control:
             dataset = replace(dataset, rows=hold_out(dataset.rows))
         check_metrics(self.config, dataset.rows)
         self._write_run_info()
-        context = StageContext(self.config, self.run)
+        context = StageContext(self.config, self.run, on_progress=self.options.on_progress)
         skipped = self._stage("ingest", ingest.fingerprint(context, dataset), lambda: ingest.run(context, dataset))
         if skipped and dataset.is_table:
-            ingest.check_unchanged(context, dataset)
+            ingest.check_unchanged(context, dataset, except_failed=self.options.retry_failed)
         if not self._is_reduced():
             self.session.start()
         # Ray takes seconds to start in the background; these imports load torch meanwhile.
@@ -161,7 +164,9 @@ class _StageRunner:
         from synthscale.report import stage as report
 
         encoder = encoder_spec(self.config, context.vectors)
-        self._stage("embed", embed.fingerprint(context, encoder), lambda: embed.run(self._ray_context(), encoder))
+        embedding = embed.fingerprint(context, encoder)
+        retries = self.options.retry_failed and embed.reopen(context, embedding)
+        self._stage("embed", embedding, lambda: embed.run(self._ray_context(), encoder, retry_failed=retries))
         self._stage("neighbors", neighbors.fingerprint(context), lambda: neighbors.run(self._ray_context()))
         self._stage("classify", classify.fingerprint(context), lambda: classify.run(self._ray_context()))
         self._stage("reduce", reduce.fingerprint(context), lambda: reduce.run(self._ray_context()))

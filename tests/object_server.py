@@ -2,8 +2,8 @@
 
 Signatures are not checked. ``python -m tests.object_server`` prints its port and serves until its standard input
 is closed; tests use `ObjectServer`. Fault patterns are regular expressions, searched in ``bucket/key`` for GETs of
-objects, in ``bucket?`` for listings and in ``bucket!`` for HEADs of buckets. The first fault that matches and is not
-used up for this key applies.
+objects, in ``bucket?`` for listings and in ``bucket!`` for HEADs of buckets. The first fault that matches and is
+neither used up for this key nor over applies.
 """
 
 import asyncio

@@ -3,7 +3,6 @@
 Reads image files from local disks and S3; writes nothing. Independent of Ray.
 """
 
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,8 +14,7 @@ from numpy.typing import NDArray
 
 from synthscale.config import Config
 from synthscale.embed.images import decode, image_statistics
-from synthscale.storage import filesystems as fsys
-from synthscale.storage.fetch import fetch
+from synthscale.storage.fetch import fetch, input_folders
 from synthscale.tables.faults import RowFault
 from synthscale.tables.layout import StoredFile
 
@@ -61,16 +59,6 @@ def decode_all(
     return pixels, records
 
 
-def input_folders(config: Config) -> list[str]:
-    """Return the local folders that a run's input is known to be in: those of its sets, or that of its table."""
-    uris = [config.real, *config.synthetic.values(), config.manifest]
-    paths = [fsys.absolute(uri) for uri in uris if uri is not None and not fsys.is_s3(uri)]
-    # A set or table may be one file, such as an archive.
-    return [
-        os.path.dirname(path) if os.path.splitext(path)[1] and not os.path.isdir(path) else path for path in paths
-    ]
-
-
 def fetch_all(
     files: Sequence[StoredFile], config: Config, roots: Sequence[str] = ()
 ) -> Iterator[bytes | RowFault]:
@@ -83,7 +71,7 @@ def fetch_all(
     Args:
         files: locations of the images.
         config: configuration of the run, for its storage settings.
-        roots: folders whose disappearance is waited for, as in `fetch.fetch`; see `input_folders`.
+        roots: folders whose disappearance is waited for, as in `fetch.fetch`.
 
     Yields:
         The bytes of each image, or the RowFault that its fetch raised.

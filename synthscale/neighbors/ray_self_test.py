@@ -14,11 +14,12 @@ import ray
 
 from synthscale.config import Config
 from synthscale.embed.encoder_reader import load_encoder
-from synthscale.embed.image_reader import FILE_COLUMNS, fetch_all, files_of, input_folders
+from synthscale.embed.image_reader import FILE_COLUMNS, fetch_all, files_of
 from synthscale.neighbors import self_test as selftest
 from synthscale.neighbors.embedding_reader import EmbeddingReader
 from synthscale.neighbors.self_test import SelfTest
 from synthscale.runtime.stage_context import StageContext
+from synthscale.storage.fetch import input_folders
 from synthscale.tables.columns import vector_matrix
 from synthscale.tables.layout import Shard, shards_of
 

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from synthscale.config import StorageConfig
+from synthscale.config import Config, StorageConfig
 from synthscale.storage import filesystems as fsys
 from synthscale.storage import objects
 from synthscale.storage.retries import message_of, retrying, storage_error_types
@@ -47,6 +47,15 @@ def parquet_uri(path: str, group: int, row: int, column: str) -> str:
 def containing_file(uri: str) -> str:
     """Return the URI of the file that contains the bytes: ``uri`` itself, or the archive of a member."""
     return uri.rpartition("::")[2] if uri.partition("://")[0] in _MEMBER_READERS else uri
+
+
+def input_folders(config: Config) -> list[str]:
+    """Return the local folders that a run's input is known to be in: those of its sets, or that of its table."""
+    uris = [config.real, *config.synthetic.values(), config.manifest]
+    paths = [fsys.absolute(uri) for uri in uris if uri is not None and not fsys.is_s3(uri)]
+    # A set or table may be one file, such as an archive.
+    is_file = [os.path.splitext(path)[1] != "" and not os.path.isdir(path) for path in paths]
+    return [os.path.dirname(path) if file else path for path, file in zip(paths, is_file, strict=True)]
 
 
 def fetch(stored: StoredFile, storage: StorageConfig, roots: Sequence[str] = ()) -> bytes:

@@ -90,9 +90,10 @@ def is_transient(error: BaseException | None) -> bool:
         return False
     if isinstance(error, (TimeoutError, ConnectionError, socket.gaierror, *_s3fs_error_types())):
         return True
-    if isinstance(error, OSError):
-        return error.errno in _ERRNOS
-    return isinstance(error, _TRANSIENT_BOTOCORE_ERRORS)
+    # Some of botocore's time-outs are OSErrors without a number.
+    if isinstance(error, _TRANSIENT_BOTOCORE_ERRORS):
+        return True
+    return isinstance(error, OSError) and error.errno in _ERRNOS
 
 
 def _is_transient_status(status: int) -> bool:
@@ -222,17 +223,18 @@ def lost_mount(path: str, roots: Sequence[str] = (), *, was_listed: bool = False
     """
     folder = next((root for root in roots if path.startswith(f"{root}/")), None)
     if folder is not None:
-        return folder if _is_empty_or_missing(folder) else None
+        return folder if is_empty_or_missing(folder) else None
     if not was_listed:
         return None
     parent = os.path.dirname(path)
     for folder in _ancestors(parent):
         if os.path.isdir(folder):
-            return folder if folder != parent and _is_empty_or_missing(folder) else None
+            return folder if folder != parent and is_empty_or_missing(folder) else None
     return None
 
 
-def _is_empty_or_missing(folder: str) -> bool:
+def is_empty_or_missing(folder: str) -> bool:
+    """Return True if a local folder does not exist, has no entries or is on a stale mount."""
     try:
         with os.scandir(folder) as entries:
             return next(iter(entries), None) is None

@@ -1,4 +1,4 @@
-"""S3 GETs: which errors are repeated and end the run if they last, which become faults; truncated or changed content is never returned."""
+"""S3 GETs: errors that are repeated and then end the run, and those that become faults of their rows."""
 
 from datetime import timedelta
 
