@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -273,8 +274,9 @@ def _embed_images(
     if context.is_local and device == "cpu" and rows <= _ONE_PROCESS_ROWS:
         # The driver has already loaded torch, which takes a new process seconds.
         encode = ShardEncoder(job, encoder.layout, device)
-        batches = decoded.iter_batches(**_ONE_SHARD)
-        return _collect(row for batch in batches for row in encode(batch).to_pylist())
+        # If encode raises, the iterator must be closed while Ray runs: later it would start another one.
+        with closing(iter(decoded.iter_batches(**_ONE_SHARD))) as batches:
+            return _collect(row for batch in batches for row in encode(batch).to_pylist())
     written = decoded.map_batches(
         EmbedActor,
         fn_constructor_args=(job, encoder.layout, device),
