@@ -211,8 +211,8 @@ class IndexHolder:
             return CellIndex.read(path, self._candidate_filter, metric)
         with tempfile.TemporaryDirectory() as folder:
             local = os.path.join(folder, "index")
-            with fsys.storage_errors(path, "read"):
-                fsys.filesystem(path, self._reader.run.storage).get_file(path, local)
+            storage = self._reader.run.storage
+            fsys.attempt(path, "read", storage, lambda: fsys.filesystem(path, storage).get_file(path, local))
             return CellIndex.read(local, self._candidate_filter, metric)
 
     def _radii_of(self, rows: Rows, code: int, parts: int) -> Floats:
