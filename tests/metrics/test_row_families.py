@@ -85,9 +85,9 @@ def test_density_and_recall_equal_brute_force(real, synthetic):
 def test_precision_recall_density_and_coverage_equal_prdc(shift):
     prdc = pytest.importorskip("prdc")
     real, synthetic = drawn(20, 150, shift=1), drawn(21, 110, shift=1 + shift)
-    # Without ties `<` and `<=` agree, and Euclidean distance orders unit vectors as cosine distance does.
-    unit = [(x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float64) for x in (real, synthetic)]
-    expected = prdc.compute_prdc(*unit, nearest_k=K)
+    # Without ties `<` and `<=` agree.
+    scaled = [brute.standardized(x, real) for x in (real, synthetic)]
+    expected = prdc.compute_prdc(*scaled, nearest_k=K)
     config = parse_config({"metrics": {"families": ["manifold"]}})
     kinds = ["real"] * 150 + ["synthetic"] * 110
     block = score_features(np.vstack([real, synthetic]), kinds, config=config).metrics["synthetic"]
@@ -241,7 +241,7 @@ DISTANCES = st.lists(st.floats(0, 2, width=32), min_size=1, max_size=60)
 def test_quantiles_are_those_of_the_values(real, synthetic):
     ranks = ranked(real, synthetic)
     sums = CoreSums()
-    sums.by_block("synthetic")[0] = sums.by_block("grouped_synthetic")[0] = len(synthetic)
+    sums.by_block("synthetic")[0] = sums.by_block("clusters_synthetic")[0] = len(synthetic)
     found = copying_family(sums, ranks)
     medians = [np.quantile(values, 0.5, method="inverted_cdf") for values in (real, synthetic)]
     if medians[0] > 1e-30:
@@ -453,8 +453,8 @@ FINE = (
     "recalled",
     "authentic",
     "identical",
-    "grouped_real",
-    "grouped_synthetic",
+    "clusters_real",
+    "clusters_synthetic",
 )
 
 
