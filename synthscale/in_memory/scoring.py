@@ -72,8 +72,8 @@ def score_features(
 
     Args:
         features: (n, D) finite numbers. Distances are Euclidean, with each column scaled by the distinct real
-            rows; with ``neighbors.metric: cosine``, for embeddings, near-duplicates are compared by direction, and no
-            row may be all zeros.
+            rows; with ``neighbors.metric: cosine``, for embeddings, near-duplicates are compared by direction, and
+            no row may be all zeros.
         real_or_synthetic: n strings, ``real`` or ``synthetic``.
         generator: generator of each synthetic row; by default all are of one called ``synthetic``.
         labels: label of each row, for the metrics by label; None where a row has none.
@@ -88,8 +88,8 @@ def score_features(
     d = vectors.shape[1]
     # Features are columns: they may have different units, and their directions need not mean anything.
     layout = VectorLayout(d, (0, d), (0, d), scaled=True, columns=True)
-    has_directions = config.neighbors.mode == "datalab" or layout.metric(config.neighbors.metric) == "cosine"
-    _check_vectors(vectors, has_directions=has_directions)
+    directed = layout.directed(config.neighbors.metric_in_force)
+    _check_vectors(vectors, has_directions=directed is not None)
     n = len(vectors)
     sets = {name: np.flatnonzero(names == name) for name in dict.fromkeys([REAL, *names])}
     copies = copies_from_pairs(equal_pairs(vector_keys(vectors[rows], name), rows) for name, rows in sets.items())
