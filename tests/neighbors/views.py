@@ -62,6 +62,15 @@ def groups_of(view: NeighborView) -> set[frozenset[int]]:
     return {frozenset(members) for members in by_id.values()}
 
 
+def components_of(view: NeighborView) -> set[frozenset[int]]:
+    """The connected components, as sets of rows; their ids are their smallest rows."""
+    by_id: dict[int, set[int]] = {}
+    for row, component in zip(view.groups.row.tolist(), view.groups.component_id.tolist(), strict=True):
+        by_id.setdefault(component, set()).add(row)
+    assert all(min(members) == component for component, members in by_id.items())
+    return {frozenset(members) for members in by_id.values()}
+
+
 def pairs_of(edges: Edges) -> set[tuple[int, int]]:
     pairs = list(zip(edges.left.tolist(), edges.right.tolist(), strict=True))
     assert len(pairs) == len(set(pairs))
