@@ -99,8 +99,9 @@ def piece_of(plan: JoinPlan, case: Case, chosen: NDArray[np.bool_]) -> JoinPiece
 def join_in_pieces(plan: JoinPlan, case: Case, chosen: NDArray[np.bool_]) -> JoinResult:
     a, b = piece_of(plan, case, chosen), piece_of(plan, case, ~chosen)
     parts = [join(plan, a), join(plan, b), join(plan, a, b)]
-    edges = distinct_edges([*(part.edges for part in parts), hub_edges(plan, a), hub_edges(plan, b)])
-    return JoinResult(edges, all(part.is_whole for part in parts))
+    stars = [hub_edges(plan, a), hub_edges(plan, b)]
+    edges = distinct_edges([*(part.edges for part in parts), *stars])
+    return JoinResult(edges, all(part.is_whole for part in parts) and not any(map(len, stars)))
 
 
 def pairs_of(edges: Edges) -> Pairs:
@@ -126,7 +127,7 @@ def assert_right(found: JoinResult, case: Case, plan: JoinPlan) -> None:
     code = dict(zip(case.row.tolist(), case.code.tolist(), strict=True))
     assert [code[i] for i in found.edges.left.tolist()] == found.edges.left_code.tolist()
     assert [code[i] for i in found.edges.right.tolist()] == found.edges.right_code.tolist()
-    if found.is_whole and not len(plan.hubs.row):
+    if found.is_whole:
         assert pairs == set(case.truth)
     for rows in case.rows_of_views:
         assert parts_of(rows, pairs) == parts_of(rows, set(case.truth))
