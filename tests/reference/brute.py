@@ -210,3 +210,28 @@ def vectors(kind: str, seed: int, n: int) -> NDArray[np.float32]:
         # Raw pixels have a common brightness, and so small angles throughout.
         x = 300 + rng.normal(size=(n, 12))
     return x.astype(np.float32)
+
+
+COLUMN_KINDS = ("normal", "units", "integers", "heavy", "offset", "outliers", "repeated")
+
+
+def columns(kind: str, seed: int, n: int) -> NDArray[np.float32]:
+    """Rows, (n, d), of numeric columns as tables have them; a row may be all zeros."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 6))
+    if kind == "units":
+        x *= np.logspace(-3, 3, 6)
+    elif kind == "integers":
+        # Few different distances: ties everywhere.
+        x = rng.integers(0, 3, (n, 4)).astype(float)
+    elif kind == "heavy":
+        x = rng.standard_cauchy((n, 6)) * rng.choice([1, 1e-2], (n, 1))
+    elif kind == "offset":
+        # As years or coordinates are: the differences are in the last digits of a float32.
+        x = 2000 + np.array([1, 10, 100, 1000, 1, 1]) * x
+    elif kind == "outliers":
+        x[rng.random(n) < 0.1] *= 1e6
+        x[n // 2] = 1e9
+    elif kind == "repeated":
+        x = x[rng.integers(0, max(n // 3, 1), n)]
+    return x.astype(np.float32)
