@@ -49,15 +49,15 @@ def drawn(seed, n, d=6, scale=1.0, shift=0.0):
 
 def radii(x):
     """Return the distance of each row to its k-th nearest other row."""
-    return brute.k_smallest(brute.among(x, brute.half_squared_distances), K)[:, -1]
+    return brute.k_smallest(brute.among(x, "euclidean"), K)[:, -1]
 
 
 def density_and_recall(real, synthetic):
     """Density (Naeem et al.) and recall (Kynkaanniemi et al.), with `<=` and radii over distinct rows."""
-    real, synthetic = brute.standardized(real, real), brute.standardized(synthetic, real)
+    real, synthetic = brute.scaled(real, real), brute.scaled(synthetic, real)
     one, two = brute.distinct(real), brute.distinct(synthetic)
-    inside = brute.half_squared_distances(one, synthetic) <= radii(one)[:, None]
-    recalled = brute.half_squared_distances(two, real) <= radii(two)[:, None]
+    inside = brute.halved_squares(one, synthetic) <= radii(one)[:, None]
+    recalled = brute.halved_squares(two, real) <= radii(two)[:, None]
     return inside.sum() / K / len(synthetic), recalled.any(axis=0).mean()
 
 
@@ -86,7 +86,7 @@ def test_precision_recall_density_and_coverage_equal_prdc(shift):
     prdc = pytest.importorskip("prdc")
     real, synthetic = drawn(20, 150, shift=1), drawn(21, 110, shift=1 + shift)
     # Without ties `<` and `<=` agree.
-    scaled = [brute.standardized(x, real) for x in (real, synthetic)]
+    scaled = [brute.scaled(x, real) for x in (real, synthetic)]
     expected = prdc.compute_prdc(*scaled, nearest_k=K)
     config = parse_config({"metrics": {"families": ["manifold"]}})
     kinds = ["real"] * 150 + ["synthetic"] * 110
@@ -153,9 +153,9 @@ def test_density_uses_the_larger_of_jackknife_and_subsample_variance():
 
 
 def nearest_distances(real, synthetic):
-    real, synthetic = brute.standardized(real, real), brute.standardized(synthetic, real)
-    to_real = brute.half_squared_distances(synthetic, real)
-    return brute.among(real, brute.half_squared_distances).min(axis=1), to_real.min(axis=1), to_real.argmin(axis=1)
+    real, synthetic = brute.scaled(real, real), brute.scaled(synthetic, real)
+    to_real = brute.halved_squares(synthetic, real)
+    return brute.among(real, "euclidean").min(axis=1), to_real.min(axis=1), to_real.argmin(axis=1)
 
 
 def test_copying_metrics_equal_brute_force():
