@@ -1,5 +1,7 @@
 """Which vectors are compared, and how: scaling by the real rows, constant columns, and the two spaces."""
 
+import itertools
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -119,7 +121,7 @@ def test_moments_merge_over_shards(parts: list[int]) -> None:
     x = brute.columns("offset", 9, 40)
     whole = ColumnMoments.of(x)
     merged = ColumnMoments.of(x[:0])
-    for low, high in zip(parts, parts[1:], strict=False):
+    for low, high in itertools.pairwise(parts):
         merged += ColumnMoments.of(x[low:high])
     assert merged.count == 40
     np.testing.assert_allclose(merged.mean, x.astype(np.float64).mean(axis=0), rtol=1e-12)
