@@ -13,15 +13,29 @@ from scipy.special import expit
 from synthscale.classify.classifier import fit_classifier
 from synthscale.classify.fit_context import FitContext, ReduceSum
 from synthscale.classify.model import FittedClassifier
-from synthscale.classify.training import FoldPlan, TrainingData, VectorBlock, bandwidth_sample, plan_folds
+from synthscale.classify.training import (
+    FoldPlan,
+    NearDuplicates,
+    TrainingData,
+    VectorBlock,
+    bandwidth_sample,
+    plan_folds,
+)
 from synthscale.config import ClassifierConfig
 from synthscale.tables.id_hashes import hash_ids
 from synthscale.tables.schemas import REAL
 
 Vectors = NDArray[np.float64]
 Rows = NDArray[np.int64]
-NO_GROUPS = (np.empty(0, np.int64), np.empty(0, np.int64))
 Result = TypeVar("Result")
+
+
+def near_duplicates(row: Rows, component: Rows, cluster: Rows | None = None) -> NearDuplicates:
+    """Return near-duplicates with these components and clusters; by default a component is one cluster."""
+    return NearDuplicates(row, component, component if cluster is None else cluster)
+
+
+NO_GROUPS = near_duplicates(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 def on_workers(count: int, work: Callable[[int, ReduceSum], Result]) -> list[Result]:
@@ -64,20 +78,25 @@ class Sets:
     vectors: dict[str, Vectors]
     plans: dict[str, FoldPlan]
 
-    def training(self, order: int | None = None, *, is_refitted: bool = False) -> TrainingData:
+    def training(
+        self, order: int | None = None, *, is_refitted: bool = False, matched: dict[str, int] | None = None
+    ) -> TrainingData:
         """All rows, one block a set; in an order of their own for every number ``order``.
 
-        Where heads are refitted, rows have the jackknife's blocks of their views; -1 in others.
+        Where heads are refitted, rows have the block codes of their views; -1 in others. ``matched`` has the
+        subsample size of generators whose heads are also fitted on one.
         """
+        sizes = matched or {}
         views = [view for name, plan in self.plans.items() for view in plan.views(name)]
         blocks = []
         for name, x in self.vectors.items():
-            fold, left_out = (np.full((len(x), len(views)), -1, np.int8) for _ in range(2))
+            fold, left_out = (np.full((len(x), len(views)), -1, kind) for kind in (np.int8, np.int16))
             for c, view in enumerate(views):
                 plan = self.plans[view.generator]
                 if name in (REAL, view.generator):
                     own = plan.is_real == (name == REAL)
-                    fold[:, c], left_out[:, c] = plan.fold[own, view.repeat], plan.block(None)[own]
+                    code = plan.block(sizes.get(view.generator))
+                    fold[:, c], left_out[:, c] = plan.fold[own, view.repeat], code[own]
             key = hash_ids(f"{name}/{i}" for i in range(len(x)))
             block = VectorBlock(
                 name,
@@ -98,6 +117,7 @@ class Sets:
             bandwidth_sample(first),
             rows_of,
             is_refitted=is_refitted,
+            matched=frozenset(sizes),
         )
 
     def logits(self, model: FittedClassifier, generator: str = "fake") -> NDArray[np.float64]:
@@ -116,8 +136,8 @@ class Sets:
         return 1 - float(self.probabilities(model, generator)[~self.is_real(generator)].mean())
 
 
-def assign_sets(settings: ClassifierConfig, groups: tuple[Rows, Rows] = NO_GROUPS, **vectors: Vectors) -> Sets:
-    """Assign folds to sets, given by name; groups are of real rows, by row number."""
+def assign_sets(settings: ClassifierConfig, groups: NearDuplicates = NO_GROUPS, **vectors: Vectors) -> Sets:
+    """Assign folds to sets, given by name; groups number the rows of a view, real ones first."""
     real = vectors[REAL]
     plans = {}
     for name, x in vectors.items():
