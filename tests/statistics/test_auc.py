@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.special import expit
 from scipy.stats import binomtest, kstest, norm
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -33,7 +34,14 @@ class Rows(NamedTuple):
         return Rows(*(part[chosen] for part in self))
 
     def sums(self) -> RankSums:
-        return sum_ranks(self.value, self.is_real, poisson_weights(self.key))
+        return sum_ranks(self.value, self.is_real, poisson_weights(self.key), self.cluster_rows)
+
+    @property
+    def cluster_rows(self) -> NDArray[np.int64]:
+        """Number of rows of the same hash and class, (n,), by comparing all pairs."""
+        same = (self.key[:, None] == self.key[None, :]) & (self.is_real[:, None] == self.is_real[None, :])
+        result: NDArray[np.int64] = same.sum(1)
+        return result
 
     @property
     def auc(self) -> float:
@@ -295,18 +303,39 @@ def test_with_every_pair_in_order_the_interval_is_the_exact_binomial_one(
     found = auc_metric(sums)
     exact = binomtest(min(n, m), min(n, m)).proportion_ci(0.95, method="exact").low
     expected = (0.0, 0.0, 1 - exact) if is_reversed else (1.0, exact, 1.0)
-    # The number of groups is only estimated, from 200 replicates.
-    assert (found["value"], found["low"], found["high"]) == pytest.approx(expected, abs=0.1)
+    assert (found["value"], found["low"], found["high"]) == pytest.approx(expected)
 
 
-def test_rows_of_one_group_count_once_if_every_pair_is_in_order() -> None:
+def test_rows_of_one_cluster_count_once_if_every_pair_is_in_order() -> None:
     # Ten images, ten times each, must not get the interval of a hundred.
     value, is_real = np.repeat([-1.0, 1.0], 100), np.repeat([True, False], 100)
     rows = Rows(value, is_real, np.repeat(np.arange(20, dtype=np.uint64), 10))
     exact = binomtest(10, 10).proportion_ci(0.95, method="exact").low
-    # The number of groups is only estimated, from 200 replicates.
-    assert auc_metric(rows.sums())["low"] == pytest.approx(exact, abs=0.12)
-    assert two_sample_test(rows.sums())["value"] > 1e-8
+    assert auc_metric(rows.sums())["low"] == pytest.approx(exact)
+    # Each of ten images of the smaller class is on its side of the others by chance.
+    assert two_sample_test(rows.sums())["value"] == pytest.approx(0.5**10)
+
+
+def test_one_large_cluster_does_not_undo_that_every_pair_is_in_order() -> None:
+    # One image 400 times among 100 others, on both sides.
+    value, is_real = np.repeat([-1.0, 1.0], 500), np.repeat([True, False], 500)
+    key = np.concatenate([np.r_[np.zeros(400), 1:101] + start for start in (0, 500)]).astype(np.uint64)
+    found = auc_metric(Rows(value, is_real, key).sums())
+    assert found["low"] == pytest.approx(binomtest(101, 101).proportion_ci(0.95, method="exact").low)
+    assert two_sample_test(Rows(value, is_real, key).sums())["value"] == pytest.approx(0.5**101)
+
+
+def test_clusters_are_counted_by_class_and_without_rows_that_have_no_value() -> None:
+    # A cluster of two real and three synthetic rows, another of two real rows, and one single row of each class.
+    key = np.array([0, 0, 0, 0, 0, 1, 1, 2, 3, 4], np.uint64)
+    rows = Rows(np.arange(10.0), np.array([1, 1, 0, 0, 0, 1, 1, 1, 0, 0], bool), key)
+    rows.value[9] = np.nan
+    assert rows.sums().clusters == pytest.approx([3, 2])
+    parts = [
+        sum_ranks(*(part[half] for part in (rows.value, rows.is_real))) for half in (slice(0, 4), slice(4, 10))
+    ]
+    # By default rows are independent.
+    assert (parts[0] + parts[1]).clusters == pytest.approx([5, 4])
 
 
 @pytest.mark.slow
@@ -347,7 +376,12 @@ def test_constant_values_have_an_auc_of_one_half_and_a_p_value_of_one(answer: fl
     sums = rows_of([answer] * 37, [answer] * 41).sums()
     assert two_sample_test(sums)["value"] == 1.0
     found = auc_metric(sums)
-    assert (found["value"], found["low"], found["high"]) == (0.5, 0.5, 0.5)
+    # As wide as that of equal distributions: the Mann-Whitney variance of independent rows, twice for the fit.
+    margin = 1.959964 * math.sqrt(2 * (37 + 41 + 1) / (12 * 37 * 41))
+    assert found["value"] == 0.5
+    assert found["low"] == pytest.approx(expit(-4 * margin))
+    assert found["high"] == pytest.approx(expit(4 * margin))
+    assert "reason" not in found
 
 
 def test_two_rows_have_a_wide_interval_and_a_large_p_value() -> None:

@@ -12,13 +12,18 @@ from synthscale import score_features
 from synthscale.metrics.comparison import MetricValue, pairwise_differences
 from synthscale.metrics.summary import add_control_values
 from synthscale.neighbors.flat_index import FlatIndex
+from synthscale.statistics.jackknife import jackknife_blocks
 from synthscale.statistics.size_matching import (
-    OUTSIDE_SUBSAMPLE,
-    matched_block_codes,
+    RowHashes,
+    assignment_block_of,
+    block_codes,
+    block_of,
+    is_outside,
     matched_sizes,
     probability_any_drawn,
 )
 from synthscale.tables.id_hashes import hash_ids
+from synthscale.tables.schemas import BLOCKS
 
 
 def scored(real, ids="row", **generators):
@@ -54,14 +59,37 @@ def test_the_probability_is_accurate_for_large_sets():
     assert found == pytest.approx([0, 0.01, 1 - 0.99**3, 1], abs=1e-6)
 
 
-def test_a_subsample_has_all_real_rows_and_whole_groups():
-    group = hash_ids(f"group/{i // 3}" for i in range(3000))
-    is_real = np.arange(3000) < 900
-    code = matched_block_codes(group, is_real, 2100, 700)
-    assert (code[is_real] < OUTSIDE_SUBSAMPLE).all()
-    assert abs((code[~is_real] < OUTSIDE_SUBSAMPLE).sum() - 700) < 5 * math.sqrt(3 * 700)
-    assert all(len(set(code[group == key])) == 1 for key in np.unique(group))
-    np.testing.assert_array_equal(code % OUTSIDE_SUBSAMPLE, matched_block_codes(group, is_real, 2100, None))
+def hashes_of(n):
+    """Hashes of rows in clusters of three, two to a component."""
+    names = ("key", 1), ("group", 6), ("cluster", 3)
+    return RowHashes(*(hash_ids(f"{name}/{i // size}" for i in range(n)) for name, size in names))
+
+
+def test_a_subsample_has_all_real_rows_and_synthetic_ones_by_their_ids():
+    hashes, is_real = hashes_of(3000), np.arange(3000) < 900
+    outside = is_outside(block_codes(hashes, is_real, 2100, 700))
+    assert not outside[is_real].any()
+    # A third of independent rows: one large group cannot be the whole subsample, nor be missing from it.
+    assert abs((~outside[~is_real]).sum() - 700) < 4 * math.sqrt(700 * 2 / 3)
+    whole = outside[~is_real].reshape(-1, 6).sum(1)
+    assert {1, 2, 3, 4, 5} < set(whole.tolist())
+    assert not is_outside(block_codes(hashes, is_real, 2100, None)).any()
+    # Other components and clusters, the same subsample.
+    other = RowHashes(hashes.key, hashes.key, hashes.key[::-1])
+    np.testing.assert_array_equal(is_outside(block_codes(other, is_real, 2100, 700)), outside)
+
+
+def test_a_code_has_the_block_of_the_cluster_and_of_the_component():
+    hashes, is_real = hashes_of(6000), np.arange(6000) < 3000
+    for size in (None, 1000):
+        code = block_codes(hashes, is_real, 3000, size)
+        assert code.dtype == np.int16
+        assert code.min() >= 0
+        np.testing.assert_array_equal(block_of(code), jackknife_blocks(hashes.cluster))
+        np.testing.assert_array_equal(assignment_block_of(code), jackknife_blocks(hashes.group))
+        pairs = set(zip(block_of(code).tolist(), assignment_block_of(code).tolist(), strict=True))
+        # 2,000 clusters leave hardly any of the 400 pairs out.
+        assert len(pairs) > 0.9 * BLOCKS**2
 
 
 @pytest.mark.slow
@@ -72,14 +100,16 @@ def test_matched_coverage_and_diversity_are_the_means_over_subsamples():
     large[:60] = large[100:160] + 1e-5 * rng.normal(size=(60, 6))
     small = normal(3, 100)
     found = scored(real, large=large, small=small)["large"]["matched"]["metrics"]
-    means = {"coverage": [], "diversity": []}
+    means = {"coverage": [], "diversity": [], "unique_share": []}
     for _ in range(30):
         own = scored(real, large=large[rng.permutation(300)[:100]])["large"]["metrics"]
         for name, values in means.items():
             values.append(own[name]["value"])
     assert found["coverage"]["value"] == pytest.approx(np.mean(means["coverage"]), abs=0.02)
-    # Diversity uses the rows of one subsample only, which is drawn in whole groups, so it varies more.
-    assert found["diversity"]["value"] == pytest.approx(np.mean(means["diversity"]), abs=0.05)
+    # These use the rows of one subsample only, so they vary more.
+    for name in ("diversity", "unique_share"):
+        assert found[name]["value"] == pytest.approx(np.mean(means[name]), abs=0.05)
+        assert found[name]["value"] < 0.98
 
 
 def test_exact_copies_count_as_often_as_near_copies():
@@ -100,20 +130,19 @@ def test_rows_within_a_query_radius_are_counted_with_their_multiplicity():
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, rows)]
     expected = ((1 - unit[0] @ unit[1].T <= radii[:, None]) * counts).sum(1)
     index = FlatIndex(rows, np.arange(40))
-    np.testing.assert_array_equal(index.count_within(queries, np.arange(100, 109), radii, counts), expected)
+    np.testing.assert_array_equal(index.count_within(queries, np.arange(100, 109), radii, counts, 10**6), expected)
 
 
 def test_an_empty_subsample_gives_a_reason():
-    large = np.repeat(normal(8, 2), 150, axis=0)
+    # Each of twelve rows is drawn with a probability of 1 / 12: in 35 % of the draws there is none.
     for seed in range(20):
-        found = scored(normal(9, 60), str(seed), large=large, small=normal(50, 12))["large"]["matched"]
+        found = scored(normal(9, 60), str(seed), large=normal(8, 12), small=normal(50, 1))["large"]["matched"]
         if found["counts"]["synthetic"] == 0:
             assert all(
-                own["value"] is None and "no near-duplicate group" in own["reason"]
-                for own in found["metrics"].values()
+                own["value"] is None and "no row was sampled" in own["reason"] for own in found["metrics"].values()
             )
             return
-    pytest.fail("every draw had a group")
+    pytest.fail("every draw had a row")
 
 
 def figures(value, rows):
