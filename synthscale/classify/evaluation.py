@@ -65,7 +65,7 @@ def sum_classifier_errors(
     logit: NDArray[np.float64],
     is_real: NDArray[np.bool_],
     weights: NDArray[np.uint8] | None = None,
-    cluster_rows: NDArray[np.int64] | None = None,
+    cluster_rows: NDArray[np.number] | None = None,
 ) -> ClassifierSums:
     """Return the sums over rows; rows with a NaN logit are left out.
 

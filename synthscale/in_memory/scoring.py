@@ -72,8 +72,8 @@ def score_features(
 
     Args:
         features: (n, D) finite numbers. Distances are Euclidean, with each column scaled by the distinct real
-            rows; with ``neighbors.metric: cosine``, for embeddings, near-duplicates are compared by direction, and no
-            row may be all zeros.
+            rows; with ``neighbors.metric: cosine``, for embeddings, near-duplicates are compared by direction, and
+            no row may be all zeros.
         real_or_synthetic: n strings, ``real`` or ``synthetic``.
         generator: generator of each synthetic row; by default all are of one called ``synthetic``.
         labels: label of each row, for the metrics by label; None where a row has none.
