@@ -23,7 +23,7 @@ def gate_metric_names(generators: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def metrics_by_name(block: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return a generator's metrics by name: the six core metrics, the classifier's AUC and the families."""
+    """Return a generator's metrics by name: the core metrics, the classifier's AUC and the families."""
     metrics: dict[str, dict[str, Any]] = {**block["metrics"], "auc": block["classifier"]["auc"]}
     for family in block.get("families", {}).values():
         metrics |= family

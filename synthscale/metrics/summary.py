@@ -25,10 +25,19 @@ from synthscale.metrics.view_sums import FOLD, ViewSums
 from synthscale.metrics.warnings import warnings
 from synthscale.neighbors.view import K
 from synthscale.statistics.auc import RankSums
-from synthscale.statistics.estimates import Estimate, Metric, metric_block
+from synthscale.statistics.estimates import (
+    TOO_FEW_INDEPENDENT,
+    Estimate,
+    Metric,
+    is_too_few,
+    metric_block,
+    without_interval,
+)
 from synthscale.statistics.size_matching import are_similar_sizes
 from synthscale.tables.schemas import MANIFOLD_REAL
 
+_WITH_INTERVAL = ("auc", "accuracy", "log_loss")
+"""Metrics of the block ``classifier`` that have an interval."""
 NO_P_INTERVAL = "a p-value has no interval"
 NO_IMAGES = "not run: the input is vectors, or neighbors.self_test_images is 0"
 """Reason why the self-test of the near-duplicate radius has no result."""
@@ -139,7 +148,7 @@ def generator_metrics(sums: ViewSums, facts: ViewFacts) -> GeneratorMetrics:
     confounders = confounder_figures(sums.file_facts, sums.bytes_per_pixel, bool(fit.get("folds")))
     self_test = neighbors.get("self_test") or metric_block(None, NO_IMAGES)
     shown = {name: value for name, value in neighbors.items() if name != "spreads"}
-    classifier = classifier_metrics(sums.classifier, facts.head, fit)
+    classifier = _from_clusters(classifier_metrics(sums.classifier, facts.head, fit), context.clusters)
     lines += _classifier_lines(classifier, confounders, overall)
     families, family_lines = _families(sums, facts, context)
     lines += family_lines
@@ -199,13 +208,18 @@ def _families(sums: ViewSums, facts: ViewFacts, context: MetricContext) -> tuple
         by_family["copying"] = copying_family(overall, sums.values.get(MANIFOLD_REAL, RankSums()))
     if "facts" in facts.families:
         by_family["facts"], p_values = facts_family(sums.values)
-        extra_fields |= {name: {"p_value": value} for name, value in p_values.items()}
+        few = is_too_few(context.clusters)
+        extra_fields |= {name: {"p_value": None if few else value} for name, value in p_values.items()}
     if "completeness" in facts.families:
         by_family["completeness"] = completeness_family(facts.complete)
         extra_fields["complete_share"] = {name: facts.complete[name] for name in ("failed", "nulls")}
     if "stability" in facts.families:
         by_family["stability"] = stability_family(overall, folds, context)
-    ordered = {name: by_family[name] for name in facts.families if name in by_family}
+    ordered = {
+        family: {name: estimate.from_clusters(context.clusters) for name, estimate in by_family[family].items()}
+        for family in facts.families
+        if family in by_family
+    }
     as_json = {
         family: {name: estimate.to_json() | extra_fields.get(name, {}) for name, estimate in metrics.items()}
         for family, metrics in ordered.items()
@@ -214,10 +228,22 @@ def _families(sums: ViewSums, facts: ViewFacts, context: MetricContext) -> tuple
     return as_json, lines
 
 
-def add_control_values(generators: dict[str, dict[str, Any]], control: str) -> None:
-    """Add the control's value as ``control`` to every metric of the other generators, in place.
+def _from_clusters(classifier: dict[str, Any], clusters: float) -> dict[str, Any]:
+    """Return the block ``classifier``, without intervals and p-value if there are too few clusters."""
+    if not is_too_few(clusters):
+        return classifier
+    limited = {name: without_interval(classifier[name], clusters) for name in _WITH_INTERVAL}
+    p_value = classifier["p_value"]
+    if p_value["value"] is not None:
+        p_value = {"value": None, "reason": TOO_FEW_INDEPENDENT}
+    return {**classifier, **limited, "p_value": p_value}
 
-    Size-dependent metrics get it only from a control of similar size (whole or matched).
+
+def add_control_values(generators: dict[str, dict[str, Any]], control: str) -> None:
+    """Add the control's value as ``control`` to the metrics of the other generators, in place.
+
+    It is their ``reference`` as well, in place of that of the real rows: held-out real images are what a perfect
+    generator would give. Size-dependent metrics get it only from a control of similar size (whole or matched).
 
     Args:
         generators: the generators' blocks of metrics.json, by name.
@@ -228,6 +254,7 @@ def add_control_values(generators: dict[str, dict[str, Any]], control: str) -> N
         if name == control:
             continue
         _add_control(block["metrics"], _at_size(reference, block["counts"]["synthetic"]))
+        _add_control(*({"auc": part["classifier"]["auc"]} for part in (block, reference)))
         if "matched" in block:
             _add_control(block["matched"]["metrics"], _at_size(reference, block["matched"]["size"]))
         if not are_similar_sizes([reference["counts"]["synthetic"], block["counts"]["synthetic"]]):
@@ -258,7 +285,7 @@ def _at_size(reference: dict[str, Any], rows: int) -> dict[str, Metric]:
 def _add_control(metrics: dict[str, Metric], control: dict[str, Metric]) -> None:
     for name, value in metrics.items():
         if name != "counts" and name in control and control[name]["value"] is not None:
-            value["control"] = control[name]["value"]
+            value["control"] = value["reference"] = control[name]["value"]
 
 
 def _context(sums: ViewSums, neighbors: dict[str, Any]) -> MetricContext:
@@ -292,7 +319,7 @@ def _classifier_lines(
     classifier: dict[str, Any], confounders: dict[str, Any], overall: CoreSums
 ) -> list[MetricRow]:
     """Return the classifier's metrics, which have bootstrap intervals, as rows of ``metrics.parquet``."""
-    figures = {name: classifier[name] for name in ("auc", "accuracy", "log_loss", "p_value")}
+    figures = {name: classifier[name] for name in (*_WITH_INTERVAL, "p_value")}
     estimates = {name: _as_estimate(figure) for name, figure in figures.items()}
     estimates["p_value"] = replace(estimates["p_value"], reason=figures["p_value"].get("reason") or NO_P_INTERVAL)
     files = {"file_facts_auc": _as_estimate(confounders["auc"])}

@@ -29,11 +29,16 @@ def warnings(sums: ViewSums, fit: dict[str, Any], neighbors: dict[str, Any]) -> 
             )
     if not fit.get("folds"):
         texts.append(
-            "no classifier could be cross-validated (too few images or groups in a class): fidelity and "
-            "representativeness have no value"
+            "no classifier could be cross-validated (too few images in a class): fidelity and representativeness "
+            "have no value"
         )
     elif not fit["converged"]:
         texts.append("the classifier did not fully converge: scores may move by more than 1e-5 between machines")
+    if fit.get("folds_by_row"):
+        texts.append(
+            "nearly all images of a class are near-duplicates of one another, so single images were assigned to "
+            "folds, not whole groups: near-duplicates may be in different folds, and scores may be too confident"
+        )
     if sums.distinct_real <= K:
         texts.append(f"only {sums.distinct_real} distinct real images: precision and coverage mean little")
     if neighbors.get("self_test"):

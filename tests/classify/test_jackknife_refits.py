@@ -313,7 +313,7 @@ MATCHED = 90
 
 
 def several_clusters_to_a_component(seed: int, times: int, components: int | None) -> Sets:
-    """Return 200 real rows and 40 images repeated, in clusters of two; ``components`` of four images each, or none.
+    """Return 200 real rows and 40 images repeated, in clusters of two; ``components`` of four images, or none.
 
     Without components, clusters are also what folds keep together.
     """

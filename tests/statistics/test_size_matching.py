@@ -165,6 +165,7 @@ def test_size_dependent_metrics_are_not_compared_between_sizes_without_matching(
 def control_block(rows, value, matched=None):
     metrics = {name: {"value": value} for name in ("coverage", "precision")}
     block = {"counts": {"synthetic": rows}, "metrics": metrics, "by_label": {}, "by": {}, "families": {}}
+    block["classifier"] = {"auc": {"value": value}}
     return block if matched is None else block | {"matched": matched}
 
 
@@ -173,6 +174,7 @@ def test_a_control_of_another_size_is_no_reference_for_size_dependent_metrics():
     add_control_values(generators, "control")
     assert "control" not in generators["small"]["metrics"]["coverage"]
     assert generators["small"]["metrics"]["precision"]["control"] == 0.9
+    assert "reference" not in generators["small"]["metrics"]["coverage"]
 
 
 def test_a_larger_control_is_shown_at_the_matched_size():
