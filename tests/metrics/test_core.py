@@ -1,6 +1,7 @@
 import functools
 import math
 import operator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ from synthscale.metrics.core import (
     CoreSums,
     Indicators,
     MetricContext,
+    clusters_of_view,
     core_metrics,
     coverage_reference,
     sum_slices,
 )
-from synthscale.statistics.estimates import NO_INTERVAL, Estimate, metric_block
+from synthscale.statistics.estimates import NO_INTERVAL, TOO_FEW_INDEPENDENT, Estimate, metric_block
 from synthscale.statistics.jackknife import T_HALF_WIDTH, interval, jackknife_blocks
 from synthscale.tables.id_hashes import hash_ids
 from synthscale.tables.schemas import BLOCKS
@@ -29,11 +31,14 @@ from tests.examples import examples
 from tests.reference import brute
 
 NO_REFERENCES = MetricContext({"precision": None, "coverage": None})
-PLAIN_SUMS = ("real", "synthetic", "scored", "quality_real", "quality_synthetic", "repeats", "copies")
+PLAIN_SUMS = (
+    *("real", "synthetic", "scored", "quality_real", "quality_synthetic", "repeats", "copies", "components"),
+    *("real_repeats", "real_near", "real_components", "clusters_real", "clusters_synthetic"),
+)
 
 
 def rows_of(is_real: NDArray[np.bool_], **given: Any) -> Indicators:
-    """Return indicators with the given values; by default q 0.5, no groups, no radii, blocks assigned in turn."""
+    """Return indicators with the given values; by default q 0.5, no near-duplicates, no radii, blocks in turn."""
     n = len(is_real)
     none = np.zeros(n, np.bool_)
     q = given.get("q", np.full(n, 0.5))
@@ -44,8 +49,12 @@ def rows_of(is_real: NDArray[np.bool_], **given: Any) -> Indicators:
         "in_mixed_group": none,
         "inside": none,
         "covered": none,
+        "near_real": none,
+        "components": np.ones(n),
+        "real_repeats": np.zeros(n),
+        "real_components": np.ones(n),
         "block": (np.arange(n) % BLOCKS).astype(np.int8),
-        "group_size": np.ones(n, np.int64),
+        "cluster_rows": np.ones(n),
     }
     return Indicators(is_real=is_real, **(known | given))
 
@@ -54,7 +63,7 @@ def indicators(seed: int, n: int) -> Indicators:
     rng = np.random.default_rng(seed)
     q, group = rng.random(n), rng.integers(0, 3, n)
     q[rng.random(n) < 0.05] = np.nan
-    flags = rng.random((3, n)) < 0.4
+    flags = rng.random((4, n)) < 0.4
     block = rng.integers(0, BLOCKS, n).astype(np.int8)
     without = rng.random((n, BLOCKS))
     without[np.arange(n), block] = np.nan
@@ -67,8 +76,12 @@ def indicators(seed: int, n: int) -> Indicators:
         in_mixed_group=group == 2,
         inside=flags[1],
         covered=flags[2],
+        near_real=flags[3],
+        components=1 / rng.integers(1, 5, n),
+        real_repeats=rng.random(n),
+        real_components=rng.random(n),
         block=block,
-        group_size=rng.integers(1, 5, n),
+        cluster_rows=rng.integers(1, 5, n).astype(float),
         q_without=without,
         more={"real_radii": rng.integers(0, 9, n).astype(float), "recalled": (rng.random(n) < 0.5) * 1.0},
     )
@@ -102,7 +115,7 @@ def by_loop(rows: Indicators, slices: NDArray[np.int64], chosen: int) -> dict[st
         if not rows.is_real[i]:
             kind, other = other, kind
         add(kind, b, 1)
-        add(f"grouped_{kind}", b, float(rows.group_size[i]))
+        add(f"clusters_{kind}", b, 1 / float(rows.cluster_rows[i]))
         if not math.isnan(rows.q[i]):
             add("scored", b, 1)
             add(f"quality_{kind}", b, float(rows.q[i]))
@@ -110,10 +123,14 @@ def by_loop(rows: Indicators, slices: NDArray[np.int64], chosen: int) -> dict[st
         if kind == "synthetic":
             add("repeats", b, rows.in_synthetic_group[i])
             add("copies", b, rows.in_mixed_group[i])
+            add("components", b, rows.components[i])
             add("inside", b, rows.inside[i])
         else:
             add("covered", b, rows.covered[i])
             add("real_inside", b, rows.inside[i])
+            add("real_repeats", b, rows.real_repeats[i])
+            add("real_near", b, rows.near_real[i])
+            add("real_components", b, rows.real_components[i])
         for name, values in rows.more.items():
             add(name, b, float(values[i]))
         if rows.q_without is not None:
@@ -196,7 +213,11 @@ def test_the_unadjusted_values_are_those_of_their_own_scores() -> None:
     assert found["fidelity"]["unadjusted"] == pytest.approx(1 - np.mean(q[20:] ** 2))
     assert found["representativeness"]["unadjusted"] == pytest.approx(1 - np.mean(q[:20] ** 2))
     assert found["fidelity"]["reference"] == found["representativeness"]["reference"] == 0.5
-    assert found["diversity"]["reference"] == found["freshness"]["reference"] == 1
+    # Those of diversity and freshness come from the real rows, and there is none without them.
+    assert "reference" not in found["diversity"]
+    shares = {"diversity": 0.7, "unique_share": 0.8, "freshness": 0.98, "precision": 0.9, "coverage": None}
+    found = core(rows_of(is_real, q=q), MetricContext(shares))
+    assert {name: found[name].get("reference") for name in shares} == shares
 
 
 def test_precision_and_coverage_are_shares_of_their_own_class() -> None:
@@ -217,7 +238,7 @@ def test_precision_and_coverage_are_shares_of_their_own_class() -> None:
     ("missing", "null"),
     [
         ("real", {"representativeness", "coverage"}),
-        ("synthetic", {"fidelity", "diversity", "freshness", "precision"}),
+        ("synthetic", {"fidelity", "diversity", "unique_share", "freshness", "precision"}),
     ],
 )
 def test_a_slice_without_a_class_has_null_metrics_with_that_reason(missing: str, null: set[str]) -> None:
@@ -237,7 +258,8 @@ def test_without_a_classifier_only_its_two_metrics_are_null() -> None:
 
 def test_without_a_manifold_precision_and_coverage_are_null_with_that_reason() -> None:
     found = core(
-        rows_of(np.arange(6) < 3), MetricContext({"precision": 0.5, "coverage": 0.9}, "fewer than two distinct")
+        rows_of(np.arange(6) < 3),
+        MetricContext({"precision": 0.5, "coverage": 0.9}, no_manifold="fewer than two distinct"),
     )
     for name, value in found.items():
         assert (value["value"] is None) == (name in {"precision", "coverage"})
@@ -274,22 +296,25 @@ def test_shares_of_independent_rows_have_the_binomial_standard_error() -> None:
         assert error == pytest.approx(np.std([one["value"] for one in values]), rel=0.4), name
 
 
-def test_a_group_of_copies_counts_as_one_independent_row() -> None:
+def test_a_cluster_of_copies_counts_as_one_independent_row() -> None:
     # Every row occurs four times, in the same block as its copies.
     plain = large(3, 400, 400)
     four = take(plain, np.repeat(np.arange(800), 4))
-    four = Indicators(**(vars(four) | {"group_size": np.full(3200, 4)}))
+    four = Indicators(**(vars(four) | {"cluster_rows": np.full(3200, 4.0), "components": np.full(3200, 0.25)}))
     one, other = core(plain), core(four)
     for name in CORE_METRICS:
-        assert other[name] == pytest.approx(one[name]), name
+        if name == "unique_share":
+            assert other[name]["value"] == 1 / 4
+        else:
+            assert other[name] == pytest.approx(one[name]), name
     # 3,200 independent rows would have half the standard error.
     assert half_width(core(large(3, 1600, 1600))["precision"]) < 0.7 * half_width(one["precision"])
 
 
 @pytest.mark.parametrize("found", [0, 1, 3])
 @pytest.mark.parametrize("size", [1, 4])
-def test_near_0_and_1_intervals_are_exact_over_independent_groups(found: int, size: int) -> None:
-    # `found` of 60 groups have the property, with `size` rows each.
+def test_near_0_and_1_intervals_are_exact_over_independent_clusters(found: int, size: int) -> None:
+    # `found` of 60 clusters have the property, with `size` rows each.
     is_real = np.repeat(np.arange(120) < 60, size)
     group = np.repeat(np.arange(120), size)
     flags = dict.fromkeys(("in_synthetic_group", "in_mixed_group", "inside", "covered"), group % 60 < found)
@@ -297,7 +322,7 @@ def test_near_0_and_1_intervals_are_exact_over_independent_groups(found: int, si
         is_real,
         **flags,
         block=(group % BLOCKS).astype(np.int8),
-        group_size=np.full(120 * size, size),
+        cluster_rows=np.full(120 * size, float(size)),
     )
     ends = binomtest(found, 60).proportion_ci(0.95, method="exact")
     metrics = core(rows)
@@ -308,16 +333,80 @@ def test_near_0_and_1_intervals_are_exact_over_independent_groups(found: int, si
         assert (metrics[name]["low"], metrics[name]["high"]) == pytest.approx((1 - ends.high, 1 - ends.low))
 
 
-def test_groups_of_unequal_sizes_have_kishs_effective_sample_size() -> None:
-    # Kish's effective sample size: 40 single rows and one group of 20, all fresh.
-    sizes = np.r_[np.ones(40, int), np.full(20, 20)]
+def test_one_large_cluster_does_not_undo_the_interval_of_the_others() -> None:
+    # 40 single rows and one cluster of 20, all fresh: 41 independent rows.
+    sizes = np.r_[np.ones(40), np.full(20, 20.0)]
     is_real = np.r_[np.ones(60, bool), np.zeros(60, bool)]
-    rows = rows_of(is_real, group_size=np.r_[np.ones(60, int), sizes])
-    effective = 60**2 / (40 + 20 * 20)
-    ends = core(rows)["freshness"]
+    ends = core(rows_of(is_real, cluster_rows=np.r_[np.ones(60), sizes]))["freshness"]
     assert ends["value"] == 1
     assert ends["high"] == 1
-    assert ends["low"] == pytest.approx(0.025 ** (1 / effective))
+    assert ends["low"] == pytest.approx(0.025 ** (1 / 41))
+
+
+@pytest.mark.parametrize(("clusters", "has_interval"), [(1, False), (9, False), (10, True), (200, True)])
+@pytest.mark.parametrize("kind", ["real", "synthetic"])
+def test_a_side_of_fewer_than_ten_clusters_leaves_every_metric_without_an_interval(
+    kind: str, clusters: int, has_interval: bool
+) -> None:
+    is_real = np.arange(400) < 200
+    own = is_real if kind == "real" else ~is_real
+    # Sizes that thirds and sevenths do not add up exactly.
+    cluster = np.where(own, np.arange(400) % clusters, np.arange(400))
+    rows_of_cluster = np.bincount(cluster[own])[cluster * own]
+    rows = large(7, 200, 200)
+    rows = replace(rows, cluster_rows=np.where(own, rows_of_cluster, 1).astype(float))
+    sums = summed(rows)
+    found = core(rows, MetricContext({}, clusters=clusters_of_view(sums)))
+    for name, metric in found.items():
+        assert metric["value"] is not None
+        if has_interval:
+            assert metric["low"] < metric["high"], name
+        else:
+            assert (metric["low"], metric["high"], metric["reason"]) == (None, None, TOO_FEW_INDEPENDENT), name
+
+
+def test_a_slice_of_few_clusters_has_no_interval_of_the_metrics_of_its_own_side() -> None:
+    # Ten synthetic rows and five real ones of a view of 200 and 200.
+    rows, is_real = large(8, 200, 200), np.arange(400) < 200
+    chosen = np.where((np.arange(400) % 200 < 10) & ~(is_real & (np.arange(400) >= 5)), 0, -1)
+    (sums,) = sum_slices(rows, chosen, 1)
+    assert (sums["real"], sums["synthetic"]) == (5, 10)
+    found = core_metrics(sums, MetricContext({}, clusters=200))
+    few = {name for name, estimate in found.items() if estimate.reason == TOO_FEW_INDEPENDENT}
+    assert few == {"representativeness", "coverage"}
+    for name in set(CORE_METRICS) - few:
+        assert found[name].low is not None, name
+
+
+def test_unique_share_counts_each_component_once_whoever_else_is_in_it() -> None:
+    # One image repeated 400 of 500 times that equals a real one; 100 images of their own; 20 real images.
+    is_real = np.arange(520) < 20
+    copies = (np.arange(520) >= 20) & (np.arange(520) < 420)
+    rows = rows_of(
+        is_real,
+        in_mixed_group=copies,
+        components=np.where(copies, 1 / 400, 1.0),
+        cluster_rows=np.where(copies, 400.0, 1.0),
+        block=np.where(copies, 3, np.arange(520) % BLOCKS).astype(np.int8),
+    )
+    found = core(rows, MetricContext({"unique_share": 0.98}))
+    assert found["diversity"]["value"] == 1
+    assert found["unique_share"]["value"] == pytest.approx(0.202)
+    assert found["unique_share"]["reference"] == 0.98
+    assert found["unique_share"]["low"] < 0.202 < found["unique_share"]["high"]
+
+
+@pytest.mark.parametrize("q", [0.5, 0.3])
+def test_equal_scores_have_an_interval_that_is_not_a_point(q: float) -> None:
+    is_real = np.arange(300) < 100
+    plain = rows_of(is_real, q=np.full(300, q))
+    without = np.where(plain.block[:, None] == np.arange(BLOCKS), np.nan, q)
+    for rows in (plain, replace(plain, q_without=without)):
+        found = core(rows)
+        for name in ("fidelity", "representativeness"):
+            assert found[name]["value"] == pytest.approx(1 - q)
+            assert found[name]["high"] - found[name]["low"] > 0.02
+            assert found[name]["low"] < 1 - q < found[name]["high"]
 
 
 def refitted(seed: int, sizes: NDArray[np.int64]) -> tuple[Indicators, NDArray[np.float64]]:
@@ -351,7 +440,7 @@ def test_fidelity_and_representativeness_have_the_delete_a_block_jackknife_error
         assert error == pytest.approx(math.sqrt(variance), rel=1e-9 if equal else 0.1)
         one = found[name].to_json()
         assert one["value"] == pytest.approx(value)
-        assert (one["low"], one["high"]) == pytest.approx(interval(value, error, 1000, is_share=False))
+        assert (one["low"], one["high"]) == pytest.approx(interval(value, error, 1000, other_clusters=1000))
 
 
 def test_fits_that_move_with_the_data_have_wider_intervals_than_fixed_ones() -> None:
@@ -410,9 +499,9 @@ def test_slices_of_few_rows_are_marked() -> None:
         found = core(rows_of(is_real))
         assert found["diversity"].get("small", False) == small
         assert "small" not in found["coverage"]
-    # The mark is decided by the effective number of rows.
+    # The mark is decided by the number of clusters.
     is_real = np.arange(400) < 200
-    assert core(rows_of(is_real, group_size=np.full(400, 10)))["diversity"]["small"]
+    assert core(rows_of(is_real, cluster_rows=np.full(400, 10.0)))["diversity"]["small"]
 
 
 def test_one_row_has_a_value_and_no_interval() -> None:
@@ -420,7 +509,7 @@ def test_one_row_has_a_value_and_no_interval() -> None:
     for name in CORE_METRICS:
         assert found[name]["value"] is not None
         assert (found[name]["low"], found[name]["high"]) == (None, None)
-        assert found[name]["reason"] == NO_INTERVAL
+        assert found[name]["reason"] == TOO_FEW_INDEPENDENT
 
 
 @given(st.integers(0, 10_000), st.integers(1, 60))

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from synthscale.metrics.core import FIELDS
+from synthscale.metrics.core import FIELDS, view_references
 from synthscale.metrics.evidence import RowEvidence
 from synthscale.metrics.scores import ViewRows, score_rows
 from synthscale.metrics.slices import Slicing, choose_slices, count_values
-from synthscale.metrics.view_sums import FOLD, ViewSums, sum_view
+from synthscale.metrics.view_sums import FOLD, ViewSums, _in_a_set_of, sum_view
 from synthscale.statistics.jackknife import jackknife_blocks
+from synthscale.statistics.size_matching import RowHashes
 from synthscale.tables.id_hashes import hash_ids
 from synthscale.tables.schemas import BLOCKS, DIRECTIONS, SCORES
 from tests.examples import examples
@@ -30,7 +31,11 @@ COLUMNS = ("label", "prompt", "seed")
 
 @dataclass(frozen=True)
 class World:
-    """View of 40 real and 60 synthetic rows with gaps in the row numbers; the first 60 are in groups of 2 to 4."""
+    """View of 40 real and 60 synthetic rows with gaps in the row numbers; some have near-duplicates.
+
+    Of the first 60 rows most are in components of two to four rows. The first two rows of each are a cluster, the
+    others have one of their own.
+    """
 
     view: ViewRows
     evidence: RowEvidence
@@ -55,11 +60,14 @@ class World:
             self.view.groups.filter(pa.array(kept)),
             self.view.logit[chosen],
         )
+        evidence = self.evidence
+        hashes = RowHashes(*(part[chosen] for part in vars(evidence.hashes).values()))
         parts = {
-            name: part[chosen] if part is not None and len(part) else part
-            for name, part in vars(self.evidence).items()
+            name: part[chosen]
+            for name, part in vars(evidence).items()
+            if isinstance(part, np.ndarray) and len(part)
         }
-        return World(view, RowEvidence(**parts), self.real_ids)
+        return World(view, replace(evidence, hashes=hashes, **parts), self.real_ids)
 
 
 def world(seed: int = 0, *, classified: bool = True) -> World:
@@ -95,28 +103,34 @@ def world(seed: int = 0, *, classified: bool = True) -> World:
     sizes = rng.integers(2, 5, 15)
     member = rng.choice(60, int(sizes.sum()), replace=False) if sizes.sum() <= 60 else rng.permutation(60)
     sizes = np.minimum(sizes, np.maximum(len(member) - np.r_[0, np.cumsum(sizes)[:-1]], 0))
-    lines: dict[str, list[Any]] = {"row": [], "near_duplicate_id": [], "size": [], "has_real": []}
-    key = hash_ids(manifest.column("id").to_pylist()).copy()
+    lines = []
+    key = hash_ids(manifest.column("id").to_pylist())
+    group, cluster = key.copy(), key.copy()
     for places in np.split(member, np.cumsum(sizes)[:-1]):
         if len(places):
-            key[places] = key[places].min()
-            for place in sorted(places.tolist()):
-                lines["row"].append(row[place])
-                lines["near_duplicate_id"].append(row[places].min())
-                lines["size"].append(len(places))
-                lines["has_real"].append(bool(is_real[places].any()))
-    groups = pa.table(lines).sort_by("row")
+            group[places], cluster[places[:2]] = key[places].min(), key[places[:2]].min()
+            near_real = rng.random() < 0.5
+            for i, place in enumerate(places.tolist()):
+                own, close = is_real[places] == is_real[place], places[:2] if i < 2 else places[i : i + 1]
+                line = {"row": row[place], "near_duplicate_id": row[places].min(), "size": len(places)}
+                line["has_real"] = bool(is_real[places].any())
+                line["near_real"] = bool(near_real)
+                line["component_rows"] = int(own.sum())
+                line["cluster_rows"] = int((is_real[close] == is_real[place]).sum())
+                lines.append(line)
+    groups = pa.Table.from_pylist(lines).sort_by("row")
     logit = rng.normal(size=ROWS) if classified else np.full(ROWS, np.nan)
     without = logit[:, None] + 0.1 * rng.normal(size=(ROWS, BLOCKS))
-    without[np.arange(ROWS), jackknife_blocks(key)] = np.nan
+    without[np.arange(ROWS), jackknife_blocks(cluster)] = np.nan
     evidence = RowEvidence(
         log_prior=rng.normal(size=ROWS),
-        group_key=key,
+        hashes=RowHashes(key, group, cluster),
         logit_file_facts=np.full(ROWS, np.nan),
         bytes_per_pixel=np.full(ROWS, np.nan),
         direction_coordinates=rng.normal(size=(ROWS, DIRECTIONS)),
         fold=rng.integers(0, 3, ROWS).astype(np.int8) if classified else np.empty(0, np.int8),
         logit_without=without if classified else None,
+        sizes=(REAL_ROWS, ROWS - REAL_ROWS),
     )
     real_ids = manifest.slice(0, REAL_ROWS).select(["row", "id"])
     return World(ViewRows(manifest, nearest, groups, logit), evidence, real_ids)
@@ -125,7 +139,7 @@ def world(seed: int = 0, *, classified: bool = True) -> World:
 def by_row(own: World, place: int) -> dict[str, NDArray[np.float64]]:
     """Return what one row adds to each sum, by block."""
     sums: dict[str, NDArray[np.float64]] = {}
-    block = int(jackknife_blocks(own.evidence.group_key)[place])
+    block = int(jackknife_blocks(own.evidence.hashes.cluster)[place])
 
     def add(name: str, value: float, at: int = block) -> None:
         sums.setdefault(name, np.zeros(BLOCKS))[at] += value
@@ -136,7 +150,7 @@ def by_row(own: World, place: int) -> dict[str, NDArray[np.float64]]:
     kind = line["real_or_synthetic"]
     sign = -1 if kind == "real" else 1
     add(kind, 1)
-    add(f"grouped_{kind}", groups[0]["size"] if groups else 1)
+    add(f"clusters_{kind}", 1 / groups[0]["cluster_rows"] if groups else 1)
     logit = own.view.logit[place]
     if not np.isnan(logit):
         add("scored", 1)
@@ -148,10 +162,17 @@ def by_row(own: World, place: int) -> dict[str, NDArray[np.float64]]:
     if kind == "synthetic":
         add("repeats", bool(groups) and not groups[0]["has_real"])
         add("copies", bool(groups) and groups[0]["has_real"])
+        add("components", 1 / groups[0]["component_rows"] if groups else 1)
         add("inside", near["in_real_manifold"])
     else:
         add("covered", near["covered"])
         add("real_inside", near["in_real_manifold"])
+        # The generator has more rows than there are real ones, all of which are then the set of its size.
+        is_near = bool(groups) and groups[0]["near_real"]
+        alike = groups[0]["component_rows"] if is_near else 1
+        add("real_near", is_near)
+        add("real_repeats", alike > 1)
+        add("real_components", 1 / alike)
     return sums
 
 
@@ -269,3 +290,128 @@ def test_scores_of_a_shard_are_those_rows_of_the_whole() -> None:
     assert own.take(np.arange(0)).scores().num_rows == 0
     empty = own.take(np.arange(0)).sums(own.slicings())
     assert (empty.overall.values == 0).all()
+
+
+def sums_of_components(
+    sizes: list[int], matched: int | None = None, *, real: list[int] | None = None, only: str = ""
+) -> ViewSums:
+    """Return the sums of a view whose components, of exact repeats, have these sizes; without a classifier.
+
+    Args:
+        sizes: synthetic rows of each component.
+        matched: size of the matched subsample.
+        real: real rows of each component; by default 50 single rows.
+        only: prefix of the ids, which decide what is sampled.
+    """
+    real = [1] * 50 if real is None else real
+    n, m = sum(real), sum(sizes)
+    is_real, row = np.arange(n + m) < n, np.arange(n + m)
+    component = np.r_[np.repeat(np.arange(len(real)), real), np.repeat(len(real) + np.arange(len(sizes)), sizes)]
+    rows_of = np.bincount(component)[component]
+    alike = np.flatnonzero(rows_of > 1)
+    manifest = pa.table(
+        {
+            "row": row,
+            "id": [f"{only}/{i}" for i in row],
+            "uri": pa.nulls(n + m, pa.string()),
+            "image_filename": pa.nulls(n + m, pa.string()),
+            "label": pa.nulls(n + m, pa.string()),
+            "real_or_synthetic": np.where(is_real, "real", "synthetic"),
+        }
+    )
+    nearest = pa.table(
+        {
+            "row": row,
+            "nn_distance": np.ones(n + m),
+            "nearest_real_row": pa.nulls(n + m, pa.int64()),
+            "nearest_real_distance": pa.nulls(n + m, pa.float32()),
+            "in_real_manifold": np.ones(n + m, bool),
+            "covered": pa.array(np.ones(n + m, bool), mask=~is_real),
+            "is_copy": np.zeros(n + m, bool),
+            "synthetic_in_radius": pa.array(np.ones(n + m, np.int32), mask=~is_real),
+        }
+    )
+    groups = pa.table(
+        {
+            "row": row[alike],
+            "near_duplicate_id": component[alike],
+            "size": rows_of[alike],
+            "has_real": is_real[alike],
+            "near_real": is_real[alike],
+            "component_rows": rows_of[alike],
+            "cluster_rows": rows_of[alike],
+        }
+    )
+    hashes = [hash_ids(f"{only}{kind}/{i}" for i in own.tolist()) for kind, own in (("", row), ("c", component))]
+    unknown = np.full(n + m, np.nan)
+    evidence = RowEvidence(
+        log_prior=np.zeros(n + m),
+        hashes=RowHashes(hashes[0], hashes[1], hashes[1]),
+        logit_file_facts=unknown,
+        bytes_per_pixel=unknown,
+        direction_coordinates=np.full((n + m, DIRECTIONS), np.nan),
+        matched_size=matched,
+        sizes=(n, m),
+    )
+    view = ViewRows(manifest, nearest, groups, unknown)
+    scores = score_rows(view, manifest.slice(0, n).select(["row", "id"]), 0.1)
+    return sum_view(view, scores, evidence, [])
+
+
+UNEQUAL = [30, 8, 8, 5, 3, 2, 2, *[1] * 40]
+"""Rows of 47 components: 98 in all."""
+
+
+def of_random_subsets(sizes: list[int], size: int) -> tuple[float, float, float]:
+    """Return the mean components, rows that repeat another, and largest component of random subsets of rows."""
+    rng, component = np.random.default_rng(0), np.repeat(np.arange(len(sizes)), sizes)
+    found = []
+    for _ in range(3000):
+        counts = np.bincount(rng.permutation(component)[:size])
+        found.append([(counts > 0).sum(), counts[counts > 1].sum(), counts.max()])
+    mean: list[float] = np.mean(found, axis=0).tolist()
+    return mean[0], mean[1], mean[2]
+
+
+@pytest.mark.parametrize("size", [10, 40, 90])
+def test_a_matched_subsample_has_the_components_and_clusters_of_a_random_subset(size: int) -> None:
+    parts, repeats, _ = of_random_subsets(UNEQUAL, size)
+    found = [sums_of_components(UNEQUAL, size, only=str(seed)).matched for seed in range(150)]
+    # The rows are those of one subsample, which is drawn by hash, the rest is an expectation.
+    assert np.mean([sums["synthetic"] for sums in found]) == pytest.approx(size, rel=0.06)
+    assert np.mean([sums["components"] for sums in found]) == pytest.approx(parts, rel=0.06)
+    assert np.mean([sums["repeats"] for sums in found]) == pytest.approx(repeats, rel=0.1)
+    assert np.mean([sums["clusters_synthetic"] for sums in found]) == pytest.approx(parts, rel=0.06)
+    # Real rows are not sampled.
+    assert {sums["clusters_real"] for sums in found} == {50}
+
+
+def test_the_references_are_the_shares_of_a_set_of_real_rows_of_the_generators_size() -> None:
+    for m in (20, 60):
+        sums = sums_of_components([1] * m, real=UNEQUAL).overall
+        parts, repeats, _ = of_random_subsets(UNEQUAL, m)
+        references = view_references(sums, 98, 5)
+        assert references["unique_share"] == pytest.approx(parts / m, rel=0.01)
+        assert references["diversity"] == pytest.approx(1 - repeats / m, rel=0.01)
+        # Freshness compares with all real images: 58 of 98 have another one nearby.
+        assert references["freshness"] == pytest.approx(1 - 58 / 98)
+    # A larger generator is compared with all real rows.
+    references = view_references(sums_of_components([1] * 500, real=UNEQUAL).overall, 98, 5)
+    assert references["unique_share"] == pytest.approx(47 / 98)
+    assert references["diversity"] == pytest.approx(1 - 58 / 98)
+
+
+def test_references_of_a_matched_subsample_are_those_of_its_size() -> None:
+    parts, repeats, _ = of_random_subsets(UNEQUAL, 30)
+    sums = sums_of_components([1] * 400, 30, real=UNEQUAL).matched
+    references = view_references(sums, 98, 5)
+    # The subsample has about 30 rows; its size is exactly 30.
+    assert references["unique_share"] == pytest.approx(parts / 30, rel=0.01)
+    assert references["diversity"] == pytest.approx(1 - repeats / 30, rel=0.01)
+
+
+def test_a_real_row_that_only_synthetic_rows_connect_is_alone_in_the_references() -> None:
+    # Three real rows in a component, none of which is near another real one.
+    repeats, components = _in_a_set_of(np.full(3, 3), np.zeros(3, bool), 40, 40)
+    assert repeats.tolist() == [0, 0, 0]
+    assert components.tolist() == [1, 1, 1]
