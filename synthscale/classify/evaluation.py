@@ -26,6 +26,8 @@ from synthscale.statistics.estimates import NO_CLASSIFIER, Metric, metric_block
 from synthscale.statistics.jackknife import binomial_interval
 
 NO_DIFFERENCE = "no interval: the classifier gives every image the same score"
+_NO_SPREAD = 1e-9
+"""Standard errors below this are rounding errors of sums of equal numbers."""
 _BINS = 15
 """Equal-width bins of the probability, for the calibration curve and the expected calibration error."""
 
@@ -112,9 +114,9 @@ def _balanced(sums: ClassifierSums, name: str, replicate: int) -> Metric:
     if not sums.replicates.any():
         # The rows were summed without bootstrap weights.
         return metric_block(value)
-    if error == 0 and name != "correct":
+    if error < _NO_SPREAD and name != "correct":
         return metric_block(value) | {"reason": NO_DIFFERENCE}
-    if error == 0:
+    if error < _NO_SPREAD:
         shares = zip(sums.correct / sums.count, sums.ranks.clusters, strict=True)
         ends = [binomial_interval(float(share), max(1.0, rows)) for share, rows in shares]
         return metric_with_interval(value, *np.mean(ends, axis=0).tolist())
