@@ -100,8 +100,8 @@ def sum_classifier_errors(
 def _balanced(sums: ClassifierSums, name: str, replicate: int) -> Metric:
     """Return the class-balanced mean of a sum, with its 95 % bootstrap interval.
 
-    Where no replicate has an error, an accuracy gets the mean of the two classes' exact binomial bounds, and a
-    log-loss no interval: every row of a class then has the same loss.
+    Where no replicate has an error, an accuracy of 0 or 1 gets the mean of the two classes' exact binomial bounds,
+    one of 0.5 the error of guessing, and a log-loss no interval: every row of a class then has the same loss.
 
     Args:
         sums: over all rows.
@@ -116,7 +116,10 @@ def _balanced(sums: ClassifierSums, name: str, replicate: int) -> Metric:
         return metric_block(value)
     if error < _NO_SPREAD and name != "correct":
         return metric_block(value) | {"reason": NO_DIFFERENCE}
-    if error < _NO_SPREAD:
+    if error < _NO_SPREAD and value == 0.5:
+        # All rows are on one side. Guessing would be right about half of the independent rows of each class.
+        error = float(np.sqrt((1 / sums.ranks.clusters).sum())) / 4
+    elif error < _NO_SPREAD:
         shares = zip(sums.correct / sums.count, sums.ranks.clusters, strict=True)
         ends = [binomial_interval(float(share), max(1.0, rows)) for share, rows in shares]
         return metric_with_interval(value, *np.mean(ends, axis=0).tolist())
