@@ -12,11 +12,23 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 
+def checked(text: str, value: float, target: float, better: str, peer: str, **detail: object) -> dict[str, object]:
+    """Return one claim, with whether it holds: the JSON object that `claim` prints."""
+    ok = bool(value <= target if better == "lower" else value >= target)
+    line = {
+        "claim": text,
+        "value": round(float(value), 4),
+        "target": target,
+        "better": better,
+        "ok": ok,
+        "peer": peer,
+    }
+    return {**line, "detail": detail}
+
+
 def claim(text: str, value: float, target: float, better: str, peer: str, **detail: object) -> None:
     """Print one claim as a JSON line."""
-    ok = value <= target if better == "lower" else value >= target
-    line = {"claim": text, "value": round(value, 4), "target": target, "better": better, "ok": ok, "peer": peer}
-    print(json.dumps({**line, "detail": detail}), flush=True)
+    print(json.dumps(checked(text, value, target, better, peer, **detail)), flush=True)
 
 
 def interleaved(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:

@@ -47,26 +47,34 @@ def sets(n: int) -> tuple[Vectors, Vectors]:
 
 
 def ours_manifold(real: Vectors, synthetic: Vectors) -> dict[str, float]:
-    from synthscale.in_memory.neighbors import search_two_sets
+    from synthscale.in_memory.neighbors import MemoryBackend, MemoryRows
+    from synthscale.neighbors.analysis import search_manifold
+    from synthscale.neighbors.copies import copies_from_pairs
+    from synthscale.neighbors.search_backend import RadiusKey
+    from synthscale.neighbors.search_space import MANIFOLD, SearchSpace
     from synthscale.neighbors.view import K
 
-    found = search_two_sets({"real": real, "synthetic": synthetic})
-    assert found.recalled is not None
-    covered = found.searches.real_synthetic.distance[:, 0] <= found.searches.real_real.radius(K)
+    vectors, n = np.concatenate([real, synthetic]), len(real)
+    rows = {"real": np.arange(n), "synthetic": np.arange(n, len(vectors))}
+    data = MemoryRows(vectors, rows, copies_from_pairs([]), np.arange(len(vectors), dtype=np.uint64))
+    mean = real.mean(axis=0, dtype=np.float64)
+    backend = MemoryBackend(data, SearchSpace(MANIFOLD, "euclidean", (0, vectors.shape[1]), mean))
+    search_manifold(backend, (), counts_manifold=True, known={})
+    inside, recalled, covered = (
+        backend.counts[RadiusKey(*key)].count for key in ((1, 0, False), (0, 1, False), (0, 1, True))
+    )
     return {
-        "precision": float((found.own_inside.count > 0).mean()),
-        "recall": float((found.recalled.count > 0).mean()),
-        "density": float(found.own_inside.count.mean()) / K,
-        "coverage": float(covered.mean()),
+        "precision": float((inside > 0).mean()),
+        "recall": float((recalled > 0).mean()),
+        "density": float(inside.mean()) / K,
+        "coverage": float((covered > 0).mean()),
     }
 
 
 def prdc_manifold(real: Vectors, synthetic: Vectors) -> dict[str, float]:
     from prdc import compute_prdc
 
-    # Cosine distance orders as the Euclidean distance of unit vectors does.
-    units = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (real, synthetic)]
-    return {name: float(value) for name, value in compute_prdc(*units, nearest_k=5).items()}
+    return {name: float(value) for name, value in compute_prdc(real, synthetic, nearest_k=5).items()}
 
 
 def ours_frechet(real: Vectors, synthetic: Vectors) -> dict[str, float]:
@@ -378,6 +386,8 @@ DESIGNS = {
     "16-d, 300 + 150, scaled by 0.85": lambda rng: (_normal(rng, 300, 16), _normal(rng, 150, 16, 0.0, 0.85)),
     "16-d, 150 + 600, scaled by 1.2": lambda rng: (_normal(rng, 150, 16), _normal(rng, 600, 16, 0.0, 1.2)),
     "8-d, 300 + 300, one of two modes": lambda rng: _modes(rng, 300, 300),
+    "16-d, 64 + 1,600, shifted by 1": lambda rng: (_normal(rng, 64, 16), _normal(rng, 1600, 16, 1.0)),
+    "16-d, 1,600 + 64, shifted by 1": lambda rng: (_normal(rng, 1600, 16), _normal(rng, 64, 16, 1.0)),
     "8-d, 200 + 200, equal": lambda rng: (_normal(rng, 200, 8), _normal(rng, 200, 8)),
 }
 """Real and synthetic vectors; then a fifth of the synthetic ones repeat others, and a tenth real ones."""

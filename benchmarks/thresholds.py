@@ -27,7 +27,7 @@ from synthscale.config import Config, EncoderConfig
 from synthscale.embed.encoder_reader import load_encoder
 from synthscale.embed.image_reader import decode_all
 from synthscale.embed.images import decode, to_rgb
-from synthscale.neighbors.distance import Floats, cosine_distance, unit
+from synthscale.neighbors.distance import Floats, half_squared_distance, normalized
 from synthscale.storage.fetch import zip_uri
 from synthscale.tables.layout import StoredFile
 
@@ -105,7 +105,7 @@ class Embedder:
     def _unit(self, pixels: NDArray[np.uint8]) -> Floats:
         step = self._config.encoder.batch_size
         parts = [self._encoder.encode(pixels[i : i + step]) for i in range(0, len(pixels), step)]
-        return unit(np.concatenate(parts)[:, slice(*self._encoder.search)])
+        return normalized(np.concatenate(parts)[:, slice(*self._encoder.search)])
 
 
 def _edit(path: Path, edit: str) -> bytes:
@@ -125,7 +125,7 @@ def nearest(images: Images) -> Floats:
     distinct = np.unique(images.vectors, axis=0)
     similar = distinct @ distinct.T
     np.fill_diagonal(similar, -np.inf)
-    return cosine_distance(distinct, distinct[similar.argmax(axis=1)])
+    return half_squared_distance(distinct, distinct[similar.argmax(axis=1)])
 
 
 def compare(
@@ -135,12 +135,12 @@ def compare(
     alike = query.source[:, None] == database.source[None, :]
     once = np.triu(np.ones_like(alike), 1) if query is database else np.ones_like(alike)
     left, right = np.nonzero(alike & once)
-    copies = cosine_distance(query.vectors[left], database.vectors[right])
+    copies = half_squared_distance(query.vectors[left], database.vectors[right])
     # The product shortlists, a little beyond the median, and the formula decides.
     left, right = np.nonzero(~alike & once & (1 - query.vectors @ database.vectors.T < 1.001 * median))
     ends = zip(query.source[left].tolist(), database.source[right].tolist(), strict=True)
     wrong = np.array([frozenset(pair) not in known for pair in ends], bool)
-    false = cosine_distance(query.vectors[left[wrong]], database.vectors[right[wrong]])
+    false = half_squared_distance(query.vectors[left[wrong]], database.vectors[right[wrong]])
     return Case(name, copies / median, false / median)
 
 
@@ -165,7 +165,7 @@ def cifar_cases(embedder: Embedder) -> tuple[Images, list[Case]]:
     for judgment in ("near", "similar"):
         of = [p for p in pairs if p["judgment"] == judgment and p["kind"] == "test-train"]
         a, b = (listed.vectors[[place[pair[end]] for pair in of]] for end in ("a_path", "b_path"))
-        cases.append(Case(f"CIFAR-10 {judgment} pairs", cosine_distance(a, b) / median, None))
+        cases.append(Case(f"CIFAR-10 {judgment} pairs", half_squared_distance(a, b) / median, None))
     # No pair of these two is known to be false: upper bounds of the false alarms.
     cases.append(compare("CIFAR-10, unlisted pairs", real, real, median, known))
     diffusion = embedder.files(p for name in ("edm_64", "ddpm_256") for p in sorted((folder / name).iterdir()))

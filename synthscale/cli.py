@@ -22,7 +22,14 @@ from synthscale.config import Config, parse_config
 from synthscale.config_files import apply_overrides, load_config
 from synthscale.errors import ConfigError, SynthscaleError
 from synthscale.storage import filesystems as fsys
-from synthscale.terminal import comparison_table, metrics_table, print_gates, print_warnings, stage_line
+from synthscale.terminal import (
+    comparison_table,
+    metrics_table,
+    print_gates,
+    print_notes,
+    print_warnings,
+    stage_line,
+)
 
 if TYPE_CHECKING:
     from synthscale.result import RunResult
@@ -94,6 +101,7 @@ def _run(config: Config, parsed: argparse.Namespace, console: Console) -> int:
     options = Options(
         ray_address=parsed.ray_address,
         redo_from=parsed.redo_from,
+        retry_failed=getattr(parsed, "retry_failed", False),
         verbose=parsed.verbose,
         show_progress=console.is_terminal,
         on_stage=lambda report: console.print(stage_line(report)),
@@ -102,6 +110,7 @@ def _run(config: Config, parsed: argparse.Namespace, console: Console) -> int:
     result = score(config, options)
     console.print()
     console.print(metrics_table(result.metrics))
+    print_notes(result.metrics, console)
     print_warnings(result.metrics, console)
     _print_paths(result, console)
     return print_gates(result.metrics, console)
@@ -126,9 +135,11 @@ def _validate(parsed: argparse.Namespace, console: Console) -> int:
 
 
 def _status(parsed: argparse.Namespace, console: Console) -> int:
-    from synthscale.plan import status
+    from synthscale.plan import driver_line, status
 
-    for line in status(parsed.run, config_from(parsed)):
+    config = config_from(parsed)
+    console.print(driver_line(parsed.run, config), markup=False)
+    for line in status(parsed.run, config):
         console.print(f"{line.stage:10} {line.state:8} {line.detail}", markup=False)
     return 0
 
@@ -273,7 +284,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     file, shared, data, work, output = _shared_options()
-    _command(commands, "score", _score, "score synthetic sets against a real set", [file, shared, data, work])
+    score = _command(
+        commands, "score", _score, "score synthetic sets against a real set", [file, shared, data, work]
+    )
+    score.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="try the images in failures/ again, and recompute what depends on those that can be read now",
+    )
     demo = _command(
         commands, "demo", _demo, "score five small generators of digits, without a download", [shared, work]
     )

@@ -1,7 +1,8 @@
 """Run the stages in order: ingest -> embed -> neighbors -> classify -> reduce -> report.
 
 Reads the images, tables or vectors that the configuration names, and writes the run directory. A stage whose
-marker is complete is skipped, so running an interrupted job again continues it.
+marker is complete is skipped, so running an interrupted job again continues it. Whatever writes to a run directory
+holds its lease, so that a second driver cannot.
 """
 
 import platform
@@ -18,11 +19,12 @@ from synthscale.errors import ConfigError
 from synthscale.ingest import stage as ingest
 from synthscale.ingest.checks import check_metrics, check_rows
 from synthscale.ingest.control import hold_out
-from synthscale.ingest.discover import discover
+from synthscale.ingest.discover import Dataset, discover
 from synthscale.result import RunResult
 from synthscale.runtime.session import LOCAL, RaySession, ray_errors
 from synthscale.runtime.stage_context import StageContext, StageOutcome
 from synthscale.storage import filesystems as fsys
+from synthscale.storage.lease import Lease
 from synthscale.storage.run_directory import STAGES, Marker, RunDirectory
 from synthscale.tables.schemas import SCHEMA_VERSION
 
@@ -58,6 +60,7 @@ class Options:
     Attributes:
         ray_address: ``local`` starts a private Ray; ``auto`` or an address joins a cluster.
         redo_from: name of a stage; it and all later ones are repeated.
+        retry_failed: try the rows in ``failures/`` again; recompute what depends on those that can be read now.
         verbose: show Ray's own logs and progress.
         show_progress: show Ray Data's progress bar during long stages.
         on_stage: called with the outcome of each stage when it ends.
@@ -66,6 +69,7 @@ class Options:
 
     ray_address: str = LOCAL
     redo_from: str | None = None
+    retry_failed: bool = False
     verbose: bool = False
     show_progress: bool = False
     on_stage: Callable[[StageReport], None] = lambda report: None
@@ -81,22 +85,38 @@ def score(config: Config, options: Options | None = None) -> RunResult:
 
     Raises:
         ConfigError, InputError, StorageError: the configuration or the input cannot be used.
+        StorageUnavailable, StorageFull: storage cannot be read or written at the moment; the same call continues.
         TooManyFailures: more rows are unusable than ``max_failure_fraction`` allows.
         ResumeConflict: the output directory contains another run, or this run with other settings.
-        StageError: a stage could not finish; the same call continues the run.
+        StageError: a stage could not finish, or another driver is writing this run; the same call continues it.
     """
     options = options or Options()
     config.check_runnable()
     config = with_absolute_paths(config)
     assert config.output is not None
+    if options.redo_from not in (None, *STAGES):
+        raise ConfigError(f"--redo-from {options.redo_from}: no such stage; choose from {', '.join(STAGES)}")
     run = RunDirectory.open(config.output, config.storage)
-    if options.redo_from is not None:
-        if options.redo_from not in STAGES:
-            raise ConfigError(f"--redo-from {options.redo_from}: no such stage; choose from {', '.join(STAGES)}")
-        run.remove_from(options.redo_from)
-    with RaySession(options.ray_address, verbose=options.verbose, preload=_LATER_STAGES) as session:
-        _StageRunner(config, run, options, session).run_all()
+    lease = Lease(run)
+    # Listing a large input takes long, so a second driver is refused before it.
+    lease.check_free()
+    dataset = _checked_dataset(config, is_resumed=run.is_started())
+    with lease:
+        if options.redo_from is not None:
+            run.remove_from(options.redo_from)
+        with RaySession(options.ray_address, verbose=options.verbose, preload=_LATER_STAGES) as session:
+            _StageRunner(config, run, options, session, lease).run_all(dataset)
     return RunResult(run)
+
+
+def _checked_dataset(config: Config, *, is_resumed: bool) -> Dataset:
+    """List the input and check it; raise ConfigError, InputError or StorageError if it cannot be used."""
+    dataset = discover(config, is_resumed=is_resumed)
+    check_rows(dataset.rows)
+    if config.control:
+        dataset = replace(dataset, rows=hold_out(dataset.rows))
+    check_metrics(config, dataset.rows)
+    return dataset
 
 
 def rewrite_report(uri: str, storage: StorageConfig, *, shows_images: bool = True) -> RunResult:
@@ -110,13 +130,15 @@ def rewrite_report(uri: str, storage: StorageConfig, *, shows_images: bool = Tru
     Raises:
         StorageError: there is no finished run at ``uri``.
         ResumeConflict: the run has another schema version.
+        StageError: a driver is writing this run.
     """
     from synthscale.report import stage as report
 
     result = RunResult.open(uri, storage)
     config = parse_config(result.run.read_json("run.json")["config"], f"{result.run.uri}/run.json")
     context = StageContext(config.model_copy(update={"storage": storage}), result.run)
-    report.run(context, shows_images=shows_images)
+    with Lease(result.run):
+        report.run(context, shows_images=shows_images)
     return result
 
 
@@ -134,22 +156,20 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 class _StageRunner:
-    """Runs the stages of one call of ``score`` in a run directory."""
+    """Runs the stages of one call of ``score`` in a run directory, whose lease the caller holds."""
 
-    def __init__(self, config: Config, run: RunDirectory, options: Options, session: RaySession) -> None:
-        self.config, self.run, self.options, self.session = config, run, options, session
+    def __init__(
+        self, config: Config, run: RunDirectory, options: Options, session: RaySession, lease: Lease
+    ) -> None:
+        self.config, self.run, self.options, self.session, self.lease = config, run, options, session, lease
+        self.is_resumed = run.is_started()
 
-    def run_all(self) -> None:
-        dataset = discover(self.config)
-        check_rows(dataset.rows)
-        if self.config.control:
-            dataset = replace(dataset, rows=hold_out(dataset.rows))
-        check_metrics(self.config, dataset.rows)
+    def run_all(self, dataset: Dataset) -> None:
         self._write_run_info()
-        context = StageContext(self.config, self.run)
+        context = StageContext(self.config, self.run, on_progress=self.options.on_progress)
         skipped = self._stage("ingest", ingest.fingerprint(context, dataset), lambda: ingest.run(context, dataset))
         if skipped and dataset.is_table:
-            ingest.check_unchanged(context, dataset)
+            ingest.check_unchanged(context, dataset, except_failed=self.options.retry_failed)
         if not self._is_reduced():
             self.session.start()
         # Ray takes seconds to start in the background; these imports load torch meanwhile.
@@ -161,12 +181,15 @@ class _StageRunner:
         from synthscale.report import stage as report
 
         encoder = encoder_spec(self.config, context.vectors)
-        self._stage("embed", embed.fingerprint(context, encoder), lambda: embed.run(self._ray_context(), encoder))
+        embedding = embed.fingerprint(context, encoder)
+        retries = self.options.retry_failed and embed.reopen(context, embedding)
+        self._stage("embed", embedding, lambda: embed.run(self._ray_context(), encoder, retry_failed=retries))
         self._stage("neighbors", neighbors.fingerprint(context), lambda: neighbors.run(self._ray_context()))
         self._stage("classify", classify.fingerprint(context), lambda: classify.run(self._ray_context()))
         self._stage("reduce", reduce.fingerprint(context), lambda: reduce.run(self._ray_context()))
-        if reduce.decide_gates(context):
-            # The report shows the gates, so it has to be written again.
+        self.lease.renew()
+        # The report shows the gates. It only shows results, so an old one is replaced and not a conflict.
+        if reduce.decide_gates(context) or report.is_outdated(context):
             self.run.remove_from("report")
         self._stage("report", report.fingerprint(context), lambda: report.run(context))
         self._write_finished_run_info()
@@ -175,21 +198,35 @@ class _StageRunner:
         """Run a stage unless its marker is complete. Return True if it was skipped.
 
         The marker is written before the work, as incomplete, and again after it. A marker with another
-        fingerprint raises ResumeConflict.
+        fingerprint raises ResumeConflict. Working files go after the complete marker is written, so that a stage
+        that fails at its very end need not repeat its work. The lease is renewed before anything is written or
+        deleted: a driver that was paused and replaced meanwhile raises StageError.
         """
+        self.lease.renew()
         marker = self.run.matching_marker(name, fingerprint)
         skipped = marker is not None and marker.complete
         if marker is None or not marker.complete:
+            if marker is None and self.is_resumed:
+                # A --redo-from that was killed may have left tables without a marker.
+                self.run.remove_output(name)
             self.run.write_marker(Marker(name, False, fingerprint))
             start = time.perf_counter()
             with ray_errors(name):
                 outcome = work()
             seconds = time.perf_counter() - start
             marker = Marker(name, True, fingerprint, outcome.counts, outcome.info, seconds)
+            self.lease.renew()
             self.run.write_marker(marker)
+        # Also those of an earlier run that was killed between its marker and this line.
+        self.run.remove_working_files(name)
         rows, failed = marker.counts.get("rows", 0), marker.counts.get("failed", 0)
         self.options.on_stage(StageReport(name, rows, failed, marker.seconds, skipped))
         return skipped
+
+    def _on_progress(self, text: str) -> None:
+        """Pass a line of progress on; raise StageError if another driver has taken over the run."""
+        self.lease.check_held()
+        self.options.on_progress(text)
 
     def _ray_context(self) -> StageContext:
         """Wait until Ray is up and return a stage context with the cluster's resources."""
@@ -201,7 +238,7 @@ class _StageRunner:
             cpus=max(1, int(resources.get("CPU", 1))),
             is_local=self.options.ray_address == LOCAL,
             show_progress=self.options.show_progress,
-            on_progress=self.options.on_progress,
+            on_progress=self._on_progress,
         )
 
     def _is_reduced(self) -> bool:
@@ -210,7 +247,7 @@ class _StageRunner:
 
     def _write_run_info(self) -> None:
         """Write ``run.json`` with a new run id, unless the run was started before."""
-        if not self.run.is_started():
+        if not self.is_resumed:
             self.run.write_json(
                 "run.json", {"schema_version": SCHEMA_VERSION, "run_id": uuid.uuid4().hex[:12], **self._run_info()}
             )
@@ -223,6 +260,7 @@ class _StageRunner:
             rows = marker.counts.get("rows")
             rate = rows / marker.seconds if rows and marker.seconds else None
             stages[name] = {"seconds": marker.seconds, "rows": rows, "rows_per_s": rate}
+        self.lease.renew()
         self.run.write_json(
             "run.json",
             {

@@ -1,7 +1,7 @@
 """``validate`` checks and estimates a run before it starts; ``status`` returns the progress of a run.
 
 Neither starts Ray. ``validate`` reads a few images of each set, and writes and removes an empty file at the
-output. ``status`` reads the run's markers and lists its files.
+output. ``status`` reads the run's lease and markers and lists its files.
 """
 
 import time
@@ -23,12 +23,14 @@ from synthscale.ingest.control import hold_out
 from synthscale.ingest.discover import Dataset, discover
 from synthscale.ingest.vector_reader import check_vectors, read_vectors
 from synthscale.storage import filesystems as fsys
+from synthscale.storage.lease import EXPIRES_AFTER_S, lease_state
 from synthscale.storage.run_directory import STAGES, RunDirectory
 from synthscale.tables.layout import VectorLayout, shards_of
 from synthscale.tables.schemas import REAL
 
 SAMPLE = 8
 """Number of images of each set that ``validate`` reads and embeds."""
+_CONTINUE = "run the same score command again to continue"
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,30 @@ def status(uri: str, config: Config) -> list[StageStatus]:
         else:
             lines.append(StageStatus(stage, "begun", _partial_progress(run, stage)))
     return lines
+
+
+def driver_line(uri: str, config: Config) -> str:
+    """Return one line that says whether a driver is writing a run: where, since when and its last heartbeat.
+
+    Args:
+        uri: the run directory.
+        config: configuration, of which the S3 settings are used.
+
+    Raises:
+        StorageError: there is no run at ``uri``.
+        ResumeConflict: the run has another schema version.
+    """
+    run = RunDirectory.existing(uri, config.storage)
+    lease = lease_state(run)
+    if lease is None:
+        last = run.marker(STAGES[-1])
+        is_finished = last is not None and last.complete
+        return "not running, finished" if is_finished else f"not running, not finished; {_CONTINUE}"
+    if lease.holder is None:
+        return f"not known: lease.json is damaged; the next run replaces it once it is {EXPIRES_AFTER_S:.0f} s old"
+    if lease.is_abandoned:
+        return f"was interrupted on {lease.holder}, last heartbeat {lease.holder.heartbeat}; {_CONTINUE}"
+    return f"running on {lease.holder} since {lease.holder.started} (heartbeat {lease.age_s:.0f} s ago)"
 
 
 def _partial_progress(run: RunDirectory, stage: str) -> str:

@@ -24,6 +24,7 @@ _WORST: dict[str, tuple[str, Any, str, bool]] = {
     "fidelity": ("synthetic", None, "label_quality_score", False),
     "representativeness": ("real", None, "label_quality_score", False),
     "diversity": ("synthetic", None, "distance_to_nearest_neighbor", True),
+    "unique_share": ("synthetic", None, "distance_to_nearest_neighbor", True),
     "freshness": ("synthetic", None, "distance_to_nearest_real", True),
     "precision": ("synthetic", ~ds.field("in_real_manifold"), "distance_to_nearest_real", False),
     "coverage": ("real", ~ds.field("covered"), "label_quality_score", False),
@@ -116,8 +117,8 @@ class RunResult:
         """Return the rows of ``scores/`` that lower a core metric most, the worst first.
 
         These are synthetic images for ``fidelity`` and ``precision``, real images for ``representativeness`` and
-        ``coverage``, synthetic images that repeat one another for ``diversity``, and synthetic images that repeat
-        a real one for ``freshness``.
+        ``coverage``, synthetic images that repeat one another for ``diversity``, those that repeat a real one for
+        ``freshness``, and both for ``unique_share``.
 
         Args:
             metric: a core metric.
@@ -131,9 +132,11 @@ class RunResult:
             raise InputError(f"worst: no metric {metric!r}; choose from {', '.join(_WORST)}")
         name = self._generator_name(generator)
         kind, row_filter, column, ascending = _WORST[metric]
-        if metric in {"diversity", "freshness"}:
+        if metric in {"diversity", "unique_share", "freshness"}:
             groups = self.groups(name)
-            repeats = groups[groups.has_synthetic & (groups.has_real == (metric == "freshness"))]
+            repeats = groups[groups.has_synthetic]
+            if metric != "unique_share":
+                repeats = repeats[repeats.has_real == (metric == "freshness")]
             row_filter = ds.field("near_duplicate_id").isin(repeats.near_duplicate_id.tolist())
         of_class = (ds.field("real_or_synthetic") == kind) & ds.field(column).is_valid()
         table = self.scores_dataset(name).to_table(
@@ -151,9 +154,9 @@ class RunResult:
             generator: name of the generator; may be omitted if the run has only one.
 
         Returns:
-            Columns ``near_duplicate_id``, ``size``, ``has_real``, ``has_synthetic``, ``diameter`` (largest cosine
-            distance between two members) and ``is_chain``. The members are the rows of ``scores()`` with the same
-            ``near_duplicate_id``.
+            Columns ``near_duplicate_id``, ``component_id`` (connected component that it is part of), ``size``,
+            ``has_real``, ``has_synthetic``, ``diameter`` (largest distance between two members) and ``is_chain``.
+            The members are the rows of ``scores()`` with the same ``near_duplicate_id``.
         """
         table = self.group_rows(self._generator_name(generator)).to_table()
         frame: pd.DataFrame = table.to_pandas().drop_duplicates("near_duplicate_id")

@@ -6,12 +6,14 @@ from rich.console import Console
 from rich.table import Table
 
 from synthscale.metric_names import CORE_METRICS
-from synthscale.metrics.metrics_json import warnings_by_text
+from synthscale.metrics.metrics_json import notes, warnings_by_text
 
 if TYPE_CHECKING:
     from synthscale.metrics.comparison import Comparison
     from synthscale.pipeline import StageReport
 
+_SHOWN = tuple(name for name in CORE_METRICS if name != "unique_share")
+"""Metrics in the table, which has to fit in 80 columns."""
 GATE_MISSED = 3
 """Exit code of a finished run in which a quality gate was missed."""
 
@@ -25,18 +27,18 @@ def stage_line(report: "StageReport") -> str:
 
 
 def metrics_table(metrics: dict[str, Any]) -> Table:
-    """Return a table of the core metrics and the AUC of each generator, with 95 % intervals.
+    """Return a table of the core metrics and the AUC of each generator, with 95 % intervals and references.
 
     Args:
         metrics: the content of ``metrics.json``.
     """
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("generator", overflow="fold")
-    for name in (*CORE_METRICS, "AUC"):
+    for name in (*_SHOWN, "AUC"):
         # Break the longest name over two lines, so that the table fits in 80 columns.
         table.add_column(name.replace("tative", "-\ntative") if len(name) > 12 else name, justify="right")
     for name, block in metrics["generators"].items():
-        figures = [block["metrics"][metric] for metric in CORE_METRICS]
+        figures = [block["metrics"][metric] for metric in _SHOWN]
         # The AUC is shown without its interval, so that the table fits in 80 columns.
         figures.append({"value": block["classifier"]["auc"]["value"]})
         # Names come from the user's data, so rich's markup is escaped.
@@ -45,12 +47,29 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
 
 
 def _with_interval(figure: dict[str, Any]) -> str:
-    """Format a value, with its 95 % interval on a second line."""
+    """Format a value; on further lines its 95 % interval, and its reference unless that is 0.5 or 1."""
     if figure["value"] is None:
         return "n/a"
-    if figure.get("low") is None:
-        return f"{figure['value']:.3f}"
-    return f"{figure['value']:.3f}\n[dim]{figure['low']:.2f}-{figure['high']:.2f}[/dim]"
+    lines = [f"{figure['value']:.3f}"]
+    if figure.get("low") is not None:
+        lines.append(f"[dim]{_interval(figure['low'], figure['high'])}[/dim]")
+    reference = figure.get("reference")
+    if reference is not None and f"{reference:.2f}" not in {"0.50", "1.00"}:
+        lines.append(f"[dim]ref {reference:.2f}[/dim]")
+    return "\n".join(lines)
+
+
+def _interval(low: float, high: float) -> str:
+    """Format an interval with two decimals, or by its half-width where both ends would look the same."""
+    text = f"{low:.2f}-{high:.2f}"
+    is_narrow = f"{low:.2f}" == f"{high:.2f}" and high - low < 0.005 and low > 0.01 and high < 0.99
+    return f"±{(high - low) / 2:.1g}" if is_narrow else text
+
+
+def print_notes(metrics: dict[str, Any], console: Console) -> None:
+    """Print how distances were computed, and what the self-test of the radius says about strong edits."""
+    for note in notes(metrics["generators"]):
+        console.print(f"note: {note}", markup=False)
 
 
 def comparison_table(comparison: "Comparison") -> Table:

@@ -27,6 +27,8 @@ PUBLIC = [
     "SchemaError",
     "StageError",
     "StorageError",
+    "StorageFull",
+    "StorageUnavailable",
     "SynthscaleError",
     "TooManyFailures",
     "load_config",
@@ -282,6 +284,78 @@ def test_no_function_takes_more_than_six_arguments_or_sixty_lines():
                 if lines > 60 or (len(arguments) > 6 and node.name != "score_features"):
                     found.append(f"{relative(path)}:{node.name} ({len(arguments)} arguments, {lines} lines)")
     assert found == []
+
+
+SERIALISERS_THAT_RUN_CODE = {
+    "_pickle",
+    "cloudpickle",
+    "dill",
+    "jsonpickle",
+    "joblib",
+    "marshal",
+    "pickle",
+    "ray.cloudpickle",
+    "shelve",
+}
+
+
+def breaches_of_plain_storage(tree, imported):
+    """Return what could unpickle a file, or write a pickle: imports, and calls of NumPy, pandas and torch."""
+    found = [name for name in imported if any(is_of(name, module) for module in SERIALISERS_THAT_RUN_CODE)]
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        call, options = (
+            ast.unparse(node.func),
+            {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords},
+        )
+        is_numpy = call.split(".")[0] in {"np", "numpy"} and call.rpartition(".")[2] in {"load", "savez", "save"}
+        is_bad = call.endswith(("read_pickle", "to_pickle", "torch.save", "torch.jit.load"))
+        # Calls of NumPy have to say that they refuse objects: the defaults differ.
+        is_bad |= is_numpy and options.get("allow_pickle") != "False"
+        is_bad |= call.endswith("torch.load") and options.get("weights_only") != "True"
+        if is_bad:
+            found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("code", "breaks"),
+    [
+        ("import pickle as p", True),
+        ("def f():\n    from ray import cloudpickle", True),
+        ("from joblib import load", True),
+        ("np.load(file, allow_pickle=True)", True),
+        ("np.load(file)", True),
+        ("np.savez(file, a=1)", True),
+        ("torch.load(file)", True),
+        ("torch.load(file, weights_only=False)", True),
+        ("frame.to_pickle(path)", True),
+        ("np.load(file, allow_pickle=False)", False),
+        ("torch.load(file, weights_only=True)", False),
+        ("import json", False),
+    ],
+)
+def test_the_check_of_plain_storage_sees_every_form(code, breaks):
+    tree = ast.parse(code)
+    imported = {
+        name
+        for node in ast.walk(tree)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert bool(breaches_of_plain_storage(tree, imported)) == breaks
+
+
+def test_nothing_is_unpickled_and_no_pickle_is_written():
+    """Whoever can write to a run directory must not be able to run code; Ray's own messages are not storage."""
+    breaches = {relative(path): breaches_of_plain_storage(tree_of(path), imports_of(path)) for path in MODULES}
+    assert {path: found for path, found in breaches.items() if found} == {}
 
 
 def test_no_error_is_swallowed_unseen():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import PIL
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -276,6 +277,31 @@ def test_an_interrupted_embed_repeats_only_the_missing_shards(finished, copied):
     assert {path: path.stat().st_mtime_ns for path in shards[1:]} == kept
     for name in ("good", "copier"):
         pd.testing.assert_frame_equal(finished.scores(name), again.scores(name))
+
+
+def with_other_releases(patch):
+    """Pretend that synthscale and the libraries have had releases that change no numbers."""
+    patch.setattr("synthscale.__version__", "99.0.1")
+    patch.setattr("torch.__version__", "99.0.1")
+    patch.setattr("PIL.__version__", ".".join([*PIL.__version__.split(".")[:2], "99"]))
+
+
+def test_a_release_that_changes_no_numbers_continues_older_runs(copied, monkeypatch):
+    with_other_releases(monkeypatch)
+    reports = []
+    score(copied[1](), Options(on_stage=reports.append))
+    assert [report.stage for report in reports if not report.skipped] == []
+
+
+def test_a_report_of_an_older_version_is_written_again(copied):
+    run, config = copied
+    marker = Path(run.run.path("_stages", "report.json"))
+    document = json.loads(marker.read_text())
+    document["fingerprint"]["versions"]["algorithm"] -= 1
+    marker.write_text(json.dumps(document))
+    reports = []
+    score(config(), Options(on_stage=reports.append))
+    assert [report.stage for report in reports if not report.skipped] == ["report"]
 
 
 def test_redo_from_a_stage_repeats_it_and_all_later_ones(finished, copied):

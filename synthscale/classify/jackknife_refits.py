@@ -40,7 +40,7 @@ class JackknifeRefits:
     Attributes:
         heads: weights (V x k, D): those of all folds of the first view, of the second, and so on.
         slope: (V, k) calibration of the logits, as in `PlattScaling`.
-        offset: (V, k).
+        offset: (V,).
         without: (V,) the jackknife block that each view leaves out; -1: none.
         reassignment: (V,) number of each view's fold assignment by blocks; 0: the classifier's own assignment.
         is_matched: whether the heads were fitted on the matched subsample alone.
@@ -88,7 +88,7 @@ class JackknifeRefits:
         """
         folds = self.folds(fold, block)
         view = np.arange(len(self.without))
-        logits = self.slope[view, folds] * self.uncalibrated_logits(features, folds) + self.offset[view, folds]
+        logits = self.slope[view, folds] * self.uncalibrated_logits(features, folds) + self.offset
         return np.where(folds < 0, np.nan, logits)
 
 
@@ -103,7 +103,7 @@ class RefitRequest:
     Attributes:
         views: the views of the first fit, in the order of the columns of the blocks' folds.
         fits: each generator's fit to all rows.
-        scaled: generators whose logits are calibrated.
+        scaled: generators whose logits are scaled by fitted slopes; those of others only get an offset.
         matched: generators that have a matched subsample.
         balanced: as in `fit_logistic_heads`.
     """
@@ -175,7 +175,7 @@ def _uncalibrated(views: list[FoldView], heads: LinearHeads) -> JackknifeRefits:
     without, reassignment = (
         np.array([getattr(view, name) for view in views], np.int8) for name in ("without", "reassignment")
     )
-    return JackknifeRefits(heads, np.ones(shape), np.zeros(shape), without, reassignment, views[0].is_matched)
+    return JackknifeRefits(heads, np.ones(shape), np.zeros(len(views)), without, reassignment, views[0].is_matched)
 
 
 def _calibrated(
@@ -185,14 +185,13 @@ def _calibrated(
     name_and_column: tuple[str, int],
     part: tuple[list[FoldView], LinearHeads],
 ) -> JackknifeRefits:
-    """Return the refits of views of one kind, calibrated if the generator's first fit was."""
+    """Return the refits of views of one kind, calibrated as the generator's first fit was."""
     name, column = name_and_column
     refits = _uncalibrated(*part)
-    if name not in job.scaled:
-        return refits
     views, folds = refits.slope.shape
     scaling = fit_platt_scaling(_logits(mapped, refits, name, column), views, folds, workers.reduce_sum)
-    return replace(refits, slope=scaling.slope, offset=scaling.offset)
+    slope, offset = scaling.coefficients(is_scaled=name in job.scaled)
+    return replace(refits, slope=slope, offset=offset)
 
 
 def _batches(heads: dict[str, int]) -> Iterator[list[str]]:

@@ -4,7 +4,6 @@
 writes and `ray_prediction.py` reads.
 """
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, cast
@@ -17,6 +16,7 @@ from synthscale.classify.calibration import PlattScaling
 from synthscale.classify.features import FeatureMap, LinearHeads
 from synthscale.classify.jackknife_refits import JackknifeRefits
 from synthscale.classify.network import MlpHeads
+from synthscale.tables.plain_data import arrays_from_npz, arrays_to_npz
 from synthscale.tables.schemas import DIRECTIONS
 
 
@@ -212,15 +212,12 @@ class FittedClassifier:
                 arrays[f"{name}/weights"] = refit.heads.weights.cpu().numpy().astype(np.float32)
                 arrays[f"{name}/intercepts"] = refit.heads.intercepts.cpu().numpy()
                 arrays |= {f"{name}/{part}": getattr(refit, part) for part in _REFIT_ARRAYS}
-        out = io.BytesIO()
-        np.savez(out, allow_pickle=False, **arrays)
-        return out.getvalue()
+        return arrays_to_npz(arrays)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "FittedClassifier":
-        """Deserialise a model from the output of `to_bytes`."""
-        with np.load(io.BytesIO(data)) as arrays:
-            tensors = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    def from_bytes(cls, data: bytes, path: str = "model") -> "FittedClassifier":
+        """Deserialise a model from the output of `to_bytes`; ``path`` names it if it is damaged (StorageError)."""
+        tensors = {name: torch.from_numpy(array) for name, array in arrays_from_npz(data, path).items()}
         feature_map = FeatureMap(**{f.name: tensors[f"map/{f.name}"] for f in fields(FeatureMap)})
         tensors_of: dict[str, dict[int, tuple[str, dict[str, torch.Tensor]]]] = {}
         for name, tensor in tensors.items():
@@ -236,6 +233,7 @@ class FittedClassifier:
             generator: PlattScaling(
                 tensors[f"calibration/{generator}/slope"].numpy(),
                 tensors[f"calibration/{generator}/offset"].numpy(),
+                tensors[f"calibration/{generator}/shift"].numpy(),
                 tuple(tensors[f"calibration/{generator}/log_loss"].tolist()),
                 float(tensors[f"calibration/{generator}/error"]),
             )

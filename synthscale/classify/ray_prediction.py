@@ -5,7 +5,6 @@ Reads ``embeddings/`` and ``classifier/`` (folds and models), writes ``predictio
 
 import functools
 import json
-import pickle
 import uuid
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from synthscale.storage import filesystems as fsys
 from synthscale.storage.run_directory import RunDirectory
 from synthscale.tables.columns import from_matrix
 from synthscale.tables.layout import Shard
+from synthscale.tables.plain_data import from_arrow, to_arrow
 from synthscale.tables.schemas import BLOCKS, PREDICTIONS, REASSIGNMENTS
 
 _RepeatSums = dict[str, list[ClassifierSums]]
@@ -40,9 +40,9 @@ def predict(
     totals = dict.fromkeys(tables.repeats, 0)
     sums: _RepeatSums = {name: [ClassifierSums() for _ in range(n)] for name, n in tables.repeats.items() if n > 1}
     for result in context.map_shards(task, "classify"):
-        for name, count in json.loads(result["rows"]).items():
+        for name, count in json.loads(result["rows"].as_py()).items():
             totals[name] += count
-        for name, repeats in pickle.loads(result["sums"]).items():
+        for name, repeats in from_arrow(_RepeatSums, result["sums"]).items():
             sums[name] = [total + part for total, part in zip(sums[name], repeats, strict=True)]
     return totals, sums
 
@@ -74,13 +74,7 @@ class _PredictTask:
             if repeats > 1:
                 sums[name] = [sum_classifier_errors(logit, is_real) for logit in logits.T]
         self.tables.run.write_shard("predictions", shard, pa.concat_tables(pieces), PREDICTIONS)
-        return pa.table(
-            {
-                "shard": [shard.index],
-                "rows": [json.dumps(counts)],
-                "sums": pa.array([pickle.dumps(sums)], pa.binary()),
-            }
-        )
+        return pa.table({"shard": [shard.index], "rows": [json.dumps(counts)], "sums": to_arrow(sums)})
 
     def _predict(
         self, name: str, repeats: int, rows: dict[ClassifierInput, ShardRows]
@@ -117,7 +111,8 @@ class _PredictTask:
 @functools.lru_cache(maxsize=2)
 def _model(run: RunDirectory, source: ClassifierInput, fit: str) -> FittedClassifier:
     """Load a model, once in each process; ``fit`` separates the fits of a process that outlives one."""
-    return FittedClassifier.from_bytes(fsys.read_bytes(model_path(run, source), run.storage))
+    path = model_path(run, source)
+    return FittedClassifier.from_bytes(fsys.read_bytes(path, run.storage), path)
 
 
 def _float16_column(logits: NDArray[np.float64] | None, rows: int, width: int) -> pa.Array:

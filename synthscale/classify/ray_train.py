@@ -7,7 +7,6 @@ with any number of workers.
 """
 
 import functools
-import io
 import logging
 import math
 import os
@@ -17,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import ray.train
 import torch
 import torch.distributed
@@ -36,6 +34,7 @@ from synthscale.storage import filesystems as fsys
 from synthscale.storage.run_directory import RunDirectory
 from synthscale.tables.id_hashes import Hashes
 from synthscale.tables.layout import Shard
+from synthscale.tables.plain_data import arrays_from_npz, arrays_to_npz
 
 _log = logging.getLogger(__name__)
 
@@ -288,16 +287,13 @@ class FitCheckpoint:
         """Return the tensors of the last checkpoint; an empty dict if there is none."""
         if not fsys.exists(self.path, self._run.storage):
             return {}
-        with np.load(io.BytesIO(fsys.read_bytes(self.path, self._run.storage))) as arrays:
-            _log.info("classify: resuming the fit from %s", self.path)
-            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+        arrays = arrays_from_npz(fsys.read_bytes(self.path, self._run.storage), self.path)
+        _log.info("classify: resuming the fit from %s", self.path)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def save_if_due(self, get_state: Callable[[], dict[str, torch.Tensor]]) -> None:
         """Write a checkpoint if the last one is at least ``_CHECKPOINT_EVERY_S`` old; only rank 0 writes."""
         if self._writes and time.monotonic() - self._last >= _CHECKPOINT_EVERY_S:
-            out = io.BytesIO()
-            np.savez(
-                out, allow_pickle=False, **{name: tensor.cpu().numpy() for name, tensor in get_state().items()}
-            )
-            fsys.write_bytes(self.path, out.getvalue(), self._run.storage)
+            state = arrays_to_npz({name: tensor.cpu().numpy() for name, tensor in get_state().items()})
+            fsys.write_bytes(self.path, state, self._run.storage)
             self._last = time.monotonic()

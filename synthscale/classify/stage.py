@@ -17,13 +17,16 @@ from synthscale.errors import StageError
 from synthscale.runtime.stage_context import StageContext, StageOutcome
 from synthscale.tables.schemas import REAL
 
+ALGORITHM_VERSION = 3
+"""Part of the fingerprint. Raise it when the same embeddings and groups give other folds or logits."""
+
 
 def fingerprint(context: StageContext) -> dict[str, Any]:
     """Return what predictions depend on: the neighbors stage, the settings and the algorithm's version."""
     return {
         "input": context.run.completed("neighbors").digest,
         "settings": context.config.result_settings("classifier"),
-        "versions": {"algorithm": 2},
+        "versions": {"algorithm": ALGORITHM_VERSION},
     }
 
 

@@ -3,8 +3,9 @@
 Takes vectors in memory and returns `Estimate` objects by metric name; reads and writes no files.
 
 Moments are computed over all rows and merge over shards; KID and utility use a sample of about 20,000 rows of
-each set, selected by id hash in whole near-duplicate groups. The Vendi score needs a second pass over the vectors,
-since its feature map depends on the real rows' moments.
+each set, selected by id hash. Near-duplicate groups matter for their errors alone: a sample of whole groups would
+be empty for most draws of a generator that repeats 40 images a million times. The Vendi score needs a second pass
+over the vectors, since its feature map depends on the real rows' moments.
 """
 
 import math
@@ -35,14 +36,14 @@ _PART_STREAM = 50_001
 """Hash stream that assigns rows to the random parts."""
 _FOLDS, _FOLD_STREAM = 5, 50_002
 """Number of folds of `fold_from_hash`, and the hash stream that assigns them."""
-_BLOCKS, _BLOCK_ROWS = (10, 20), 1000
-"""KID uses 20 blocks of 1,000 rows where the samples are large enough, else 10 equal blocks."""
 _BANDWIDTH_ROWS = 1024
 """Real rows whose median pairwise distance is the Vendi kernel's bandwidth."""
 _VENDI_FEATURES = 512
 """Random frequencies of the Vendi feature map; the score cannot exceed twice this number."""
 
 NO_FRECHET_INTERVAL = "no interval for a single Frechet distance; set metrics.frechet_infinity: true to get one"
+NO_KID_INTERVAL = "no interval: the rows of a set are all in one near-duplicate group, or nearly so"
+_NO_KID = "fewer than two rows in a set"
 NO_VENDI_INTERVAL = "no interval: the score depends on all rows at once"
 
 
@@ -53,22 +54,26 @@ class VectorRows:
     Attributes:
         vectors: (n, d) embeddings.
         key: (n,) uint64 hashes of the ids.
-        group: (n,) uint64 hashes of the synthetic rows' near-duplicate groups, which parts and samples never
-            split. Equal to ``key`` for real rows, whose groups differ between generators' views.
+        group: (n, G) uint64 hashes of the rows' near-duplicate groups in the view of each of G generators; for a
+            synthetic row only its own generator's view counts.
+        part_key: (n,) uint64 hash that assigns each row to a part of the moments: of a synthetic row's group, so
+            that no group is split; of a real row's id, whose groups differ between views.
         label: n labels, None where a row has none.
-        fold: (n, G) classifier fold of each real row in the view of each of G generators.
+        fold: (n, G) classifier fold of each real row in the view of each generator.
     """
 
     vectors: NDArray[np.floating]
     key: Hashes
     group: Hashes
+    part_key: Hashes
     label: Sequence[str | None]
     fold: NDArray[np.int8]
 
     def take(self, chosen: NDArray[np.int64]) -> "VectorRows":
         """Return the rows at the indices ``chosen``."""
         label = [self.label[i] for i in chosen.tolist()]
-        return VectorRows(self.vectors[chosen], self.key[chosen], self.group[chosen], label, self.fold[chosen])
+        key, group, part_key = self.key[chosen], self.group[chosen], self.part_key[chosen]
+        return VectorRows(self.vectors[chosen], key, group, part_key, label, self.fold[chosen])
 
 
 @dataclass
@@ -81,9 +86,9 @@ class VectorSums:
     @classmethod
     def of(cls, rows: VectorRows, set_rows: int, parts: int) -> "VectorSums":
         """Return the sums over rows of a set of ``set_rows`` rows in total, split into ``parts`` random parts."""
-        part = mix(rows.group, _PART_STREAM) % np.uint64(parts)
+        part = mix(rows.part_key, _PART_STREAM) % np.uint64(parts)
         moments = [Moments.of(rows.vectors[part == i]) for i in range(parts)]
-        chosen = mix(rows.group, _STREAM) <= sampling_threshold(SAMPLE_ROWS, set_rows)
+        chosen = mix(rows.key, _STREAM) <= sampling_threshold(SAMPLE_ROWS, set_rows)
         return cls(moments, rows.take(np.flatnonzero(chosen)))
 
     def __add__(self, other: "VectorSums") -> "VectorSums":
@@ -94,14 +99,15 @@ class VectorSums:
             np.concatenate([a.vectors, b.vectors]),
             np.concatenate([a.key, b.key]),
             np.concatenate([a.group, b.group]),
+            np.concatenate([a.part_key, b.part_key]),
             [*a.label, *b.label],
             np.concatenate([a.fold, b.fold]),
         )
         return VectorSums(moments, sample)
 
     def ordered_sample(self) -> VectorRows:
-        """Return the sample ordered by the hashes of group and id, independent of the order of the rows."""
-        return self.sample.take(np.lexsort((self.sample.key, mix(self.sample.group, _STREAM))))
+        """Return the sample in random order, by id hash: independent of the order of the rows."""
+        return self.sample.take(np.argsort(mix(self.sample.key, _STREAM)))
 
     @property
     def whole(self) -> Moments:
@@ -173,14 +179,14 @@ def embedding_families(
     Args:
         sums: sums of the real set and of the generator.
         moments: second moments of the Vendi features of both; None where the family is not requested.
-        view: index of the generator, which selects the column of the real rows' folds.
+        view: index of the generator, which selects the column of the rows' groups and folds.
         wanted: names of the families.
     """
     families: Families = {}
     if "frechet" in wanted:
         families["frechet"] = frechet_family(*sums)
     if "kernel" in wanted:
-        families["kernel"] = kernel_family(*sums)
+        families["kernel"] = kernel_family(*sums, view)
     if moments is not None:
         families["vendi"] = vendi_family(*moments)
     if "utility" in wanted:
@@ -203,17 +209,16 @@ def frechet_family(real: VectorSums, synthetic: VectorSums) -> Family:
     return metrics
 
 
-def kernel_family(real: VectorSums, synthetic: VectorSums) -> Family:
-    """Return KID as the mean over disjoint blocks of the samples, with an interval from their spread."""
-    x, y = real.ordered_sample().vectors, synthetic.ordered_sample().vectors
-    usable = min(len(x), len(y))
-    blocks = _BLOCKS[1] if usable >= _BLOCKS[1] * _BLOCK_ROWS else _BLOCKS[0]
-    size = min(_BLOCK_ROWS, usable // blocks)
-    if size < 2:
-        return {"kid": Estimate.undefined(f"fewer than {2 * blocks} rows in a set")}
-    slices = [slice(i * size, (i + 1) * size) for i in range(blocks)]
-    value, error = kid([x[block] for block in slices], [y[block] for block in slices])
-    return {"kid": _with_t_interval(value, error, blocks - 1, "undefined")}
+def kernel_family(real: VectorSums, synthetic: VectorSums, view: int) -> Family:
+    """Return KID over the samples, with a jackknife interval; ``view`` is the generator's index."""
+    samples = [sums.ordered_sample() for sums in (real, synthetic)]
+    blocks = [jackknife.jackknife_blocks(rows.group[:, view]) for rows in samples]
+    value, deviations = kid(*((rows.vectors, block) for rows, block in zip(samples, blocks, strict=True)))
+    # Blocks without a row add nothing to the variance, and nothing to what is known of it.
+    freedom = min(len(np.unique(block)) for block in blocks) - 1
+    if freedom < 1:
+        return {"kid": Estimate.without_interval(value, NO_KID_INTERVAL, _NO_KID)}
+    return {"kid": _with_t_interval(value, jackknife.standard_error(deviations), freedom, _NO_KID)}
 
 
 def vendi_family(real: SecondMoment, synthetic: SecondMoment) -> Family:
@@ -227,13 +232,13 @@ def vendi_family(real: SecondMoment, synthetic: SecondMoment) -> Family:
 def utility_family(real: VectorSums, synthetic: VectorSums, view: int) -> Family:
     """Return the accuracies of label classifiers trained on either set; ``view`` is the generator's index."""
     x, y = real.ordered_sample(), synthetic.ordered_sample()
-    result = utility(x.vectors, x.label, x.fold[:, view], y.vectors, y.label)
+    result = utility(x.vectors, x.label, x.fold[:, view], y.vectors, y.label, real_group=x.group[:, view])
     if isinstance(result, str):
         return {name: Estimate.undefined(result) for name in ("utility", "accuracy_synthetic", "accuracy_real")}
     no_ratio = "the classifier trained on real rows has an accuracy of 0"
-    rows = float(result.rows)
+    freedom, rows = result.groups - 1, result.effective_rows
     return {
-        "utility": _with_t_interval(result.ratio, result.ratio_error, rows - 1, no_ratio, reference=1.0),
+        "utility": _with_t_interval(result.ratio, result.ratio_error, freedom, no_ratio, reference=1.0),
         "accuracy_synthetic": _share(result.synthetic, result.synthetic_error, rows, result.real),
         "accuracy_real": _share(result.real, result.real_error, rows, None),
     }
@@ -247,10 +252,10 @@ def _share(value: float, error: float, rows: float, reference: float | None) -> 
 def _with_t_interval(
     value: float, error: float, freedom: float, reason: str, reference: float | None = None
 ) -> Estimate:
-    """Return an estimate with a Student t interval; without one where the error is 0 or not finite."""
+    """Return an estimate with a Student t interval; without one where the error is 0 or unknown."""
     if not math.isfinite(value):
         return Estimate.undefined(reason)
-    if not math.isfinite(error) or error == 0:
+    if not math.isfinite(error) or error == 0 or freedom < 1:
         return Estimate(value, reference=reference)
     margin = float(t.ppf(0.975, freedom)) * error
     return Estimate(value, value - margin, value + margin, reference=reference)

@@ -17,6 +17,25 @@ def warnings_by_text(generators: Mapping[str, Mapping[str, Any]]) -> dict[str, l
     return names_by_warning
 
 
+def notes(generators: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return how distances were computed, and which edits of copies the self-test did not find.
+
+    Args:
+        generators: the generators' blocks of metrics.json; they share the spaces and the self-test.
+    """
+    neighbors = next(iter(generators.values()))["neighbors"]
+    near, manifold = _space_words(neighbors["space"]), _space_words(neighbors["manifold_space"])
+    texts = [f"near-duplicates are compared by {near}"]
+    texts.append("so are precision and coverage" if near == manifold else f"precision and coverage by {manifold}")
+    return ["; ".join(texts), *neighbors["self_test"].get("notes", [])]
+
+
+def _space_words(space: Mapping[str, Any]) -> str:
+    scaled = ", each scaled by the real images" if space["scaled"] else ""
+    name = "cosine" if space["metric"] == "cosine" else "Euclidean"
+    return f"{name} distance on {space['dimensions']} dimensions{scaled}"
+
+
 def gate_metric_names(generators: dict[str, dict[str, Any]]) -> list[str]:
     """Return the names of all metrics that a gate may use."""
     return list(dict.fromkeys(name for block in generators.values() for name in metrics_by_name(block)))

@@ -3,9 +3,9 @@
 Reads ``manifest/`` and ``failures/`` shard by shard over Ray, only the columns needed; writes nothing.
 """
 
-import pickle
+import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,26 +13,39 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from synthscale.metrics.slices import Counts, Slicing, choose_slices, count_values, keep_largest
+from synthscale.metrics.slices import (
+    Counts,
+    Slicing,
+    choose_slices,
+    count_values,
+    counter_of,
+    keep_largest,
+    value_counts,
+)
 from synthscale.runtime.stage_context import StageContext
 from synthscale.storage.run_directory import RunDirectory
 from synthscale.tables.layout import Shard
 from synthscale.tables.schemas import MANIFEST_COLUMNS, REAL
+
+_ResultColumns = Mapping[str, pa.Array]
+"""Columns of a task's result, each with one element."""
+_ShardFunction = Callable[[RunDirectory, Shard, pa.Table], _ResultColumns]
 
 
 def slicings(context: StageContext) -> list[Slicing]:
     """Return how each column of ``metrics.slice_by``, and the label, divides the rows into slices."""
     names = list(dict.fromkeys(["label", *context.config.metrics.slice_by]))
     totals: dict[str, Counts] = {name: Counter() for name in names}
-    for counts_by_column in _over_manifest(context, names, _values):
-        for name, counts in counts_by_column.items():
-            totals[name] = keep_largest(totals[name] + counts)
+    for row in _over_manifest(context, names, _values):
+        for i, name in enumerate(names):
+            totals[name] = keep_largest(totals[name] + counter_of(row[f"column_{i}"].values))
     return [choose_slices(name, counts) for name, counts in totals.items()]
 
 
-def _values(run: RunDirectory, shard: Shard, table: pa.Table) -> dict[str, Counts]:
-    """Count the rows of each value, by column."""
-    return {name: count_values(table.column(name)) for name in table.column_names}
+def _values(run: RunDirectory, shard: Shard, table: pa.Table) -> _ResultColumns:
+    """Count the rows of each value: ``column_I`` is a list of (value, count), as values may be of any type."""
+    counted = [value_counts(column) for column in table.columns]
+    return {f"column_{i}": pa.ListArray.from_arrays([0, len(part)], part) for i, part in enumerate(counted)}
 
 
 def completeness(context: StageContext) -> dict[str, dict[str, Any]]:
@@ -48,14 +61,14 @@ def completeness(context: StageContext) -> dict[str, dict[str, Any]]:
     schema = context.run.read_shard("manifest", context.shards[0]).schema
     names = ["label", *(name for name in schema.names if name not in MANIFEST_COLUMNS.names)]
     non_null = Counter[str]()
-    for counts in _over_manifest(context, names, _count_non_null):
-        non_null += counts
+    for row in _over_manifest(context, names, _count_non_null):
+        non_null += Counter(json.loads(row["counts"].as_py()))
     filled = tuple(name for name in names if non_null[name])
     totals = {name: Counter[str]() for name in (REAL, *context.generators)}
     columns = list(dict.fromkeys(["row", "generator", "label", *filled]))
-    for counts_by_set in _over_manifest(context, columns, partial(_count_complete, filled)):
-        for name, counts in counts_by_set.items():
-            totals[name] += counts
+    for row in _over_manifest(context, columns, partial(_count_complete, filled)):
+        for name, counts in json.loads(row["counts"].as_py()).items():
+            totals[name] += Counter(counts)
     real = Counter({key: n for key, n in totals.pop(REAL).items() if key.startswith("label:")})
     return {
         name: {
@@ -68,15 +81,17 @@ def completeness(context: StageContext) -> dict[str, dict[str, Any]]:
     }
 
 
-def _count_non_null(run: RunDirectory, shard: Shard, table: pa.Table) -> Counter[str]:
-    """Count the non-null values of each column."""
-    return Counter({name: table.num_rows - table.column(name).null_count for name in table.column_names})
+def _count_non_null(run: RunDirectory, shard: Shard, table: pa.Table) -> _ResultColumns:
+    """Count the non-null values of each column; ``counts`` is JSON."""
+    counts = {name: table.num_rows - table.column(name).null_count for name in table.column_names}
+    return {"counts": pa.array([json.dumps(counts)])}
 
 
-def _count_complete(
-    columns: tuple[str, ...], run: RunDirectory, shard: Shard, table: pa.Table
-) -> dict[str, Counter[str]]:
-    """Count the rows of each set as in `completeness`, and its readable rows by label (key ``label:LABEL``)."""
+def _count_complete(columns: tuple[str, ...], run: RunDirectory, shard: Shard, table: pa.Table) -> _ResultColumns:
+    """Count the rows of each set as in `completeness`, and its readable rows by label (key ``label:LABEL``).
+
+    ``counts`` is JSON: the counts by set.
+    """
     set_names = np.array([name or REAL for name in table.column("generator").to_pylist()], object)
     failed = run.read_shard("failures", shard, ["row"])
     has_failed = np.isin(table.column("row").to_numpy(), failed.column("row").to_numpy())
@@ -90,22 +105,19 @@ def _count_complete(
         labels = count_values(table.column("label").filter(pa.array(in_set & ~has_failed)))
         result[name] = Counter({key: int(mask.sum()) for key, mask in masks.items()})
         result[name] += Counter({f"label:{label}": rows for label, rows in labels.items()})
-    return result
+    return {"counts": pa.array([json.dumps(result)])}
 
 
-_ShardFunction = Callable[[RunDirectory, Shard, pa.Table], Any]
-
-
-def _over_manifest(context: StageContext, columns: list[str], function: _ShardFunction) -> Iterator[Any]:
-    """Yield the result of ``function`` on the manifest columns of each shard."""
-    task = _ManifestTask(context.run, context.shards, columns, function)
-    for row in context.map_shards(task, "reduce"):
-        yield pickle.loads(row["result"])
+def _over_manifest(
+    context: StageContext, columns: list[str], function: _ShardFunction
+) -> Iterator[dict[str, Any]]:
+    """Yield the result of ``function`` on the manifest columns of each shard, as Arrow scalars."""
+    return context.map_shards(_ManifestTask(context.run, context.shards, columns, function), "reduce")
 
 
 @dataclass(frozen=True)
 class _ManifestTask:
-    """Applies a function to the manifest of one shard; maps a batch with a shard number to its pickled result."""
+    """Applies a function to the manifest of one shard; maps a batch with a shard number to its result."""
 
     run: RunDirectory
     shards: list[Shard]
@@ -115,5 +127,4 @@ class _ManifestTask:
     def __call__(self, batch: pa.Table) -> pa.Table:
         shard = self.shards[batch.column("shard")[0].as_py()]
         table = self.run.read_shard("manifest", shard, self.columns)
-        result = self.function(self.run, shard, table)
-        return pa.table({"shard": [shard.index], "result": pa.array([pickle.dumps(result)], pa.binary())})
+        return pa.table({"shard": [shard.index], **self.function(self.run, shard, table)})

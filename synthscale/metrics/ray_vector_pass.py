@@ -59,9 +59,9 @@ class _VectorPass:
         set_names = np.array([names[i] or REAL for i in at.tolist()], object)
         labels = manifest.column("label").to_pylist()
         folds = self.run.read_shard(
-            "classifier", shard, ["generator", "row", "key", "group_key", "fold", "is_real"]
+            "classifier", shard, ["generator", "row", "key", "cluster_key", "fold", "is_real"]
         )
-        key, group, fold = self._folds(folds, row)
+        key, group, part_key, fold = self._folds(folds, row)
         vectors = vector_matrix(embedded, self.layout.classify)
         result = {}
         for name in self.rows:
@@ -71,6 +71,7 @@ class _VectorPass:
                     vectors[chosen],
                     key[chosen],
                     group[chosen],
+                    part_key[chosen],
                     [labels[at[i]] for i in chosen.tolist()],
                     fold[chosen],
                 )
@@ -78,9 +79,10 @@ class _VectorPass:
 
     def _folds(
         self, table: Any, row: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int8]]:
-        """Return id hash (n,), group hash (n,) and fold (n, G) of the embedded rows ``row`` (n,)."""
-        key, group = (np.zeros(len(row), np.uint64) for _ in range(2))
+    ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int8]]:
+        """Return ``key``, ``group``, ``part_key`` and ``fold`` of `VectorRows` for embedded rows ``row``, (n,)."""
+        key, part_key = (np.zeros(len(row), np.uint64) for _ in range(2))
+        group = np.zeros((len(row), len(self.generators)), np.uint64)
         fold = np.full((len(row), len(self.generators)), -1, np.int8)
         for i, name in enumerate(self.generators):
             view = rows_of_generator(table, name)
@@ -88,16 +90,16 @@ class _VectorPass:
             require_embedded(name, view_row, row)
             at = np.searchsorted(row, view_row)
             key[at] = view.column("key").to_numpy()
-            # A real row's group differs between views, so each real row counts as a group of its own.
+            group[at, i] = view.column("cluster_key").to_numpy()
             is_real = view.column("is_real").to_numpy(zero_copy_only=False)
-            group[at] = np.where(is_real, key[at], view.column("group_key").to_numpy())
+            part_key[at] = np.where(is_real, key[at], group[at, i])
             assigned = view.column("fold").combine_chunks()
             if len(assigned.flatten()):
                 fold[at, i] = assigned.flatten().to_numpy().reshape(len(at), -1)[:, 0]
             else:
                 # No classifier could be fitted, so there is no fold assignment to reuse.
                 fold[at, i] = fold_from_hash(key[at])
-        return key, group, fold
+        return key, group, part_key, fold
 
 
 def vector_families(context: StageContext, rows: dict[str, int]) -> dict[str, Families]:

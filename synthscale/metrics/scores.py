@@ -15,7 +15,7 @@ from synthscale.classify.evaluation import synthetic_probability
 from synthscale.tables.schemas import MANIFEST_COLUMNS, REAL, SCORES, SYNTHETIC
 
 COPY_DISTANCE = 1e-8
-"""Cosine distances up to this count as 0 in near_duplicate_score, as in cleanlab."""
+"""Distances up to this count as 0 in near_duplicate_score, as in cleanlab."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def near_duplicate_score(distance: NDArray[np.float64], median: float | None) ->
     """Return 1 - exp(-distance / median), in 0..1, as in cleanlab Datalab.
 
     Args:
-        distance: (n,) cosine distances to the nearest neighbour.
+        distance: (n,) distances to the nearest neighbour.
         median: median nearest-neighbour distance of the real images; None where unknown.
 
     Returns:

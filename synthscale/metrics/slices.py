@@ -84,8 +84,18 @@ def as_text(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
 
 def count_values(column: pa.ChunkedArray | pa.Array) -> Counts:
     """Return the number of rows of each value of a column."""
-    counts = pc.value_counts(as_text(column)).to_pylist()
-    return Counter({item["values"]: item["counts"] for item in counts if item["values"] is not None})
+    return counter_of(value_counts(column))
+
+
+def value_counts(column: pa.ChunkedArray | pa.Array) -> pa.StructArray:
+    """Return the distinct values of a column, null among them, and their numbers of rows."""
+    return pc.value_counts(as_text(column))
+
+
+def counter_of(counted: pa.StructArray) -> Counts:
+    """Return the counts of `value_counts` by value."""
+    items = counted.to_pylist()
+    return Counter({item["values"]: item["counts"] for item in items if item["values"] is not None})
 
 
 def keep_largest(counts: Counts) -> Counts:

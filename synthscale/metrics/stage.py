@@ -5,7 +5,6 @@ have the same shards (row ranges), so one Ray Data task joins shard i of each wi
 shard's scores and returns sums, which the driver adds up.
 """
 
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +27,11 @@ from synthscale.runtime.stage_context import StageContext, StageOutcome
 from synthscale.statistics.size_matching import matched_sizes
 from synthscale.storage import filesystems as fsys
 from synthscale.tables.layout import Shard
+from synthscale.tables.plain_data import from_arrow, to_arrow
 from synthscale.tables.schemas import CONTROL, METRICS, REAL, SCHEMA_VERSION, SCORES, conform
+
+ALGORITHM_VERSION = 4
+"""Part of the fingerprint. Raise it when the same tables give other scores or another metrics.json."""
 
 
 def fingerprint(context: StageContext) -> dict[str, Any]:
@@ -36,7 +39,7 @@ def fingerprint(context: StageContext) -> dict[str, Any]:
     return {
         "input": context.run.completed("classify").digest,
         "settings": context.config.result_settings("metrics"),
-        "versions": {"algorithm": 4},
+        "versions": {"algorithm": ALGORITHM_VERSION},
     }
 
 
@@ -158,12 +161,12 @@ def _reduce_shards(
     reader = ViewReader(context.run, classified, context.config.metrics.families, rows)
     task = _ReduceTask(reader, context.shards, medians, column_slicings, lookup)
     for row in context.map_shards(task, "reduce"):
-        yield pickle.loads(row["sums"])
+        yield from_arrow(dict[str, ViewSums], row["sums"])
 
 
 @dataclass(frozen=True)
 class _ReduceTask:
-    """Writes the scores of one shard; maps a batch with a shard number to the pickled sums by generator."""
+    """Writes the scores of one shard; maps a batch with a shard number to the sums by generator."""
 
     reader: ViewReader
     shards: list[Shard]
@@ -181,4 +184,4 @@ class _ReduceTask:
                 path = run.path("scores", f"generator={name}", shard.name)
                 fsys.write_table(path, conform(scores, SCORES, "scores"), run.storage)
             sums[name] = sum_view(view, scores, evidence, self.slicings)
-        return pa.table({"shard": [shard.index], "sums": pa.array([pickle.dumps(sums)], pa.binary())})
+        return pa.table({"shard": [shard.index], "sums": to_arrow(sums)})

@@ -22,7 +22,7 @@ from synthscale.metrics.row_families import (
     stability_family,
 )
 from synthscale.metrics.view_sums import FOLD, ViewSums
-from synthscale.metrics.warnings import warnings
+from synthscale.metrics.warnings import blind_precision, warnings
 from synthscale.neighbors.view import K
 from synthscale.statistics.auc import RankSums
 from synthscale.statistics.estimates import (
@@ -36,8 +36,6 @@ from synthscale.statistics.estimates import (
 from synthscale.statistics.size_matching import are_similar_sizes
 from synthscale.tables.schemas import MANIFOLD_REAL
 
-_WITH_INTERVAL = ("auc", "accuracy", "log_loss")
-"""Metrics of the block ``classifier`` that have an interval."""
 NO_P_INTERVAL = "a p-value has no interval"
 NO_IMAGES = "not run: the input is vectors, or neighbors.self_test_images is 0"
 """Reason why the self-test of the near-duplicate radius has no result."""
@@ -148,11 +146,11 @@ def generator_metrics(sums: ViewSums, facts: ViewFacts) -> GeneratorMetrics:
     confounders = confounder_figures(sums.file_facts, sums.bytes_per_pixel, bool(fit.get("folds")))
     self_test = neighbors.get("self_test") or metric_block(None, NO_IMAGES)
     shown = {name: value for name, value in neighbors.items() if name != "spreads"}
-    classifier = _from_clusters(classifier_metrics(sums.classifier, facts.head, fit), context.clusters)
+    classifier = _with_enough_clusters(classifier_metrics(sums.classifier, facts.head, fit), context.clusters)
     lines += _classifier_lines(classifier, confounders, overall)
     families, family_lines = _families(sums, facts, context)
     lines += family_lines
-    block = {
+    block: dict[str, Any] = {
         "counts": _counts(overall),
         "metrics": _as_json(lines[: len(CORE_METRICS)]),
         "by_label": by.pop("label"),
@@ -171,6 +169,10 @@ def generator_metrics(sums: ViewSums, facts: ViewFacts) -> GeneratorMetrics:
         "families": families,
         "warnings": [*filter(None, [confounder_warning(confounders)]), *warnings(sums, fit, neighbors)],
     }
+    note = blind_precision(block["metrics"], classifier["auc"])
+    if note is not None:
+        block["metrics"]["precision"]["note"] = note
+        block["warnings"].append(note)
     matched = _matched_metrics(sums, context, facts.matched_size)
     if matched:
         block["matched"] = {
@@ -216,9 +218,13 @@ def _families(sums: ViewSums, facts: ViewFacts, context: MetricContext) -> tuple
     if "stability" in facts.families:
         by_family["stability"] = stability_family(overall, folds, context)
     ordered = {
-        family: {name: estimate.from_clusters(context.clusters) for name, estimate in by_family[family].items()}
-        for family in facts.families
-        if family in by_family
+        name: {
+            # Fields of the input are independent, however the images resemble one another.
+            metric: estimate if name == "completeness" else estimate.from_clusters(context.clusters)
+            for metric, estimate in by_family[name].items()
+        }
+        for name in facts.families
+        if name in by_family
     }
     as_json = {
         family: {name: estimate.to_json() | extra_fields.get(name, {}) for name, estimate in metrics.items()}
@@ -228,22 +234,18 @@ def _families(sums: ViewSums, facts: ViewFacts, context: MetricContext) -> tuple
     return as_json, lines
 
 
-def _from_clusters(classifier: dict[str, Any], clusters: float) -> dict[str, Any]:
-    """Return the block ``classifier``, without intervals and p-value if there are too few clusters."""
-    if not is_too_few(clusters):
-        return classifier
-    limited = {name: without_interval(classifier[name], clusters) for name in _WITH_INTERVAL}
-    p_value = classifier["p_value"]
-    if p_value["value"] is not None:
-        p_value = {"value": None, "reason": TOO_FEW_INDEPENDENT}
-    return {**classifier, **limited, "p_value": p_value}
+def _with_enough_clusters(classifier: dict[str, Any], clusters: float) -> dict[str, Any]:
+    """Return the classifier's block without intervals and p-value if there are too few clusters."""
+    metrics = {name: without_interval(classifier[name], clusters) for name in ("auc", "accuracy", "log_loss")}
+    if is_too_few(clusters) and classifier["p_value"]["value"] is not None:
+        metrics["p_value"] = {"value": None, "reason": TOO_FEW_INDEPENDENT}
+    return {**classifier, **metrics}
 
 
 def add_control_values(generators: dict[str, dict[str, Any]], control: str) -> None:
-    """Add the control's value as ``control`` to the metrics of the other generators, in place.
+    """Add the control's value as ``control`` and ``reference`` to the metrics of the other generators, in place.
 
-    It is their ``reference`` as well, in place of that of the real rows: held-out real images are what a perfect
-    generator would give. Size-dependent metrics get it only from a control of similar size (whole or matched).
+    Size-dependent metrics get it only from a control of similar size (whole or matched).
 
     Args:
         generators: the generators' blocks of metrics.json, by name.
@@ -319,7 +321,7 @@ def _classifier_lines(
     classifier: dict[str, Any], confounders: dict[str, Any], overall: CoreSums
 ) -> list[MetricRow]:
     """Return the classifier's metrics, which have bootstrap intervals, as rows of ``metrics.parquet``."""
-    figures = {name: classifier[name] for name in (*_WITH_INTERVAL, "p_value")}
+    figures = {name: classifier[name] for name in ("auc", "accuracy", "log_loss", "p_value")}
     estimates = {name: _as_estimate(figure) for name, figure in figures.items()}
     estimates["p_value"] = replace(estimates["p_value"], reason=figures["p_value"].get("reason") or NO_P_INTERVAL)
     files = {"file_facts_auc": _as_estimate(confounders["auc"])}

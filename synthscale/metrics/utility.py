@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from scipy.linalg import solve
 from scipy.sparse import csr_array
 
+from synthscale.tables.id_hashes import Hashes
+
 LEAST_ROWS = 5
 """A label with fewer rows than this in either set is left out."""
 _BLOCK_ROWS = 4096
@@ -41,7 +43,8 @@ Labels = Sequence[Any] | NDArray[Any]
 class Utility:
     """Balanced accuracies on real rows of label classifiers trained on either set.
 
-    Standard errors are over the sampling of real test rows, with the fitted classifiers held fixed.
+    Standard errors are over the sampling of near-duplicate groups of real test rows, with the fitted classifiers
+    held fixed.
 
     Attributes:
         real: balanced accuracy (mean over labels of the recall) when trained on other real rows, out of fold.
@@ -53,6 +56,8 @@ class Utility:
         ratio_error: standard error of the ratio, paired over rows, by linearisation.
         labels: labels with enough rows in both sets, sorted.
         rows: number of real test rows.
+        groups: number of their near-duplicate groups.
+        effective_rows: effective sample size, at most ``groups`` (Kish: (sum c)^2 / sum c^2 over group sizes c).
         synthetic_rows: number of synthetic training rows.
     """
 
@@ -65,6 +70,8 @@ class Utility:
     ratio_error: float
     labels: tuple[str, ...]
     rows: int
+    groups: int
+    effective_rows: float
     synthetic_rows: int
 
     @property
@@ -84,11 +91,12 @@ def utility(
     real_fold: NDArray[np.integer],
     synthetic: NDArray[np.floating],
     synthetic_labels: Labels | None,
-    least_rows: int = LEAST_ROWS,
+    real_group: Hashes | None = None,
 ) -> Utility | str:
     """Return the accuracies of label classifiers trained on either set, or the reason why there are none.
 
-    The result does not depend on the order of rows.
+    Labels with fewer than `LEAST_ROWS` rows in a set, or with real rows in one fold only, are left out. The result
+    does not depend on the order of rows.
 
     Args:
         real: (n, d) embeddings of any float type.
@@ -96,15 +104,15 @@ def utility(
         real_fold: (n,) fold of each row; near-duplicates share a fold, so no row is predicted from its copy.
         synthetic: (m, d) embeddings.
         synthetic_labels: (m,) labels, or None.
-        least_rows: rows that a label needs in each set to be used; its real rows must also lie in two folds.
+        real_group: (n,) hash of each row's near-duplicate group, for the errors; None: every row is its own group.
     """
     texts = [_texts(labels) for labels in (real_labels, synthetic_labels)]
     for name, set_texts in zip(("real", "synthetic"), texts, strict=True):
         if not any(text is not None for text in set_texts):
             return f"no labels in the {name} set"
-    names = _shared_labels(texts[0], real_fold, texts[1], least_rows)
+    names = _shared_labels(texts[0], real_fold, texts[1])
     if len(names) < 2:
-        return f"fewer than two labels with {least_rows} rows in each set and real rows in two folds"
+        return f"fewer than two labels with {LEAST_ROWS} rows in each set and real rows in two folds"
     code, synthetic_code = (_codes(set_texts, names) for set_texts in texts)
     test_rows, synthetic_rows = np.flatnonzero(code >= 0), np.flatnonzero(synthetic_code >= 0)
     truth, fold = code[test_rows], real_fold[test_rows]
@@ -114,7 +122,9 @@ def utility(
         head = _fit(real, test_rows[~in_fold], truth[~in_fold])
         by_real[in_fold] = head.predict(real, test_rows[in_fold])
     by_synthetic = _fit(synthetic, synthetic_rows, synthetic_code[synthetic_rows]).predict(real, test_rows)
-    return _compared(by_real == truth, by_synthetic == truth, truth, tuple(names), len(synthetic_rows))
+    group = np.arange(len(code), dtype=np.uint64) if real_group is None else real_group
+    strata = _Strata.of(truth, group[test_rows])
+    return _compared(by_real == truth, by_synthetic == truth, strata, tuple(names), len(synthetic_rows))
 
 
 def _texts(labels: Labels | None) -> list[str | None]:
@@ -124,14 +134,12 @@ def _texts(labels: Labels | None) -> list[str | None]:
     return [None if value is None or value != value else str(value) for value in labels]
 
 
-def _shared_labels(
-    real: list[str | None], fold: NDArray[np.integer], synthetic: list[str | None], least_rows: int
-) -> list[str]:
+def _shared_labels(real: list[str | None], fold: NDArray[np.integer], synthetic: list[str | None]) -> list[str]:
     """Return the labels with enough rows in both sets and real rows in two folds, sorted."""
     counts = Counter(real), Counter(synthetic)
     folds = Counter(text for text, _ in set(zip(real, fold.tolist(), strict=True)))
     known = {text for text in real if text is not None}
-    return sorted(t for t in known if min(counts[0][t], counts[1][t]) >= least_rows and folds[t] > 1)
+    return sorted(t for t in known if min(counts[0][t], counts[1][t]) >= LEAST_ROWS and folds[t] > 1)
 
 
 def _codes(texts: list[str | None], names: list[str]) -> NDArray[np.int64]:
@@ -185,34 +193,52 @@ def _blocks(values: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         yield values[start : start + _BLOCK_ROWS]
 
 
+@dataclass(frozen=True)
+class _Strata:
+    """Label codes (n,) and group numbers (n,) of the test rows."""
+
+    code: NDArray[np.int64]
+    group: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, code: NDArray[np.int64], group: Hashes) -> "_Strata":
+        return cls(code, np.unique(group, return_inverse=True)[1])
+
+    def mean(self, values: NDArray[np.float64]) -> tuple[float, float]:
+        """Return the mean over labels of the mean of values (n,), and its standard error over groups.
+
+        The error is that of a stratified mean with groups as clusters; groups may span labels.
+        """
+        counts = np.bincount(self.code)
+        means = np.bincount(self.code, values) / counts
+        # The part of each row in the error of the balanced mean, corrected for the mean of its label.
+        influence = (values - means[self.code]) / np.sqrt(counts * (counts - 1.0))[self.code] / len(counts)
+        return float(means.mean()), float(np.sqrt(np.square(np.bincount(self.group, influence)).sum()))
+
+
 def _compared(
     by_real: NDArray[np.bool_],
     by_synthetic: NDArray[np.bool_],
-    truth: NDArray[np.int64],
+    strata: _Strata,
     labels: tuple[str, ...],
     synthetic_rows: int,
 ) -> Utility:
     """Return accuracies and errors from whether each test row (n,) was predicted correctly."""
     real_hits, synthetic_hits = by_real.astype(np.float64), by_synthetic.astype(np.float64)
-    real, synthetic = (_balanced(values, truth)[0] for values in (real_hits, synthetic_hits))
+    (real, real_error), (synthetic, synthetic_error) = (strata.mean(hits) for hits in (real_hits, synthetic_hits))
     ratio = synthetic / real if real > 0 else math.nan
+    sizes = np.bincount(strata.group).astype(np.float64)
     return Utility(
         real=real,
         synthetic=synthetic,
         ratio=ratio,
-        real_error=_balanced(real_hits, truth)[1],
-        synthetic_error=_balanced(synthetic_hits, truth)[1],
-        difference_error=_balanced(synthetic_hits - real_hits, truth)[1],
-        ratio_error=_balanced(synthetic_hits - ratio * real_hits, truth)[1] / real if real > 0 else math.nan,
+        real_error=real_error,
+        synthetic_error=synthetic_error,
+        difference_error=strata.mean(synthetic_hits - real_hits)[1],
+        ratio_error=strata.mean(synthetic_hits - ratio * real_hits)[1] / real if real > 0 else math.nan,
         labels=labels,
-        rows=len(truth),
+        rows=len(real_hits),
+        groups=len(sizes),
+        effective_rows=float(sizes.sum() ** 2 / np.square(sizes).sum()),
         synthetic_rows=synthetic_rows,
     )
-
-
-def _balanced(values: NDArray[np.float64], code: NDArray[np.int64]) -> tuple[float, float]:
-    """Return the mean over labels of the mean of values (n,), and its standard error with labels as strata."""
-    counts = np.bincount(code)
-    means = np.bincount(code, values) / counts
-    variances = np.bincount(code, np.square(values - means[code])) / (counts - 1)
-    return float(means.mean()), math.sqrt(float((variances / counts).sum())) / len(counts)

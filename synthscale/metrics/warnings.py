@@ -1,11 +1,14 @@
 """Warnings about a generator's metrics: small sets, failed fits, and near-duplicate groups that look wrong."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from synthscale.metrics.view_sums import ViewSums
 from synthscale.neighbors import self_test as selftest
 from synthscale.neighbors.view import K
 
+_SEPARATED_AUC = 0.9
+"""Lower end of the AUC's interval above which the sets are clearly different."""
 _MOST_GROUPED = 0.25
 """Share of all rows in one near-duplicate group above which the run warns that the radius may be too large."""
 SMALL_CLASS = 200
@@ -32,13 +35,13 @@ def warnings(sums: ViewSums, fit: dict[str, Any], neighbors: dict[str, Any]) -> 
             "no classifier could be cross-validated (too few images in a class): fidelity and representativeness "
             "have no value"
         )
-    elif not fit["converged"]:
-        texts.append("the classifier did not fully converge: scores may move by more than 1e-5 between machines")
-    if fit.get("folds_by_row"):
+    elif fit.get("folds_by_row"):
         texts.append(
-            "nearly all images of a class are near-duplicates of one another, so single images were assigned to "
-            "folds, not whole groups: near-duplicates may be in different folds, and scores may be too confident"
+            "nearly all images of a class are near-duplicates of one another, so folds were assigned image by image: "
+            "near-duplicates may be in different folds, and the scores may be too confident"
         )
+    if fit.get("folds") and not fit["converged"]:
+        texts.append("the classifier did not fully converge: scores may move by more than 1e-5 between machines")
     if sums.distinct_real <= K:
         texts.append(f"only {sums.distinct_real} distinct real images: precision and coverage mean little")
     if neighbors.get("self_test"):
@@ -54,6 +57,8 @@ def warnings(sums: ViewSums, fit: dict[str, Any], neighbors: dict[str, Any]) -> 
             f"{neighbors['chains']} near-duplicate groups are chains: the images at their ends are not "
             "near-duplicates of each other (column is_chain of groups/)"
         )
+    if constant := neighbors["space"]["constant_dimensions"]:
+        texts.append(f"{constant} columns are constant in the real set and do not count in distances")
     if neighbors["median_distance"] is None:
         texts.append(
             "too few distinct real images to calibrate the radius: only exact copies count as near-duplicates"
@@ -64,6 +69,27 @@ def warnings(sums: ViewSums, fit: dict[str, Any], neighbors: dict[str, Any]) -> 
             "near-duplicates"
         )
     return texts
+
+
+def blind_precision(metrics: Mapping[str, Mapping[str, Any]], auc: Mapping[str, Any]) -> str | None:
+    """Return what to say where precision misses a difference that the classifier sees clearly; None elsewhere.
+
+    In the space of some encoders, images of a poor generator lie closer to real ones than real images do.
+
+    Args:
+        metrics: the core metrics of a generator, as in metrics.json.
+        auc: the AUC of its classifier.
+    """
+    precision = metrics["precision"]
+    value, reference = precision["value"], precision.get("reference")
+    if auc.get("low") is None or auc["low"] < _SEPARATED_AUC or value is None or reference is None:
+        return None
+    if value < reference:
+        return None
+    return (
+        f"precision ({value:.2f}) cannot see this difference in this encoder's space: the classifier tells the "
+        f"sets apart (AUC {auc['value']:.2f}), yet as many synthetic images as real ones are near a real one"
+    )
 
 
 def _is_wide(neighbors: dict[str, Any]) -> bool:

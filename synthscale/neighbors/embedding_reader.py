@@ -4,7 +4,6 @@ Intermediate arrays lie under ``_neighbors/SPACE/`` in the run directory until t
 killed reuses them.
 """
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +21,7 @@ from synthscale.storage import filesystems as fsys
 from synthscale.storage.run_directory import RunDirectory
 from synthscale.tables.columns import vector_matrix
 from synthscale.tables.layout import Shard, VectorLayout
+from synthscale.tables.plain_data import arrays_from_npz, arrays_to_npz
 from synthscale.tables.schemas import REAL
 
 FOLDER = "_neighbors"
@@ -123,14 +123,12 @@ class EmbeddingReader:
 
     def save(self, name: str, arrays: Mapping[str, Any]) -> None:
         """Save arrays under a name, in the folder of the space."""
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays)
-        fsys.write_bytes(self._path(name), buffer.getvalue(), self.run.storage)
+        fsys.write_bytes(self._path(name), arrays_to_npz(arrays), self.run.storage)
 
     def load(self, name: str) -> dict[str, NDArray[Any]]:
         """Load arrays that were saved under a name."""
-        with np.load(io.BytesIO(fsys.read_bytes(self._path(name), self.run.storage))) as arrays:
-            return dict(arrays)
+        path = self._path(name)
+        return arrays_from_npz(fsys.read_bytes(path, self.run.storage), path)
 
     def saved(self, folder: str) -> set[str]:
         """Return the names, ``folder/name``, that were saved in a folder."""

@@ -14,7 +14,6 @@ from synthscale.neighbors.candidate_filter import allowance, as_database, as_que
 from synthscale.neighbors.distance import (
     Floats,
     Rows,
-    half_squared_distance,
     normalized,
     paired_distance,
     squared_norms,
@@ -26,6 +25,8 @@ _BLOCK = 2048
 _MARGIN = 8
 """Extra candidates of a k-NN search, so that float64 decides near-ties at the k-th place. Fewer make the second
 look at an undecided query more frequent; the result is the same."""
+_GROUP = 32
+"""Rows whose smallest bound stands for all of them when the limit of candidates is chosen; affects the cost."""
 _BLOCK_NUMBERS = 2**24
 """Entries of a matrix of queries x rows: 64 MiB of float32."""
 
@@ -66,26 +67,39 @@ class FlatIndex:
         distances = np.full((len(queries), k), np.inf)
         rows = np.full((len(queries), k), -1, np.int64)
         for block, lower in self._lower_bounds(queries):
-            candidates = min(k + 1 + _MARGIN, len(self.rows))
-            position = np.argpartition(lower, candidates - 1, axis=1)[:, :candidates]
-            exact = half_squared_distance(queries[block, None, :], self._vectors[position])
-            found_rows = self.rows[position]
-            exact[found_rows == query_rows[block, None]] = np.inf
-            # Ties go to the smaller row number, so that the result does not depend on the order of the candidates.
-            order = np.lexsort((found_rows, exact), axis=1)[:, :k]
-            width = order.shape[1]
-            distances[block, :width] = np.take_along_axis(exact, order, axis=1)
-            rows[block, :width] = np.take_along_axis(found_rows, order, axis=1)
-            # No other row is nearer than the last candidate's lower bound. If that bound does not exceed the k-th
-            # distance, float32 rounding may have excluded a true neighbour.
-            if candidates < len(self.rows):
-                bound = np.take_along_axis(lower, position, axis=1).max(axis=1)
-                for i in np.flatnonzero(bound <= distances[block, -1]):
-                    query = block.start + int(i)
-                    within = np.flatnonzero(lower[i] <= distances[query, -1])
-                    distances[query], rows[query] = self._nearest_of(queries[query], query_rows[query], within, k)
+            limit = _candidate_limit(lower, min(k + 1 + _MARGIN, len(self.rows)))
+            query, position = np.divmod(np.flatnonzero(lower <= limit[:, None]), len(self.rows))
+            self._keep_nearest(queries, query_rows, query + block.start, position, (distances, rows))
+            # All rows nearer than the limit are candidates. If it does not exceed the k-th distance, another row
+            # may be nearer.
+            if len(position) < lower.size:
+                for i in np.flatnonzero(limit <= distances[block, -1]):
+                    one = block.start + i
+                    within = np.flatnonzero(lower[i] <= distances[one, -1])
+                    self._keep_nearest(queries, query_rows, np.full(len(within), one), within, (distances, rows))
         rows[np.isinf(distances)] = -1
         return distances, rows
+
+    def _keep_nearest(
+        self,
+        queries: Floats,
+        query_rows: Rows,
+        query: NDArray[np.intp],
+        position: NDArray[np.intp],
+        nearest: tuple[Floats, Rows],
+    ) -> None:
+        """Set the nearest rows of some queries from candidate pairs (query ascending, position), in place."""
+        distances, rows = nearest
+        exact = paired_distance(queries, query, self._vectors, position)
+        found_rows = self.rows[position]
+        exact[found_rows == query_rows[query]] = np.inf
+        # Ties go to the smaller row number, so that the result does not depend on the order of the candidates.
+        order = np.lexsort((found_rows, exact, query))
+        starts = np.searchsorted(query, query)
+        place = np.arange(len(query)) - starts
+        kept = place < distances.shape[1]
+        at = query[kept], place[kept]
+        distances[at], rows[at] = exact[order][kept], found_rows[order][kept]
 
     def _lower_bounds(self, queries: Floats) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Yield blocks of queries with float32 lower bounds of their distances from all rows."""
@@ -94,13 +108,6 @@ class FlatIndex:
             narrow = queries[start : start + step].astype(np.float32)
             left = as_queries(narrow, 0.0, squared_norms(narrow))
             yield slice(start, start + len(narrow)), -(left @ self._database.T)
-
-    def _nearest_of(self, query: Floats, row: np.int64, position: NDArray[np.intp], k: int) -> tuple[Floats, Rows]:
-        """Return the k nearest of the rows at the given positions, at least k of them, to one query."""
-        position = position[self.rows[position] != row]
-        exact = half_squared_distance(query, self._vectors[position])
-        order = np.lexsort((self.rows[position], exact))[:k]
-        return exact[order], self.rows[position[order]]
 
     def count_containing(
         self, vectors: NDArray[np.floating], query_rows: Rows, radii: Floats, most: int
@@ -167,3 +174,14 @@ class FlatIndex:
             close = paired_distance(queries, query, self._vectors, position) <= radii[query, position]
             np.add.at(result, query[close], weight[position[close]].astype(np.int32))
         return result
+
+
+def _candidate_limit(lower: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """Return, for each query, a limit that at least ``count`` of its lower bounds, (m, n), do not exceed: (m,)."""
+    m, n = lower.shape
+    groups = n // _GROUP
+    if groups >= 2 * count:
+        # The smallest bounds of groups are bounds of different rows, and much fewer to sort.
+        lower = lower[:, : groups * _GROUP].reshape(m, groups, _GROUP).min(axis=2)
+    limit: NDArray[np.float32] = np.partition(lower, count - 1, axis=1)[:, count - 1]
+    return limit

@@ -7,7 +7,6 @@ whose files are missing. A task has at most two pieces of a bucket in memory.
 
 import io
 import logging
-import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -28,6 +27,7 @@ from synthscale.neighbors.search_space import SearchSpace
 from synthscale.runtime.task_pool import TaskPool
 from synthscale.storage import filesystems as fsys
 from synthscale.tables.layout import Shard
+from synthscale.tables.plain_data import from_npz, to_npz
 
 logger = logging.getLogger(__name__)
 
@@ -256,15 +256,15 @@ def _plan(
     files: JoinFiles, scanned: CopyScan, sizes: dict[int, int], radius: float, piece_rows: int, workers: int
 ) -> Bucketed:
     """Return the saved plan of this join, whose checkpoints remain valid, or make a plan and save it."""
-    path, storage = files.path("plan.pickle"), files.tables.run.storage
+    path, storage = files.path("plan.npz"), files.tables.run.storage
     if fsys.exists(path, storage):
-        saved: Bucketed = pickle.loads(fsys.read_bytes(path, storage))
+        saved: Bucketed = from_npz(Bucketed, fsys.read_bytes(path, storage), path)
         return saved
     plan = plan_join(_sample_for(scanned, sizes, files.space), sizes, radius, files.space.metric)
     entries = sum(sizes.values()) * (1 + plan.estimate.visits_per_row)
     wanted = max(_BUCKETS_PER_WORKER * workers, int(np.ceil(entries / (piece_rows / 2))))
     bucketed = Bucketed(plan, min(plan.cells, wanted), piece_rows)
-    fsys.write_bytes(path, pickle.dumps(bucketed), storage)
+    fsys.write_bytes(path, to_npz(bucketed), storage)
     return bucketed
 
 
@@ -328,7 +328,7 @@ def _read_piece(files: JoinFiles, bucket: int, numbers: tuple[int, ...]) -> Join
     parts = []
     for number in numbers:
         path = files.path(f"scattered-{number:06d}.parquet")
-        with fsys.filesystem(path, files.tables.run.storage).open(path, "rb") as opened:
+        with fsys.storage_errors(path, "read"), fsys.open_file(path, files.tables.run.storage) as opened:
             file = pq.ParquetFile(opened)
             buckets = file.schema_arrow.metadata[b"buckets"].decode().split(",")
             parts.append(file.read_row_group(buckets.index(str(bucket))))

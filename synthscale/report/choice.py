@@ -140,7 +140,9 @@ def choose_groups(batches: Iterable[pa.RecordBatch], most: int) -> ChosenGroups:
     totals = {"repeated": 0.0, "copied": 0.0}
     for batch in batches:
         rows = pa.Table.from_batches([batch])
-        synthetic = rows.filter(rows.column("has_synthetic"))
+        # A row that was split off alone repeats a copy, but there is no group to show.
+        shown = pc.and_(rows.column("has_synthetic"), pc.greater(rows.column("size"), 1))
+        synthetic = rows.filter(shown)
         for kind, has_real in (("repeated", False), ("copied", True)):
             of_kind = synthetic.filter(pc.equal(synthetic.column("has_real"), has_real))
             group_ids = of_kind.column("near_duplicate_id").to_numpy()

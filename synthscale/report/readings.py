@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from synthscale.statistics.estimates import TOO_FEW_INDEPENDENT
+
 MEANING = {
     "fidelity": "Can synthetic images be told apart from real ones? 0.5: no; 0: always.",
     "representativeness": "Does the synthetic set match the real images? 0.5: fully; 0: real images stand out.",
     "diversity": "Share of synthetic images that do not repeat one another.",
+    "unique_share": "Different synthetic images, as a share of all: what is left when repeats are removed.",
     "freshness": "Share of synthetic images that do not repeat a real one.",
     "precision": "Share of synthetic images that are near a real one.",
     "coverage": "Share of real images that have a synthetic one near them.",
@@ -36,10 +39,31 @@ _REPRESENTATIVENESS_WORDS = (
 _SHARE_WORDS = {
     "diversity": ("synthetic image", "repeats another", "repeat another"),
     "freshness": ("synthetic image", "repeats a real one", "repeat a real one"),
+    "unique_share": ("synthetic image", "is a repeat", "are repeats"),
     "precision": ("synthetic image", "is far from all real ones", "are far from all real ones"),
     "coverage": ("real image", "has no synthetic one near it", "have no synthetic one near them"),
 }
 """Metric -> what is counted, and what is wrong with one or with several of them."""
+_AS_EXPECTED_WORDS = {
+    "diversity": ("synthetic images repeat one another {} more often than real images do", "no", "hardly"),
+    "unique_share": ("there are {} more repeats than among real images", "no", "hardly any"),
+    "freshness": ("synthetic images repeat real ones {} more often than real images do", "no", "hardly"),
+    "precision": ("{} as many synthetic images are near a real one as real images are", "at least", "about"),
+    "coverage": (
+        "{} as many real images have a synthetic one near them as an ideal generator of this size would give",
+        "at least",
+        "about",
+    ),
+}
+"""Metric -> words for a value near a reference below 1, and what to insert if it is at or above it, or below."""
+_REFERENCE_WORDS = {
+    "diversity": "of real images {}",
+    "unique_share": "among real images {}",
+    "freshness": "of real images {}",
+    "precision": "of real images {}",
+    "coverage": "with an ideal generator of this size {}",
+}
+"""Metric -> the reference in words, with its share of such images, where it is below 1."""
 _PERFECT_WORDS = {
     "precision": "every synthetic image is near a real one",
     "coverage": "every real image has a synthetic one near it",
@@ -49,6 +73,7 @@ EVIDENCE = {
     "fidelity": "unrealistic",
     "representativeness": "unrepresented",
     "diversity": "repeated",
+    "unique_share": "repeated",
     "freshness": "copied",
     "precision": "unrealistic",
     "coverage": "unrepresented",
@@ -58,6 +83,8 @@ _GOOD_GAP, _FAIR_GAP = 0.05, 0.25
 """Largest gap, as a fraction of the reference, at which a share is ``good`` or ``fair``."""
 _CLASSIFIER_GOOD_GAP, _CLASSIFIER_FAIR_GAP = 0.1, 0.5
 """The same for fidelity and representativeness, whose scale is steep near 0.5."""
+_SHOWN_REFERENCE = 0.995
+"""Reference of a share below which words compare with it; above, it rounds to all images."""
 _ROUNDING = 1e-9
 """Tolerance that keeps a value on a limit on its better side in spite of floating-point rounding."""
 _WIDE_INTERVAL = 0.5
@@ -71,7 +98,8 @@ class Reading:
     Attributes:
         metric: name of the metric.
         words: the sentence, without a capital and a full stop.
-        level: ``good``, ``fair`` or ``poor`` by the gap; ``none`` without a value or if the interval is too wide.
+        level: ``good``, ``fair`` or ``poor`` by the gap; ``none`` without a value, if there are too few images to
+            be sure, or if the metric cannot see the difference between the sets.
         gap: how far the value is below its reference, as a fraction of the reference, 0..1.
     """
 
@@ -86,20 +114,24 @@ def reading(metric: str, figures: Mapping[str, Any]) -> Reading:
 
     Args:
         metric: name of a core metric.
-        figures: its block of metrics.json: ``value`` and optionally ``low``, ``high``, ``reference`` (default 1)
-            and ``reason``.
+        figures: its block of metrics.json: ``value`` and optionally ``low``, ``high``, ``reference`` (default 1),
+            ``reason`` and ``note``, which replaces the words.
     """
     value = figures.get("value")
     if value is None:
         reason = figures.get("reason", "no value")
         return Reading(metric, f"{metric} could not be computed: {reason}", "none", 0.0)
+    if "note" in figures:
+        return Reading(metric, figures["note"], "none", 0.0)
     reference = figures.get("reference") or 1.0
     gap = max(0.0, (reference - value) / reference)
     is_share = metric in _SHARE_WORDS
     good, fair = (_GOOD_GAP, _FAIR_GAP) if is_share else (_CLASSIFIER_GOOD_GAP, _CLASSIFIER_FAIR_GAP)
     level = "good" if gap <= good + _ROUNDING else "fair" if gap <= fair + _ROUNDING else "poor"
-    words = _words(metric, float(value))
-    if figures.get("low") is not None and figures["high"] - figures["low"] > _WIDE_INTERVAL * reference:
+    words = _words(metric, float(value), reference, is_good=level == "good")
+    if figures.get("low") is None and figures.get("reason") == TOO_FEW_INDEPENDENT:
+        level, words = "none", f"{words}; too few independent images to be sure"
+    elif figures.get("low") is not None and figures["high"] - figures["low"] > _WIDE_INTERVAL * reference:
         level, words = "none", f"{words}; too few images to be sure"
     return Reading(metric, words, level, gap)
 
@@ -110,15 +142,25 @@ def readings(metrics: Mapping[str, Mapping[str, Any]]) -> list[Reading]:
     return sorted(described, key=lambda metric_reading: -metric_reading.gap)
 
 
-def _words(metric: str, value: float) -> str:
+def _words(metric: str, value: float, reference: float, *, is_good: bool) -> str:
     if metric == "fidelity":
         return "synthetic images " + next(words for least, words in _FIDELITY_WORDS if value >= least)
     if metric == "representativeness":
         return "real images " + next(words for least, words in _REPRESENTATIVENESS_WORDS if value >= least)
     if value >= 1 and metric in _PERFECT_WORDS:
         return _PERFECT_WORDS[metric]
-    noun, singular, plural = _SHARE_WORDS[metric]
-    return share_words(1.0 - value, noun, singular, plural)
+    if reference >= _SHOWN_REFERENCE:
+        return share_words(1.0 - value, *_SHARE_WORDS[metric])
+    if is_good:
+        words, above, below = _AS_EXPECTED_WORDS[metric]
+        return f"{words.format(above if value >= reference else below)} ({100 * value:.0f} %)"
+    words = share_words(1.0 - value, *_SHARE_WORDS[metric])
+    return f"{words} ({_REFERENCE_WORDS[metric].format(_fraction(1.0 - reference))})"
+
+
+def _fraction(share: float) -> str:
+    """Express a share as a fraction, such as ``1 in 8``, or as tenths where it is larger."""
+    return f"{round(10 * share)} in 10" if share >= 0.4 - _ROUNDING else f"1 in {round(1 / share):,}"
 
 
 def share_words(share: float, noun: str, singular: str, plural: str) -> str:

@@ -20,7 +20,7 @@ import yaml
 
 import synthscale
 from synthscale.config import Config
-from synthscale.metrics.metrics_json import warnings_by_text
+from synthscale.metrics.metrics_json import notes, warnings_by_text
 from synthscale.report import maps, page, readings
 from synthscale.report.choice import (
     COLUMNS,
@@ -40,6 +40,8 @@ from synthscale.storage.run_datasets import group_rows, scores_dataset
 from synthscale.storage.run_directory import STAGES
 from synthscale.tables.schemas import CONTROL, REAL, SYNTHETIC
 
+ALGORITHM_VERSION = 1
+"""Part of the fingerprint. Raise it when the same results give another page: a rerun replaces older ones."""
 _TILES = 216
 """Tiles in the galleries of all generators together; each generator has four galleries."""
 _MIN_GALLERY_TILES, _MAX_GALLERY_TILES = 9, 27
@@ -64,7 +66,16 @@ _UNEQUAL_SIZE_RATIO = 1.5
 
 def fingerprint(context: StageContext) -> dict[str, Any]:
     """Return the inputs and versions that determine the report."""
-    return {"input": context.run.completed("reduce").digest, "version": synthscale.__version__}
+    return {
+        "input": context.run.completed("reduce").digest,
+        "versions": {"algorithm": ALGORITHM_VERSION},
+    }
+
+
+def is_outdated(context: StageContext) -> bool:
+    """Return True if a report was written from other results or by another version of this stage."""
+    marker = context.run.marker("report")
+    return marker is not None and marker.fingerprint != fingerprint(context)
 
 
 def run(context: StageContext, *, shows_images: bool = True) -> StageOutcome:
@@ -133,6 +144,7 @@ def build(context: StageContext, *, shows_images: bool = True) -> str:
         version=synthscale.__version__,
         counts=metrics["counts"],
         gates=metrics["gates"],
+        space_notes=notes(metrics["generators"]),
         has_control=CONTROL in metrics["generators"],
         unequal=_unequal_sizes(metrics),
         overview=page.overview({name: block["metrics"] for name, block in metrics["generators"].items()}),
@@ -304,7 +316,7 @@ def _provenance(context: StageContext, metrics: dict[str, Any], redaction: Redac
     ]
     versions = context.run.read_json("run.json").get("versions", {})
     return {
-        "made": f"{source}; near-duplicates: cosine distance below {distances}; "
+        "made": f"{source}; near-duplicates: distance below {distances}; "
         f"{config.classifier.folds}-fold {config.classifier.head} classifier, seed {config.classifier.seed}.",
         "stages": stages,
         "notes": [redaction.text(note) for note in context.run.completed("ingest").info["notes"]],

@@ -39,11 +39,11 @@ class Tile:
         label: empty if unknown.
         kind: ``real`` or ``synthetic``.
         score: label quality score, 0..1; None if unknown.
-        distance: cosine distance to the nearest other image; None if unknown.
+        distance: distance to the nearest other image; None if unknown.
         picture: position of the thumbnail in `Thumbnails.data`; None if there is none.
         why: reason why there is no thumbnail, else empty.
         nearest: id of the nearest real image without local folders; empty if unknown.
-        nearest_distance: cosine distance to it; None if unknown.
+        nearest_distance: distance to it; None if unknown.
         nearest_picture: position of its thumbnail; None if there is none.
         nearest_why: reason why it has no thumbnail, else empty.
     """

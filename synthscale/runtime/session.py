@@ -1,7 +1,8 @@
 """Start and stop Ray for a run: a private local instance or a connection to a cluster.
 
 Starting Ray takes seconds, so it starts in a background thread while the driver imports torch. Ray's own output is
-suppressed unless ``verbose`` is set.
+suppressed unless ``verbose`` is set. What this needs to change in the calling process (environment variables, log
+levels, Ray Data's context) is as before when the session ends.
 """
 
 import importlib
@@ -11,13 +12,14 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
 import ray
 
 from synthscale.errors import StageError, SynthscaleError
+from synthscale.storage.retries import full_error, is_full
 
 LOCAL = "local"
 """Address of a private Ray on this machine."""
@@ -33,13 +35,18 @@ _ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+_SET_BY_RAY = ("PYTHONBREAKPOINT",)
+"""Environment variables that ``ray.init`` sets in the driver and ``ray.shutdown`` leaves."""
+_LOGGERS = ("ray", "ray.data", "ray.train")
+"""Loggers of Ray that write to the terminal."""
 
 
 class RaySession:
     """Ray for one run, as a context manager.
 
     `start` starts Ray in the background and `wait_until_ready` waits for it. Leaving the context stops Ray, or
-    disconnects from the cluster, unless the caller had already started Ray.
+    disconnects from the cluster, unless the caller had already started Ray; and restores what the session changed
+    in this process.
     """
 
     def __init__(self, address: str = LOCAL, *, verbose: bool = False, preload: Sequence[str] = ()) -> None:
@@ -54,20 +61,21 @@ class RaySession:
         self._verbose = verbose
         self._preload = tuple(preload)
         self._folder: str | None = None
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._preload_task: object | None = None
         self._started, self._closed = threading.Event(), threading.Event()
+        self._changes = ExitStack()
 
     def start(self) -> None:
         """Start Ray in the background; if the caller has already started Ray, use that and leave it running."""
         if self._thread is not None or ray.is_initialized():
             return
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        if self._address == LOCAL:
-            # A private Ray on loopback needs no token, and with tokens Ray crashes if HOME is not writable.
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        # A private Ray on loopback needs no token, and with tokens Ray crashes if HOME is not writable.
+        more = {"RAY_AUTH_MODE": "disabled"} if self._address == LOCAL else {}
+        self._changes.enter_context(_default_environment({**_ENVIRONMENT, **more}))
+        # ray.init sets the level of its logger.
+        self._changes.enter_context(_log_levels_restored("ray"))
         self._thread = threading.Thread(target=self._start, daemon=True)
         self._thread.start()
 
@@ -81,9 +89,8 @@ class RaySession:
             self._folder = tempfile.mkdtemp(prefix="synthscale-")
             options |= {"include_dashboard": False, "_temp_dir": self._folder}
         try:
-            with _native_stderr_suppressed() if not self._verbose else nullcontext():
-                ray.init(address=self._address, **options)
-        except Exception as error:  # noqa: BLE001 (`wait_until_ready` raises it)
+            ray.init(address=self._address, **options)
+        except BaseException as error:  # noqa: BLE001 (`wait_until_ready` raises it; Ray may call sys.exit)
             self._error = error
         self._started.set()
         # Linux kills Ray's processes when the thread that started them ends: stay until the session is closed.
@@ -103,7 +110,7 @@ class RaySession:
                 f"Ray at {self._address}: could not be started or reached: {self._error}"
             ) from self._error
         if self._preload_task is None:
-            _configure_ray_data(self._verbose)
+            self._changes.enter_context(_ray_data_configured(self._verbose))
             self._preload_task = ray.remote(_import_all).options(num_cpus=0).remote(self._preload)
         resources: dict[str, float] = ray.cluster_resources()
         return resources
@@ -114,38 +121,49 @@ class RaySession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._thread is not None:
-            self._started.wait()
-            if ray.is_initialized():
-                ray.shutdown()
-            self._closed.set()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        with self._changes:
+            if self._thread is not None:
+                self._started.wait()
+                if ray.is_initialized():
+                    ray.shutdown()
+                self._closed.set()
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
 
 
 @contextmanager
-def _native_stderr_suppressed() -> Iterator[None]:
-    """Suppress log lines of Ray's C++ code, except fatal errors.
-
-    File descriptor 2 is redirected because setting the log level itself prints a line.
-    """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    original, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
+def _default_environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables that are not set; restore them, and those that Ray sets, at the end."""
+    before = {name: os.environ.get(name) for name in (*values, *_SET_BY_RAY)}
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
     try:
         yield
     finally:
-        os.dup2(original, 2)
-        os.close(original)
-        os.close(null)
+        for name, earlier in before.items():
+            if earlier is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = earlier
+
+
+@contextmanager
+def _log_levels_restored(*names: str) -> Iterator[None]:
+    """Restore the levels of loggers at the end."""
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 @contextmanager
 def ray_errors(stage: str) -> Iterator[None]:
     """Convert Ray's exceptions to synthscale's: the SynthscaleError that a worker raised, else a StageError.
 
-    The message of the StageError quotes the first line of Ray's exception that contains "Error"; the traceback is
-    logged at level INFO.
+    A full disk is a StorageFull. The message of the StageError quotes the first line of Ray's exception that
+    contains "Error"; the traceback is logged at level INFO.
     """
     try:
         yield
@@ -154,6 +172,10 @@ def ray_errors(stage: str) -> Iterator[None]:
         while cause is not None:
             if isinstance(cause, SynthscaleError):
                 raise type(cause)(*cause.args) from error
+            if is_full(cause):
+                raise full_error(
+                    cause, f"{stage}: {getattr(cause, 'filename', None) or tempfile.gettempdir()}"
+                ) from error
             cause = getattr(cause, "cause", None) or cause.__cause__
         logging.getLogger(__name__).info("stage %s failed", stage, exc_info=True)
         lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(" ")]
@@ -162,6 +184,11 @@ def ray_errors(stage: str) -> Iterator[None]:
             f"{stage}: a Ray worker failed: {reasons[0]}; run the same command again to continue, "
             "or with --verbose for details"
         ) from error
+    except OSError as error:
+        # Files that libraries write, most of them temporary. (Some errors of Ray are OSErrors too: after them.)
+        if is_full(error):
+            raise full_error(error, f"{stage}: {error.filename or tempfile.gettempdir()}") from error
+        raise
 
 
 def _train_errors() -> tuple[type[Exception], ...]:
@@ -175,11 +202,13 @@ def _import_all(modules: Sequence[str]) -> None:
         importlib.import_module(name)
 
 
-def _configure_ray_data(verbose: bool) -> None:
+@contextmanager
+def _ray_data_configured(verbose: bool) -> Iterator[None]:
     """Make Ray Data tolerate slow and lost nodes; show its progress bars and logs only if ``verbose``."""
     import ray.data
 
-    context = ray.data.DataContext.get_current()
+    # A copy, because the caller may use Ray Data too.
+    context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = verbose
     context.enable_rich_progress_bars, context.use_ray_tqdm = True, False
     # Raise a task's own error, whose message says what failed and what to do.
@@ -187,6 +216,7 @@ def _configure_ray_data(verbose: bool) -> None:
     # Waiting hours for a GPU or spot node, or losing a node while an actor starts, is normal on a cluster.
     context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
     context.max_consecutive_actor_init_deaths = _MAX_ACTOR_INIT_DEATHS
-    if not verbose:
-        for name in ("ray.data", "ray.train", "ray"):
+    with ray.data.DataContext.current(context), _log_levels_restored(*_LOGGERS):
+        for name in () if verbose else _LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
+        yield

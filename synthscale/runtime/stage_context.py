@@ -89,15 +89,23 @@ class StageContext:
             task: takes a table with one row, whose column ``shard`` is the shard's index; returns a table with one
                 row and a column ``shard``.
             stage: name of the stage, for error messages.
+
+        Yields:
+            ``shard`` as int, and the other columns as Arrow scalars, which share the memory of the table.
         """
         # Ray takes seconds to import, and the pipeline imports this module before a stage needs Ray.
         import ray.data
 
         indices = [{"shard": shard.index} for shard in self.shards]
         items = ray.data.from_items(indices, override_num_blocks=len(indices))
-        return self.in_shard_order(
-            items.map_batches(task, batch_size=1, batch_format="pyarrow").iter_rows(), stage
+        mapped = items.map_batches(task, batch_size=1, batch_format="pyarrow")
+        batches = mapped.iter_batches(batch_size=None, batch_format="pyarrow")
+        rows = (
+            {name: table.column(name)[i] for name in table.column_names}
+            for table in batches
+            for i in range(table.num_rows)
         )
+        return self.in_shard_order(({**row, "shard": row["shard"].as_py()} for row in rows), stage)
 
     def in_shard_order(self, results: Iterable[dict[str, Any]], stage: str) -> Iterator[dict[str, Any]]:
         """Sort task results, one per shard, into shard order; yield each as soon as all before it have arrived.

@@ -18,9 +18,18 @@ def scores_dataset(run: RunDirectory, generator: str | None = None) -> ds.Datase
 def group_rows(run: RunDirectory, generator: str) -> ds.Scanner:
     """Return a scanner of a generator's near-duplicate groups, with one row per group member.
 
-    Columns: ``near_duplicate_id``, ``size``, ``has_real``, ``has_synthetic``, ``diameter``, ``is_chain``.
+    Columns: ``near_duplicate_id``, ``component_id``, ``size``, ``has_real``, ``has_synthetic``, ``diameter``,
+    ``is_chain``.
     """
     return fsys.dataset(run.path("groups"), run.storage).scanner(
-        columns=["near_duplicate_id", "size", "has_real", "has_synthetic", "diameter", "is_chain"],
+        columns=[
+            "near_duplicate_id",
+            "component_id",
+            "size",
+            "has_real",
+            "has_synthetic",
+            "diameter",
+            "is_chain",
+        ],
         filter=pc.equal(ds.field("generator").cast(pa.string()), generator),
     )

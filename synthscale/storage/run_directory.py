@@ -1,13 +1,14 @@
 """The run directory: locations of tables, atomic writes, and the marker and fingerprint of each stage.
 
 A stage's marker, ``_stages/STAGE.json``, is written when the stage starts (``complete: false``), and again as the
-last step, after its counts are verified. Its fingerprint contains the stage's settings, the versions that affect
-results, and the digest of the previous stage's marker, so a change in one stage changes the fingerprints of all
+last step, after its counts are verified. Its fingerprint contains the stage's settings, the version of its
+algorithm, and the digest of the previous stage's marker, so a change in one stage changes the fingerprints of all
 later stages.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -17,6 +18,7 @@ import pyarrow as pa
 from synthscale.config import StorageConfig
 from synthscale.errors import ConfigError, ResumeConflict, StorageError
 from synthscale.storage import filesystems as fsys
+from synthscale.storage.owned_files import is_working_folder, remove_owned
 from synthscale.tables.layout import Shard, VectorLayout, shards_of
 from synthscale.tables.schemas import SCHEMA_VERSION, conform
 
@@ -30,7 +32,12 @@ TABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "reduce": ("scores", "metrics.json", "metrics.parquet"),
     "report": ("report.html",),
 }
-"""Tables (folders) and files that each stage writes; names with ``_`` are temporary."""
+"""Tables (folders) and files that each stage writes; folders with ``_`` are for its working files."""
+
+LEASE: Final = "lease.json"
+"""Which driver writes to the run; `storage.lease` reads and writes it."""
+_START_FILES: Final = re.compile(rf"{re.escape(LEASE)}|\.({re.escape(LEASE)}|run\.json)\.[0-9a-f]{{8}}\.tmp")
+"""Files that a driver may leave when it is killed before it writes ``run.json``."""
 
 
 def digest(value: Any) -> str:
@@ -82,13 +89,14 @@ class RunDirectory:
         """Return the run directory at ``uri``, which need not exist yet; nothing is written.
 
         Raises:
-            ResumeConflict: the folder contains files but no run, or a run of another schema version.
+            ResumeConflict: the folder contains files but no run, or a run of another schema version, or its
+                ``run.json`` is another program's.
             ConfigError: ``uri`` is a file.
         """
         run = cls(fsys.absolute(uri), storage)
         if fsys.is_folder(run.uri, storage):
             if run.is_started():
-                run.check_version()
+                run.check_ownership()
             elif not _is_empty(run.uri, storage):
                 raise ResumeConflict(
                     f"{run.uri}: contains files but no synthscale run; set --output to an empty or new folder"
@@ -103,18 +111,25 @@ class RunDirectory:
 
         Raises:
             StorageError: there is no run.
-            ResumeConflict: the run has another schema version.
+            ResumeConflict: the run has another schema version, or ``run.json`` is another program's.
         """
         run = cls(fsys.absolute(uri), storage)
         if not run.is_started():
             raise StorageError(f"{run.uri}: no synthscale run here (run.json is missing)")
-        run.check_version()
+        run.check_ownership()
         return run
 
-    def check_version(self) -> None:
-        """Raise ResumeConflict if another schema version of synthscale wrote this run."""
+    def check_ownership(self) -> None:
+        """Raise ResumeConflict unless ``run.json`` has a run id and the schema version of this synthscale."""
         document = self.read_json("run.json")
-        found = document.get("schema_version", 1) if isinstance(document, dict) else None
+        run_id = document.get("run_id") if isinstance(document, dict) else None
+        if not (isinstance(run_id, str) and run_id):
+            raise ResumeConflict(
+                f"{self.uri}: its run.json was not written by synthscale (it has no run id); "
+                "set --output to an empty or new folder"
+            )
+        # The first version wrote no schema version.
+        found = document.get("schema_version", 1)
         if found != SCHEMA_VERSION:
             age = "an older" if found == 1 else "another"
             raise ResumeConflict(
@@ -148,7 +163,8 @@ class RunDirectory:
 
     def read_shard(self, table: str, shard: Shard, columns: list[str] | None = None) -> pa.Table:
         """Read one shard of a table, or some of its columns."""
-        return fsys.read_table(self.path(table, shard.name), self.storage, columns)
+        root = None if fsys.is_s3(self.uri) else self.uri
+        return fsys.read_table(self.path(table, shard.name), self.storage, columns, root)
 
     def written_shards(self, table: str) -> set[str]:
         """Return the file names in a table's folder, whose shards are `Shard.name`; empty before the first one."""
@@ -212,22 +228,39 @@ class RunDirectory:
         self.write_json(f"_stages/{marker.stage}.json", asdict(marker))
 
     def remove_from(self, stage: str) -> None:
-        """Delete the output of ``stage`` and all later stages.
+        """Delete the output of ``stage`` and all later stages, but no file with a name that is not synthscale's.
 
         Markers are deleted first: if the process is killed in between, no marker says that deleted tables are
-        complete.
+        complete, and the next run deletes what is left of them (`remove_output`).
+
+        Raises:
+            ResumeConflict: the folder is not a run of this version.
         """
+        if not self.is_started():
+            return
+        self.check_ownership()
         later = STAGES[STAGES.index(stage) :]
         for name in later:
             fsys.remove(self.path("_stages", f"{name}.json"), self.storage)
         for name in later:
-            for table in TABLES[name]:
-                fsys.remove(self.path(table), self.storage)
+            self.remove_output(name)
+
+    def remove_output(self, stage: str) -> None:
+        """Delete the tables and files of one stage, without its marker."""
+        for name in TABLES[stage]:
+            remove_owned(self.uri, name, self.storage)
+
+    def remove_working_files(self, stage: str) -> None:
+        """Delete the working folders of one stage."""
+        for name in TABLES[stage]:
+            if is_working_folder(name):
+                remove_owned(self.uri, name, self.storage)
 
 
 def _is_empty(uri: str, storage: StorageConfig) -> bool:
-    with fsys.storage_errors(uri, "list"):
-        return not fsys.filesystem(uri, storage).ls(uri, detail=False)
+    """Return True if a folder has no files but those of a driver that has only just started there."""
+    paths = fsys.attempt(uri, "list", storage, lambda: fsys.filesystem(uri, storage).ls(uri, detail=False))
+    return all(_START_FILES.fullmatch(path.rstrip("/").rpartition("/")[2]) for path in paths)
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -52,7 +52,7 @@ class VectorLayout:
 
     Attributes:
         dimensions: D, length of a stored vector.
-        search: (start, stop) of the dimensions that cosine distances are computed from.
+        search: (start, stop) of the dimensions that are compared for near-duplicates.
         classify: (start, stop) of the dimensions that the classifier sees.
         scaled: whether the dimensions have different units, so that a Euclidean distance over all of them needs
             each scaled by the real rows: columns of a table, and features of hand-crafted filters.

@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 
 from synthscale.classify import jackknife_refits as refits_module
 from synthscale.classify.calibration import fit_platt_scaling
@@ -19,12 +18,12 @@ from synthscale.classify.fit_context import FitContext
 from synthscale.classify.fold_views import FeatureBlock, FoldView
 from synthscale.classify.logistic import LogisticFit, fit_logistic_heads
 from synthscale.classify.model import FittedClassifier
-from synthscale.classify.training import TrainingData
+from synthscale.classify.training import FoldPlan, TrainingData
 from synthscale.config import ClassifierConfig
 from synthscale.statistics.jackknife import reassigned_folds
-from synthscale.statistics.size_matching import assignment_block_of, block_of, is_outside
+from synthscale.statistics.size_matching import assignment_block_of, block_of
 from synthscale.tables.schemas import BLOCKS, REAL, REASSIGNMENTS
-from tests.classify.trainings import Sets, assign_sets, cut, fit_on_workers, near_duplicates, normal
+from tests.classify.trainings import Sets, assign_sets, cut, fit_on_workers, normal
 
 Floats = NDArray[np.float64]
 SOME = (1e-3, 1e-2, math.inf)
@@ -35,8 +34,8 @@ ways = pytest.mark.parametrize("settings", [LINEAR, KERNEL, UNWEIGHTED], ids=["l
 
 
 def one_generator(settings: ClassifierConfig, n: int = 160, m: int = 120) -> Sets:
-    """Two sets; some real rows are near-duplicates of one another, in clusters of three, two to a component."""
-    groups = near_duplicates(np.arange(30), np.arange(30) // 6 * 6, np.arange(30) // 3 * 3)
+    """Two sets; some real rows are near-duplicates of one another, in groups of three."""
+    groups = (np.arange(30), np.arange(30) // 3 * 3)
     return assign_sets(settings, groups, real=normal(0, n, 6), fake=normal(1, m, 6, mean=0.5))
 
 
@@ -47,6 +46,11 @@ def fitted(
     fit = fits["fake"]
     assert isinstance(fit, LogisticFit)
     return model, fit
+
+
+def blocks_of(plan: FoldPlan) -> NDArray[np.int16]:
+    """Jackknife block of each row."""
+    return block_of(plan.block(None))
 
 
 def vectors_of(sets: Sets, name: str = "fake") -> NDArray[np.float32]:
@@ -75,7 +79,7 @@ def fitted_without(
     plan, features = sets.plans["fake"], features_of(sets, model)
     assert fit.start is not None
     kept = {
-        name: np.flatnonzero((block_of(plan.block(None)) != block) & (plan.is_real == (name == REAL)))
+        name: np.flatnonzero((blocks_of(plan) != block) & (plan.is_real == (name == REAL)))
         for name in (REAL, "fake")
     }
     blocks = [
@@ -98,9 +102,9 @@ def fitted_without(
     for name, own in kept.items():
         fold = plan.fold[own, 0]
         if model.calibrations["fake"].is_used:
-            result[own] = scaling.slope[0, fold] * raw[name] + scaling.offset[0, fold]
+            result[own] = scaling.slope[0, fold] * raw[name] + scaling.offset[0]
         else:
-            result[own] = raw[name]
+            result[own] = raw[name] + scaling.shift[0]
     return result
 
 
@@ -121,8 +125,7 @@ def test_scikit_learn_finds_the_same_heads(settings: ClassifierConfig) -> None:
     sets = one_generator(settings)
     model, fit = fitted(sets, settings)
     plan, x = sets.plans["fake"], features_of(sets, model).double().numpy()
-    own, fold, y = model.refits["fake"][0], plan.fold[:, 0], ~plan.is_real
-    block = block_of(plan.block(None))
+    own, fold, block, y = model.refits["fake"][0], plan.fold[:, 0], blocks_of(plan), ~plan.is_real
     folds = int(fold.max()) + 1
     for b in range(0, BLOCKS, 3):
         for f in range(folds):
@@ -145,11 +148,10 @@ def test_a_row_has_nan_for_its_own_block_alone(settings: ClassifierConfig) -> No
     sets = one_generator(settings)
     model, _ = fitted(sets, settings)
     unknown = np.isnan(without_blocks(sets, model))
-    block = block_of(sets.plans["fake"].block(None))
-    np.testing.assert_array_equal(unknown, block[:, None] == np.arange(BLOCKS))
-    # Members of a cluster are in one block, those of a component need not be.
-    assert all(len(set(block[first : first + 3].tolist())) == 1 for first in range(0, 30, 3))
-    assert any(len(set(block[first : first + 6].tolist())) == 2 for first in range(0, 30, 6))
+    np.testing.assert_array_equal(unknown, blocks_of(sets.plans["fake"])[:, None] == np.arange(BLOCKS))
+    # Members of a group are in one block.
+    for first in range(0, 30, 3):
+        assert len(set(blocks_of(sets.plans["fake"])[first : first + 3].tolist())) == 1
 
 
 def test_the_rows_of_a_block_do_not_affect_its_refit() -> None:
@@ -157,7 +159,7 @@ def test_the_rows_of_a_block_do_not_affect_its_refit() -> None:
     sets = one_generator(LINEAR)
     model, fit = fitted(sets, LINEAR)
     before = fitted_without(sets, model, fit, LINEAR, 3)
-    inside = block_of(sets.plans["fake"].block(None))[160:] == 3
+    inside = blocks_of(sets.plans["fake"])[160:] == 3
     moved = sets.vectors["fake"].copy()
     moved[inside] += 100
     other = replace(sets, vectors={**sets.vectors, "fake": moved})
@@ -243,6 +245,23 @@ def test_the_first_of_several_repeats_is_refitted() -> None:
     np.testing.assert_allclose(expit(found), expit(expected), atol=5e-4)
 
 
+@pytest.mark.parametrize("is_scaled", [True, False])
+def test_each_refit_has_equal_fidelity_and_representativeness(is_scaled: bool) -> None:
+    worlds = (assign_sets(LINEAR, real=normal(i, 60), fake=normal(i + 100, 500, mean=0.2)) for i in range(30))
+    sets, model = next(
+        (s, m)
+        for s, m in ((s, fitted(s, LINEAR)[0]) for s in worlds)
+        if m.calibrations["fake"].is_used == is_scaled
+    )
+    plan = sets.plans["fake"]
+    found = model.predict_refits("fake", vectors_of(sets), plan.fold[:, 0], plan.block(None))
+    for logits in (found.without, found.reassigned):
+        assert logits is not None
+        quality = np.where(plan.is_real[:, None], expit(-logits), expit(logits))
+        classes = [np.nanmean(quality[plan.is_real == kind], axis=0) for kind in (True, False)]
+        np.testing.assert_allclose(classes[0], classes[1], atol=1e-3)
+
+
 def test_after_an_intercept_only_choice_the_largest_finite_strength_is_refitted() -> None:
     # Equal sets, for which the intercept-only model is chosen most often.
     worlds = (assign_sets(LINEAR, real=normal(i, 200, 6), fake=normal(i + 100, 200, 6)) for i in range(30))
@@ -277,7 +296,7 @@ def test_nothing_is_refitted_by_default() -> None:
 def test_sets_with_empty_blocks_are_refitted() -> None:
     sets = assign_sets(LINEAR, real=normal(6, 9, 4), fake=normal(7, 7, 4, mean=1))
     model, _ = fitted(sets, LINEAR)
-    found, block = without_blocks(sets, model), block_of(sets.plans["fake"].block(None))
+    found, block = without_blocks(sets, model), blocks_of(sets.plans["fake"])
     assert (np.isnan(found) == (block[:, None] == np.arange(BLOCKS))).all()
     empty = np.setdiff1d(np.arange(BLOCKS), block)
     assert len(empty) > 3
@@ -307,74 +326,3 @@ def test_reassigned_heads_are_those_of_a_classifier_with_the_reassigned_folds() 
         own = LINEAR.model_copy(update={"strengths": (fit.start[0],)})
         expected = other.logits(fitted(other, own)[0])
         np.testing.assert_allclose(expit(found[:, reassignment - 1]), expit(expected), atol=5e-4)
-
-
-MATCHED = 90
-
-
-def several_clusters_to_a_component(seed: int, times: int, components: int | None) -> Sets:
-    """Return 200 real rows and 40 images repeated, in clusters of two; ``components`` of four images, or none.
-
-    Without components, clusters are also what folds keep together.
-    """
-    n, m = 200, 40 * times
-    image = np.repeat(np.arange(40), times)
-    fake = normal(seed + 1, 40, 40)[image] + 0.01 * normal(seed + 2, m, 40)
-    row = np.arange(n, n + m)
-    cluster = n + np.arange(m) // 2 * 2
-    component = cluster if components is None else n + image // 4 * 4 * times
-    found = near_duplicates(row, component, cluster)
-    return assign_sets(KERNEL, found, real=normal(seed, n, 40), fake=fake)
-
-
-def test_no_head_is_trained_on_a_row_of_the_component_that_it_scores() -> None:
-    sets = several_clusters_to_a_component(0, 4, 10)
-    plan = sets.plans["fake"]
-    model, _ = fit_classifier(sets.training(is_refitted=True, matched={"fake": MATCHED}), LINEAR)
-    code = plan.block(MATCHED)
-    fold = plan.fold[:, 0]
-    kinds = model.refits["fake"]
-    assert [(refit.is_matched, bool(refit.reassignment.any())) for refit in kinds] == [
-        (False, False),
-        (False, True),
-        (True, False),
-    ]
-    for refit in kinds:
-        folds = refit.folds(fold, code)
-        for view in range(folds.shape[1]):
-            # A row is scored by the head of its fold, which was trained on the view's rows of all other folds.
-            for component in np.unique(plan.hashes.group):
-                members = folds[plan.hashes.group == component, view]
-                assert len(set(members[members >= 0].tolist())) <= 1
-        # The views leave out blocks of clusters, and the rows outside the subsample.
-        expected = block_of(code)[:, None] == refit.without[None, :]
-        expected |= (refit.is_matched & is_outside(code))[:, None]
-        np.testing.assert_array_equal(folds < 0, expected)
-    # Some components have rows both in a block and outside it, where leakage would be possible.
-    blocks_of_component = [len(set(block_of(code)[plan.hashes.group == g])) for g in np.unique(plan.hashes.group)]
-    assert max(blocks_of_component) > 3
-
-
-@pytest.mark.slow
-def test_near_duplicates_in_several_blocks_do_not_leak_into_the_refits() -> None:
-    aucs: dict[bool, list[list[float]]] = {True: [], False: []}
-    for has_components in aucs:
-        for seed in range(0, 40, 4):
-            sets = several_clusters_to_a_component(seed, 8, 10 if has_components else None)
-            plan = sets.plans["fake"]
-            model, _ = fit_classifier(sets.training(is_refitted=True, matched={"fake": 160}), KERNEL)
-            found = model.predict_refits("fake", vectors_of(sets), plan.fold[:, 0], plan.block(160))
-            assert found.without is not None
-            assert found.matched is not None
-            assert found.reassigned is not None
-            for logits in (found.without, found.matched, found.reassigned):
-                known = [np.isfinite(column) for column in logits.T]
-                each = [
-                    roc_auc_score(~plan.is_real[own], column[own])
-                    for own, column in zip(known, logits.T, strict=True)
-                ]
-                aucs[has_components].append(np.mean(each))
-    kept, split = (np.reshape(aucs[has_components], (-1, 3)).mean(0) for has_components in (True, False))
-    # Both sets have one distribution. With the rows of an image in several folds the copies are recognised.
-    assert (kept < 0.55).all()
-    assert (split > kept + 0.1).all()

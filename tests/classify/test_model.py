@@ -52,7 +52,7 @@ def networks(rng: np.random.Generator, folds: int, dimensions: int) -> MlpHeads:
 
 def calibration(rng: np.random.Generator, repeats: int, folds: int, gain: float = 0.3) -> PlattScaling:
     return PlattScaling(
-        rng.uniform(0.2, 2, (repeats, folds)), rng.normal(size=(repeats, folds)), (0.6, 0.6 - gain), 1e-4
+        rng.uniform(0.2, 2, (repeats, folds)), *rng.normal(size=(2, repeats)), (0.6, 0.6 - gain), 1e-4
     )
 
 
@@ -131,7 +131,7 @@ def test_a_saved_model_has_its_directions() -> None:
 
 
 def refits(rng: np.random.Generator, folds: int, dimensions: int) -> JackknifeRefits:
-    slope, offset = rng.uniform(0.2, 2, (BLOCKS, folds)), rng.normal(size=(BLOCKS, folds))
+    slope, offset = rng.uniform(0.2, 2, (BLOCKS, folds)), rng.normal(size=BLOCKS)
     without = np.arange(BLOCKS, dtype=np.int8)
     reassignment = np.zeros(BLOCKS, np.int8)
     return JackknifeRefits(
@@ -184,7 +184,7 @@ def test_logits_without_a_block_are_calibrated_and_nan_inside_it() -> None:
         for b in range(BLOCKS):
             head = b * folds + fold[row]
             raw = features[row] @ own.heads.weights[head].numpy() + float(own.heads.intercepts[head])
-            expected = own.slope[b, fold[row]] * raw + own.offset[b, fold[row]]
+            expected = own.slope[b, fold[row]] * raw + own.offset[b]
             assert found[row, b] == pytest.approx(np.nan if b == block[row] else expected, nan_ok=True)
 
 
@@ -219,21 +219,20 @@ def test_every_repeat_uses_its_own_heads_and_folds() -> None:
             assert logits[row, i] == pytest.approx(expected, abs=1e-12)
 
 
-def test_logits_are_scaled_unless_the_log_loss_rises_by_more_than_its_error() -> None:
+def test_logits_are_only_shifted_if_scaling_raises_the_log_loss_by_more_than_its_error() -> None:
     own_map, rng = feature_map(0), np.random.default_rng(8)
     heads = {"a": (logistic(rng, 2, DIMENSIONS),)}
     fold = np.array([[0], [1], [1]], np.int8)
     features = draw(rng, 3, DIMENSIONS)
     plain = FittedClassifier(own_map, heads).logits("a", features, fold)
-    slope, offset = np.array([[2.0, 0.5]]), np.array([[1.0, -1.0]])
-    harms = PlattScaling(slope, offset, (0.6, 0.6002), 0.0001)
+    slope, offset, shift = np.array([[2.0, 0.5]]), np.array([1.0]), np.array([-3.0])
+    harms = PlattScaling(slope, offset, shift, (0.6, 0.6002), 0.0001)
     for rise in (-0.1, 0.0, 0.00005):
-        used = PlattScaling(slope, offset, (0.6, 0.6 + rise), 0.0001)
+        used = PlattScaling(slope, offset, shift, (0.6, 0.6 + rise), 0.0001)
         scaled = FittedClassifier(own_map, heads, {"a": used}).logits("a", features, fold)
-        np.testing.assert_allclose(scaled[:, 0], [2 * plain[0, 0] + 1, plain[1, 0] / 2 - 1, plain[2, 0] / 2 - 1])
-    np.testing.assert_array_equal(
-        FittedClassifier(own_map, heads, {"a": harms}).logits("a", features, fold), plain
-    )
+        np.testing.assert_allclose(scaled[:, 0], [2 * plain[0, 0] + 1, plain[1, 0] / 2 + 1, plain[2, 0] / 2 + 1])
+    shifted = FittedClassifier(own_map, heads, {"a": harms}).logits("a", features, fold)
+    np.testing.assert_allclose(shifted, plain - 3)
 
 
 def test_coordinates_are_along_each_direction() -> None:

@@ -27,15 +27,8 @@ from synthscale.tables.schemas import REAL
 
 Vectors = NDArray[np.float64]
 Rows = NDArray[np.int64]
+NO_GROUPS = (np.empty(0, np.int64), np.empty(0, np.int64))
 Result = TypeVar("Result")
-
-
-def near_duplicates(row: Rows, component: Rows, cluster: Rows | None = None) -> NearDuplicates:
-    """Return near-duplicates with these components and clusters; by default a component is one cluster."""
-    return NearDuplicates(row, component, component if cluster is None else cluster)
-
-
-NO_GROUPS = near_duplicates(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 def on_workers(count: int, work: Callable[[int, ReduceSum], Result]) -> list[Result]:
@@ -78,15 +71,11 @@ class Sets:
     vectors: dict[str, Vectors]
     plans: dict[str, FoldPlan]
 
-    def training(
-        self, order: int | None = None, *, is_refitted: bool = False, matched: dict[str, int] | None = None
-    ) -> TrainingData:
+    def training(self, order: int | None = None, *, is_refitted: bool = False) -> TrainingData:
         """All rows, one block a set; in an order of their own for every number ``order``.
 
-        Where heads are refitted, rows have the block codes of their views; -1 in others. ``matched`` has the
-        subsample size of generators whose heads are also fitted on one.
+        Where heads are refitted, rows have the jackknife's blocks of their views; -1 in others.
         """
-        sizes = matched or {}
         views = [view for name, plan in self.plans.items() for view in plan.views(name)]
         blocks = []
         for name, x in self.vectors.items():
@@ -95,8 +84,7 @@ class Sets:
                 plan = self.plans[view.generator]
                 if name in (REAL, view.generator):
                     own = plan.is_real == (name == REAL)
-                    code = plan.block(sizes.get(view.generator))
-                    fold[:, c], left_out[:, c] = plan.fold[own, view.repeat], code[own]
+                    fold[:, c], left_out[:, c] = plan.fold[own, view.repeat], plan.block(None)[own]
             key = hash_ids(f"{name}/{i}" for i in range(len(x)))
             block = VectorBlock(
                 name,
@@ -117,7 +105,6 @@ class Sets:
             bandwidth_sample(first),
             rows_of,
             is_refitted=is_refitted,
-            matched=frozenset(sizes),
         )
 
     def logits(self, model: FittedClassifier, generator: str = "fake") -> NDArray[np.float64]:
@@ -136,8 +123,8 @@ class Sets:
         return 1 - float(self.probabilities(model, generator)[~self.is_real(generator)].mean())
 
 
-def assign_sets(settings: ClassifierConfig, groups: NearDuplicates = NO_GROUPS, **vectors: Vectors) -> Sets:
-    """Assign folds to sets, given by name; groups number the rows of a view, real ones first."""
+def assign_sets(settings: ClassifierConfig, groups: tuple[Rows, Rows] = NO_GROUPS, **vectors: Vectors) -> Sets:
+    """Assign folds to sets, given by name; groups are of real rows, by row number."""
     real = vectors[REAL]
     plans = {}
     for name, x in vectors.items():
@@ -145,8 +132,14 @@ def assign_sets(settings: ClassifierConfig, groups: NearDuplicates = NO_GROUPS, 
             keys = hash_ids([f"{REAL}/{i}" for i in range(len(real))] + [f"{name}/{i}" for i in range(len(x))])
             n = len(keys)
             is_real = np.arange(n) < len(real)
-            plans[name] = plan_folds(np.arange(n), keys, is_real, np.zeros(n, np.bool_), groups, settings)
+            none = np.zeros(n, np.bool_)
+            plans[name] = plan_folds(np.arange(n), keys, is_real, none, one_cluster_each(*groups), settings)
     return Sets(vectors, plans)
+
+
+def one_cluster_each(rows: Rows, groups: Rows) -> NearDuplicates:
+    """Near-duplicates whose components, numbered by ``groups``, are one cluster each."""
+    return NearDuplicates(rows, groups, groups)
 
 
 def take_rows(block: VectorBlock, rows: NDArray[np.int64]) -> VectorBlock:

@@ -90,6 +90,17 @@ def test_another_generator_with_the_same_real_set_embeds_only_the_new_images(on_
     assert_same(again, plain)
 
 
+def test_a_release_that_changes_no_embedding_finds_the_cache(on_s3, server, monkeypatch):
+    config, buckets = on_s3
+    embed(config("one", "first"))
+    server.fault()
+    monkeypatch.setattr("synthscale.__version__", "99.0.1")
+    monkeypatch.setattr("torch.__version__", "99.0.1")
+    _, messages = embed(config("one", "second"))
+    assert messages == ["embed: 50 of 50 embeddings are in the cache"]
+    assert asked(server, buckets["real"]) == 0
+
+
 def test_an_image_that_was_replaced_is_embedded_again(on_s3, server, tmp_path, make_images):
     config, buckets = on_s3
     before, _ = embed(config("one", "first"))

@@ -1,12 +1,16 @@
-"""Device and number of actors of embed, given Ray's resources and the settings."""
+"""Device and number of actors of embed, given Ray's resources and the settings; versions in its fingerprint."""
+
+from types import SimpleNamespace
 
 import pytest
 
 from synthscale import Config
 from synthscale.embed import stage as embed
+from synthscale.embed.encoder_reader import EncoderSpec
 from synthscale.errors import ConfigError
 from synthscale.runtime.stage_context import StageContext
 from synthscale.storage.run_directory import RunDirectory
+from synthscale.tables.layout import VectorLayout, VectorSource
 
 
 def context(tmp_path, device="auto", **resources):
@@ -36,3 +40,16 @@ def test_a_large_set_uses_every_core_and_a_small_set_one(tmp_path):
     assert embed.actor_pool(here, "cpu", shards=16, rows=10_000).max_size == 8
     assert embed.actor_pool(here, "cpu", shards=16, rows=400).max_size == 1
     assert embed.actor_pool(here, "cpu", shards=3, rows=10_000).max_size == 3
+
+
+def test_other_codecs_are_another_version_of_images_but_not_of_vectors(monkeypatch):
+    def versions(vectors):
+        run = SimpleNamespace(completed=lambda stage: SimpleNamespace(digest=""))
+        facts = SimpleNamespace(config=Config(), vectors=vectors, run=run)
+        return embed.fingerprint(facts, EncoderSpec(VectorLayout(1, (0, 1), (0, 1)), "encoder", 64))["versions"]
+
+    source = VectorSource(["v.parquet"], [1], ["embedding"], 1)
+    images, vectors = versions(None), versions(source)
+    monkeypatch.setattr("PIL.__version__", "99.1.0")
+    assert versions(None) == {**images, "pillow": "99.1"}
+    assert versions(source) == vectors == {"algorithm": embed.ALGORITHM_VERSION}

@@ -1,7 +1,6 @@
 import functools
 import math
 import operator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,10 @@ from synthscale.metrics.core import (
     CoreSums,
     Indicators,
     MetricContext,
-    clusters_of_view,
     core_metrics,
     coverage_reference,
     sum_slices,
+    view_references,
 )
 from synthscale.statistics.estimates import NO_INTERVAL, TOO_FEW_INDEPENDENT, Estimate, metric_block
 from synthscale.statistics.jackknife import T_HALF_WIDTH, interval, jackknife_blocks
@@ -31,14 +30,11 @@ from tests.examples import examples
 from tests.reference import brute
 
 NO_REFERENCES = MetricContext({"precision": None, "coverage": None})
-PLAIN_SUMS = (
-    *("real", "synthetic", "scored", "quality_real", "quality_synthetic", "repeats", "copies", "components"),
-    *("real_repeats", "real_near", "real_components", "clusters_real", "clusters_synthetic"),
-)
+PLAIN_SUMS = ("real", "synthetic", "scored", "quality_real", "quality_synthetic", "repeats", "copies")
 
 
 def rows_of(is_real: NDArray[np.bool_], **given: Any) -> Indicators:
-    """Return indicators with the given values; by default q 0.5, no near-duplicates, no radii, blocks in turn."""
+    """Return indicators with the given values; by default q 0.5, no groups, no radii, blocks assigned in turn."""
     n = len(is_real)
     none = np.zeros(n, np.bool_)
     q = given.get("q", np.full(n, 0.5))
@@ -49,12 +45,12 @@ def rows_of(is_real: NDArray[np.bool_], **given: Any) -> Indicators:
         "in_mixed_group": none,
         "inside": none,
         "covered": none,
+        "block": (np.arange(n) % BLOCKS).astype(np.int8),
         "near_real": none,
         "components": np.ones(n),
         "real_repeats": np.zeros(n),
         "real_components": np.ones(n),
-        "block": (np.arange(n) % BLOCKS).astype(np.int8),
-        "cluster_rows": np.ones(n),
+        "cluster_rows": np.ones(n, np.int64),
     }
     return Indicators(is_real=is_real, **(known | given))
 
@@ -63,7 +59,7 @@ def indicators(seed: int, n: int) -> Indicators:
     rng = np.random.default_rng(seed)
     q, group = rng.random(n), rng.integers(0, 3, n)
     q[rng.random(n) < 0.05] = np.nan
-    flags = rng.random((4, n)) < 0.4
+    flags = rng.random((3, n)) < 0.4
     block = rng.integers(0, BLOCKS, n).astype(np.int8)
     without = rng.random((n, BLOCKS))
     without[np.arange(n), block] = np.nan
@@ -76,12 +72,12 @@ def indicators(seed: int, n: int) -> Indicators:
         in_mixed_group=group == 2,
         inside=flags[1],
         covered=flags[2],
-        near_real=flags[3],
+        block=block,
+        near_real=rng.random(n) < 0.2,
         components=1 / rng.integers(1, 5, n),
         real_repeats=rng.random(n),
         real_components=rng.random(n),
-        block=block,
-        cluster_rows=rng.integers(1, 5, n).astype(float),
+        cluster_rows=rng.integers(1, 5, n),
         q_without=without,
         more={"real_radii": rng.integers(0, 9, n).astype(float), "recalled": (rng.random(n) < 0.5) * 1.0},
     )
@@ -128,8 +124,8 @@ def by_loop(rows: Indicators, slices: NDArray[np.int64], chosen: int) -> dict[st
         else:
             add("covered", b, rows.covered[i])
             add("real_inside", b, rows.inside[i])
-            add("real_repeats", b, rows.real_repeats[i])
             add("real_near", b, rows.near_real[i])
+            add("real_repeats", b, rows.real_repeats[i])
             add("real_components", b, rows.real_components[i])
         for name, values in rows.more.items():
             add(name, b, float(values[i]))
@@ -213,11 +209,7 @@ def test_the_unadjusted_values_are_those_of_their_own_scores() -> None:
     assert found["fidelity"]["unadjusted"] == pytest.approx(1 - np.mean(q[20:] ** 2))
     assert found["representativeness"]["unadjusted"] == pytest.approx(1 - np.mean(q[:20] ** 2))
     assert found["fidelity"]["reference"] == found["representativeness"]["reference"] == 0.5
-    # Those of diversity and freshness come from the real rows, and there is none without them.
-    assert "reference" not in found["diversity"]
-    shares = {"diversity": 0.7, "unique_share": 0.8, "freshness": 0.98, "precision": 0.9, "coverage": None}
-    found = core(rows_of(is_real, q=q), MetricContext(shares))
-    assert {name: found[name].get("reference") for name in shares} == shares
+    assert found["diversity"]["reference"] == found["freshness"]["reference"] == 1
 
 
 def test_precision_and_coverage_are_shares_of_their_own_class() -> None:
@@ -238,7 +230,7 @@ def test_precision_and_coverage_are_shares_of_their_own_class() -> None:
     ("missing", "null"),
     [
         ("real", {"representativeness", "coverage"}),
-        ("synthetic", {"fidelity", "diversity", "unique_share", "freshness", "precision"}),
+        ("synthetic", {"fidelity", "diversity", "freshness", "precision"}),
     ],
 )
 def test_a_slice_without_a_class_has_null_metrics_with_that_reason(missing: str, null: set[str]) -> None:
@@ -258,8 +250,7 @@ def test_without_a_classifier_only_its_two_metrics_are_null() -> None:
 
 def test_without_a_manifold_precision_and_coverage_are_null_with_that_reason() -> None:
     found = core(
-        rows_of(np.arange(6) < 3),
-        MetricContext({"precision": 0.5, "coverage": 0.9}, no_manifold="fewer than two distinct"),
+        rows_of(np.arange(6) < 3), MetricContext({"precision": 0.5, "coverage": 0.9}, "fewer than two distinct")
     )
     for name, value in found.items():
         assert (value["value"] is None) == (name in {"precision", "coverage"})
@@ -296,25 +287,22 @@ def test_shares_of_independent_rows_have_the_binomial_standard_error() -> None:
         assert error == pytest.approx(np.std([one["value"] for one in values]), rel=0.4), name
 
 
-def test_a_cluster_of_copies_counts_as_one_independent_row() -> None:
+def test_a_group_of_copies_counts_as_one_independent_row() -> None:
     # Every row occurs four times, in the same block as its copies.
     plain = large(3, 400, 400)
     four = take(plain, np.repeat(np.arange(800), 4))
-    four = Indicators(**(vars(four) | {"cluster_rows": np.full(3200, 4.0), "components": np.full(3200, 0.25)}))
+    four = Indicators(**(vars(four) | {"cluster_rows": np.full(3200, 4)}))
     one, other = core(plain), core(four)
     for name in CORE_METRICS:
-        if name == "unique_share":
-            assert other[name]["value"] == 1 / 4
-        else:
-            assert other[name] == pytest.approx(one[name]), name
+        assert other[name] == pytest.approx(one[name]), name
     # 3,200 independent rows would have half the standard error.
     assert half_width(core(large(3, 1600, 1600))["precision"]) < 0.7 * half_width(one["precision"])
 
 
 @pytest.mark.parametrize("found", [0, 1, 3])
 @pytest.mark.parametrize("size", [1, 4])
-def test_near_0_and_1_intervals_are_exact_over_independent_clusters(found: int, size: int) -> None:
-    # `found` of 60 clusters have the property, with `size` rows each.
+def test_near_0_and_1_intervals_are_exact_over_independent_groups(found: int, size: int) -> None:
+    # `found` of 60 groups have the property, with `size` rows each.
     is_real = np.repeat(np.arange(120) < 60, size)
     group = np.repeat(np.arange(120), size)
     flags = dict.fromkeys(("in_synthetic_group", "in_mixed_group", "inside", "covered"), group % 60 < found)
@@ -322,7 +310,7 @@ def test_near_0_and_1_intervals_are_exact_over_independent_clusters(found: int, 
         is_real,
         **flags,
         block=(group % BLOCKS).astype(np.int8),
-        cluster_rows=np.full(120 * size, float(size)),
+        cluster_rows=np.full(120 * size, size),
     )
     ends = binomtest(found, 60).proportion_ci(0.95, method="exact")
     metrics = core(rows)
@@ -333,80 +321,71 @@ def test_near_0_and_1_intervals_are_exact_over_independent_clusters(found: int, 
         assert (metrics[name]["low"], metrics[name]["high"]) == pytest.approx((1 - ends.high, 1 - ends.low))
 
 
-def test_one_large_cluster_does_not_undo_the_interval_of_the_others() -> None:
-    # 40 single rows and one cluster of 20, all fresh: 41 independent rows.
-    sizes = np.r_[np.ones(40), np.full(20, 20.0)]
+def test_clusters_of_unequal_sizes_count_once_each() -> None:
+    # 40 single rows and one cluster of 20, all fresh: none of 41 observations is a copy.
+    sizes = np.r_[np.ones(40, int), np.full(20, 20)]
     is_real = np.r_[np.ones(60, bool), np.zeros(60, bool)]
-    ends = core(rows_of(is_real, cluster_rows=np.r_[np.ones(60), sizes]))["freshness"]
+    ends = core(rows_of(is_real, cluster_rows=np.r_[np.ones(60, int), sizes]))["freshness"]
     assert ends["value"] == 1
     assert ends["high"] == 1
     assert ends["low"] == pytest.approx(0.025 ** (1 / 41))
 
 
-@pytest.mark.parametrize(("clusters", "has_interval"), [(1, False), (9, False), (10, True), (200, True)])
-@pytest.mark.parametrize("kind", ["real", "synthetic"])
-def test_a_side_of_fewer_than_ten_clusters_leaves_every_metric_without_an_interval(
-    kind: str, clusters: int, has_interval: bool
-) -> None:
-    is_real = np.arange(400) < 200
-    own = is_real if kind == "real" else ~is_real
-    # Sizes that thirds and sevenths do not add up exactly.
-    cluster = np.where(own, np.arange(400) % clusters, np.arange(400))
-    rows_of_cluster = np.bincount(cluster[own])[cluster * own]
-    rows = large(7, 200, 200)
-    rows = replace(rows, cluster_rows=np.where(own, rows_of_cluster, 1).astype(float))
-    sums = summed(rows)
-    found = core(rows, MetricContext({}, clusters=clusters_of_view(sums)))
-    for name, metric in found.items():
-        assert metric["value"] is not None
-        if has_interval:
-            assert metric["low"] < metric["high"], name
-        else:
-            assert (metric["low"], metric["high"], metric["reason"]) == (None, None, TOO_FEW_INDEPENDENT), name
-
-
-def test_a_slice_of_few_clusters_has_no_interval_of_the_metrics_of_its_own_side() -> None:
-    # Ten synthetic rows and five real ones of a view of 200 and 200.
-    rows, is_real = large(8, 200, 200), np.arange(400) < 200
-    chosen = np.where((np.arange(400) % 200 < 10) & ~(is_real & (np.arange(400) >= 5)), 0, -1)
-    (sums,) = sum_slices(rows, chosen, 1)
-    assert (sums["real"], sums["synthetic"]) == (5, 10)
-    found = core_metrics(sums, MetricContext({}, clusters=200))
-    few = {name for name, estimate in found.items() if estimate.reason == TOO_FEW_INDEPENDENT}
-    assert few == {"representativeness", "coverage"}
-    for name in set(CORE_METRICS) - few:
-        assert found[name].low is not None, name
-
-
-def test_unique_share_counts_each_component_once_whoever_else_is_in_it() -> None:
-    # One image repeated 400 of 500 times that equals a real one; 100 images of their own; 20 real images.
-    is_real = np.arange(520) < 20
-    copies = (np.arange(520) >= 20) & (np.arange(520) < 420)
+@pytest.mark.parametrize(("clusters", "enough"), [(9, False), (10, True)])
+def test_fewer_than_ten_clusters_of_the_metrics_own_rows_give_no_interval(clusters: int, enough: bool) -> None:
+    # The synthetic rows of a slice are in few clusters, and the real ones in many.
+    rng = np.random.default_rng(0)
+    is_real = np.r_[np.ones(200, bool), np.zeros(10 * clusters, bool)]
+    n = len(is_real)
     rows = rows_of(
         is_real,
-        in_mixed_group=copies,
-        components=np.where(copies, 1 / 400, 1.0),
-        cluster_rows=np.where(copies, 400.0, 1.0),
-        block=np.where(copies, 3, np.arange(520) % BLOCKS).astype(np.int8),
+        q=rng.random(n),
+        inside=rng.random(n) < 0.5,
+        covered=rng.random(n) < 0.5,
+        cluster_rows=np.where(is_real, 1, 10),
     )
-    found = core(rows, MetricContext({"unique_share": 0.98}))
-    assert found["diversity"]["value"] == 1
-    assert found["unique_share"]["value"] == pytest.approx(0.202)
-    assert found["unique_share"]["reference"] == 0.98
-    assert found["unique_share"]["low"] < 0.202 < found["unique_share"]["high"]
+    found = core(rows)
+    for name in ("fidelity", "diversity", "unique_share", "freshness", "precision"):
+        assert found[name]["value"] is not None
+        assert (found[name]["low"] is not None) == enough, name
+        assert found[name].get("reason") == (None if enough else TOO_FEW_INDEPENDENT), name
+    for name in ("representativeness", "coverage"):
+        assert found[name]["low"] is not None
 
 
-@pytest.mark.parametrize("q", [0.5, 0.3])
-def test_equal_scores_have_an_interval_that_is_not_a_point(q: float) -> None:
-    is_real = np.arange(300) < 100
-    plain = rows_of(is_real, q=np.full(300, q))
-    without = np.where(plain.block[:, None] == np.arange(BLOCKS), np.nan, q)
-    for rows in (plain, replace(plain, q_without=without)):
-        found = core(rows)
-        for name in ("fidelity", "representativeness"):
-            assert found[name]["value"] == pytest.approx(1 - q)
-            assert found[name]["high"] - found[name]["low"] > 0.02
-            assert found[name]["low"] < 1 - q < found[name]["high"]
+def test_too_few_clusters_in_the_whole_view_take_every_interval() -> None:
+    rng = np.random.default_rng(0)
+    is_real = np.arange(400) < 200
+    rows = rows_of(is_real, q=rng.random(400), inside=rng.random(400) < 0.5, covered=rng.random(400) < 0.5)
+    for name, found in core(rows, MetricContext({}, 9.0)).items():
+        assert (found["low"], found["high"], found["reason"]) == (None, None, TOO_FEW_INDEPENDENT), name
+    assert all(found["low"] is not None for found in core(rows, MetricContext({}, 10.0)).values())
+
+
+def test_unique_share_counts_components() -> None:
+    # Components of 4, 2, 1, 1 and 1 synthetic rows; sizes of real components do not count.
+    sizes = np.array([4] * 4 + [2] * 2 + [1] * 3)
+    is_real = np.r_[np.zeros(9, bool), np.ones(20, bool)]
+    rows = rows_of(is_real, components=1 / np.r_[sizes, np.full(20, 7)])
+    assert core(rows)["unique_share"]["value"] == pytest.approx(5 / 9)
+
+
+def test_references_are_shares_of_the_real_rows() -> None:
+    rng = np.random.default_rng(0)
+    is_real = np.arange(300) < 200
+    rows = rows_of(
+        is_real,
+        near_real=rng.random(300) < 0.3,
+        inside=rng.random(300) < 0.6,
+        real_repeats=rng.random(300),
+        real_components=rng.random(300),
+    )
+    found = view_references(summed(rows), 200, 5)
+    assert found["freshness"] == pytest.approx(1 - rows.near_real[:200].mean())
+    assert found["diversity"] == pytest.approx(1 - rows.real_repeats[:200].mean())
+    assert found["unique_share"] == pytest.approx(rows.real_components[:200].mean())
+    assert found["precision"] == pytest.approx(rows.inside[:200].mean())
+    assert found["coverage"] == coverage_reference(200, 100, 5)
 
 
 def refitted(seed: int, sizes: NDArray[np.int64]) -> tuple[Indicators, NDArray[np.float64]]:
@@ -501,7 +480,7 @@ def test_slices_of_few_rows_are_marked() -> None:
         assert "small" not in found["coverage"]
     # The mark is decided by the number of clusters.
     is_real = np.arange(400) < 200
-    assert core(rows_of(is_real, cluster_rows=np.full(400, 10.0)))["diversity"]["small"]
+    assert core(rows_of(is_real, cluster_rows=np.full(400, 10)))["diversity"]["small"]
 
 
 def test_one_row_has_a_value_and_no_interval() -> None:

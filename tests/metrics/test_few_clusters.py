@@ -88,7 +88,9 @@ def test_from_ten_clusters_on_they_have_intervals(blocks: dict[str, Any]) -> Non
 
 
 def test_several_components_are_kept_together_and_there_is_no_warning_of_folds(blocks: dict[str, Any]) -> None:
-    assert all("nearly all images of a class" not in text for name in NAMES for text in blocks[name]["warnings"])
+    assert all(
+        "folds were assigned image by image" not in text for name in NAMES for text in blocks[name]["warnings"]
+    )
 
 
 @pytest.mark.parametrize("real", [80, 3])
@@ -99,7 +101,7 @@ def test_one_component_gets_folds_of_single_rows_and_a_warning(real: int) -> Non
         assert 0 <= block["metrics"][name]["value"] <= 1
     assert block["metrics"]["diversity"]["value"] == 0
     assert block["metrics"]["unique_share"]["value"] == pytest.approx(1 / 60)
-    (warning,) = [text for text in block["warnings"] if "nearly all images of a class" in text]
+    (warning,) = [text for text in block["warnings"] if "folds were assigned image by image" in text]
     assert "folds" in warning
     assert "too confident" in warning
     assert not [text for text in block["warnings"] if "cross-validated" in text]
@@ -109,4 +111,4 @@ def test_one_image_cannot_be_cross_validated_and_is_not_said_to_be_near_others()
     block = scored(repeated(0, 20, 1), single=repeated(5, 1, 1))["single"]
     assert block["classifier"]["auc"]["value"] is None
     assert [text for text in block["warnings"] if "cross-validated" in text]
-    assert not [text for text in block["warnings"] if "nearly all images of a class" in text]
+    assert not [text for text in block["warnings"] if "folds were assigned image by image" in text]

@@ -47,34 +47,17 @@ def drawn(seed, n, d=6, scale=1.0, shift=0.0):
 # Manifold.
 
 
-def standardised(real, *others):
-    """Return sets of rows with each column scaled by the distinct real rows, as tables are; float32."""
-    own = brute.distinct(real).astype(np.float64)
-    return [((x - own.mean(0)) / own.std(0)).astype(np.float32) for x in (real, *others)]
-
-
-def distances(x, y):
-    """Return half the squared Euclidean distances of all pairs, (n, m)."""
-    return np.square(x.astype(np.float64)[:, None] - y.astype(np.float64)[None, :]).sum(-1) / 2
-
-
-def among(x):
-    result = distances(x, x)
-    np.fill_diagonal(result, np.inf)
-    return result
-
-
 def radii(x):
     """Return the distance of each row to its k-th nearest other row."""
-    return brute.k_smallest(among(x), K)[:, -1]
+    return brute.k_smallest(brute.among(x, brute.half_squared_distances), K)[:, -1]
 
 
 def density_and_recall(real, synthetic):
     """Density (Naeem et al.) and recall (Kynkaanniemi et al.), with `<=` and radii over distinct rows."""
-    real, synthetic = standardised(real, synthetic)
+    real, synthetic = brute.standardized(real, real), brute.standardized(synthetic, real)
     one, two = brute.distinct(real), brute.distinct(synthetic)
-    inside = distances(one, synthetic) <= radii(one)[:, None]
-    recalled = distances(two, real) <= radii(two)[:, None]
+    inside = brute.half_squared_distances(one, synthetic) <= radii(one)[:, None]
+    recalled = brute.half_squared_distances(two, real) <= radii(two)[:, None]
     return inside.sum() / K / len(synthetic), recalled.any(axis=0).mean()
 
 
@@ -102,8 +85,9 @@ def test_density_and_recall_equal_brute_force(real, synthetic):
 def test_precision_recall_density_and_coverage_equal_prdc(shift):
     prdc = pytest.importorskip("prdc")
     real, synthetic = drawn(20, 150, shift=1), drawn(21, 110, shift=1 + shift)
-    # Without ties `<` and `<=` agree.
-    expected = prdc.compute_prdc(*standardised(real, synthetic), nearest_k=K)
+    # Without ties `<` and `<=` agree, and Euclidean distance orders unit vectors as cosine distance does.
+    unit = [(x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float64) for x in (real, synthetic)]
+    expected = prdc.compute_prdc(*unit, nearest_k=K)
     config = parse_config({"metrics": {"families": ["manifold"]}})
     kinds = ["real"] * 150 + ["synthetic"] * 110
     block = score_features(np.vstack([real, synthetic]), kinds, config=config).metrics["synthetic"]
@@ -156,8 +140,9 @@ def test_density_uses_the_larger_of_jackknife_and_subsample_variance():
     sums.by_block("real")[:], sums.by_block("recalled")[:] = 10.0, 5.0
     sums.by_block("clusters_real")[:] = sums.by_block("clusters_synthetic")[:] = 10.0
     plain = manifold_family(sums, MetricContext({}), K, 200)["density"]
-    context = MetricContext({}, spreads={"density": np.full(BLOCKS, 1.0)})
-    spread = manifold_family(sums, context, K, 200)["density"]
+    spread = manifold_family(sums, MetricContext({}, math.inf, None, {"density": np.full(BLOCKS, 1.0)}), K, 200)[
+        "density"
+    ]
     assert plain.value == spread.value == 1
     assert plain.high - plain.low == pytest.approx(0)
     # The spread is relative to the density of one row; for 200 rows it is sqrt(20) / sqrt(200).
@@ -168,9 +153,9 @@ def test_density_uses_the_larger_of_jackknife_and_subsample_variance():
 
 
 def nearest_distances(real, synthetic):
-    real, synthetic = standardised(real, synthetic)
-    to_real = distances(synthetic, real)
-    return among(real).min(axis=1), to_real.min(axis=1), to_real.argmin(axis=1)
+    real, synthetic = brute.standardized(real, real), brute.standardized(synthetic, real)
+    to_real = brute.half_squared_distances(synthetic, real)
+    return brute.among(real, brute.half_squared_distances).min(axis=1), to_real.min(axis=1), to_real.argmin(axis=1)
 
 
 def test_copying_metrics_equal_brute_force():
@@ -256,7 +241,7 @@ DISTANCES = st.lists(st.floats(0, 2, width=32), min_size=1, max_size=60)
 def test_quantiles_are_those_of_the_values(real, synthetic):
     ranks = ranked(real, synthetic)
     sums = CoreSums()
-    sums.by_block("synthetic")[0] = sums.by_block("clusters_synthetic")[0] = len(synthetic)
+    sums.by_block("synthetic")[0] = sums.by_block("grouped_synthetic")[0] = len(synthetic)
     found = copying_family(sums, ranks)
     medians = [np.quantile(values, 0.5, method="inverted_cdf") for values in (real, synthetic)]
     if medians[0] > 1e-30:
@@ -381,7 +366,7 @@ def test_labels_beyond_the_thousand_slices_count_as_well():
 
 def rows_of(seed, n=600) -> tuple[Indicators, np.ndarray]:
     rng = np.random.default_rng(seed)
-    flags = rng.random((6, n)) < np.array([0.5, 0.2, 0.1, 0.8, 0.6, 0.1])[:, None]
+    flags = rng.random((5, n)) < np.array([0.5, 0.2, 0.1, 0.8, 0.6])[:, None]
     rows = Indicators(
         is_real=flags[0],
         q=rng.random(n),
@@ -390,12 +375,12 @@ def rows_of(seed, n=600) -> tuple[Indicators, np.ndarray]:
         in_mixed_group=flags[2],
         inside=flags[3],
         covered=flags[4],
-        near_real=flags[5],
-        components=1 / rng.integers(1, 4, n),
-        real_repeats=rng.random(n),
-        real_components=rng.random(n),
         block=rng.integers(0, BLOCKS, n).astype(np.int8),
-        cluster_rows=np.ones(n),
+        near_real=np.zeros(n, np.bool_),
+        components=1 / rng.integers(1, 3, n),
+        real_repeats=np.zeros(n),
+        real_components=np.ones(n),
+        cluster_rows=np.ones(n, np.int64),
     )
     return rows, rng.integers(0, 5, n)
 
@@ -442,7 +427,7 @@ def test_the_standard_error_is_about_the_deviation_over_blocks_over_root_20():
     rows, fold = rows_of(1, 6000)
     (overall,) = sum_slices(rows, np.zeros(len(fold), np.int64), 1)
     found = stability_family(overall, sum_slices(rows, fold, 5), MetricContext({}))
-    for name in ("diversity", "unique_share", "freshness", "precision", "coverage"):
+    for name in ("diversity", "freshness", "precision", "coverage"):
         over = found[f"{name}_over_blocks"].value / math.sqrt(BLOCKS)
         assert found[f"{name}_error"].value == pytest.approx(over, rel=0.1)
 
@@ -468,8 +453,8 @@ FINE = (
     "recalled",
     "authentic",
     "identical",
-    "clusters_real",
-    "clusters_synthetic",
+    "grouped_real",
+    "grouped_synthetic",
 )
 
 

@@ -9,6 +9,7 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import StandardScaler
 
+from synthscale.metrics import utility as utility_module
 from synthscale.metrics.utility import Utility, utility
 
 FOLDS = 5
@@ -211,7 +212,7 @@ def test_equal_rows_give_chance_accuracy_without_errors() -> None:
     assert nothing.real == pytest.approx(nothing.chance)
 
 
-def test_labels_with_too_few_rows_in_one_set_are_left_out() -> None:
+def test_labels_with_too_few_rows_in_one_set_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(9, labels=6)
     x, y = world.draw(1200)
     s, z = world.draw(1200)
@@ -228,7 +229,8 @@ def test_labels_with_too_few_rows_in_one_set_are_left_out() -> None:
     assert result == found(x[kept], y[kept], fold[kept], s[kept_s], z[kept_s])
     assert result.rows == kept.sum()
     assert result.synthetic_rows == kept_s.sum()
-    assert found(x, y, fold, s, z, least_rows=4).labels == tuple(world.names[1:])
+    monkeypatch.setattr(utility_module, "LEAST_ROWS", 4)
+    assert found(x, y, fold, s, z).labels == tuple(world.names[1:])
 
 
 def test_rows_without_a_label_are_left_out() -> None:
@@ -320,6 +322,21 @@ def test_errors_of_a_known_pattern_of_mistakes() -> None:
     assert result.difference_error == pytest.approx(2 * error)
     # d(s / r) = ds / r - s dr / r^2 with ds = -dr.
     assert result.ratio_error == pytest.approx(error / 0.7 + 0.3 * error / 0.7**2)
+
+
+def test_repeats_in_groups_leave_the_errors_as_they_are() -> None:
+    # Every real row four times, in its own fold and group, with and without the groups.
+    world = World(15)
+    x, y = world.draw(200)
+    s, z = world.draw(300)
+    fold, four = world.folds(200), np.repeat(np.arange(200), 4)
+    plain = found(x, y, fold, s, z)
+    together = found(x[four], y[four], fold[four], s, z, real_group=four.astype(np.uint64))
+    apart = found(x[four], y[four], fold[four], s, z)
+    assert (together.rows, together.groups, together.effective_rows) == (800, 200, 200)
+    assert (apart.groups, apart.effective_rows) == (800, 800)
+    assert together.synthetic_error == pytest.approx(plain.synthetic_error, rel=0.02)
+    assert apart.synthetic_error == pytest.approx(plain.synthetic_error / 2, rel=0.02)
 
 
 def test_a_classifier_without_mistakes_has_a_standard_error_of_zero() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import expit
+from scipy.stats import hypergeom
 
 from synthscale.metrics.core import FIELDS, view_references
 from synthscale.metrics.evidence import RowEvidence
@@ -29,13 +30,20 @@ ROWS = 100
 COLUMNS = ("label", "prompt", "seed")
 
 
+GROUP_COLUMNS = (
+    "row",
+    "near_duplicate_id",
+    "size",
+    "has_real",
+    "near_real",
+    "component_rows",
+    "cluster_rows",
+)
+
+
 @dataclass(frozen=True)
 class World:
-    """View of 40 real and 60 synthetic rows with gaps in the row numbers; some have near-duplicates.
-
-    Of the first 60 rows most are in components of two to four rows. The first two rows of each are a cluster, the
-    others have one of their own.
-    """
+    """View of 40 real and 60 synthetic rows with gaps in the row numbers; the first 60 are in groups of 2 to 4."""
 
     view: ViewRows
     evidence: RowEvidence
@@ -60,14 +68,13 @@ class World:
             self.view.groups.filter(pa.array(kept)),
             self.view.logit[chosen],
         )
-        evidence = self.evidence
-        hashes = RowHashes(*(part[chosen] for part in vars(evidence.hashes).values()))
+        whole = vars(self.evidence)
+        hashes = RowHashes(*(part[chosen] for part in vars(self.evidence.hashes).values()))
         parts = {
-            name: part[chosen]
-            for name, part in vars(evidence).items()
-            if isinstance(part, np.ndarray) and len(part)
+            name: part[chosen] if isinstance(part, np.ndarray) and len(part) else part
+            for name, part in whole.items()
         }
-        return World(view, replace(evidence, hashes=hashes, **parts), self.real_ids)
+        return World(view, RowEvidence(**(parts | {"hashes": hashes})), self.real_ids)
 
 
 def world(seed: int = 0, *, classified: bool = True) -> World:
@@ -95,6 +102,8 @@ def world(seed: int = 0, *, classified: bool = True) -> World:
             "nn_distance": pa.array(rng.random(ROWS), pa.float32()),
             "nearest_real_row": pa.array(nearest_real, mask=nearest_real < 0),
             "nearest_real_distance": pa.array(rng.random(ROWS), pa.float32()),
+            "manifold_real_row": pa.array(nearest_real, mask=nearest_real < 0),
+            "manifold_real_distance": pa.array(rng.random(ROWS), pa.float32()),
             "in_real_manifold": rng.random(ROWS) < 0.6,
             "covered": pa.array(rng.random(ROWS) < 0.5, mask=~is_real),
             "is_copy": rng.random(ROWS) < 0.1,
@@ -103,28 +112,30 @@ def world(seed: int = 0, *, classified: bool = True) -> World:
     sizes = rng.integers(2, 5, 15)
     member = rng.choice(60, int(sizes.sum()), replace=False) if sizes.sum() <= 60 else rng.permutation(60)
     sizes = np.minimum(sizes, np.maximum(len(member) - np.r_[0, np.cumsum(sizes)[:-1]], 0))
-    lines = []
-    key = hash_ids(manifest.column("id").to_pylist())
-    group, cluster = key.copy(), key.copy()
+    lines: dict[str, list[Any]] = {name: [] for name in GROUP_COLUMNS}
+    ids = hash_ids(manifest.column("id").to_pylist())
+    key, cluster = ids.copy(), ids.copy()
     for places in np.split(member, np.cumsum(sizes)[:-1]):
         if len(places):
-            group[places], cluster[places[:2]] = key[places].min(), key[places[:2]].min()
-            near_real = rng.random() < 0.5
-            for i, place in enumerate(places.tolist()):
-                own, close = is_real[places] == is_real[place], places[:2] if i < 2 else places[i : i + 1]
-                line = {"row": row[place], "near_duplicate_id": row[places].min(), "size": len(places)}
-                line["has_real"] = bool(is_real[places].any())
-                line["near_real"] = bool(near_real)
-                line["component_rows"] = int(own.sum())
-                line["cluster_rows"] = int((is_real[close] == is_real[place]).sum())
-                lines.append(line)
-    groups = pa.Table.from_pylist(lines).sort_by("row")
+            # The first two rows of a component are a cluster; the others have one of their own.
+            key[places], cluster[places[:2]] = ids[places].min(), ids[places[:2]].min()
+            for place in sorted(places.tolist()):
+                lines["row"].append(row[place])
+                lines["near_duplicate_id"].append(row[places].min())
+                lines["size"].append(len(places))
+                lines["has_real"].append(bool(is_real[places].any()))
+                own = places[is_real[places] == is_real[place]]
+                lines["near_real"].append(bool(np.any(is_real[places[places != place]])))
+                lines["component_rows"].append(len(own))
+                beside = [other for other in places[:2].tolist() if is_real[other] == is_real[place]]
+                lines["cluster_rows"].append(len(beside) if place in places[:2] else 1)
+    groups = pa.table(lines).sort_by("row")
     logit = rng.normal(size=ROWS) if classified else np.full(ROWS, np.nan)
     without = logit[:, None] + 0.1 * rng.normal(size=(ROWS, BLOCKS))
     without[np.arange(ROWS), jackknife_blocks(cluster)] = np.nan
     evidence = RowEvidence(
         log_prior=rng.normal(size=ROWS),
-        hashes=RowHashes(key, group, cluster),
+        hashes=RowHashes(ids, key, cluster),
         logit_file_facts=np.full(ROWS, np.nan),
         bytes_per_pixel=np.full(ROWS, np.nan),
         direction_coordinates=rng.normal(size=(ROWS, DIRECTIONS)),
@@ -150,7 +161,8 @@ def by_row(own: World, place: int) -> dict[str, NDArray[np.float64]]:
     kind = line["real_or_synthetic"]
     sign = -1 if kind == "real" else 1
     add(kind, 1)
-    add(f"clusters_{kind}", 1 / groups[0]["cluster_rows"] if groups else 1)
+    add(f"clusters_{kind}", 1 / (groups[0]["cluster_rows"] if groups else 1))
+    rows = groups[0]["component_rows"] if groups else 1
     logit = own.view.logit[place]
     if not np.isnan(logit):
         add("scored", 1)
@@ -162,17 +174,18 @@ def by_row(own: World, place: int) -> dict[str, NDArray[np.float64]]:
     if kind == "synthetic":
         add("repeats", bool(groups) and not groups[0]["has_real"])
         add("copies", bool(groups) and groups[0]["has_real"])
-        add("components", 1 / groups[0]["component_rows"] if groups else 1)
+        add("components", 1 / rows)
         add("inside", near["in_real_manifold"])
     else:
+        near_real = bool(groups) and groups[0]["near_real"]
+        drawn = min(REAL_ROWS, ROWS - REAL_ROWS)
+        add("real_near", near_real)
+        # A row that only synthetic ones connect with other real rows is alone among these.
+        alike = rows if near_real else 1
+        add("real_repeats", 1 - hypergeom.pmf(0, REAL_ROWS - 1, alike - 1, drawn - 1))
+        add("real_components", (1 - hypergeom.pmf(0, REAL_ROWS, alike, drawn)) * REAL_ROWS / drawn / alike)
         add("covered", near["covered"])
         add("real_inside", near["in_real_manifold"])
-        # The generator has more rows than there are real ones, all of which are then the set of its size.
-        is_near = bool(groups) and groups[0]["near_real"]
-        alike = groups[0]["component_rows"] if is_near else 1
-        add("real_near", is_near)
-        add("real_repeats", alike > 1)
-        add("real_components", 1 / alike)
     return sums
 
 

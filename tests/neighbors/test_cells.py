@@ -1,4 +1,3 @@
-import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from synthscale.neighbors import cells as module
 from synthscale.neighbors.cells import CellAssignment, JoinPlan, JoinSample, assign_cells, plan_join, sample_size
 from synthscale.neighbors.projection import Projection
+from synthscale.tables.plain_data import from_npz, to_npz
 from tests.examples import examples
 from tests.reference import brute
 
@@ -151,10 +151,11 @@ def test_few_rows_are_joined_by_brute_force_and_many_in_cells() -> None:
     assert planned(many, np.zeros(12_000, np.int32), 1.5).estimate.method == "brute force"
 
 
-def test_a_plan_is_deterministic_and_survives_pickling() -> None:
+def test_a_plan_is_deterministic_and_survives_a_file() -> None:
     x, code = clusters(6000, 30), np.zeros(6000, np.int32)
-    one, other = planned(x, code, 1e-3), pickle.loads(pickle.dumps(planned(x, code, 1e-3)))
+    one, other = planned(x, code, 1e-3), from_npz(JoinPlan, to_npz(planned(x, code, 1e-3)), "plan")
     np.testing.assert_array_equal(one.centers, other.centers)
+    assert one.estimate == other.estimate
     for left, right in zip(
         vars(assign_cells(one, x, code)).values(), vars(assign_cells(other, x, code)).values(), strict=True
     ):

@@ -32,6 +32,7 @@ from synthscale.runtime.session import ray_errors
 from synthscale.runtime.stage_context import StageContext
 from synthscale.runtime.task_pool import TaskPool
 from synthscale.storage.run_directory import RunDirectory
+from tests.harm import Harm
 from tests.runs import run_until
 from tests.two_nodes import last_line
 
@@ -303,11 +304,16 @@ def test_a_stage_that_broke_off_repeats_only_what_is_missing(few_found, few_embe
     edges[1].unlink()
     (answers,) = kept.glob("nearest-*")
     sorted(answers.iterdir())[0].unlink()
+    # Where an earlier version kept the join's plan, which it unpickled.
+    harm = Harm(tmp_path / "harmed")
+    for folder in kept.glob("join-*"):
+        (folder / "plan.pickle").write_bytes(harm.pickled())
     counted = Counted.watching(monkeypatch)
     run = run_until(config, "neighbors")
     assert counted.tasks["near-duplicates"] == 1
     assert counted.tasks["nearest neighbours"] == 1
     assert counted.tasks["rows assigned to cells"] == 0
+    assert not harm.is_done
     assert not kept.exists()
     assert_same_tables(run, few_found)
 

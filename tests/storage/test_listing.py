@@ -133,6 +133,22 @@ def test_an_unreachable_server_is_reported_within_seconds(storage):
     assert time.monotonic() - start < 15
 
 
+@pytest.mark.parametrize("error", [AttributeError, SystemExit, KeyError])
+def test_an_unforeseen_error_in_a_listing_thread_reaches_the_caller(server, storage, monkeypatch, error):
+    for branch in "abc":
+        server.put("odd", f"{branch}/1.png", b"x")
+    convert = listing.to_file_info
+
+    def fail_in_b(bucket, item):
+        if item["path"].startswith("b/"):
+            raise error("unforeseen")
+        return convert(bucket, item)
+
+    monkeypatch.setattr(listing, "to_file_info", fail_in_b)
+    with pytest.raises(error, match="unforeseen"):
+        names("s3://odd", storage)
+
+
 def test_a_throttled_listing_is_retried_and_complete(server, storage):
     for i in range(20):
         server.put("busy", f"a/{i}.png", b"x")

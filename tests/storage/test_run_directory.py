@@ -11,6 +11,7 @@ import pytest
 from synthscale.config import StorageConfig
 from synthscale.errors import ConfigError, ResumeConflict, SchemaError, StorageError
 from synthscale.storage import filesystems as fsys
+from synthscale.storage import run_directory
 from synthscale.storage.run_directory import STAGES, TABLES, Marker, RunDirectory, digest
 from synthscale.tables.layout import Shard
 from synthscale.tables.schemas import SCHEMA_VERSION
@@ -43,13 +44,24 @@ def run(request, tmp_path):
 def test_a_new_an_empty_and_a_started_run_folder_can_be_opened(tmp_path):
     assert not RunDirectory.open(f"{tmp_path}/new", LOCAL).is_started()
     (tmp_path / "empty").mkdir()
-    RunDirectory.open(f"{tmp_path}/empty", LOCAL).write_json("run.json", {"schema_version": SCHEMA_VERSION})
+    document = {"schema_version": SCHEMA_VERSION, "run_id": "abc"}
+    RunDirectory.open(f"{tmp_path}/empty", LOCAL).write_json("run.json", document)
     assert RunDirectory.open(f"{tmp_path}/empty", LOCAL).is_started()
 
 
 def test_opening_writes_nothing(tmp_path):
     RunDirectory.open(f"{tmp_path}/new", LOCAL)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_with_nothing_but_a_lease_counts_as_empty(run):
+    fsys.remove(run.path("run.json"), run.storage)
+    for name in ("lease.json", ".lease.json.0a1b2c3d.tmp", ".run.json.0a1b2c3d.tmp"):
+        fsys.write_bytes(run.path(name), b"", run.storage)
+    assert not RunDirectory.open(run.uri, run.storage).is_started()
+    fsys.write_bytes(run.path("lease.json.bak"), b"", run.storage)
+    with pytest.raises(ResumeConflict, match="contains files but no synthscale run"):
+        RunDirectory.open(run.uri, run.storage)
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
@@ -231,12 +243,34 @@ def test_digests_do_not_depend_on_the_order_of_keys():
 # --- forgetting ---
 
 
+SHARD = "part-000000.parquet"
+OWN_FILES = {
+    "index": ["part-00000-of-00001.gan-2.0.faiss", ".part-00000-of-00001.real.faiss.0a1b2c3d.tmp", "space.json"],
+    "classifier": [SHARD, "embedding.npz", "embedding.json", "file_facts.state"],
+    "scores": [f"generator=gan/{SHARD}", f"generator=gan/.{SHARD}.0a1b2c3d.tmp"],
+    "_neighbors": ["join-0/edges-1.npz", "anything"],
+}
+FOREIGN_FILES = {
+    "manifest": ["notes.txt", "deep/part-000000.parquet"],
+    "index": ["my.faiss", "space.json.bak"],
+    "classifier": ["summary.json", "notes.state"],
+    "scores": ["part-000000.parquet", "generator=gan/part-000000.csv", "generator=gan/mine/part-000000.parquet"],
+    "predictions": ["part-1.parquet", "part-000000.parquet.tmp", "my-part-000000.parquet"],
+}
+"""Files that a user may keep in a run's folders."""
+
+
+def paths(files):
+    return [f"{table}/{name}" for table, names in files.items() for name in names]
+
+
 def fill(run):
     for stage in STAGES:
         run.write_marker(Marker(stage, True, FINGERPRINT))
         for table in TABLES[stage]:
-            name = table if "." in table else f"{table}/part-000000.parquet"
-            fsys.write_bytes(run.path(name), b"x", run.storage)
+            names = [table] if "." in table else [f"{table}/{name}" for name in OWN_FILES.get(table, [SHARD])]
+            for name in names:
+                fsys.write_bytes(run.path(name), b"x", run.storage)
 
 
 @pytest.mark.parametrize("stage", ["ingest", "neighbors", "report"])
@@ -251,17 +285,75 @@ def test_forgetting_a_stage_removes_it_and_all_later_stages(run, stage):
     assert run.is_started()
 
 
+def test_files_with_other_names_stay_where_they_are(run):
+    fill(run)
+    foreign = [*paths(FOREIGN_FILES), "notes.txt", "report.html.bak"]
+    for name in foreign:
+        fsys.write_bytes(run.path(name), b"the user's", run.storage)
+    run.remove_from("ingest")
+    top = run.uri.removeprefix("s3://")
+    left = [info.path.removeprefix(f"{top}/") for info in fsys.list_files(run.uri, run.storage)]
+    assert sorted(left) == sorted(["run.json", *foreign])
+
+
+def test_links_to_other_folders_are_not_followed(tmp_path):
+    run = RunDirectory.open(f"{tmp_path}/run", LOCAL)
+    run.write_json("run.json", {"schema_version": SCHEMA_VERSION, "run_id": "abc"})
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / SHARD).write_bytes(b"x")
+    fsys.write_bytes(run.path("scores", "generator=gan", SHARD), b"x", LOCAL)
+    os.symlink(tmp_path / "elsewhere", run.path("scores", "generator=linked"))
+    run.remove_from("reduce")
+    assert (tmp_path / "elsewhere" / SHARD).exists()
+    assert not fsys.exists(run.path("scores", "generator=gan"), LOCAL)
+
+
+def test_a_folder_with_the_name_of_a_file_stays(run):
+    fsys.write_bytes(run.path("report.html", "mine.txt"), b"x", run.storage)
+    run.remove_from("report")
+    assert fsys.exists(run.path("report.html", "mine.txt"), run.storage)
+
+
 def test_markers_are_removed_before_tables(run, monkeypatch):
     fill(run)
-    removed = []
-    monkeypatch.setattr(fsys, "remove", lambda uri, storage: removed.append(uri))
-    run.remove_from("neighbors")
-    markers = [i for i, uri in enumerate(removed) if "/_stages/" in uri]
-    assert len(markers) == 4
-    assert max(markers) < min(i for i, uri in enumerate(removed) if "/_stages/" not in uri)
+
+    def power_cut(uri, name, storage):
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr(run_directory, "remove_owned", power_cut)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run.remove_from("neighbors")
+    assert [stage for stage in STAGES if run.marker(stage) is not None] == ["ingest", "embed"]
+    monkeypatch.undo()
+    run.remove_output("neighbors")
+    assert not any(fsys.exists(run.path(table), run.storage) for table in TABLES["neighbors"])
+    assert fsys.exists(run.path("scores"), run.storage)
 
 
-@pytest.mark.parametrize("document", [{"run_id": "abc"}, {"schema_version": SCHEMA_VERSION + 1}])
+def test_only_the_working_folders_of_a_stage_are_removed_with_its_working_files(run):
+    fill(run)
+    run.remove_working_files("neighbors")
+    gone = [table for stage in STAGES for table in TABLES[stage] if not fsys.exists(run.path(table), run.storage)]
+    assert gone == ["_neighbors"]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [{"id": 7, "metrics": {"loss": 0.1}}, {"schema_version": SCHEMA_VERSION}, {"run_id": 12}, ["run_id"], None],
+)
+def test_the_run_json_of_another_program_is_refused_with_one_line_and_nothing_is_removed(tmp_path, document):
+    run = RunDirectory(f"{tmp_path}/run", LOCAL)
+    fill(run)
+    fsys.write_bytes(run.path("run.json"), json.dumps(document).encode(), LOCAL)
+    before = fsys.list_files(run.uri, LOCAL)
+    for opened in (RunDirectory.open, RunDirectory.existing, lambda *_: run.remove_from("ingest")):
+        with pytest.raises(ResumeConflict, match="was not written by synthscale") as error:
+            opened(run.uri, LOCAL)
+        assert "\n" not in str(error.value)
+    assert fsys.list_files(run.uri, LOCAL) == before
+
+
+@pytest.mark.parametrize("document", [{"run_id": "abc"}, {"run_id": "abc", "schema_version": SCHEMA_VERSION + 1}])
 def test_a_run_of_another_schema_version_is_refused_with_one_line(tmp_path, document):
     path = f"{tmp_path}/run"
     fsys.write_bytes(fsys.join(path, "run.json"), json.dumps(document).encode(), LOCAL)

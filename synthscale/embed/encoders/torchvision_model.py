@@ -17,6 +17,8 @@ from torch import nn
 
 from synthscale.errors import ConfigError
 
+VERSION = 1
+"""Part of the fingerprint. Raise it when the same weights and pixels give other vectors."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _HEADS = ("fc", "classifier", "heads", "head")
@@ -47,7 +49,7 @@ class TorchvisionEncoder:
         self._model = model.eval().to(device)
         self._mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)
-        self.fingerprint = f"{name}/{image_size}/{weights_id}"
+        self.fingerprint = f"{name}-{VERSION}/{image_size}/{weights_id}"
         blank = np.zeros((1, image_size, image_size, 3), np.uint8)
         try:
             self.dimensions = self.encode(blank).shape[1]

@@ -1,0 +1,211 @@
+"""A small file, local or on S3, that several processes change by compare-and-swap, and the clock of its storage.
+
+On S3 these are conditional PUTs: ``If-None-Match: *`` creates, ``If-Match: ETAG`` replaces. A local file is
+created with O_EXCL and replaced by a rename under ``flock``. The lock is on the file itself, not on a second one:
+whoever gets it checks that the name still belongs to the locked file. Where the file system has no locks (some
+network mounts), creation is still exclusive, but of two processes that replace the file at the same moment the
+later one wins.
+"""
+
+import errno
+import fcntl
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from obstore.exceptions import AlreadyExistsError, PreconditionError
+from obstore.store import S3Store
+
+from synthscale.config import StorageConfig
+from synthscale.storage import filesystems as fsys
+from synthscale.storage.objects import bucket_client, listing_errors
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+"""Error numbers of ``flock`` on a file system without locks."""
+_LOCK_ATTEMPTS, _LOCK_PAUSE_S = 100, 0.05
+"""Attempts to lock a local file. Locks last a millisecond, unless their process is paused meanwhile."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """Content of the file at one moment.
+
+    Attributes:
+        data: the content.
+        etag: S3's ETag; empty for a local file, whose versions are told apart by their content.
+        modified_s: when it was written, by the storage's clock, in seconds since 1970; 0 if not asked for.
+    """
+
+    data: bytes
+    etag: str = ""
+    modified_s: float = 0.0
+
+
+class LocalFile:
+    """A file on a local disk or network mount."""
+
+    def __init__(self, uri: str, storage: StorageConfig) -> None:
+        self.uri, self._storage = uri, storage
+
+    def read(self) -> Version | None:
+        """Return the current version; None if there is no file."""
+        with fsys.storage_errors(self.uri, "read"):
+            try:
+                with open(self.uri, "rb") as file:
+                    return Version(file.read(), modified_s=os.fstat(file.fileno()).st_mtime)
+            except FileNotFoundError:
+                return None
+
+    def create(self, data: bytes) -> Version | None:
+        """Create the file, and missing folders; return None if there is one already."""
+        with fsys.storage_errors(self.uri, "write"):
+            os.makedirs(os.path.dirname(self.uri), exist_ok=True)
+            try:
+                with open(self.uri, "xb") as file:
+                    file.write(data)
+            except FileExistsError:
+                return None
+            return Version(data)
+
+    def replace(self, data: bytes, seen: Version) -> Version | None:
+        """Replace the version ``seen``; return None if it is not the current one."""
+        with fsys.storage_errors(self.uri, "write"), self._locked() as current:
+            if current != seen.data:
+                return None
+            fsys.write_bytes(self.uri, data, self._storage)
+            return Version(data)
+
+    def remove(self, seen: Version) -> None:
+        """Delete the file if its current version is ``seen``."""
+        with fsys.storage_errors(self.uri, "remove"), self._locked() as current:
+            if current == seen.data:
+                os.unlink(self.uri)
+
+    def now_s(self) -> float:
+        """Return the time by the file system's clock: that of a new file next to this one."""
+        with (
+            fsys.storage_errors(self.uri, "write next to"),
+            tempfile.TemporaryFile(dir=os.path.dirname(self.uri)) as probe,
+        ):
+            return os.fstat(probe.fileno()).st_mtime
+
+    @contextmanager
+    def _locked(self) -> Iterator[bytes | None]:
+        """Lock the file and yield its content; None if there is no file."""
+        while (file := _opened(self.uri)) is not None:
+            with file:
+                _lock(file.fileno())
+                # Another process may have replaced or deleted the file before this one got the lock.
+                if _has_name(file.fileno(), self.uri):
+                    yield file.read()
+                    return
+        yield None
+
+
+def _opened(path: str) -> BinaryIO | None:
+    """Open a file for reading and writing, which locks on NFS need; None if it does not exist."""
+    try:
+        return open(path, "rb+")
+    except FileNotFoundError:
+        return None
+
+
+def _lock(descriptor: int) -> None:
+    """Lock a file until it is closed; raise BlockingIOError if another process keeps it locked for 5 s."""
+    for attempt in range(_LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if attempt == _LOCK_ATTEMPTS - 1:
+                raise
+            time.sleep(_LOCK_PAUSE_S)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            return
+
+
+def _has_name(descriptor: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+class S3Object:
+    """An object on S3."""
+
+    def __init__(self, uri: str, storage: StorageConfig) -> None:
+        self.uri, self._storage = uri, storage
+        self._bucket, _, self._key = uri.removeprefix("s3://").partition("/")
+
+    def read(self) -> Version | None:
+        """Return the current version; None if there is no object."""
+
+        def get(store: S3Store) -> Version | None:
+            try:
+                found = store.get(self._key)
+            except FileNotFoundError:
+                return None
+            modified_s = found.meta["last_modified"].timestamp()
+            return Version(found.bytes().to_bytes(), found.meta["e_tag"] or "", modified_s)
+
+        version: Version | None = self._ask("read", get)
+        return version
+
+    def create(self, data: bytes) -> Version | None:
+        """Create the object; return None if there is one already."""
+        return self._put(data, "create")
+
+    def replace(self, data: bytes, seen: Version) -> Version | None:
+        """Replace the version ``seen``; return None if it is not the current one."""
+        return self._put(data, {"e_tag": seen.etag})
+
+    def remove(self, seen: Version) -> None:
+        """Delete the object if its current version is ``seen``.
+
+        S3 cannot do both in one request: who replaced the object just before, as the only one who may, is safe.
+        """
+        current = self.read()
+        if current is not None and current.etag == seen.etag:
+            self._ask("remove", lambda store: store.delete(self._key))
+
+    def now_s(self) -> float:
+        """Return the time by the server's clock: that of a new object next to this one."""
+        folder, _, name = self._key.rpartition("/")
+        key = f"{folder}/.{name}.{secrets.token_hex(4)}.tmp".lstrip("/")
+
+        def ask(store: S3Store) -> float:
+            store.put(key, b"")
+            try:
+                return float(store.head(key)["last_modified"].timestamp())
+            finally:
+                store.delete(key)
+
+        now: float = self._ask("write next to", ask)
+        return now
+
+    def _put(self, data: bytes, mode: Any) -> Version | None:
+        def put(store: S3Store) -> Version | None:
+            try:
+                return Version(data, store.put(self._key, data, mode=mode)["e_tag"] or "")
+            except (AlreadyExistsError, PreconditionError):
+                return None
+
+        version: Version | None = self._ask("write", put)
+        return version
+
+    def _ask(self, doing: str, request: Callable[[S3Store], Any]) -> Any:
+        with listing_errors(self.uri, doing):
+            return request(bucket_client(self._bucket, self._storage))
+
+
+def conditional_file(uri: str, storage: StorageConfig) -> LocalFile | S3Object:
+    """Return the file at ``uri``, which need not exist."""
+    return S3Object(uri, storage) if fsys.is_s3(uri) else LocalFile(uri, storage)
