@@ -37,8 +37,8 @@ def warnings(sums: ViewSums, fit: dict[str, Any], neighbors: dict[str, Any]) -> 
         )
     elif fit.get("folds_by_row"):
         texts.append(
-            "nearly all images of a class are near-duplicates of one another, so folds were assigned image by image: "
-            "near-duplicates may be in different folds, and the scores may be too confident"
+            "nearly all images of a class are near-duplicates of one another, so folds were assigned image by "
+            "image: near-duplicates may be in different folds, and the scores may be too confident"
         )
     if fit.get("folds") and not fit["converged"]:
         texts.append("the classifier did not fully converge: scores may move by more than 1e-5 between machines")

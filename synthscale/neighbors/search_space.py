@@ -79,7 +79,7 @@ def search_spaces(
         config: the section ``neighbors``.
         real: moments of the distinct real rows' stored vectors, (D,).
     """
-    metric: DistanceMetric = "cosine" if config.mode == "datalab" else layout.metric(config.metric)
+    metric = layout.metric(config.metric_in_force)
     everything = (0, layout.dimensions)
     manifold = _euclidean(MANIFOLD, everything, real, scaled=layout.scaled)
     if metric == "cosine":
