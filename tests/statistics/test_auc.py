@@ -317,6 +317,15 @@ def test_rows_of_one_group_count_once_if_every_pair_is_in_order() -> None:
     assert two_sample_test(sums)["value"] == pytest.approx(0.5**10)
 
 
+def test_one_large_cluster_does_not_undo_that_every_pair_is_in_order() -> None:
+    # One image 400 times among 100 others, on both sides.
+    value, is_real = np.repeat([-1.0, 1.0], 500), np.repeat([True, False], 500)
+    key = np.concatenate([np.r_[np.zeros(400), 1:101] + start for start in (0, 500)]).astype(np.uint64)
+    sums = sum_ranks(value, is_real, poisson_weights(key), np.tile(np.r_[np.full(400, 400), np.ones(100)], 2))
+    assert auc_metric(sums)["low"] == pytest.approx(binomtest(101, 101).proportion_ci(0.95, method="exact").low)
+    assert two_sample_test(sums)["value"] == pytest.approx(0.5**101)
+
+
 def test_clusters_add_up_over_shards_and_rows_without_a_value_do_not_count() -> None:
     value, is_real = np.array([0.1, 0.2, np.nan, 0.4, 0.5]), np.array([True, True, True, False, False])
     rows = np.array([2, 2, 1, 4, 1])
