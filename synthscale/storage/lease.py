@@ -44,7 +44,7 @@ class Lease:
         """Prepare the lease of a run; nothing is written yet."""
         self._run, self._storage = run.uri, run.storage
         self._file = conditional_file(run.path(LEASE), run.storage)
-        self._holder = Holder.this_process()
+        self._holder: Holder
         self._seen = Version(b"")
         self._lost: StageError | None = None
         self._lock = threading.RLock()
@@ -64,6 +64,7 @@ class Lease:
             StageError: another driver holds it.
             StorageError: the run directory cannot be written.
         """
+        self._holder = Holder.this_process()
         self._seen = self._taken()
         self._thread.start()
         return self
