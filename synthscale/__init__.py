@@ -15,6 +15,8 @@ from synthscale.errors import (
     SchemaError,
     StageError,
     StorageError,
+    StorageFull,
+    StorageUnavailable,
     SynthscaleError,
     TooManyFailures,
 )
@@ -39,6 +41,8 @@ __all__ = [
     "SchemaError",
     "StageError",
     "StorageError",
+    "StorageFull",
+    "StorageUnavailable",
     "SynthscaleError",
     "TooManyFailures",
     "load_config",

@@ -101,6 +101,7 @@ def _run(config: Config, parsed: argparse.Namespace, console: Console) -> int:
     options = Options(
         ray_address=parsed.ray_address,
         redo_from=parsed.redo_from,
+        retry_failed=getattr(parsed, "retry_failed", False),
         verbose=parsed.verbose,
         show_progress=console.is_terminal,
         on_stage=lambda report: console.print(stage_line(report)),
@@ -283,7 +284,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     file, shared, data, work, output = _shared_options()
-    _command(commands, "score", _score, "score synthetic sets against a real set", [file, shared, data, work])
+    score = _command(
+        commands, "score", _score, "score synthetic sets against a real set", [file, shared, data, work]
+    )
+    score.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="try the images in failures/ again, and recompute what depends on those that can be read now",
+    )
     demo = _command(
         commands, "demo", _demo, "score five small generators of digits, without a download", [shared, work]
     )

@@ -174,6 +174,9 @@ class StorageConfig(_Section):
     """Read public buckets without credentials."""
     cache: str | None = Field(default=None, min_length=1)
     """Folder, local or ``s3://``, of an embedding cache that runs may share; by default there is no cache."""
+    retry_s: float = Field(default=300.0, ge=0, allow_inf_nan=False)
+    """Seconds, from the first failure on, for which a request is repeated that fails for a passing reason: reset,
+    time-out, HTTP 429 or 5xx, lost mount. Then the run ends; running the same command again continues it."""
     requests_in_flight: int = Field(default=128, ge=1, le=1024)
     """Maximum number of concurrent S3 GET requests per process."""
     mib_in_flight: int = Field(default=256, ge=1)

@@ -7,6 +7,8 @@
     ├── InputError           the input data cannot be used
     ├── SchemaError          a table does not have the columns or types of its schema
     ├── StorageError         a file, folder or bucket cannot be read or written
+    │   ├── StorageUnavailable  storage did not answer for ``storage.retry_s`` seconds
+    │   └── StorageFull         a disk or quota is full
     └── StageError           a stage could not finish
         ├── TooManyFailures  more rows are unusable than ``max_failure_fraction`` allows
         └── ResumeConflict   the output directory belongs to another run
@@ -45,6 +47,18 @@ class StorageError(SynthscaleError):
     """A file, folder or bucket cannot be read or written."""
 
     exit_code = 2
+
+
+class StorageUnavailable(StorageError):  # noqa: N818 (says what storage is)
+    """A transient fault (time-out, reset, 429, 5xx, lost mount) lasted longer than ``storage.retry_s``."""
+
+    exit_code = 1
+
+
+class StorageFull(StorageError):  # noqa: N818 (says what storage is)
+    """A disk or quota is full. Finished work is kept; the same command continues once there is space."""
+
+    exit_code = 1
 
 
 class StageError(SynthscaleError):

@@ -60,6 +60,7 @@ class Options:
     Attributes:
         ray_address: ``local`` starts a private Ray; ``auto`` or an address joins a cluster.
         redo_from: name of a stage; it and all later ones are repeated.
+        retry_failed: try the rows in ``failures/`` again; recompute what depends on those that can be read now.
         verbose: show Ray's own logs and progress.
         show_progress: show Ray Data's progress bar during long stages.
         on_stage: called with the outcome of each stage when it ends.
@@ -68,6 +69,7 @@ class Options:
 
     ray_address: str = LOCAL
     redo_from: str | None = None
+    retry_failed: bool = False
     verbose: bool = False
     show_progress: bool = False
     on_stage: Callable[[StageReport], None] = lambda report: None
@@ -83,6 +85,7 @@ def score(config: Config, options: Options | None = None) -> RunResult:
 
     Raises:
         ConfigError, InputError, StorageError: the configuration or the input cannot be used.
+        StorageUnavailable, StorageFull: storage cannot be read or written at the moment; the same call continues.
         TooManyFailures: more rows are unusable than ``max_failure_fraction`` allows.
         ResumeConflict: the output directory contains another run, or this run with other settings.
         StageError: a stage could not finish, or another driver is writing this run; the same call continues it.
@@ -97,7 +100,7 @@ def score(config: Config, options: Options | None = None) -> RunResult:
     lease = Lease(run)
     # Listing a large input takes long, so a second driver is refused before it.
     lease.check_free()
-    dataset = _checked_dataset(config)
+    dataset = _checked_dataset(config, is_resumed=run.is_started())
     with lease:
         if options.redo_from is not None:
             run.remove_from(options.redo_from)
@@ -106,9 +109,9 @@ def score(config: Config, options: Options | None = None) -> RunResult:
     return RunResult(run)
 
 
-def _checked_dataset(config: Config) -> Dataset:
+def _checked_dataset(config: Config, *, is_resumed: bool) -> Dataset:
     """List the input and check it; raise ConfigError, InputError or StorageError if it cannot be used."""
-    dataset = discover(config)
+    dataset = discover(config, is_resumed=is_resumed)
     check_rows(dataset.rows)
     if config.control:
         dataset = replace(dataset, rows=hold_out(dataset.rows))
@@ -163,10 +166,10 @@ class _StageRunner:
 
     def run_all(self, dataset: Dataset) -> None:
         self._write_run_info()
-        context = StageContext(self.config, self.run)
+        context = StageContext(self.config, self.run, on_progress=self.options.on_progress)
         skipped = self._stage("ingest", ingest.fingerprint(context, dataset), lambda: ingest.run(context, dataset))
         if skipped and dataset.is_table:
-            ingest.check_unchanged(context, dataset)
+            ingest.check_unchanged(context, dataset, except_failed=self.options.retry_failed)
         if not self._is_reduced():
             self.session.start()
         # Ray takes seconds to start in the background; these imports load torch meanwhile.
@@ -178,7 +181,9 @@ class _StageRunner:
         from synthscale.report import stage as report
 
         encoder = encoder_spec(self.config, context.vectors)
-        self._stage("embed", embed.fingerprint(context, encoder), lambda: embed.run(self._ray_context(), encoder))
+        embedding = embed.fingerprint(context, encoder)
+        retries = self.options.retry_failed and embed.reopen(context, embedding)
+        self._stage("embed", embedding, lambda: embed.run(self._ray_context(), encoder, retry_failed=retries))
         self._stage("neighbors", neighbors.fingerprint(context), lambda: neighbors.run(self._ray_context()))
         self._stage("classify", classify.fingerprint(context), lambda: classify.run(self._ray_context()))
         self._stage("reduce", reduce.fingerprint(context), lambda: reduce.run(self._ray_context()))

@@ -52,11 +52,18 @@ def _with_interval(figure: dict[str, Any]) -> str:
         return "n/a"
     lines = [f"{figure['value']:.3f}"]
     if figure.get("low") is not None:
-        lines.append(f"[dim]{figure['low']:.2f}-{figure['high']:.2f}[/dim]")
+        lines.append(f"[dim]{_interval(figure['low'], figure['high'])}[/dim]")
     reference = figure.get("reference")
     if reference is not None and f"{reference:.2f}" not in {"0.50", "1.00"}:
         lines.append(f"[dim]ref {reference:.2f}[/dim]")
     return "\n".join(lines)
+
+
+def _interval(low: float, high: float) -> str:
+    """Format an interval with two decimals, or by its half-width where both ends would look the same."""
+    text = f"{low:.2f}-{high:.2f}"
+    is_narrow = f"{low:.2f}" == f"{high:.2f}" and high - low < 0.005 and low > 0.01 and high < 0.99
+    return f"±{(high - low) / 2:.1g}" if is_narrow else text
 
 
 def print_notes(metrics: dict[str, Any], console: Console) -> None:

@@ -2,7 +2,8 @@
 
 Signatures are not checked. ``python -m tests.object_server`` prints its port and serves until its standard input
 is closed; tests use `ObjectServer`. Fault patterns are regular expressions, searched in ``bucket/key`` for GETs of
-objects and in ``bucket?`` for listings. The first fault that matches and is not used up for this key applies.
+objects, in ``bucket?`` for listings and in ``bucket!`` for HEADs of buckets. The first fault that matches and is
+neither used up for this key nor over applies.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import urllib.request
 from bisect import bisect_left, bisect_right
 from collections import Counter
@@ -33,18 +35,20 @@ class Fault:
     """A fault injected into GET requests and listings.
 
     Attributes:
-        pattern: regular expression for ``bucket/key`` or ``bucket?``.
+        pattern: regular expression for ``bucket/key``, ``bucket?`` or ``bucket!``.
         kind: ``none``, ``slow_down`` (503), ``error`` (500), ``denied`` (403), ``expired`` (credentials),
             ``moved`` (to another region), ``reset`` (before the response), ``cut`` (half of the body, then reset),
             ``short`` (half of the body, with a Content-Length that fits), ``drip`` (1 KiB every 50 ms), ``hang``.
         times: number of requests per key that fail; None fails all.
         latency_s: delay before the response.
+        for_s: seconds from `ObjectServer.fault` on after which the fault is over; None never ends it.
     """
 
     pattern: str
     kind: str = "none"
     times: int | None = None
     latency_s: float = 0.0
+    for_s: float | None = None
 
 
 class ObjectServer:
@@ -109,6 +113,7 @@ class _Server:
         self.log: dict[str, Counter[str]] = {}
         self.sorted: dict[str, list[str]] = {}
         self.in_flight = self.in_flight_at_reset = self.most = 0
+        self.since = time.monotonic()
 
     async def admin(self, request: web.Request) -> web.Response:
         what, value = request.match_info["what"], await request.json()
@@ -116,7 +121,7 @@ class _Server:
             self.sorted.pop(value[0], None)
         if what == "faults":
             # Hanging requests of earlier tests are still in flight and must not count.
-            self.rules, self.most = [Fault(**rule) for rule in value], 0
+            self.rules, self.most, self.since = [Fault(**rule) for rule in value], 0, time.monotonic()
             self.in_flight_at_reset = self.in_flight
             self.used.clear()
             self.log.clear()
@@ -146,7 +151,9 @@ class _Server:
                 self.buckets[name].pop(key, None)
             return web.Response(text="<DeleteResult></DeleteResult>", content_type="application/xml")
         if request.method == "HEAD":
-            return web.Response()
+            # Only these: botocore follows a redirect of a HEAD without end.
+            fault = self._fault(f"{name}!")
+            return _REFUSALS[fault.kind]() if fault.kind in {"slow_down", "error"} else web.Response()
         fault = self._fault(f"{name}?")
         await asyncio.sleep(fault.latency_s)
         return _REFUSALS[fault.kind]() if fault.kind in _REFUSALS else self._listed(name, request.query)
@@ -273,6 +280,8 @@ class _Server:
 
     def _fault(self, name: str) -> Fault:
         for number, rule in enumerate(self.rules):
+            if rule.for_s is not None and time.monotonic() - self.since > rule.for_s:
+                continue
             if re.search(rule.pattern, name) and (rule.times is None or self.used[number, name] < rule.times):
                 self.used[number, name] += 1
                 return rule

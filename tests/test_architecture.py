@@ -27,6 +27,8 @@ PUBLIC = [
     "SchemaError",
     "StageError",
     "StorageError",
+    "StorageFull",
+    "StorageUnavailable",
     "SynthscaleError",
     "TooManyFailures",
     "load_config",

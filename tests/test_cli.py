@@ -321,6 +321,30 @@ def test_the_table_shows_metrics_and_na_where_there_is_no_value():
     assert "n/a" in printed(lambda console: console.print(metrics_table(metrics(None))))
 
 
+def test_the_table_shows_intervals_and_references_that_say_something():
+    def shown(**figure):
+        found = metrics(0.5)
+        found["generators"]["gan"]["metrics"]["coverage"] = figure
+        return printed(lambda console: console.print(metrics_table(found)))
+
+    assert "0.12-0.31" in shown(value=0.2, low=0.123, high=0.312)
+    assert "±0.0003" in shown(value=0.5, low=0.4997, high=0.5003)
+    assert "1.00-1.00" in shown(value=1.0, low=0.9991, high=1.0)
+    assert "ref 0.97" in shown(value=0.2, reference=0.969)
+    assert "ref" not in shown(value=0.2, reference=0.5) + shown(value=0.2, reference=0.999)
+
+
+def test_the_table_fits_in_80_columns():
+    console = Console(width=80, record=True, file=io.StringIO())
+    found = metrics(0.123, name="generator")
+    for figure in found["generators"]["generator"]["metrics"].values():
+        figure |= {"low": 0.111, "high": 0.222, "reference": 0.333}
+    console.print(metrics_table(found))
+    lines = console.export_text().splitlines()
+    assert sum("0.11-0.22" in line for line in lines) == 1
+    assert next(line for line in lines if "0.11-0.22" in line).count("0.11-0.22") == 6
+
+
 def test_a_warning_of_several_generators_is_printed_once():
     both = metrics(0.1, "a", ["few rows [of] a class"])
     both["generators"] |= metrics(0.1, "b", ["few rows [of] a class", "another"])["generators"]

@@ -57,7 +57,8 @@ def test_one_error_names_every_problem():
         ("encoder", "device", "gpu"),
         ("neighbors", "threshold", 0),
         ("neighbors", "threshold", "wide"),
-        ("neighbors", "radius", 2.5),
+        ("neighbors", "radius", 0.0),
+        ("neighbors", "metric", "manhattan"),
         ("neighbors", "mode", "fast"),
         ("neighbors", "self_test_images", -1),
         ("neighbors", "self_test_images", 10_001),
@@ -85,6 +86,17 @@ def test_values_out_of_range_are_errors_that_name_the_key(section, key, value):
 @pytest.mark.parametrize("key", ["threshold", "radius"])
 def test_a_threshold_or_radius_that_is_not_finite_is_an_error(key, value):
     assert f"neighbors.{key}" in refusal({"neighbors": {key: value}})
+
+
+def test_a_cosine_radius_is_at_most_2_and_a_euclidean_one_may_be_larger():
+    assert "at most 2" in refusal({"neighbors": {"radius": 2.5, "metric": "cosine"}})
+    for metric in ("auto", "euclidean"):
+        assert parse_config({"neighbors": {"radius": 2.5, "metric": metric}}).neighbors.radius == 2.5
+
+
+def test_mode_datalab_compares_by_cosine_distance_alone():
+    assert "datalab" in refusal({"neighbors": {"mode": "datalab", "metric": "euclidean"}})
+    parse_config({"neighbors": {"mode": "datalab", "metric": "cosine"}})
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])

@@ -14,6 +14,8 @@ EXIT_CODES = {
     "InputError": 2,
     "SchemaError": 2,
     "StorageError": 2,
+    "StorageUnavailable": 1,
+    "StorageFull": 1,
     "StageError": 1,
     "TooManyFailures": 2,
     "ResumeConflict": 2,

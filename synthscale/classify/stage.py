@@ -80,6 +80,7 @@ def _info(name: str, plan: FoldPlan, fit: dict[str, Any], repeats: list[Classifi
     fits = {source: summaries[name] for source, summaries in fit["summaries"].items()}
     return {
         "folds": views[0].folds,
+        "folds_by_row": plan.is_by_row,
         **fits["embedding"],
         "file_facts": fits.get("file_facts"),
         "repeats": metrics_over_repeats(repeats),

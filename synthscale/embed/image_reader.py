@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from synthscale.config import Config
 from synthscale.embed.images import decode, image_statistics
-from synthscale.storage.fetch import fetch
+from synthscale.storage.fetch import fetch, input_folders
 from synthscale.tables.faults import RowFault
 from synthscale.tables.layout import StoredFile
 
@@ -48,7 +48,7 @@ def decode_all(
     """
     pixels = np.zeros((len(files), image_size, image_size, 3), np.uint8)
     records: list[dict[str, Any]] = []
-    for i, data in enumerate(fetch_all(files, config)):
+    for i, data in enumerate(fetch_all(files, config, input_folders(config))):
         try:
             if isinstance(data, RowFault):
                 raise data
@@ -59,20 +59,30 @@ def decode_all(
     return pixels, records
 
 
-def fetch_all(files: Sequence[StoredFile], config: Config) -> Iterator[bytes | RowFault]:
+def fetch_all(
+    files: Sequence[StoredFile], config: Config, roots: Sequence[str] = ()
+) -> Iterator[bytes | RowFault]:
     """Fetch images in order.
 
     S3 objects are requested concurrently, ahead of the consumer: at most ``storage.requests_in_flight`` requests
     and ``storage.mib_in_flight`` MiB, though a single image may exceed the latter. Local files are read one after
     another.
 
+    Args:
+        files: locations of the images.
+        config: configuration of the run, for its storage settings.
+        roots: folders whose disappearance is waited for, as in `fetch.fetch`.
+
     Yields:
         The bytes of each image, or the RowFault that its fetch raised.
+
+    Raises:
+        StorageUnavailable: a transient error lasted for ``storage.retry_s``.
     """
 
     def fetch_or_fault(file: StoredFile) -> bytes | RowFault:
         try:
-            return fetch(file, config.storage)
+            return fetch(file, config.storage, roots)
         except RowFault as fault:
             return fault
 
@@ -86,7 +96,8 @@ def fetch_all(files: Sequence[StoredFile], config: Config) -> Iterator[bytes | R
     max_requests, max_bytes = config.storage.requests_in_flight, config.storage.mib_in_flight * 2**20
     window = min(max_requests, _FIRST_IN_FLIGHT)
     submitted = pending_bytes = yielded = 0
-    with ThreadPoolExecutor(min(max_requests, len(files))) as pool:
+    pool = ThreadPoolExecutor(min(max_requests, len(files)))
+    try:
         while yielded < len(files):
             while submitted < len(files) and (
                 not pending or (len(pending) < window and pending_bytes + sizes[submitted] <= max_bytes)
@@ -101,3 +112,6 @@ def fetch_all(files: Sequence[StoredFile], config: Config) -> Iterator[bytes | R
             yield pending.popleft().result()
             pending_bytes -= sizes[yielded]
             yielded += 1
+    finally:
+        # After an error the requests in flight are not waited for: each may be repeated for minutes.
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -32,7 +32,7 @@ _LOCATIONS = pa.schema([("row", pa.int64()), ("part", pa.string()), ("position",
 
 @dataclass(frozen=True)
 class CachedRows:
-    """Rows of a shard that were read from the cache.
+    """Rows of a shard that are embedded already.
 
     Attributes:
         at: (m,) int, offset of each row from the shard's first row.
@@ -43,6 +43,17 @@ class CachedRows:
     at: NDArray[np.int64]
     vectors: NDArray[np.float32]
     metadata: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, rows: pa.Table, at: NDArray[np.int64], dimensions: int) -> "CachedRows":
+        """Convert m rows with the columns of ``embeddings/``, ``row`` excepted."""
+        vectors = np.asarray(vector_matrix(rows, (0, dimensions)), np.float32)
+        return cls(at, vectors, rows.select(list(METADATA_COLUMNS)).to_pylist())
+
+    @classmethod
+    def none(cls, dimensions: int) -> "CachedRows":
+        """Return no rows."""
+        return cls(np.empty(0, np.int64), np.empty((0, dimensions), np.float32), [])
 
 
 @dataclass(frozen=True)
@@ -81,14 +92,12 @@ class CacheLookup:
         names = locations.column("part").to_numpy(zero_copy_only=False)
         at, position = (locations.column(name).to_numpy() for name in ("row", "position"))
         at = at - shard.start
-        pieces = [CachedRows(np.empty(0, np.int64), np.empty((0, dimensions), np.float32), [])]
+        pieces = [CachedRows.none(dimensions)]
         for name in dict.fromkeys(names.tolist()):
             in_part = np.flatnonzero(names == name)
             part = None if self.cache is None else self.cache.read(name)
             if part is not None and position[in_part].max() < part.num_rows:
-                rows = part.take(pa.array(position[in_part]))
-                vectors = np.asarray(vector_matrix(rows, (0, dimensions)), np.float32)
-                pieces.append(CachedRows(at[in_part], vectors, rows.select(list(METADATA_COLUMNS)).to_pylist()))
+                pieces.append(CachedRows.of(part.take(pa.array(position[in_part])), at[in_part], dimensions))
         return CachedRows(
             np.concatenate([piece.at for piece in pieces]),
             np.concatenate([piece.vectors for piece in pieces]),

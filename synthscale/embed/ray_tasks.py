@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from synthscale.config import Config
 from synthscale.embed.encoder_reader import encoder_spec, load_encoder
 from synthscale.embed.image_reader import FILE_COLUMNS, decode_all, files_of
-from synthscale.embed.ray_cache_lookup import METADATA_COLUMNS, CacheLookup
+from synthscale.embed.ray_cache_lookup import METADATA_COLUMNS, CachedRows, CacheLookup
 from synthscale.ingest.vector_reader import check_vectors, read_vectors
 from synthscale.storage.run_directory import RunDirectory
 from synthscale.tables.layout import Shard, StoredFile, VectorLayout, VectorSource
@@ -35,12 +35,31 @@ class EmbedJob:
         run: the run directory.
         shards: the shards to embed, by index.
         lookup: rows that are in the embedding cache.
+        kept: indices of shards that are written, but lack rows or are to have their failures tried again. Their
+            embeddings are kept, and the cache is not asked for them.
     """
 
     config: Config
     run: RunDirectory
     shards: dict[int, Shard]
     lookup: CacheLookup
+    kept: frozenset[int] = frozenset()
+
+    def embedded(self, shard: Shard) -> NDArray[np.int64]:
+        """Return the rows of a shard that are in the cache or kept: (m,) offsets from its first row."""
+        if shard.index in self.kept:
+            rows = self.run.read_shard("embeddings", shard, ["row"])
+        else:
+            rows = self.lookup.locations(shard)
+        offsets: NDArray[np.int64] = rows.column("row").to_numpy() - shard.start
+        return offsets
+
+    def read_embedded(self, shard: Shard, dimensions: int) -> CachedRows:
+        """Read the rows that `embedded` names, except those that the cache has lost since."""
+        if shard.index not in self.kept:
+            return self.lookup.read(shard, dimensions)
+        rows = self.run.read_shard("embeddings", shard)
+        return CachedRows.of(rows, rows.column("row").to_numpy() - shard.start, dimensions)
 
     def files(self, shard: Shard, at: NDArray[np.int64]) -> list[StoredFile]:
         """Return the image files of some rows of a shard, given their offsets from its first row."""
@@ -49,7 +68,7 @@ class EmbedJob:
 
 
 class DecodeTask:
-    """Decode the images of a shard that are not in the cache."""
+    """Decode the images of a shard that are not embedded yet."""
 
     def __init__(self, job: EmbedJob, image_size: int) -> None:
         self._job, self._size = job, image_size
@@ -62,8 +81,7 @@ class DecodeTask:
             one binary value) and ``facts`` (JSON list of m records).
         """
         shard = self._job.shards[batch.column("shard")[0].as_py()]
-        cached = self._job.lookup.locations(shard).column("row").to_numpy() - shard.start
-        at = np.setdiff1d(np.arange(shard.rows), cached)
+        at = np.setdiff1d(np.arange(shard.rows), self._job.embedded(shard))
         pixels, records = decode_all(self._job.files(shard, at), self._size, self._job.config)
         return pa.table(
             {
@@ -82,7 +100,7 @@ def _as_binary(pixels: NDArray[np.uint8]) -> pa.Array:
 
 
 class ShardEncoder:
-    """Encode decoded images of a shard, add its cached rows, and write the shard."""
+    """Encode decoded images of a shard, add the rows that are embedded already, and write the shard."""
 
     def __init__(self, job: EmbedJob, layout: VectorLayout, device: str) -> None:
         self._encoder = load_encoder(job.config, device)
@@ -95,8 +113,8 @@ class ShardEncoder:
         size = self._encoder.image_size
         pixels = np.frombuffer(batch.column("pixels")[0].as_buffer(), np.uint8).reshape(len(at), size, size, 3)
         rows = _Rows(shard.rows, self._layout.dimensions)
-        cached = self._job.lookup.read(shard, self._layout.dimensions)
-        rows.put(cached.at, cached.vectors, cached.metadata)
+        known = self._job.read_embedded(shard, self._layout.dimensions)
+        rows.put(known.at, known.vectors, known.metadata)
         self._embed(rows, at, pixels, json.loads(batch.column("facts")[0].as_py()))
         # Cache entries may have been deleted since the lookup.
         if len(lost := rows.missing()):
@@ -104,7 +122,7 @@ class ShardEncoder:
             self._embed(rows, lost, *decode_all(files, size, self._job.config))
         check_vectors(rows.vectors, rows.records, self._layout.search)
         tally, embeddings = write_embedded(self._job.run, shard, rows.vectors, rows.records)
-        self._job.lookup.store(shard, embeddings, set(range(len(rows.records))) - set(cached.at.tolist()))
+        self._job.lookup.store(shard, embeddings, set(range(len(rows.records))) - set(known.at.tolist()))
         return tally
 
     def _embed(

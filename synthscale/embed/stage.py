@@ -2,17 +2,20 @@
 
 Tasks fetch, decode and resize a shard's images to uint8 at the encoder's size; actors load the encoder, compute
 the vectors and write the shard. The driver receives counts only, but on one machine it encodes small sets itself.
-A rerun keeps the shards that are written. Precomputed vectors are checked and written in the same way, without
-decoding.
+A rerun keeps the shards that are written, with their failures; ``--retry-failed`` tries these again. Precomputed
+vectors are checked and written in the same way, without decoding.
 """
 
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, replace
 from typing import Any
 
 import PIL
+import pyarrow as pa
 import ray
 import ray.data
 
@@ -28,13 +31,13 @@ from synthscale.embed.ray_tasks import (
     count_outcomes,
 )
 from synthscale.errors import ConfigError, InputError, StageError, TooManyFailures
+from synthscale.ingest.file_stats import add_file_stats
 from synthscale.runtime.stage_context import StageContext, StageOutcome
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.embedding_cache import EmbeddingCache
 from synthscale.storage.run_directory import digest
-from synthscale.tables.faults import Reason
 from synthscale.tables.layout import Shard
-from synthscale.tables.schemas import REAL
+from synthscale.tables.schemas import MANIFEST_COLUMNS, REAL
 
 ALGORITHM_VERSION = 3
 """Part of the fingerprint and of the cache's location. Raise it when the same file gives other pixels or file
@@ -45,8 +48,10 @@ _ONE_PROCESS_ROWS = 1500
 """Up to this many images, one process encodes on CPUs: it is done before a second one has loaded torch."""
 _LONG_ROWS = 1000
 """From this many images on, a progress bar is shown."""
-RETRIED = {Reason.NOT_FOUND, Reason.ACCESS_DENIED, Reason.THROTTLED, Reason.READ_ERROR}
-"""Failures that may be temporary: a rerun embeds the shards that have any of them again."""
+_BEFORE_RETRY = "_stages/embed-before-retry.json"
+"""Counts of the finished stage while its failures are tried again: what the later stages were computed from."""
+_READ_THREADS = 16
+"""Shards of ``failures/`` read in parallel."""
 
 
 def fingerprint(context: StageContext, encoder: EncoderSpec) -> dict[str, Any]:
@@ -71,24 +76,77 @@ def _encoder_fingerprint(context: StageContext, encoder: EncoderSpec) -> dict[st
     }
 
 
-def run(context: StageContext, encoder: EncoderSpec) -> StageOutcome:
+def reopen(context: StageContext, fingerprint: dict[str, Any]) -> bool:
+    """Prepare `run` to try the rows in ``failures/`` again. Return False, after a line of text, if there are none.
+
+    Files may have come or been mended since they were listed: the manifest takes their present sizes and etags. If
+    the stage was complete, its marker says so no longer, and `run` decides what happens to later stages.
+    """
+    run = context.run
+    written = run.written_shards("failures")
+    shards = [shard for shard in context.shards if shard.name in written]
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        failed = list(pool.map(lambda shard: run.read_shard("failures", shard, ["row"]).num_rows, shards))
+    if context.vectors is not None or not any(failed):
+        what = "precomputed vectors do not change" if any(failed) else "no row has failed"
+        context.on_progress(f"embed: {what}: --retry-failed has nothing to try again")
+        return False
+    context.on_progress(f"embed: {sum(failed):,} rows that failed are tried again")
+    for shard in (shard for shard, count in zip(shards, failed, strict=True) if count):
+        _update_files(context, shard)
+    marker = run.matching_marker("embed", fingerprint)
+    if marker is not None and marker.complete:
+        run.write_json(_BEFORE_RETRY, marker.counts)
+        run.write_marker(replace(marker, complete=False))
+    return True
+
+
+def _update_files(context: StageContext, shard: Shard) -> None:
+    """Write the present sizes and etags of a shard's failed rows to ``manifest/``; missing files keep theirs."""
+    manifest = context.run.read_shard("manifest", shard)
+    at = context.run.read_shard("failures", shard, ["row"]).column("row").to_numpy() - shard.start
+    (found,) = add_file_stats([manifest.take(pa.array(at))], context.config.storage)
+    updated = manifest
+    for name in ("size_bytes", "etag"):
+        values = manifest.column(name).to_pylist()
+        present = zip(at.tolist(), found.column(name).to_pylist(), found.column("etag").is_valid(), strict=True)
+        for position, value, exists in present:
+            if exists.as_py():
+                values[position] = value
+        place = manifest.column_names.index(name)
+        updated = updated.set_column(place, name, pa.array(values, manifest.schema.field(name).type))
+    if not updated.equals(manifest):
+        context.run.write_shard("manifest", shard, updated, MANIFEST_COLUMNS)
+
+
+def run(context: StageContext, encoder: EncoderSpec, *, retry_failed: bool = False) -> StageOutcome:
     """Embed the shards that are not written yet, and verify the row counts.
 
-    Shards with failures that a retry may mend (`RETRIED`) are embedded again.
+    Args:
+        context: the run.
+        encoder: properties of its vectors.
+        retry_failed: also try the failed rows of written shards again, after `reopen`. No embedding is removed or
+            recomputed. If a row is embedded now, the output of all later stages is removed.
 
     Raises:
         TooManyFailures: more than ``max_failure_fraction`` of a set could not be read.
         InputError: no row of a set could be read.
+        StorageUnavailable: images could not be read for a reason that may pass.
         StageError: the rows of both tables do not add up to the rows of the manifest.
     """
     written = context.run.written_shards("embeddings")
-    done = {shard: count_outcomes(context.run, shard) for shard in context.shards if shard.name in written}
-    # Files that could not be read before may be readable now.
-    done = {shard: tally for shard, tally in done.items() if not RETRIED & tally["reasons"].keys()}
+    outcomes = {shard: count_outcomes(context.run, shard) for shard in context.shards if shard.name in written}
+    done = {
+        shard: tally
+        for shard, tally in outcomes.items()
+        # A shard lacks rows if the process died between the tables of a retry.
+        if not (retry_failed and tally["failed"]) and _rows_in(tally) == shard.rows
+    }
     todo = [shard for shard in context.shards if shard not in done]
     tallies = list(done.values())
     if todo:
-        tallies += _stream(context, todo, encoder)
+        kept = frozenset(shard.index for shard in todo if shard in outcomes)
+        tallies += _stream(context, todo, encoder, kept)
     ok, failed, reasons = (
         sum((Counter[str](tally[name]) for tally in tallies), Counter[str]())
         for name in ("ok", "failed", "reasons")
@@ -107,28 +165,50 @@ def run(context: StageContext, encoder: EncoderSpec) -> StageOutcome:
         "reasons": dict(sorted(reasons.items())),
         "sets": {name: {"ok": ok[name], "failed": failed[name]} for name in sets},
     }
+    _remove_outdated(context, counts)
     _check_failures(context, counts)
     layout = encoder.layout
     return StageOutcome(counts, asdict(layout))
 
 
+def _rows_in(tally: dict[str, dict[str, int]]) -> int:
+    return sum(tally["ok"].values()) + sum(tally["failed"].values())
+
+
+def _remove_outdated(context: StageContext, counts: dict[str, Any]) -> None:
+    """Remove the output of later stages if the failures that were tried again give other results for them."""
+    run = context.run
+    if not fsys.exists(run.path(_BEFORE_RETRY), run.storage):
+        return
+    before = run.read_json(_BEFORE_RETRY)
+    gained = counts["ok"] - before["ok"]
+    context.on_progress(f"embed: {gained:,} of {before['failed']:,} rows that failed could be read now")
+    if gained:
+        run.remove_from("neighbors")
+    elif counts != before:
+        # Only reasons have changed, which metrics.json counts.
+        run.remove_from("reduce")
+    fsys.remove(run.path(_BEFORE_RETRY), run.storage)
+
+
 def _check_failures(context: StageContext, counts: dict[str, Any]) -> None:
     limit = context.config.max_failure_fraction
+    remedy = f"see {context.run.path('failures')}; when these files are in order, add --retry-failed"
     for name, tally in counts["sets"].items():
         total = tally["ok"] + tally["failed"]
         if tally["failed"] > limit * total:
             reasons = ", ".join(f"{reason} {n}" for reason, n in counts["reasons"].items())
             raise TooManyFailures(
                 f"{name}: {tally['failed']:,} of {total:,} rows could not be read, more than max_failure_fraction "
-                f"{limit:g} allows ({reasons}); see {context.run.path('failures')}"
+                f"{limit:g} allows ({reasons}); {remedy}"
             )
         if tally["ok"] == 0:
-            raise InputError(
-                f"{name}: none of the {total:,} rows could be read; see {context.run.path('failures')}"
-            )
+            raise InputError(f"{name}: none of the {total:,} rows could be read; {remedy}")
 
 
-def _stream(context: StageContext, todo: list[Shard], encoder: EncoderSpec) -> list[dict[str, Any]]:
+def _stream(
+    context: StageContext, todo: list[Shard], encoder: EncoderSpec, kept: frozenset[int]
+) -> list[dict[str, Any]]:
     """Call `_tallies`, with Ray Data's progress bars shown for large sets if the terminal shows progress."""
     settings = ray.data.DataContext.get_current()
     before = settings.enable_progress_bars
@@ -136,7 +216,7 @@ def _stream(context: StageContext, todo: list[Shard], encoder: EncoderSpec) -> l
     rows = sum(shard.rows for shard in todo)
     settings.enable_progress_bars |= context.show_progress and rows >= _LONG_ROWS
     try:
-        return _tallies(context, todo, encoder)
+        return _tallies(context, todo, encoder, kept)
     finally:
         settings.enable_progress_bars = before
 
@@ -150,16 +230,19 @@ def _cache_lookup(context: StageContext, encoder: EncoderSpec) -> CacheLookup:
     return CacheLookup(context.run, EmbeddingCache(uri, storage, encoder.layout.dimensions))
 
 
-def _tallies(context: StageContext, todo: list[Shard], encoder: EncoderSpec) -> list[dict[str, Any]]:
+def _tallies(
+    context: StageContext, todo: list[Shard], encoder: EncoderSpec, kept: frozenset[int]
+) -> list[dict[str, Any]]:
     """Embed ``todo`` and return the tally of each shard; fully cached shards are written without decoding."""
     lookup = _cache_lookup(context, encoder)
-    job = EmbedJob(context.config, context.run, {shard.index: shard for shard in todo}, lookup)
+    job = EmbedJob(context.config, context.run, {shard.index: shard for shard in todo}, lookup, kept)
     if context.vectors is not None:
         written = _shard_dataset(todo).map_batches(VectorTask(job, context.vectors), **_ONE_SHARD)
         return _collect(written.iter_rows())
-    cached = job.lookup.find(todo)
+    new = [shard for shard in todo if shard.index not in kept]
+    cached = job.lookup.find(new)
     if cached:
-        rows = sum(shard.rows for shard in todo)
+        rows = sum(shard.rows for shard in new)
         context.on_progress(f"embed: {sum(cached.values()):,} of {rows:,} embeddings are in the cache")
     fully_cached = [shard for shard in todo if cached.get(shard.index) == shard.rows]
     tallies = []
@@ -193,8 +276,9 @@ def _embed_images(
     if context.is_local and device == "cpu" and rows <= _ONE_PROCESS_ROWS:
         # The driver has already loaded torch, which takes a new process seconds.
         encode = ShardEncoder(job, encoder.layout, device)
-        batches = decoded.iter_batches(**_ONE_SHARD)
-        return _collect(row for batch in batches for row in encode(batch).to_pylist())
+        # If encode raises, the iterator must be closed while Ray runs: later it would start another one.
+        with closing(iter(decoded.iter_batches(**_ONE_SHARD))) as batches:
+            return _collect(row for batch in batches for row in encode(batch).to_pylist())
     written = decoded.map_batches(
         EmbedActor,
         fn_constructor_args=(job, encoder.layout, device),

@@ -91,7 +91,12 @@ def classify(
             logits.mean(1).astype(np.float32).astype(np.float64),
             direction_coordinates,
             _as_stored(model.predict_refits(name, rows, plan.fold[:, 0], plan.block(sizes.get(name)))),
-            {"folds": plan.views(name)[0].folds, **summary, "repeats": metrics_over_repeats(repeats)},
+            {
+                "folds": plan.views(name)[0].folds,
+                "folds_by_row": plan.is_by_row,
+                **summary,
+                "repeats": metrics_over_repeats(repeats),
+            },
         )
     return outputs
 

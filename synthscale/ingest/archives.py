@@ -64,7 +64,7 @@ def read_members(archive: Archive, storage: StorageConfig) -> Iterator[dict[str,
     try:
         with (
             fsys.storage_errors(archive.uri, "read"),
-            fsys.filesystem(archive.uri, storage).open(archive.uri) as f,
+            fsys.open_file(archive.uri, storage) as f,
         ):
             yield from read(archive, f)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, pa.ArrowInvalid, EOFError) as error:

@@ -9,6 +9,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +20,8 @@ from synthscale.config import StorageConfig
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.fetch import containing_file
 from synthscale.storage.filesystems import FileInfo
-from synthscale.storage.objects import bucket_client, check_listing, is_denied, listing_errors, to_file_info
+from synthscale.storage.objects import Bucket, check_listing, is_denied, listing_errors, to_file_info
+from synthscale.storage.retries import retrying
 
 _THREADS = 32
 """Concurrent requests to a bucket; each thread looks up a contiguous range of the sorted keys."""
@@ -85,16 +87,16 @@ def stat_files(uris: set[str], storage: StorageConfig) -> dict[str, FileInfo]:
             bucket, _, key = uri.removeprefix("s3://").partition("/")
             if key:
                 buckets.setdefault(bucket, []).append(key)
-        elif (info := _stat_local(uri)) is not None:
+        elif (info := _stat_local(uri, storage.retry_s)) is not None:
             infos[uri] = info
     for bucket, keys in buckets.items():
         infos |= {f"s3://{info.path}": info for info in _stat_objects(bucket, keys, storage)}
     return infos
 
 
-def _stat_local(path: str) -> FileInfo | None:
+def _stat_local(path: str, retry_s: float) -> FileInfo | None:
     try:
-        state = os.stat(path)
+        state = retrying(lambda: os.stat(path), path, "look up", retry_s)
     except (OSError, ValueError):
         return None
     return FileInfo(path, state.st_size, fsys.file_etag(state))
@@ -105,10 +107,10 @@ def _stat_objects(bucket: str, keys: list[str], storage: StorageConfig) -> list[
     keys_per_thread = -(-len(keys) // _THREADS)
     with listing_errors(f"s3://{bucket}/{keys[0]}", "look up"):
         look_up = _look_up_by_head if _is_listing_denied(bucket, keys[0], storage) else _look_up_by_listing
-        store = bucket_client(bucket, storage)
+        source = Bucket(bucket, storage)
         with ThreadPoolExecutor(_THREADS) as pool:
             parts = [keys[start : start + keys_per_thread] for start in range(0, len(keys), keys_per_thread)]
-            return [info for infos in pool.map(lambda part: look_up(store, bucket, part), parts) for info in infos]
+            return [info for infos in pool.map(lambda part: look_up(source, part), parts) for info in infos]
 
 
 def _is_listing_denied(bucket: str, key: str, storage: StorageConfig) -> bool:
@@ -125,40 +127,43 @@ def _is_listing_denied(bucket: str, key: str, storage: StorageConfig) -> bool:
     return False
 
 
-def _look_up_by_head(store: S3Store, bucket: str, keys: list[str]) -> list[FileInfo]:
+def _look_up_by_head(source: Bucket, keys: list[str]) -> list[FileInfo]:
     """Look up keys with one HEAD request each; objects that do not exist or may not be read are left out."""
     infos = []
     for key in keys:
         try:
-            infos.append(to_file_info(bucket, store.head(key)))
+            infos.append(to_file_info(source.name, source.ask(key, "look up", partial(S3Store.head, path=key))))
         except (FileNotFoundError, PermissionDeniedError, ValueError):
             # The cause is recorded as a failure of the row when embed reads the object.
             continue
     return infos
 
 
-def _look_up_by_listing(store: S3Store, bucket: str, keys: list[str]) -> list[FileInfo]:
+def _look_up_by_listing(source: Bucket, keys: list[str]) -> list[FileInfo]:
     """Look up sorted keys with listings that start at the next key, and HEAD requests where keys are sparse."""
     infos: list[FileInfo] = []
     folder = os.path.commonprefix([keys[0], keys[-1]]).rpartition("/")[0]  # noqa: RUF071
     position = 0
     while position < len(keys):
         try:
-            page: Any = next(
-                iter(store.list(folder or None, offset=_before(keys[position]), chunk_size=_PAGE)), []
-            )
+            first_page = partial(_first_page, folder=folder or None, offset=_before(keys[position]))
+            page = source.ask(keys[position], "look up", first_page)
             stop = bisect_right(keys, page[-1]["path"], position) if len(page) == _PAGE else len(keys)
             listed = {item["path"]: item for item in page}
         except ValueError:
             # obstore refuses keys with an empty path segment, such as a//b.
             stop, listed = position, {}
         hits = [listed[key] for key in keys[position:stop] if key in listed]
-        infos += [to_file_info(bucket, item) for item in hits]
+        infos += [to_file_info(source.name, item) for item in hits]
         position = stop
         if len(hits) < _MIN_HITS:
-            infos += _look_up_by_head(store, bucket, keys[position : position + _HEAD_KEYS])
+            infos += _look_up_by_head(source, keys[position : position + _HEAD_KEYS])
             position += _HEAD_KEYS
     return infos
+
+
+def _first_page(store: S3Store, folder: str | None, offset: str) -> Any:
+    return next(iter(store.list(folder, offset=offset, chunk_size=_PAGE)), [])
 
 
 def _before(key: str) -> str:

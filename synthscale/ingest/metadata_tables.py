@@ -49,7 +49,7 @@ def from_zip(uri: str, storage: StorageConfig) -> Dataset:
     """
     try:
         # Not through the handle cache of `fetch`: the file may have been replaced since this process last read it.
-        with fsys.filesystem(uri, storage).open(uri, "rb") as file, zipfile.ZipFile(file) as archive:
+        with fsys.open_file(uri, storage) as file, zipfile.ZipFile(file) as archive:
             names = set(archive.namelist())
             tables = [name for name in names if posixpath.basename(name) == "metadata.csv"]
             if not tables:
@@ -117,7 +117,7 @@ def from_table_file(uri: str, storage: StorageConfig) -> Dataset:
 
 def _content_hash(uri: str, storage: StorageConfig) -> str:
     content = hashlib.blake2b(digest_size=16)
-    with fsys.storage_errors(uri, "read"), fsys.filesystem(uri, storage).open(uri, "rb") as file:
+    with fsys.storage_errors(uri, "read"), fsys.open_file(uri, storage) as file:
         while piece := file.read(_BLOCK_BYTES):
             content.update(piece)
     return content.hexdigest()
@@ -125,7 +125,7 @@ def _content_hash(uri: str, storage: StorageConfig) -> str:
 
 def _frames(uri: str, storage: StorageConfig, read: Callable[[Any], Any]) -> Iterator[pd.DataFrame]:
     """Yield a table's rows in batches; raise InputError if it is malformed or a column name is repeated."""
-    with fsys.storage_errors(uri, "read"), fsys.filesystem(uri, storage).open(uri, "rb") as file:
+    with fsys.storage_errors(uri, "read"), fsys.open_file(uri, storage) as file:
         try:
             for batch in read(file):
                 _check_column_names(batch.schema.names, uri)

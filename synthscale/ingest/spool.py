@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from synthscale.storage.filesystems import storage_errors
 from synthscale.tables.columns import iter_chunks
 from synthscale.tables.id_hashes import Hashes, hash_ids
 
@@ -40,8 +41,10 @@ class Spool:
             os.close(handle)
             self._paths.append(path)
             self._schema = rows.schema
-            self._writer = pa.ipc.new_file(path, rows.schema)
-        self._writer.write_table(rows)
+            with storage_errors(path, "write"):
+                self._writer = pa.ipc.new_file(path, rows.schema)
+        with storage_errors(self._paths[-1], "write"):
+            self._writer.write_table(rows)
 
     def add_all(self, tables: Iterable[pa.Table]) -> None:
         """Append several tables, in order."""
@@ -70,9 +73,10 @@ class Spool:
             return pa.concat_tables(_with_mixed_as_strings(tables), promote_options="permissive")
 
     def _close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._writer = self._schema = None
+        writer, self._writer, self._schema = self._writer, None, None
+        if writer is not None:
+            with storage_errors(self._paths[-1], "write"):
+                writer.close()
 
     def __enter__(self) -> "Spool":
         return self

@@ -77,18 +77,28 @@ def run(context: StageContext, dataset: Dataset) -> StageOutcome:
     return StageOutcome({"rows": n, "real": kinds[REAL], "synthetic": kinds[SYNTHETIC]}, info)
 
 
-def check_unchanged(context: StageContext, dataset: Dataset) -> None:
+def check_unchanged(context: StageContext, dataset: Dataset, *, except_failed: bool = False) -> None:
     """Check that the files named by a metadata table have the etags that the manifest recorded.
+
+    Args:
+        context: the run.
+        dataset: its input, as it is now.
+        except_failed: whether files of rows in ``failures/`` may differ, since they are about to be tried again.
 
     Raises:
         ResumeConflict: files have changed since the run began.
     """
+    tried = context.run.written_shards("failures") if except_failed else set()
 
     def count_changed(shard: Shard) -> tuple[int, str]:
-        before = context.run.read_shard("manifest", shard, ["uri", "etag"])
+        before = context.run.read_shard("manifest", shard, ["row", "uri", "etag"])
         now = dataset.rows.column("etag").slice(shard.start, shard.rows)
         # Files that have been added or deleted since have a null etag; embed reports those that it cannot read.
-        uris = before.column("uri").filter(pc.fill_null(pc.not_equal(before.column("etag"), now), False))
+        changed = pc.fill_null(pc.not_equal(before.column("etag"), now), False)
+        if shard.name in tried:
+            failed = context.run.read_shard("failures", shard, ["row"]).column("row")
+            changed = pc.and_not(changed, pc.is_in(before.column("row"), failed.combine_chunks()))
+        uris = before.column("uri").filter(changed)
         return len(uris), uris[0].as_py() if len(uris) else ""
 
     with ThreadPoolExecutor(_S3_THREADS) as pool:
@@ -96,7 +106,8 @@ def check_unchanged(context: StageContext, dataset: Dataset) -> None:
     if changed:
         raise ResumeConflict(
             f"{context.run.uri}: {sum(count for count, _ in changed):,} images have changed since the run began "
-            f"(first: {changed[0][1]}); choose another --output, or start again with --redo-from ingest"
+            f"(first: {changed[0][1]}); choose another --output, start again with --redo-from ingest, or, if only "
+            "images that failed have changed, try these with --retry-failed"
         )
 
 

@@ -3,6 +3,7 @@
 Writes no files. A vector that cannot be used is recorded as a failure of its row, and the run continues.
 """
 
+import os
 from typing import Any
 
 import numpy as np
@@ -86,11 +87,12 @@ def _rows_of_file(
     uri: str, row_range: tuple[int, int], rows: int, columns: list[str], storage: StorageConfig
 ) -> list[pa.Table]:
     """Return the rows of a half-open range of a file, decoding only the row groups that contain them."""
-    pieces, offset = [], 0
-    with fsys.storage_errors(uri, "read"), fsys.filesystem(uri, storage).open(uri, "rb") as opened:
-        try:
+
+    def read() -> list[pa.Table]:
+        pieces, offset = [], 0
+        with fsys.open_file(uri, storage) as opened:
             file = pq.ParquetFile(opened)
-            version = str(fsys.filesystem(uri, storage).ukey(uri))
+            version = fsys.version(uri, storage)
             if file.metadata.num_rows != rows:
                 raise InputError(
                     f"{uri}: has {file.metadata.num_rows:,} rows, but had {rows:,} when the run began"
@@ -101,9 +103,13 @@ def _rows_of_file(
                 if low < high:
                     pieces.append(_decode(file, (uri, version, group, tuple(columns))).slice(low, high - low))
                 offset += size
-        except pa.ArrowInvalid as error:
-            raise StorageError(f"{uri}: damaged or not a Parquet file: {error}") from error
-    return pieces
+        return pieces
+
+    try:
+        # The folder had files when the run began.
+        return fsys.attempt(uri, "read", storage, read, root=os.path.dirname(uri))
+    except pa.ArrowInvalid as error:
+        raise StorageError(f"{uri}: damaged or not a Parquet file: {error}") from error
 
 
 _last_row_group: dict[tuple[str, str, int, tuple[str, ...]], pa.Table] = {}

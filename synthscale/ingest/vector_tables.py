@@ -21,7 +21,7 @@ from synthscale.tables.layout import VectorSource
 def parquet_schema(uri: str, storage: StorageConfig) -> pa.Schema:
     """Return a Parquet file's schema; raise InputError if the file is damaged or not Parquet."""
     try:
-        with fsys.storage_errors(uri, "read"), fsys.filesystem(uri, storage).open(uri, "rb") as file:
+        with fsys.storage_errors(uri, "read"), fsys.open_file(uri, storage) as file:
             return pq.ParquetFile(file).schema_arrow
     except pa.ArrowInvalid as error:
         raise InputError(f"{uri}: not a readable Parquet file: {error}") from error
@@ -88,7 +88,7 @@ def from_vectors(uris: list[str], storage: StorageConfig) -> Dataset:
         rows.append(len(frame))
         if columns == ["embedding"]:
             lengths.update(_count_lengths(uri, storage))
-        versions.append([uri, str(fsys.filesystem(uri, storage).ukey(uri))])
+        versions.append([uri, fsys.version(uri, storage)])
     # A vector of a different length is recorded as a failure of its row when embed reads it.
     dimensions = lengths.most_common(1)[0][0] if lengths else len(columns)
     table = pa.concat_tables(tables, promote_options="permissive")
@@ -106,7 +106,7 @@ def _uris(frame: pd.DataFrame) -> list[str | None]:
 def _count_lengths(uri: str, storage: StorageConfig) -> Counter[int]:
     """Count the vectors of each length in a file, except null and empty ones, one batch in memory at a time."""
     counts = Counter[int]()
-    with fsys.storage_errors(uri, "read"), fsys.filesystem(uri, storage).open(uri, "rb") as file:
+    with fsys.storage_errors(uri, "read"), fsys.open_file(uri, storage) as file:
         for batch in pq.ParquetFile(file).iter_batches(columns=["embedding"]):
             counts.update(n for n in pc.list_value_length(batch.column(0)).to_pylist() if n)
     return counts

@@ -25,7 +25,14 @@ from synthscale.metrics.view_sums import FOLD, ViewSums
 from synthscale.metrics.warnings import blind_precision, warnings
 from synthscale.neighbors.view import K
 from synthscale.statistics.auc import RankSums
-from synthscale.statistics.estimates import Estimate, Metric, metric_block
+from synthscale.statistics.estimates import (
+    FEWEST_CLUSTERS,
+    TOO_FEW_INDEPENDENT,
+    Estimate,
+    Metric,
+    metric_block,
+    without_interval,
+)
 from synthscale.statistics.size_matching import are_similar_sizes
 from synthscale.tables.schemas import MANIFOLD_REAL
 
@@ -139,7 +146,7 @@ def generator_metrics(sums: ViewSums, facts: ViewFacts) -> GeneratorMetrics:
     confounders = confounder_figures(sums.file_facts, sums.bytes_per_pixel, bool(fit.get("folds")))
     self_test = neighbors.get("self_test") or metric_block(None, NO_IMAGES)
     shown = {name: value for name, value in neighbors.items() if name != "spreads"}
-    classifier = classifier_metrics(sums.classifier, facts.head, fit)
+    classifier = _with_enough_clusters(classifier_metrics(sums.classifier, facts.head, fit), context.clusters)
     lines += _classifier_lines(classifier, confounders, overall)
     families, family_lines = _families(sums, facts, context)
     lines += family_lines
@@ -209,7 +216,15 @@ def _families(sums: ViewSums, facts: ViewFacts, context: MetricContext) -> tuple
         extra_fields["complete_share"] = {name: facts.complete[name] for name in ("failed", "nulls")}
     if "stability" in facts.families:
         by_family["stability"] = stability_family(overall, folds, context)
-    ordered = {name: by_family[name] for name in facts.families if name in by_family}
+    ordered = {
+        name: {
+            # Fields of the input are independent, however the images resemble one another.
+            metric: estimate if name == "completeness" else estimate.from_clusters(context.clusters)
+            for metric, estimate in by_family[name].items()
+        }
+        for name in facts.families
+        if name in by_family
+    }
     as_json = {
         family: {name: estimate.to_json() | extra_fields.get(name, {}) for name, estimate in metrics.items()}
         for family, metrics in ordered.items()
@@ -218,8 +233,16 @@ def _families(sums: ViewSums, facts: ViewFacts, context: MetricContext) -> tuple
     return as_json, lines
 
 
+def _with_enough_clusters(classifier: dict[str, Any], clusters: float) -> dict[str, Any]:
+    """Return the classifier's block without intervals and p-value if there are too few clusters."""
+    metrics = {name: without_interval(classifier[name], clusters) for name in ("auc", "accuracy", "log_loss")}
+    if clusters < FEWEST_CLUSTERS and classifier["p_value"]["value"] is not None:
+        metrics["p_value"] = {"value": None, "reason": TOO_FEW_INDEPENDENT}
+    return {**classifier, **metrics}
+
+
 def add_control_values(generators: dict[str, dict[str, Any]], control: str) -> None:
-    """Add the control's value as ``control`` to every metric of the other generators, in place.
+    """Add the control's value as ``control`` and ``reference`` to every metric of the other generators, in place.
 
     Size-dependent metrics get it only from a control of similar size (whole or matched).
 
@@ -262,7 +285,7 @@ def _at_size(reference: dict[str, Any], rows: int) -> dict[str, Metric]:
 def _add_control(metrics: dict[str, Metric], control: dict[str, Metric]) -> None:
     for name, value in metrics.items():
         if name != "counts" and name in control and control[name]["value"] is not None:
-            value["control"] = control[name]["value"]
+            value["control"] = value["reference"] = control[name]["value"]
 
 
 def _context(sums: ViewSums, neighbors: dict[str, Any]) -> MetricContext:

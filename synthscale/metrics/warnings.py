@@ -35,7 +35,12 @@ def warnings(sums: ViewSums, fit: dict[str, Any], neighbors: dict[str, Any]) -> 
             "no classifier could be cross-validated (too few images or groups in a class): fidelity and "
             "representativeness have no value"
         )
-    elif not fit["converged"]:
+    elif fit.get("folds_by_row"):
+        texts.append(
+            "nearly all images are one chain of near-duplicates, so folds were assigned image by image: "
+            "near-duplicates may be in different folds, and the classifier may look better than it is"
+        )
+    if fit.get("folds") and not fit["converged"]:
         texts.append("the classifier did not fully converge: scores may move by more than 1e-5 between machines")
     if sums.distinct_real <= K:
         texts.append(f"only {sums.distinct_real} distinct real images: precision and coverage mean little")

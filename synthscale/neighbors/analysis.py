@@ -123,8 +123,8 @@ def analyse_views(
 
     Args:
         near: searches the space of near-duplicates.
-        manifold: returns the back end of the space of the manifold metrics, once the searches for near-duplicates
-            have ended; None if it is the same space.
+        manifold: returns the back end of the space of the manifold metrics; called once the searches for
+            near-duplicates have ended, which may have shared resources. None if it is the same space.
         config: the section ``neighbors``.
         rows: rows of each set, copies included.
         counts_manifold: also count what density and recall need.
@@ -135,7 +135,6 @@ def analyse_views(
     on_phase("search")
     other, known = near, recalls
     if manifold is not None:
-        near.end_searches()
         other, known = manifold(), {}
     searched = search_manifold(other, larger, counts_manifold=counts_manifold, known=known)
     other.end_searches()

@@ -1,6 +1,7 @@
 """The back end of neighbors/analysis.py on Ray: index actors, join tasks, and look-ups of vectors by shard."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,13 @@ from numpy.typing import NDArray
 from synthscale.neighbors.copies import Copies, vector_hashes
 from synthscale.neighbors.distance import Floats, Rows, normalized
 from synthscale.neighbors.edges import Codes, Edges, distinct_edges
-from synthscale.neighbors.embedding_reader import EmbeddingReader
 from synthscale.neighbors.join import JoinResult
 from synthscale.neighbors.knn_search import KnnResult
 from synthscale.neighbors.radius import ViewSearches
 from synthscale.neighbors.ray_cell_join import CellJoin, JoinFiles
 from synthscale.neighbors.ray_copy_scan import CopyScan, sample_distinct
 from synthscale.neighbors.ray_index_actors import SearchResults
-from synthscale.neighbors.ray_index_cluster import IndexCluster
+from synthscale.neighbors.ray_index_cluster import IndexCluster, IndexProcesses
 from synthscale.neighbors.ray_row_lookup import RowLookup
 from synthscale.neighbors.search_backend import KnnQuery, RadiusKey, RadiusQuery, SetPair, view_pairs
 from synthscale.neighbors.search_space import SearchSpace
@@ -25,7 +25,6 @@ from synthscale.neighbors.view import K, listed_edges
 from synthscale.runtime.task_pool import TaskPool
 from synthscale.statistics.jackknife import Blocks
 from synthscale.statistics.prdc_variance import sample_rows, share_deviations
-from synthscale.tables.layout import Shard
 
 
 class RayBackend:
@@ -33,31 +32,30 @@ class RayBackend:
 
     def __init__(
         self,
-        reader: EmbeddingReader,
-        chunks: list[list[Shard]],
+        processes: IndexProcesses,
+        space: SearchSpace,
         scanned: CopyScan,
-        cluster: IndexCluster,
-        pools: tuple[TaskPool, TaskPool],
+        pool: TaskPool,
         memory_bytes: int,
     ) -> None:
-        """Hand the distinct rows to the index actors.
+        """Hand the distinct rows to the index processes.
 
         Args:
-            reader: the run's embeddings, in the space that is searched.
-            chunks: the shards, in groups.
+            processes: the index processes, with the run's embeddings and a pool of the tasks that need GPUs.
+            space: the space that is searched.
             scanned: exact copies and samples.
-            cluster: the index actors.
-            pools: task pool for CPUs, and task pool for GPUs (for CPUs if there are none).
-            memory_bytes: memory limit of an index actor, and of a join task.
+            pool: task pool for CPUs.
+            memory_bytes: memory limit of an index process, and of a join task.
         """
+        reader = replace(processes.reader, space=space)
         self.names: Sequence[str] = reader.names
         self.distinct: Mapping[int, int] = scanned.distinct
         self.copies: Copies = scanned.copies
         self.copy_codes: Codes = scanned.codes
-        self._reader, self._chunks, self._scanned, self._cluster = reader, chunks, scanned, cluster
-        (self._pool, self._gpu_pool), self._memory_bytes = pools, memory_bytes
-        self._joins = 0
-        cluster.hold(scanned, memory_bytes)
+        self._reader, self._chunks, self._scanned = reader, processes.chunks, scanned
+        self._pool, self._gpu_pool, self._memory_bytes = pool, processes.pool, memory_bytes
+        self._space, self._joins = space, 0
+        self._cluster = IndexCluster(processes, space, scanned, memory_bytes)
 
     @property
     def results(self) -> SearchResults:
@@ -85,7 +83,7 @@ class RayBackend:
         return self._cluster.sample_radii(queries)
 
     def end_searches(self) -> None:
-        """End the index actors, so that later tasks can use their cores."""
+        """End the index processes, so that later tasks can use their cores."""
         self._cluster.close()
 
     def listed_edges(self, code: int, radius: float) -> Edges:
@@ -110,7 +108,7 @@ class RayBackend:
     def share_deviations(self, codes: Sequence[int]) -> dict[int, dict[str, Blocks]]:
         """See `SearchBackend`."""
         task, scanned = ray.remote(_share_deviations).options(num_cpus=1), ray.put(self._scanned)
-        parts = [task.remote(scanned, self._reader.space, code) for code in codes]
+        parts = [task.remote(scanned, self._space, code) for code in codes]
         return dict(zip(codes, ray.get(parts), strict=True))
 
     def lookup(self) -> RowLookup:

@@ -328,7 +328,7 @@ def _read_piece(files: JoinFiles, bucket: int, numbers: tuple[int, ...]) -> Join
     parts = []
     for number in numbers:
         path = files.path(f"scattered-{number:06d}.parquet")
-        with fsys.filesystem(path, files.tables.run.storage).open(path, "rb") as opened:
+        with fsys.storage_errors(path, "read"), fsys.open_file(path, files.tables.run.storage) as opened:
             file = pq.ParquetFile(opened)
             buckets = file.schema_arrow.metadata[b"buckets"].decode().split(",")
             parts.append(file.read_row_group(buckets.index(str(bucket))))

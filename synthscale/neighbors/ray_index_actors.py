@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -35,10 +35,10 @@ from synthscale.neighbors.knn_search import (
 )
 from synthscale.neighbors.search_backend import KnnQuery, RadiusKey, RadiusQuery, SetPair
 from synthscale.neighbors.search_files import pack_counts, pack_knn, unpack_counts, unpack_knn
-from synthscale.neighbors.search_space import NEAR_DUPLICATES
+from synthscale.neighbors.search_space import NEAR_DUPLICATES, SearchSpace
 from synthscale.neighbors.view import K, RadiusCounts
 from synthscale.storage import filesystems as fsys
-from synthscale.tables.layout import Shard
+from synthscale.tables.layout import DistanceMetric, Shard
 
 _READ_ROWS = 8192
 """Rows read at a time while an index is built."""
@@ -55,12 +55,14 @@ class IndexPart:
         of: number of parts.
         shards: shards of the part.
         sets: data of all sets that every part needs.
+        space: the space of its indexes.
     """
 
     number: int
     of: int
     shards: list[Shard]
     sets: "SetReferences"
+    space: SearchSpace
 
     @property
     def name(self) -> str:
@@ -96,11 +98,10 @@ class IndexHolder:
         self, reader: EmbeddingReader, chunks: list[list[Shard]], threads: int = 1, gpus: int = 0
     ) -> None:
         """Take the run's embeddings, the chunks of its shards, and the threads and GPUs to search with."""
-        self._reader, self._chunks, self._threads = reader, chunks, threads
+        self._run_reader = self._reader = reader
+        self._chunks, self._threads = chunks, threads
         self._pool = ThreadPoolExecutor(threads)
         self._candidate_filter = filter_for(gpus)
-        assert reader.space is not None
-        self._space = reader.space
         self._part: IndexPart | None = None
         self._copies: Copies | None = None
         self._indexes: dict[int, Index] = {}
@@ -170,14 +171,15 @@ class IndexHolder:
 
     def _hold(self, part: IndexPart) -> None:
         """Load a part's indexes, or build and save them. Small sets are always indexed anew."""
-        if self._part is not None and part.number == self._part.number:
+        if self._part is not None and (part.number, part.space.name) == (self._part.number, self._part.space.name):
             return
         self._indexes, self._radii, self._part = {}, {}, None
+        self._reader = replace(self._run_reader, space=part.space)
         self._copies = ray.get(part.sets.copies)
         cells = {code: ray.get(trained) for code, trained in part.sets.trained if trained is not None}
         saved = {code for code in cells if fsys.exists(self._path(part, code), self._reader.run.storage)}
         built = {
-            code: CellIndex(cells[code], self._candidate_filter, self._space.metric)
+            code: CellIndex(cells[code], self._candidate_filter, part.space.metric)
             for code in cells
             if code not in saved
         }
@@ -190,28 +192,28 @@ class IndexHolder:
             for code, kept in flat.items():
                 kept.append(block.of_set(code))
         for code in saved:
-            self._indexes[code] = self._read(self._path(part, code))
+            self._indexes[code] = self._read(self._path(part, code), part.space.metric)
         self._indexes |= built
         for code, blocks in flat.items():
             vectors, rows = (np.concatenate([getattr(b, name) for b in blocks]) for name in ("vectors", "row"))
-            self._indexes[code] = FlatIndex(vectors, rows, self._space.metric)
+            self._indexes[code] = FlatIndex(vectors, rows, part.space.metric)
         for code in (*built, *flat):
             fsys.write_with_callback(self._path(part, code), self._indexes[code].write, self._reader.run.storage)
         self._part = part
 
     def _path(self, part: IndexPart, code: int) -> str:
         name = f"{part.name}.{self._reader.names[code]}.faiss"
-        is_kept = self._space.name == NEAR_DUPLICATES
+        is_kept = part.space.name == NEAR_DUPLICATES
         return self._reader.run.path("index", name) if is_kept else self._reader.path("index", name)
 
-    def _read(self, path: str) -> CellIndex:
+    def _read(self, path: str, metric: DistanceMetric) -> CellIndex:
         if not fsys.is_s3(path):
-            return CellIndex.read(path, self._candidate_filter, self._space.metric)
+            return CellIndex.read(path, self._candidate_filter, metric)
         with tempfile.TemporaryDirectory() as folder:
             local = os.path.join(folder, "index")
-            with fsys.storage_errors(path, "read"):
-                fsys.filesystem(path, self._reader.run.storage).get_file(path, local)
-            return CellIndex.read(local, self._candidate_filter, self._space.metric)
+            storage = self._reader.run.storage
+            fsys.attempt(path, "read", storage, lambda: fsys.filesystem(path, storage).get_file(path, local))
+            return CellIndex.read(local, self._candidate_filter, metric)
 
     def _radii_of(self, rows: Rows, code: int, parts: int) -> Floats:
         """Return the k-NN radii of rows of a set, from the saved results of all parts."""

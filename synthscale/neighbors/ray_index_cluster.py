@@ -6,6 +6,7 @@ rerun repeats only the searches that have no saved result.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -46,8 +47,11 @@ _CORES_AN_ACTOR = 4
 """Cores per index actor, so that the products of one part use several threads."""
 
 
-class IndexCluster:
-    """The index actors of a run. Small sets are searched without actors, in this process."""
+class IndexProcesses:
+    """The index actors of a run, which serve one search space after another.
+
+    Small sets are searched without actors, in this process.
+    """
 
     def __init__(
         self,
@@ -59,19 +63,18 @@ class IndexCluster:
         in_process: bool = False,
     ) -> None:
         """Start the actors, each with a GPU or about four cores; none if all searches run ``in_process``."""
-        self._reader, self._shards, self._chunks, self._pool = reader, shards, chunks, pool
-        self._count = 1 if in_process else pool.gpus or max(1, min(pool.workers // _CORES_AN_ACTOR, len(shards)))
+        self.reader, self.shards, self.chunks, self.pool = reader, shards, chunks, pool
+        self.count = 1 if in_process else pool.gpus or max(1, min(pool.workers // _CORES_AN_ACTOR, len(shards)))
         self._actors: list[Any] = []
         self._holder: IndexHolder | None = None
         self._places: Any = None
-        self._parts: list[IndexPart] = []
         if in_process:
             self._holder = IndexHolder(reader, chunks)
         else:
             self._start_actors()
 
     def _start_actors(self) -> None:
-        count, pool = self._count, self._pool
+        count, pool = self.count, self.pool
         # An actor that takes the only core would block the tasks that it waits for.
         cpus, gpus = int(pool.workers > count), int(pool.gpus > 0)
         # For single actors Ray's SPREAD is best effort: two raylets may choose the same node.
@@ -86,31 +89,17 @@ class IndexCluster:
                 max_task_retries=3,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(places, i) if places else "DEFAULT",
             )
-            .remote(self._reader, self._chunks, max(1, pool.workers // count))
+            .remote(self.reader, self.chunks, max(1, pool.workers // count))
             for i in range(count)
         ]
 
-    def hold(self, scanned: CopyScan, memory_bytes: int) -> None:
-        """Divide the distinct rows into parts that fit into memory, and train the indexes of large sets."""
-        self._scan, self._shared = scanned, ray.put(scanned)
-        assert self._reader.space is not None
-        rows = max(1, memory_bytes // (4 * (self._reader.space.width + _CELL_NUMBERS) + 16))
-        needed = -(-sum(scanned.distinct.values()) // rows)
-        # Every actor gets the same number of parts. Shards alternate, so that each part has rows of every set.
-        self.parts = min(len(self._shards), self._count * -(-needed // self._count))
-        train = ray.remote(_train).options(num_cpus=1)
-        trained = tuple(
-            (
-                code,
-                train.remote(self._shared, self._reader.space, code, index_sample_size(n), cells_for(n))
-                if n > FLAT_ROWS
-                else None,
-            )
-            for code, n in scanned.distinct.items()
-        )
-        sets = SetReferences(ray.put(scanned.copies), trained)
-        shards = list(self._shards)
-        self._parts = [IndexPart(i, self.parts, shards[i :: self.parts], sets) for i in range(self.parts)]
+    def call(self, method: str, part: IndexPart, *arguments: Any) -> Any:
+        """Call a method of the holder of a part; return a reference to the result."""
+        if self._holder is None:
+            return getattr(self._actors[part.number % self.count], method).remote(part, *arguments)
+        # As Ray does for a task, replace references by their objects.
+        values = (ray.get(own) if isinstance(own, ray.ObjectRef) else own for own in arguments)
+        return ray.put(getattr(self._holder, method)(part, *values))
 
     def close(self) -> None:
         """End the actors, so that later tasks can use their cores, or free the indexes in this process."""
@@ -119,15 +108,52 @@ class IndexCluster:
             ray.kill(actor)
         if self._places is not None:
             remove_placement_group(self._places)
+            self._places = None
+        self._actors = []
+
+
+class IndexCluster:
+    """The indexes of all sets in one search space, held by the run's index processes."""
+
+    def __init__(
+        self, processes: IndexProcesses, space: SearchSpace, scanned: CopyScan, memory_bytes: int
+    ) -> None:
+        """Divide the distinct rows into parts that fit into memory, and train the indexes of large sets.
+
+        Args:
+            processes: hold the parts.
+            space: the space of the indexes.
+            scanned: exact copies and samples.
+            memory_bytes: memory limit of a process.
+        """
+        self._processes, self._pool, self._chunks = processes, processes.pool, processes.chunks
+        self._space, self._reader = space, replace(processes.reader, space=space)
+        self._scan, self._shared = scanned, ray.put(scanned)
+        self._count = processes.count
+        rows = max(1, memory_bytes // (4 * (space.width + _CELL_NUMBERS) + 16))
+        needed = -(-sum(scanned.distinct.values()) // rows)
+        shards = list(processes.shards)
+        # Every actor gets the same number of parts. Shards alternate, so that each part has rows of every set.
+        self.parts = min(len(shards), self._count * -(-needed // self._count))
+        train = ray.remote(_train).options(num_cpus=1)
+        trained = tuple(
+            (
+                code,
+                train.remote(self._shared, space, code, index_sample_size(n), cells_for(n))
+                if n > FLAT_ROWS
+                else None,
+            )
+            for code, n in scanned.distinct.items()
+        )
+        sets = SetReferences(ray.put(scanned.copies), trained)
+        self._parts = [IndexPart(i, self.parts, shards[i :: self.parts], sets, space) for i in range(self.parts)]
+
+    def close(self) -> None:
+        """End the processes."""
+        self._processes.close()
 
     def _call(self, method: str, part: IndexPart, *arguments: Any) -> Any:
-        """Call a method of the holder of a part; return a reference to the result."""
-        if self._holder is None:
-            actor = self._actors[part.number % self._count]
-            return getattr(actor, method).remote(part, *arguments)
-        # As Ray does for a task, replace references by their objects.
-        values = (ray.get(own) if isinstance(own, ray.ObjectRef) else own for own in arguments)
-        return ray.put(getattr(self._holder, method)(part, *values))
+        return self._processes.call(method, part, *arguments)
 
     def _for_all(self, method: str, queries: Any, what: str) -> None:
         """Search every chunk in every part; an actor finishes a part before it loads its next one.
@@ -198,9 +224,7 @@ class IndexCluster:
         return self._sample(dict.fromkeys(self._scan.distinct, SAMPLED_QUERIES))
 
     def _sample(self, counts: Mapping[int, int]) -> Any:
-        return (
-            ray.remote(_sorted_sample).options(num_cpus=1).remote(self._shared, self._reader.space, dict(counts))
-        )
+        return ray.remote(_sorted_sample).options(num_cpus=1).remote(self._shared, self._space, dict(counts))
 
     def _knn_of_block(self, queries: Sequence[KnnQuery], block: Any) -> list[tuple[Floats, Rows]]:
         parts = ray.get([self._call("knn", part, block, list(queries)) for part in self._parts])

@@ -20,6 +20,7 @@ from synthscale.neighbors.embedding_reader import EmbeddingReader
 from synthscale.neighbors.search_space import SearchSpace
 from synthscale.neighbors.self_test import SelfTest
 from synthscale.runtime.stage_context import StageContext
+from synthscale.storage.fetch import input_folders
 from synthscale.tables.columns import vector_matrix
 from synthscale.tables.layout import Shard, shards_of
 
@@ -94,7 +95,7 @@ def _self_test(
     vectors = vector_matrix(table, (0, reader.layout.dimensions))
     originals = vectors[np.searchsorted(table.column("row").to_numpy(), rows)]
     return selftest.run_self_test(
-        fetch_all(files_of(images), config),
+        fetch_all(files_of(images), config, input_folders(config)),
         originals.astype(np.float32),
         load_encoder(config, "cuda" if ray.get_gpu_ids() else "cpu"),
         space,

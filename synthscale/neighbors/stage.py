@@ -9,7 +9,6 @@ memory does not grow with rows that have none of these; on one machine it search
 """
 
 import time
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from synthscale.neighbors.embedding_reader import EmbeddingReader, group_shards
 from synthscale.neighbors.knn_search import FLAT_ROWS, SAMPLED_QUERIES
 from synthscale.neighbors.ray_backend import RayBackend
 from synthscale.neighbors.ray_copy_scan import moments_of_real, scan_copies
-from synthscale.neighbors.ray_index_cluster import IndexCluster
+from synthscale.neighbors.ray_index_cluster import IndexProcesses
 from synthscale.neighbors.ray_self_test import start_self_test
 from synthscale.neighbors.ray_tables import SavedSearches, write_tables
 from synthscale.neighbors.search_space import SearchSpace, search_spaces
@@ -61,24 +60,20 @@ def run(context: StageContext) -> StageOutcome:
     gpu_pool = TaskPool(context.gpus or context.cpus, context.gpus, context.on_progress)
 
     clock = _Clock()
+    in_process = context.has_only_local_cpus and sum(rows.values()) <= FLAT_ROWS
+    # The actors' processes start while the rows are scanned.
+    processes = IndexProcesses(reader, context.shards, chunks, gpu_pool, in_process=in_process)
     scanned = scan_copies(reader, chunks, _sample_sizes(rows), rows, pool)
     moments = moments_of_real(reader, chunks, scanned.copies, pool)
     spaces = search_spaces(context.layout, context.config.neighbors, moments)
     self_test = start_self_test(context, reader, spaces[0], chunks)
     clock.stop("scan")
 
-    def backend_of(space: SearchSpace) -> RayBackend:
-        in_process = context.has_only_local_cpus and sum(rows.values()) <= FLAT_ROWS
-        own = replace(reader, space=space)
-        cluster = IndexCluster(own, context.shards, chunks, gpu_pool, in_process=in_process)
-        memory_bytes = int(context.config.neighbors.actor_memory_gib * 2**30)
-        return RayBackend(own, chunks, scanned, cluster, (pool, gpu_pool), memory_bytes)
-
-    backends = [backend_of(spaces[0])]
+    memory_bytes = int(context.config.neighbors.actor_memory_gib * 2**30)
+    backends = [RayBackend(processes, spaces[0], scanned, pool, memory_bytes)]
 
     def manifold() -> RayBackend:
-        # Its actors start when those of the first space have ended, so that they can use the same cores.
-        backends.append(backend_of(spaces[1]))
+        backends.append(RayBackend(processes, spaces[1], scanned, pool, memory_bytes))
         return backends[-1]
 
     found = analyse_views(

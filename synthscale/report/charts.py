@@ -89,7 +89,10 @@ def interval_text(figures: Mapping[str, Any]) -> str:
     """Format a metric's 95 % interval, or the reason why it has none, as text to append to its value."""
     if figures.get("low") is None:
         return f" ({figures['reason']})" if figures.get("reason") else ""
-    return f", 95 % interval {figures['low']:.3f} to {figures['high']:.3f}"
+    low, high = figures["low"], figures["high"]
+    # As many digits as it takes to show that the interval has a width.
+    digits = next((n for n in range(3, 8) if f"{low:.{n}f}" != f"{high:.{n}f}"), 3)
+    return f", 95 % interval {low:.{digits}f} to {high:.{digits}f}"
 
 
 def histogram_path(counts: NDArray[np.int64], largest: float) -> str:

@@ -45,13 +45,17 @@ _SHARE_WORDS = {
 }
 """Metric -> what is counted, and what is wrong with one or with several of them."""
 _AS_EXPECTED_WORDS = {
-    "diversity": "synthetic images repeat one another no more often than real images do",
-    "unique_share": "there are no more repeats than among real images",
-    "freshness": "synthetic images repeat real ones no more often than real images do",
-    "precision": "as many synthetic images are near a real one as real images are",
-    "coverage": "as many real images have a synthetic one near them as an ideal generator of this size would give",
+    "diversity": ("synthetic images repeat one another {} more often than real images do", "no", "hardly"),
+    "unique_share": ("there are {} more repeats than among real images", "no", "hardly any"),
+    "freshness": ("synthetic images repeat real ones {} more often than real images do", "no", "hardly"),
+    "precision": ("{} as many synthetic images are near a real one as real images are", "at least", "about"),
+    "coverage": (
+        "{} as many real images have a synthetic one near them as an ideal generator of this size would give",
+        "at least",
+        "about",
+    ),
 }
-"""Metric -> words for a value at its reference, where the reference itself is below 1."""
+"""Metric -> words for a value near a reference below 1, and what to insert if it is at or above it, or below."""
 _REFERENCE_WORDS = {
     "diversity": "of real images {}",
     "unique_share": "among real images {}",
@@ -148,7 +152,8 @@ def _words(metric: str, value: float, reference: float, *, is_good: bool) -> str
     if reference >= _SHOWN_REFERENCE:
         return share_words(1.0 - value, *_SHARE_WORDS[metric])
     if is_good:
-        return f"{_AS_EXPECTED_WORDS[metric]} ({100 * value:.0f} %)"
+        words, above, below = _AS_EXPECTED_WORDS[metric]
+        return f"{words.format(above if value >= reference else below)} ({100 * value:.0f} %)"
     words = share_words(1.0 - value, *_SHARE_WORDS[metric])
     return f"{words} ({_REFERENCE_WORDS[metric].format(_fraction(1.0 - reference))})"
 

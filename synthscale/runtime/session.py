@@ -19,6 +19,7 @@ from types import TracebackType
 import ray
 
 from synthscale.errors import StageError, SynthscaleError
+from synthscale.storage.retries import full_error, is_full
 
 LOCAL = "local"
 """Address of a private Ray on this machine."""
@@ -161,8 +162,8 @@ def _log_levels_restored(*names: str) -> Iterator[None]:
 def ray_errors(stage: str) -> Iterator[None]:
     """Convert Ray's exceptions to synthscale's: the SynthscaleError that a worker raised, else a StageError.
 
-    The message of the StageError quotes the first line of Ray's exception that contains "Error"; the traceback is
-    logged at level INFO.
+    A full disk is a StorageFull. The message of the StageError quotes the first line of Ray's exception that
+    contains "Error"; the traceback is logged at level INFO.
     """
     try:
         yield
@@ -171,6 +172,10 @@ def ray_errors(stage: str) -> Iterator[None]:
         while cause is not None:
             if isinstance(cause, SynthscaleError):
                 raise type(cause)(*cause.args) from error
+            if is_full(cause):
+                raise full_error(
+                    cause, f"{stage}: {getattr(cause, 'filename', None) or tempfile.gettempdir()}"
+                ) from error
             cause = getattr(cause, "cause", None) or cause.__cause__
         logging.getLogger(__name__).info("stage %s failed", stage, exc_info=True)
         lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(" ")]
@@ -179,6 +184,11 @@ def ray_errors(stage: str) -> Iterator[None]:
             f"{stage}: a Ray worker failed: {reasons[0]}; run the same command again to continue, "
             "or with --verbose for details"
         ) from error
+    except OSError as error:
+        # Files that libraries write, most of them temporary. (Some errors of Ray are OSErrors too: after them.)
+        if is_full(error):
+            raise full_error(error, f"{stage}: {error.filename or tempfile.gettempdir()}") from error
+        raise
 
 
 def _train_errors() -> tuple[type[Exception], ...]:

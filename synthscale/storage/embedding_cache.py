@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from synthscale.config import StorageConfig
-from synthscale.errors import SchemaError, StorageError
+from synthscale.errors import SchemaError, StorageError, StorageUnavailable
 from synthscale.storage import filesystems as fsys
 from synthscale.tables.layout import StoredFile
 from synthscale.tables.schemas import conform, embeddings_schema
@@ -56,17 +56,25 @@ class EmbeddingCache:
         return sorted(name for name in names if name.startswith("part-") and name.endswith(".parquet"))
 
     def keys(self, part: str) -> pa.ChunkedArray:
-        """Return the keys of a part in row order; empty if the part is missing or damaged."""
+        """Return the keys of a part in row order; empty if the part is missing or damaged.
+
+        Raises:
+            StorageUnavailable: the cache cannot be reached; its entries are not given up for that.
+        """
         try:
             return fsys.read_table(fsys.join(self.uri, part), self.storage, ["key"]).column("key").cast(KEY)
+        except StorageUnavailable:
+            raise
         except (StorageError, pa.ArrowInvalid, KeyError):
             return pa.chunked_array([], KEY)
 
     def read(self, part: str) -> pa.Table | None:
-        """Return the rows of a part; None if it is missing or damaged."""
+        """Return the rows of a part; None if it is missing or damaged. Raises as `keys` does."""
         try:
             table = fsys.read_table(fsys.join(self.uri, part), self.storage)
             return conform(table, self.schema, part).select(self.schema.names)
+        except StorageUnavailable:
+            raise
         except (StorageError, SchemaError):
             return None
 

@@ -2,23 +2,25 @@
 
 Archive members have fsspec's chained URIs: ``zip://MEMBER::PATH``, and in the same manner
 ``tar://OFFSET+SIZE/MEMBER::PATH`` (one byte range of the file) and ``parquet://GROUP/ROW/COLUMN::PATH``. Failures
-are raised as RowFault with a reason: the caller records them for the row, and the run continues.
+that concern the file are raised as RowFault with a reason: the caller records them for the row, and the run
+continues. Transient ones are repeated, and end the run if they last (retries.py).
 """
 
 import os
 import threading
 import zipfile
 import zlib
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from botocore.exceptions import BotoCoreError, ClientError
 
-from synthscale.config import StorageConfig
+from synthscale.config import Config, StorageConfig
 from synthscale.storage import filesystems as fsys
 from synthscale.storage import objects
+from synthscale.storage.retries import message_of, retrying, storage_error_types
 from synthscale.tables.faults import Reason, RowFault
 from synthscale.tables.layout import StoredFile
 
@@ -47,34 +49,61 @@ def containing_file(uri: str) -> str:
     return uri.rpartition("::")[2] if uri.partition("://")[0] in _MEMBER_READERS else uri
 
 
-def fetch(stored: StoredFile, storage: StorageConfig) -> bytes:
+def input_folders(config: Config) -> list[str]:
+    """Return the local folders that a run's input is known to be in: those of its sets, or that of its table."""
+    uris = [config.real, *config.synthetic.values(), config.manifest]
+    paths = [fsys.absolute(uri) for uri in uris if uri is not None and not fsys.is_s3(uri)]
+    # A set or table may be one file, such as an archive.
+    is_file = [os.path.splitext(path)[1] != "" and not os.path.isdir(path) for path in paths]
+    return [os.path.dirname(path) if file else path for path, file in zip(paths, is_file, strict=True)]
+
+
+def fetch(stored: StoredFile, storage: StorageConfig, roots: Sequence[str] = ()) -> bytes:
     """Return the bytes of an image file or archive member.
 
     Args:
         stored: URI, size and etag from the manifest. For a member, the etag is the archive's and the size is
             ignored.
         storage: S3 settings.
+        roots: local folders of the input, which have files while they are mounted. A file is not missing if its
+            folder here has disappeared, or another mount that it was listed on.
 
     Raises:
         RowFault: the bytes cannot be read, or the file has changed since it was listed; ``reason`` says which.
+        StorageUnavailable: a transient error lasted for ``storage.retry_s``.
     """
     uri = stored.uri
+
+    def attempt() -> bytes:
+        try:
+            return _fetch(stored, storage)
+        except FileNotFoundError as error:
+            if roots:
+                fsys.raise_if_lost(error, containing_file(uri), roots, was_listed=stored.etag is not None)
+            raise
+
     try:
-        scheme, separator, rest = uri.partition("://")
-        if separator and scheme in _MEMBER_READERS:
-            member, _, archive = rest.rpartition("::")
-            return _MEMBER_READERS[scheme](member, StoredFile(archive, stored.size_bytes, stored.etag), storage)
-        if not fsys.is_s3(uri):
-            return _read_file(stored)
-        return objects.get_object(stored, storage, MAX_BYTES)
+        return retrying(attempt, uri, "read", storage.retry_s)
     except (FileNotFoundError, KeyError) as error:
         raise RowFault(Reason.NOT_FOUND, f"{uri}: not found") from error
     except PermissionError as error:
         raise RowFault(Reason.ACCESS_DENIED, f"{uri}: access denied") from error
     except (zipfile.BadZipFile, zlib.error, pa.ArrowInvalid, IndexError) as error:
         raise RowFault(Reason.CORRUPT, f"{uri}: {error}") from error
-    except (OSError, BotoCoreError, ClientError, RuntimeError, ValueError) as error:
-        raise RowFault(Reason.READ_ERROR, f"{uri}: {' '.join(str(error).split())}") from error
+    except storage_error_types() as error:
+        raise RowFault(Reason.READ_ERROR, f"{uri}: {message_of(error)}") from error
+    except (RuntimeError, ValueError) as error:
+        raise RowFault(Reason.READ_ERROR, f"{uri}: {message_of(error)}") from error
+
+
+def _fetch(stored: StoredFile, storage: StorageConfig) -> bytes:
+    scheme, separator, rest = stored.uri.partition("://")
+    if separator and scheme in _MEMBER_READERS:
+        member, _, archive = rest.rpartition("::")
+        return _MEMBER_READERS[scheme](member, StoredFile(archive, stored.size_bytes, stored.etag), storage)
+    if not fsys.is_s3(stored.uri):
+        return _read_file(stored)
+    return objects.get_object(stored, storage, MAX_BYTES)
 
 
 def _read_file(stored: StoredFile) -> bytes:
@@ -108,7 +137,7 @@ def _etag(archive: StoredFile, storage: StorageConfig) -> str:
 
 def _open(uri: str, storage: StorageConfig, etag: str) -> Any:
     """Open an archive for reading; raise RowFault if its etag is not ``etag``."""
-    file = fsys.filesystem(uri, storage).open(uri, "rb")
+    file = fsys.open_file(uri, storage)
     if fsys.stat(uri, storage).etag != etag:
         raise RowFault(Reason.CHANGED, f"{uri}: has changed since it was listed")
     return file

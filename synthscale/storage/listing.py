@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from obstore.store import S3Store
@@ -17,7 +18,8 @@ from obstore.store import S3Store
 from synthscale.config import StorageConfig
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.filesystems import FileInfo
-from synthscale.storage.objects import bucket_client, check_listing, listing_errors, to_file_info
+from synthscale.storage.objects import Bucket, check_listing, listing_errors, to_file_info
+from synthscale.storage.retries import retrying
 
 _LIST_THREADS = 16
 """Number of S3 prefixes listed in parallel, one thread each."""
@@ -45,7 +47,7 @@ def list_pages(uri: str, storage: StorageConfig) -> Iterator[list[FileInfo]]:
         return
     page: list[FileInfo] = []
     with fsys.storage_errors(uri, "list"):
-        for info in _files(uri):
+        for info in _files(uri, storage.retry_s):
             page.append(info)
             if len(page) == _PAGE:
                 yield page
@@ -53,22 +55,33 @@ def list_pages(uri: str, storage: StorageConfig) -> Iterator[list[FileInfo]]:
     yield page
 
 
-def _files(folder: str) -> Iterator[FileInfo]:
+def _files(folder: str, retry_s: float) -> Iterator[FileInfo]:
     """Yield the files below a folder, sorted by path; follow links to files, but not links to folders."""
+    for path, info in retrying(partial(_entries, folder), folder, "list", retry_s):
+        if info is None:
+            yield from _files(path, retry_s)
+        else:
+            yield info
+
+
+def _entries(folder: str) -> list[tuple[str, FileInfo | None]]:
+    """Return the path of each folder (with None) and file in a folder, sorted as they are within whole paths."""
     with os.scandir(folder) as iterator:
         entries = list(iterator)
     # With the slash, names sort as they do within whole paths: "a-b/c" comes before "a/b".
     entries.sort(key=lambda entry: f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name)
+    result: list[tuple[str, FileInfo | None]] = []
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
-            yield from _files(entry.path)
+            result.append((entry.path, None))
         elif not entry.is_dir():
             try:
                 state = entry.stat()
             except FileNotFoundError:
                 # A broken link stays in the listing, so that it is recorded as a failure of its row.
                 state = entry.stat(follow_symlinks=False)
-            yield FileInfo(entry.path, state.st_size, fsys.file_etag(state))
+            result.append((entry.path, FileInfo(entry.path, state.st_size, fsys.file_etag(state))))
+    return result
 
 
 def _objects(uri: str, storage: StorageConfig) -> Iterator[list[FileInfo]]:
@@ -76,21 +89,21 @@ def _objects(uri: str, storage: StorageConfig) -> Iterator[list[FileInfo]]:
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
     with listing_errors(uri, "list"):
         check_listing(bucket, prefix, storage)
-        store = bucket_client(bucket, storage)
-        prefixes = _sub_prefixes(store, prefix)
-        yield from _pages(store, bucket, prefix) if prefixes is None else _in_order(store, bucket, prefixes)
+        source = Bucket(bucket, storage)
+        prefixes = _sub_prefixes(source, prefix)
+        yield from _pages(source, prefix) if prefixes is None else _in_order(source, prefixes)
 
 
-def _sub_prefixes(store: S3Store, prefix: str) -> list[str] | None:
+def _sub_prefixes(source: Bucket, prefix: str) -> list[str] | None:
     """Split a prefix into sub-prefixes that can be listed in parallel, sorted; None if it cannot be split."""
     prefixes = [prefix]
     for _ in range(_MAX_DEPTH):
         deeper = []
         for parent in prefixes:
-            if _is_flat(store, parent):
+            if _is_flat(source, parent):
                 deeper.append(parent)
                 continue
-            listed = store.list_with_delimiter(parent)
+            listed = source.ask(parent, "list", partial(S3Store.list_with_delimiter, prefix=parent))
             folders = [f"{folder}/" for folder in sorted(listed["common_prefixes"])]
             # Objects and folders side by side would have to be merged by path: such a prefix is not split.
             deeper += folders if folders and not listed["objects"] else [parent]
@@ -102,16 +115,16 @@ def _sub_prefixes(store: S3Store, prefix: str) -> list[str] | None:
     return sorted(prefixes) if len(prefixes) > 1 else None
 
 
-def _is_flat(store: S3Store, prefix: str) -> bool:
+def _is_flat(source: Bucket, prefix: str) -> bool:
     """Return True if the first page of a prefix has objects directly below it.
 
     ``list_with_delimiter`` would return all of those objects in one list.
     """
-    first = next(iter(store.list(prefix, chunk_size=_PAGE)), [])
+    first = source.ask(prefix, "list", lambda store: next(iter(store.list(prefix, chunk_size=_PAGE)), []))
     return any("/" not in item["path"].removeprefix(prefix) for item in first)
 
 
-def _in_order(store: S3Store, bucket: str, prefixes: list[str]) -> Iterator[list[FileInfo]]:
+def _in_order(source: Bucket, prefixes: list[str]) -> Iterator[list[FileInfo]]:
     """Yield the pages of each prefix in turn, while the next prefixes are listed in threads."""
     stop = threading.Event()
     queues: deque[queue.Queue[Any]] = deque()
@@ -121,7 +134,7 @@ def _in_order(store: S3Store, bucket: str, prefixes: list[str]) -> Iterator[list
             while True:
                 while len(queues) < _LIST_THREADS and (prefix := next(remaining, None)) is not None:
                     queues.append(queue.Queue(_PAGES_AHEAD))
-                    pool.submit(_list_into, queues[-1], store, bucket, prefix, stop)
+                    pool.submit(_list_into, queues[-1], source, prefix, stop)
                 if not queues:
                     return
                 while (page := queues[0].get()) is not None:
@@ -133,7 +146,7 @@ def _in_order(store: S3Store, bucket: str, prefixes: list[str]) -> Iterator[list
             stop.set()
 
 
-def _list_into(pages: "queue.Queue[Any]", store: S3Store, bucket: str, prefix: str, stop: threading.Event) -> None:
+def _list_into(pages: "queue.Queue[Any]", source: Bucket, prefix: str, stop: threading.Event) -> None:
     """Put the pages of a prefix into a queue, then None; or, if listing fails, the error."""
 
     def put(item: Any) -> None:
@@ -145,7 +158,7 @@ def _list_into(pages: "queue.Queue[Any]", store: S3Store, bucket: str, prefix: s
                 continue
 
     try:
-        for page in _pages(store, bucket, prefix):
+        for page in _pages(source, prefix):
             put(page)
             if stop.is_set():
                 return
@@ -155,7 +168,20 @@ def _list_into(pages: "queue.Queue[Any]", store: S3Store, bucket: str, prefix: s
     put(None)
 
 
-def _pages(store: S3Store, bucket: str, prefix: str) -> Iterator[list[FileInfo]]:
-    for page in store.list(prefix, chunk_size=_PAGE):
+def _pages(source: Bucket, prefix: str) -> Iterator[list[FileInfo]]:
+    """Yield the objects below a prefix; a listing that breaks off is continued after its last page."""
+    pages = last = None
+
+    def next_page(store: S3Store) -> Any:
+        nonlocal pages
+        # The iterator makes the requests, and is of no use after one has failed.
+        current, pages = pages, None
+        current = iter(store.list(prefix, offset=last, chunk_size=_PAGE)) if current is None else current
+        page = next(current, None)
+        pages = current
+        return page
+
+    while (page := source.ask(prefix, "list", next_page)) is not None:
+        last = page[-1]["path"] if page else last
         # Some tools create empty objects "folder/" as placeholders of folders; they are not files.
-        yield [to_file_info(bucket, item) for item in page if not item["path"].endswith("/")]
+        yield [to_file_info(source.name, item) for item in page if not item["path"].endswith("/")]

@@ -3,19 +3,17 @@
 obstore's synchronous calls are made from many threads. They cost a tenth of the CPU time of s3fs per object
 (benchmarks/stream.py), so images are fetched and prefixes listed (listing.py) with obstore; everything else on S3
 goes through s3fs (filesystems.py). Endpoint, region, profile and credentials come from botocore, as they do for
-s3fs. obstore retries throttling (429), server errors (5xx), resets and time-outs with jittered back-off. Truncated
-bodies are retried here, because only the manifest knows the expected length.
+s3fs. Transient errors are repeated by `retries.retrying`, not by obstore, so that one deadline holds for all of
+them. Bodies shorter than listed are requested again here, because only the manifest knows the expected length.
 """
 
 import os
-import random
-import re
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import botocore.loaders
@@ -29,21 +27,27 @@ from obstore.store import S3Store
 from synthscale.config import StorageConfig
 from synthscale.errors import StorageError
 from synthscale.storage.filesystems import FileInfo
+from synthscale.storage.retries import (
+    is_transient,
+    message_of,
+    retrying,
+    status_and_code,
+    storage_error_types,
+    unavailable,
+)
 from synthscale.tables.faults import Reason, RowFault
 from synthscale.tables.layout import StoredFile
 
 _MAX_ATTEMPTS = 4
-"""GET requests for an object whose body is truncated, the first one included."""
-_FIRST_PAUSE_S = 0.2
-"""Scale of the random pause before a retry in seconds: retry i waits 0 to ``_FIRST_PAUSE_S * 2**i``."""
-_RETRY: dict[str, Any] = {
-    "max_retries": 8,
+"""GET requests for an object whose body has another length than listed, the first one included."""
+_NO_RETRY: dict[str, Any] = {"max_retries": 0}
+"""obstore's own retries: none."""
+_SHORT_RETRY: dict[str, Any] = {
+    "max_retries": 2,
     "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=10), "base": 2},
-    "retry_timeout": timedelta(seconds=120),
+    "retry_timeout": timedelta(seconds=8),
 }
-"""obstore's retries: at most 8 within two minutes per request."""
-_SHORT_RETRY: dict[str, Any] = {**_RETRY, "max_retries": 2, "retry_timeout": timedelta(seconds=8)}
-"""Retries of `check_listing`, so that a wrong endpoint, bucket or key is reported within seconds."""
+"""obstore's retries in `check_listing`, so that a wrong endpoint, bucket or key is reported within seconds."""
 _CLIENT: dict[str, Any] = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=10)}
 _CLIENT_LOCK = threading.Lock()
 _CREDENTIALS_LIFETIME = timedelta(minutes=10)
@@ -53,7 +57,6 @@ _CREDENTIALS_LIFETIME = timedelta(minutes=10)
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 _DENIED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AccessDenied"}
 _OTHER_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
-_THROTTLED = {"SlowDown", "ServiceUnavailable", "TooManyRequests", "RequestLimitExceeded"}
 
 
 def get_object(
@@ -70,23 +73,20 @@ def get_object(
     Raises:
         RowFault: with the reason. CHANGED if the etag differs from the manifest's, TRUNCATED if the size still
             differs after ``_MAX_ATTEMPTS`` requests, TOO_LARGE over the limit, otherwise as `to_row_fault` says.
+        StorageUnavailable: the error is transient, and lasted for ``storage.retry_s``.
     """
     bucket, _, key = stored.uri.removeprefix("s3://").partition("/")
-    for attempt in range(_MAX_ATTEMPTS):
-        if attempt:
-            time.sleep(random.uniform(0, _FIRST_PAUSE_S * 2**attempt))
+    expected = stored.size_bytes if span is None else span[1] - span[0]
+
+    get = partial(_get, key=key, stored=stored, limit_bytes=limit_bytes, span=span)
+    for _ in range(_MAX_ATTEMPTS):
         try:
-            data = _get(bucket_client(bucket, storage), key, stored, limit_bytes, span)
+            data: bytes = Bucket(bucket, storage).ask(key, "read", get)
         except (BaseError, FileNotFoundError) as error:
-            fault = to_row_fault(error, stored.uri)
-            if fault.reason is not Reason.TRUNCATED:
-                raise fault from error
-            continue
-        expected = stored.size_bytes if span is None else span[1] - span[0]
+            raise to_row_fault(error, stored.uri) from error
         if expected is None or len(data) == expected:
             return data
-        fault = RowFault(Reason.TRUNCATED, f"{stored.uri}: received {len(data):,} of {expected:,} bytes")
-    raise fault
+    raise RowFault(Reason.TRUNCATED, f"{stored.uri}: received {len(data):,} of {expected:,} bytes")
 
 
 def _get(store: S3Store, key: str, stored: StoredFile, limit_bytes: int, span: tuple[int, int] | None) -> bytes:
@@ -101,10 +101,8 @@ def _get(store: S3Store, key: str, stored: StoredFile, limit_bytes: int, span: t
 
 
 def to_row_fault(error: Exception, uri: str) -> RowFault:
-    """Convert an obstore error to a RowFault; HTTP status and S3 error code are parsed from its message."""
-    message = str(error).partition("Debug source")[0]
-    code = match[1] if (match := re.search(r"<Code>(\w+)</Code>", message)) else ""
-    status = match[1] if (match := re.search(r"status code: (\d{3})", message)) else ""
+    """Convert a permanent obstore error to a RowFault; the S3 error code is parsed from its message."""
+    message, (_, code) = message_of(error), status_and_code(error)
     if code == "NoSuchBucket":
         return RowFault(Reason.NOT_FOUND, f"{uri}: there is no such bucket")
     if isinstance(error, FileNotFoundError):
@@ -115,11 +113,7 @@ def to_row_fault(error: Exception, uri: str) -> RowFault:
         return RowFault(Reason.ACCESS_DENIED, f"{uri}: access denied{f' ({code})' if code else ''}")
     if code in _OTHER_REGION or "redirect" in message:
         return RowFault(Reason.READ_ERROR, f"{uri}: the bucket is in another region; set storage.region")
-    if code in _THROTTLED or status in {"429", "503"}:
-        return RowFault(Reason.THROTTLED, f"{uri}: the server is throttling requests ({status} {code})")
-    if "response body" in message:
-        return RowFault(Reason.TRUNCATED, f"{uri}: the connection closed before the end of the body")
-    return RowFault(Reason.READ_ERROR, f"{uri}: {' '.join(message.split())}")
+    return RowFault(Reason.READ_ERROR, f"{uri}: {message}")
 
 
 @contextmanager
@@ -127,21 +121,36 @@ def listing_errors(uri: str, doing: str) -> Iterator[None]:
     """Convert errors of S3 listings to StorageError: "cannot ``doing`` ``uri``: reason"."""
     try:
         yield
-    except (BaseError, FileNotFoundError) as error:
+    except storage_error_types() as error:
+        if is_transient(error):
+            raise unavailable(error, uri, doing) from error
         raise StorageError(f"cannot {doing} {to_row_fault(error, uri).detail}") from error
     except RowFault as fault:
         raise StorageError(f"cannot {doing} {fault.detail}") from fault
 
 
 def check_listing(bucket: str, prefix: str | None, storage: StorageConfig) -> None:
-    """List one object, with few retries; a wrong endpoint, bucket or access key raises within seconds.
+    """List one object, with few retries: the first contact, where a wrong setting has to show within seconds.
+
+    A server that answers with a transient error (429, 5xx) passes: requests that follow are repeated for longer.
 
     Raises:
         BaseError: obstore's error; `listing_errors` converts it.
         FileNotFoundError: the bucket does not exist.
         RowFault: there are no credentials, or botocore cannot be configured.
+        StorageError: the server does not answer.
     """
-    next(iter(bucket_client(bucket, storage, is_patient=False).list(prefix, chunk_size=1)), None)
+    try:
+        with _CLIENT_LOCK:
+            store = _store(bucket, storage, os.getpid(), is_first_contact=True)
+        next(iter(store.list(prefix, chunk_size=1)), None)
+    except storage_error_types() as error:
+        if not is_transient(error):
+            raise
+        if not (isinstance(error, ClientError) or any(status_and_code(error))):
+            raise StorageError(
+                f"cannot list s3://{bucket}: {message_of(error)}; check storage.endpoint_url and the network"
+            ) from error
 
 
 def is_denied(error: BaseError) -> bool:
@@ -154,27 +163,47 @@ def to_file_info(bucket: str, item: Any) -> FileInfo:
     return FileInfo(f"{bucket}/{item['path']}", item["size"], (item["e_tag"] or "").strip('"') or None)
 
 
-def bucket_client(bucket: str, storage: StorageConfig, *, is_patient: bool = True) -> S3Store:
-    """Return this process's obstore client of a bucket.
-
-    Args:
-        bucket: name of the bucket.
-        storage: S3 settings.
-        is_patient: retry for up to two minutes; False gives up after 8 seconds.
+def bucket_client(bucket: str, storage: StorageConfig) -> S3Store:
+    """Return this process's obstore client of a bucket, which repeats no request: callers use `retrying`.
 
     Raises:
         RowFault: there are no credentials, or botocore cannot be configured.
+        BotoCoreError, ClientError: the bucket's region cannot be asked for at the moment.
     """
     # A client takes 0.1 s to create: without the lock, every thread would create its own.
     with _CLIENT_LOCK:
-        return _store(bucket, storage, os.getpid(), is_patient)
+        return _store(bucket, storage, os.getpid(), is_first_contact=False)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket on S3 whose requests are repeated after transient errors.
+
+    Attributes:
+        name: name of the bucket.
+        storage: S3 settings.
+    """
+
+    name: str
+    storage: StorageConfig
+
+    def ask(self, key: str, doing: str, request: Callable[[S3Store], Any]) -> Any:
+        """Return the result of ``request``, which gets the bucket's client.
+
+        Raises:
+            BaseError, FileNotFoundError: a permanent error.
+            RowFault: there are no credentials, or botocore cannot be configured.
+            StorageUnavailable: a transient error lasted for ``storage.retry_s``; it says "cannot ``doing``".
+        """
+        uri = f"s3://{self.name}/{key}"
+        return retrying(lambda: request(bucket_client(self.name, self.storage)), uri, doing, self.storage.retry_s)
 
 
 @lru_cache(maxsize=16)
-def _store(bucket: str, storage: StorageConfig, pid: int, is_patient: bool) -> S3Store:
+def _store(bucket: str, storage: StorageConfig, pid: int, is_first_contact: bool) -> S3Store:
     """Create a client; ``pid`` is part of the cache key because obstore is not fork-safe."""
-    settings = {**_settings(bucket, storage, pid), "retry_config": _RETRY if is_patient else _SHORT_RETRY}
-    return S3Store(bucket, **settings)
+    retry = _SHORT_RETRY if is_first_contact else _NO_RETRY
+    return S3Store(bucket, **{**_settings(bucket, storage, pid), "retry_config": retry})
 
 
 @lru_cache(maxsize=16)
@@ -212,6 +241,8 @@ def _settings(bucket: str, storage: StorageConfig, pid: int) -> dict[str, Any]:
             settings["credential_provider"] = _Credentials(credentials)
         return settings
     except BotoCoreError as error:
+        if is_transient(error):
+            raise
         raise RowFault(Reason.READ_ERROR, f"s3://{bucket}: {error}") from error
 
 
@@ -230,6 +261,9 @@ def _region_of(bucket: str, s3: Any) -> str:
     try:
         response = s3.head_bucket(Bucket=bucket)
     except ClientError as error:
+        # Without an answer about the region, the wrong one would be used for as long as this process lives.
+        if is_transient(error):
+            raise
         # S3 sends the region even when it denies access.
         response = error.response
     headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
@@ -243,7 +277,13 @@ class _Credentials:
         self._credentials = credentials
 
     def __call__(self) -> Any:
-        current = self._credentials.get_frozen_credentials()
+        try:
+            current = self._credentials.get_frozen_credentials()
+        except (BotoCoreError, ClientError) as error:
+            if is_transient(error):
+                # obstore reports every error of this call as missing credentials; `is_transient` knows this type.
+                raise ConnectionError(f"the credentials could not be renewed: {error}") from error
+            raise
         return {
             "access_key_id": current.access_key,
             "secret_access_key": current.secret_key,

@@ -163,7 +163,8 @@ class RunDirectory:
 
     def read_shard(self, table: str, shard: Shard, columns: list[str] | None = None) -> pa.Table:
         """Read one shard of a table, or some of its columns."""
-        return fsys.read_table(self.path(table, shard.name), self.storage, columns)
+        root = None if fsys.is_s3(self.uri) else self.uri
+        return fsys.read_table(self.path(table, shard.name), self.storage, columns, root)
 
     def written_shards(self, table: str) -> set[str]:
         """Return the file names in a table's folder, whose shards are `Shard.name`; empty before the first one."""
@@ -258,8 +259,7 @@ class RunDirectory:
 
 def _is_empty(uri: str, storage: StorageConfig) -> bool:
     """Return True if a folder has no files but those of a driver that has only just started there."""
-    with fsys.storage_errors(uri, "list"):
-        paths = fsys.filesystem(uri, storage).ls(uri, detail=False)
+    paths = fsys.attempt(uri, "list", storage, lambda: fsys.filesystem(uri, storage).ls(uri, detail=False))
     return all(_START_FILES.fullmatch(path.rstrip("/").rpartition("/")[2]) for path in paths)
 
 

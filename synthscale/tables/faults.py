@@ -8,7 +8,6 @@ class Reason(StrEnum):
 
     NOT_FOUND = "not_found"
     ACCESS_DENIED = "access_denied"
-    THROTTLED = "throttled"
     READ_ERROR = "read_error"
     CHANGED = "changed"
     EMPTY = "empty"

@@ -5,6 +5,7 @@ cannot: a dataclass becomes a JSON document and numeric arrays, and the reader's
 back together.
 """
 
+import functools
 import io
 import json
 import types
@@ -139,6 +140,10 @@ def _pack(value: Any, arrays: list[NDArray[Any]]) -> Any:
     return value
 
 
+# Resolving annotations takes longer than everything else about a small dataclass.
+_field_types = functools.cache(typing.get_type_hints)
+
+
 def _unpack(kind: Any, value: Any, arrays: list[NDArray[Any]]) -> Any:
     """Return the value of type ``kind`` that `_pack` turned into JSON and arrays."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
@@ -154,7 +159,7 @@ def _unpack(kind: Any, value: Any, arrays: list[NDArray[Any]]) -> Any:
     if origin is np.ndarray:
         return arrays[value]
     if is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
+        hints = _field_types(typing.cast(Any, kind))
         given = {name: _unpack(hints[name], item, arrays) for name, item in value.items()}
         return typing.cast(Any, kind)(**given)
     if origin is Counter:

@@ -20,9 +20,18 @@ from synthscale.classify.logistic import LogisticFit
 from synthscale.classify.model import FittedClassifier, out_of_fold_logits
 from synthscale.classify.training import FoldPlan, TrainingData, VectorBlock, bandwidth_sample, plan_folds
 from synthscale.config import ClassifierConfig
+from synthscale.statistics.size_matching import RowHashes
 from synthscale.tables.id_hashes import Hashes, hash_ids
 from synthscale.tables.schemas import REAL
-from tests.classify.trainings import blocks_of, cut, normal, on_workers, shard_rows, take_rows
+from tests.classify.trainings import (
+    blocks_of,
+    cut,
+    normal,
+    on_workers,
+    one_cluster_each,
+    shard_rows,
+    take_rows,
+)
 
 Groups = tuple[NDArray[np.int64], NDArray[np.int64]]
 Floats = NDArray[np.float64]
@@ -63,7 +72,7 @@ class Sets:
                     keys,
                     np.arange(len(view)) < len(rows[REAL]),
                     np.concatenate([is_copy[REAL], is_copy[name]]),
-                    (groups[0][inside], groups[1][inside]),
+                    one_cluster_each(groups[0][inside], groups[1][inside]),
                     settings,
                 )
         return cls(vectors, is_copy, plans)
@@ -315,7 +324,7 @@ def test_every_row_of_a_group_is_in_one_fold_of_each_repeat() -> None:
         hash_ids(f"{i}" for i in range(100)),
         is_real,
         np.zeros(100, np.bool_),
-        (member, member // 6),
+        one_cluster_each(member, member // 6),
         settings,
     )
     assert plan.fold.shape == (100, 3)
@@ -337,7 +346,9 @@ def test_folds_depend_on_ids_and_not_on_row_numbers() -> None:
         named = np.array([np.flatnonzero(own == g).min() for g in own])
         keys = hash_ids(ids[i] for i in order)
         settings, none = ClassifierConfig(repeats=2), np.zeros(60, np.bool_)
-        plan = plan_folds(np.arange(60), keys, is_real[order], none, (np.arange(60), named), settings)
+        plan = plan_folds(
+            np.arange(60), keys, is_real[order], none, one_cluster_each(np.arange(60), named), settings
+        )
         return dict(zip([ids[i] for i in order], plan.fold.tolist(), strict=True))
 
     assert repeat(np.arange(60)) == repeat(move)
@@ -346,7 +357,7 @@ def test_folds_depend_on_ids_and_not_on_row_numbers() -> None:
 def test_repeat_i_is_the_fold_assignment_of_seed_plus_i() -> None:
     keys, is_real = hash_ids(f"{i}" for i in range(50)), np.arange(50) < 30
     settings = ClassifierConfig(repeats=4, seed=7)
-    plan = plan_folds(np.arange(50), keys, is_real, np.zeros(50, np.bool_), NO_GROUPS, settings)
+    plan = plan_folds(np.arange(50), keys, is_real, np.zeros(50, np.bool_), one_cluster_each(*NO_GROUPS), settings)
     for repeat in range(4):
         alone = assign_folds(keys, is_real, 5, 7 + repeat)
         assert alone is not None
@@ -355,15 +366,31 @@ def test_repeat_i_is_the_fold_assignment_of_seed_plus_i() -> None:
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_a_class_in_one_group_has_no_classifier(repeats: int) -> None:
-    plan = plan_folds(
-        np.arange(4),
-        hash_ids("abcd"),
-        np.arange(4) < 2,
-        np.zeros(4, np.bool_),
-        (np.arange(2), np.zeros(2, np.int64)),
-        ClassifierConfig(repeats=repeats),
-    )
+def test_a_class_in_one_group_is_assigned_by_row(repeats: int) -> None:
+    is_real, none = np.arange(40) < 20, np.zeros(40, np.bool_)
+    everything = one_cluster_each(np.arange(40), np.zeros(40, np.int64))
+    keys = hash_ids(map(str, range(40)))
+    plan = plan_folds(np.arange(40), keys, is_real, none, everything, ClassifierConfig(repeats=repeats))
+    assert plan.is_by_row
+    assert plan.fold.shape == (40, repeats)
+    for fold in plan.fold.T:
+        assert all((is_real[fold != f]).any() and (~is_real[fold != f]).any() for f in np.unique(fold))
+    # Intervals still see one cluster, and other fold assignments rows.
+    assert len(set(plan.hashes.cluster.tolist())) == 1
+    np.testing.assert_array_equal(plan.hashes.group, keys)
+
+
+def test_whole_components_are_assigned_wherever_that_is_possible() -> None:
+    is_real, none = np.arange(40) < 20, np.zeros(40, np.bool_)
+    halves = one_cluster_each(np.arange(40), np.arange(40) % 2)
+    plan = plan_folds(np.arange(40), hash_ids(map(str, range(40))), is_real, none, halves, ClassifierConfig())
+    assert not plan.is_by_row
+    assert all(len(set(plan.fold[np.arange(40) % 2 == half, 0])) == 1 for half in (0, 1))
+
+
+def test_a_class_of_one_row_has_no_classifier() -> None:
+    no_groups, none = one_cluster_each(*NO_GROUPS), np.zeros(4, np.bool_)
+    plan = plan_folds(np.arange(4), hash_ids("abcd"), np.arange(4) < 1, none, no_groups, ClassifierConfig())
     assert plan.fold.shape == (4, 0)
     assert plan.views("gan") == []
     assert plan.log_prior.tolist() == [0, 0, 0, 0]
@@ -376,7 +403,7 @@ def test_the_prior_is_that_of_the_rows_outside_the_fold() -> None:
         hash_ids(f"{i}" for i in range(47)),
         is_real,
         np.zeros(47, np.bool_),
-        (np.arange(9), np.full(9, 3)),
+        one_cluster_each(np.arange(9), np.full(9, 3)),
         ClassifierConfig(repeats=2),
     )
     for row in range(47):
@@ -497,14 +524,13 @@ def test_a_generators_probabilities_do_not_depend_on_another_generator(
 
 
 def test_a_generator_without_a_fold_assignment_does_not_change_the_others() -> None:
-    # Every row of the second generator is one image.
-    groups = (np.arange(160, 230), np.full(70, 160))
+    # The second generator has one row.
     vectors = {
         REAL: normal(30, 100).astype(np.float32),
         "works": normal(31, 60, mean=0.4).astype(np.float32),
-        "collapsed": normal(32, 70).astype(np.float32),
+        "collapsed": normal(32, 1).astype(np.float32),
     }
-    sets = Sets.with_folds(TWO_REPEATS, groups, **vectors)
+    sets = Sets.with_folds(TWO_REPEATS, **vectors)
     assert sets.plans["collapsed"].views("collapsed") == []
     model, fits = fit_classifier(sets.training(32), TWO_REPEATS)
     assert set(fits) == set(model.heads) == {"works"}
@@ -561,8 +587,9 @@ def test_the_bandwidth_of_many_rows_comes_from_a_sample_by_hash() -> None:
 
     def sample(order: NDArray[np.int64]) -> Hashes:
         moved = Sets.with_folds(KERNEL, real=np.zeros((3, 1)), fake=np.zeros((3, 1))).plans["fake"]
+        hashes = RowHashes(keys[order], keys[order], keys[order])
         return bandwidth_sample(
-            replace(moved, row=order, is_real=is_real[order], key=keys[order], is_copy=is_copy[order])
+            replace(moved, row=order, is_real=is_real[order], hashes=hashes, is_copy=is_copy[order])
         )
 
     straight = sample(np.arange(2 * n))

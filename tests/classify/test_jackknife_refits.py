@@ -18,9 +18,10 @@ from synthscale.classify.fit_context import FitContext
 from synthscale.classify.fold_views import FeatureBlock, FoldView
 from synthscale.classify.logistic import LogisticFit, fit_logistic_heads
 from synthscale.classify.model import FittedClassifier
-from synthscale.classify.training import TrainingData
+from synthscale.classify.training import FoldPlan, TrainingData
 from synthscale.config import ClassifierConfig
 from synthscale.statistics.jackknife import reassigned_folds
+from synthscale.statistics.size_matching import assignment_block_of, block_of
 from synthscale.tables.schemas import BLOCKS, REAL, REASSIGNMENTS
 from tests.classify.trainings import Sets, assign_sets, cut, fit_on_workers, normal
 
@@ -45,6 +46,11 @@ def fitted(
     fit = fits["fake"]
     assert isinstance(fit, LogisticFit)
     return model, fit
+
+
+def blocks_of(plan: FoldPlan) -> NDArray[np.int16]:
+    """Jackknife block of each row."""
+    return block_of(plan.block(None))
 
 
 def vectors_of(sets: Sets, name: str = "fake") -> NDArray[np.float32]:
@@ -73,7 +79,7 @@ def fitted_without(
     plan, features = sets.plans["fake"], features_of(sets, model)
     assert fit.start is not None
     kept = {
-        name: np.flatnonzero((plan.block(None) != block) & (plan.is_real == (name == REAL)))
+        name: np.flatnonzero((blocks_of(plan) != block) & (plan.is_real == (name == REAL)))
         for name in (REAL, "fake")
     }
     blocks = [
@@ -119,7 +125,7 @@ def test_scikit_learn_finds_the_same_heads(settings: ClassifierConfig) -> None:
     sets = one_generator(settings)
     model, fit = fitted(sets, settings)
     plan, x = sets.plans["fake"], features_of(sets, model).double().numpy()
-    own, fold, block, y = model.refits["fake"][0], plan.fold[:, 0], plan.block(None), ~plan.is_real
+    own, fold, block, y = model.refits["fake"][0], plan.fold[:, 0], blocks_of(plan), ~plan.is_real
     folds = int(fold.max()) + 1
     for b in range(0, BLOCKS, 3):
         for f in range(folds):
@@ -142,10 +148,10 @@ def test_a_row_has_nan_for_its_own_block_alone(settings: ClassifierConfig) -> No
     sets = one_generator(settings)
     model, _ = fitted(sets, settings)
     unknown = np.isnan(without_blocks(sets, model))
-    np.testing.assert_array_equal(unknown, sets.plans["fake"].block(None)[:, None] == np.arange(BLOCKS))
+    np.testing.assert_array_equal(unknown, blocks_of(sets.plans["fake"])[:, None] == np.arange(BLOCKS))
     # Members of a group are in one block.
     for first in range(0, 30, 3):
-        assert len(set(sets.plans["fake"].block(None)[first : first + 3].tolist())) == 1
+        assert len(set(blocks_of(sets.plans["fake"])[first : first + 3].tolist())) == 1
 
 
 def test_the_rows_of_a_block_do_not_affect_its_refit() -> None:
@@ -153,7 +159,7 @@ def test_the_rows_of_a_block_do_not_affect_its_refit() -> None:
     sets = one_generator(LINEAR)
     model, fit = fitted(sets, LINEAR)
     before = fitted_without(sets, model, fit, LINEAR, 3)
-    inside = sets.plans["fake"].block(None)[160:] == 3
+    inside = blocks_of(sets.plans["fake"])[160:] == 3
     moved = sets.vectors["fake"].copy()
     moved[inside] += 100
     other = replace(sets, vectors={**sets.vectors, "fake": moved})
@@ -290,7 +296,7 @@ def test_nothing_is_refitted_by_default() -> None:
 def test_sets_with_empty_blocks_are_refitted() -> None:
     sets = assign_sets(LINEAR, real=normal(6, 9, 4), fake=normal(7, 7, 4, mean=1))
     model, _ = fitted(sets, LINEAR)
-    found, block = without_blocks(sets, model), sets.plans["fake"].block(None)
+    found, block = without_blocks(sets, model), blocks_of(sets.plans["fake"])
     assert (np.isnan(found) == (block[:, None] == np.arange(BLOCKS))).all()
     empty = np.setdiff1d(np.arange(BLOCKS), block)
     assert len(empty) > 3
@@ -315,7 +321,7 @@ def test_reassigned_heads_are_those_of_a_classifier_with_the_reassigned_folds() 
     assert found is not None
     # Fold assignments under which that classifier calibrates its logits as well.
     for reassignment in (1, 4):
-        fold = reassigned_folds(plan.block(None), reassignment, int(plan.fold.max()) + 1)
+        fold = reassigned_folds(assignment_block_of(plan.block(None)), reassignment, int(plan.fold.max()) + 1)
         other = Sets(sets.vectors, {"fake": replace(plan, fold=fold[:, None])})
         own = LINEAR.model_copy(update={"strengths": (fit.start[0],)})
         expected = other.logits(fitted(other, own)[0])

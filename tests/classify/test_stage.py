@@ -190,7 +190,7 @@ def test_folds_agree_with_the_assignment_and_split_no_near_duplicate_group(undis
     assert len(both) == len(tellable) == len(undisturbed.predictions())
     assert (both.fold_x == both.first_fold).all()
     groups = table(run, "groups")
-    grouped = both.merge(groups, on=["generator", "row"]).groupby(["generator", "near_duplicate_id"])
+    grouped = both.merge(groups, on=["generator", "row"]).groupby(["generator", "component_id"])
     assert len(grouped) >= 31
     assert (grouped.first_fold.nunique() == 1).all()
     assert (both.groupby("generator").first_fold.nunique() == 5).all()

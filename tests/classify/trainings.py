@@ -13,7 +13,14 @@ from scipy.special import expit
 from synthscale.classify.classifier import fit_classifier
 from synthscale.classify.fit_context import FitContext, ReduceSum
 from synthscale.classify.model import FittedClassifier
-from synthscale.classify.training import FoldPlan, TrainingData, VectorBlock, bandwidth_sample, plan_folds
+from synthscale.classify.training import (
+    FoldPlan,
+    NearDuplicates,
+    TrainingData,
+    VectorBlock,
+    bandwidth_sample,
+    plan_folds,
+)
 from synthscale.config import ClassifierConfig
 from synthscale.tables.id_hashes import hash_ids
 from synthscale.tables.schemas import REAL
@@ -72,7 +79,7 @@ class Sets:
         views = [view for name, plan in self.plans.items() for view in plan.views(name)]
         blocks = []
         for name, x in self.vectors.items():
-            fold, left_out = (np.full((len(x), len(views)), -1, np.int8) for _ in range(2))
+            fold, left_out = (np.full((len(x), len(views)), -1, kind) for kind in (np.int8, np.int16))
             for c, view in enumerate(views):
                 plan = self.plans[view.generator]
                 if name in (REAL, view.generator):
@@ -125,8 +132,14 @@ def assign_sets(settings: ClassifierConfig, groups: tuple[Rows, Rows] = NO_GROUP
             keys = hash_ids([f"{REAL}/{i}" for i in range(len(real))] + [f"{name}/{i}" for i in range(len(x))])
             n = len(keys)
             is_real = np.arange(n) < len(real)
-            plans[name] = plan_folds(np.arange(n), keys, is_real, np.zeros(n, np.bool_), groups, settings)
+            none = np.zeros(n, np.bool_)
+            plans[name] = plan_folds(np.arange(n), keys, is_real, none, one_cluster_each(*groups), settings)
     return Sets(vectors, plans)
+
+
+def one_cluster_each(rows: Rows, groups: Rows) -> NearDuplicates:
+    """Near-duplicates whose components, numbered by ``groups``, are one cluster each."""
+    return NearDuplicates(rows, groups, groups)
 
 
 def take_rows(block: VectorBlock, rows: NDArray[np.int64]) -> VectorBlock:

@@ -20,8 +20,9 @@ from synthscale.metrics.core import (
     core_metrics,
     coverage_reference,
     sum_slices,
+    view_references,
 )
-from synthscale.statistics.estimates import NO_INTERVAL, Estimate, metric_block
+from synthscale.statistics.estimates import NO_INTERVAL, TOO_FEW_INDEPENDENT, Estimate, metric_block
 from synthscale.statistics.jackknife import T_HALF_WIDTH, interval, jackknife_blocks
 from synthscale.tables.id_hashes import hash_ids
 from synthscale.tables.schemas import BLOCKS
@@ -45,7 +46,11 @@ def rows_of(is_real: NDArray[np.bool_], **given: Any) -> Indicators:
         "inside": none,
         "covered": none,
         "block": (np.arange(n) % BLOCKS).astype(np.int8),
-        "group_size": np.ones(n, np.int64),
+        "near_real": none,
+        "components": np.ones(n),
+        "real_repeats": np.zeros(n),
+        "real_components": np.ones(n),
+        "cluster_rows": np.ones(n, np.int64),
     }
     return Indicators(is_real=is_real, **(known | given))
 
@@ -68,7 +73,11 @@ def indicators(seed: int, n: int) -> Indicators:
         inside=flags[1],
         covered=flags[2],
         block=block,
-        group_size=rng.integers(1, 5, n),
+        near_real=rng.random(n) < 0.2,
+        components=1 / rng.integers(1, 5, n),
+        real_repeats=rng.random(n),
+        real_components=rng.random(n),
+        cluster_rows=rng.integers(1, 5, n),
         q_without=without,
         more={"real_radii": rng.integers(0, 9, n).astype(float), "recalled": (rng.random(n) < 0.5) * 1.0},
     )
@@ -102,7 +111,7 @@ def by_loop(rows: Indicators, slices: NDArray[np.int64], chosen: int) -> dict[st
         if not rows.is_real[i]:
             kind, other = other, kind
         add(kind, b, 1)
-        add(f"grouped_{kind}", b, float(rows.group_size[i]))
+        add(f"clusters_{kind}", b, 1 / float(rows.cluster_rows[i]))
         if not math.isnan(rows.q[i]):
             add("scored", b, 1)
             add(f"quality_{kind}", b, float(rows.q[i]))
@@ -110,10 +119,14 @@ def by_loop(rows: Indicators, slices: NDArray[np.int64], chosen: int) -> dict[st
         if kind == "synthetic":
             add("repeats", b, rows.in_synthetic_group[i])
             add("copies", b, rows.in_mixed_group[i])
+            add("components", b, rows.components[i])
             add("inside", b, rows.inside[i])
         else:
             add("covered", b, rows.covered[i])
             add("real_inside", b, rows.inside[i])
+            add("real_near", b, rows.near_real[i])
+            add("real_repeats", b, rows.real_repeats[i])
+            add("real_components", b, rows.real_components[i])
         for name, values in rows.more.items():
             add(name, b, float(values[i]))
         if rows.q_without is not None:
@@ -278,7 +291,7 @@ def test_a_group_of_copies_counts_as_one_independent_row() -> None:
     # Every row occurs four times, in the same block as its copies.
     plain = large(3, 400, 400)
     four = take(plain, np.repeat(np.arange(800), 4))
-    four = Indicators(**(vars(four) | {"group_size": np.full(3200, 4)}))
+    four = Indicators(**(vars(four) | {"cluster_rows": np.full(3200, 4)}))
     one, other = core(plain), core(four)
     for name in CORE_METRICS:
         assert other[name] == pytest.approx(one[name]), name
@@ -297,7 +310,7 @@ def test_near_0_and_1_intervals_are_exact_over_independent_groups(found: int, si
         is_real,
         **flags,
         block=(group % BLOCKS).astype(np.int8),
-        group_size=np.full(120 * size, size),
+        cluster_rows=np.full(120 * size, size),
     )
     ends = binomtest(found, 60).proportion_ci(0.95, method="exact")
     metrics = core(rows)
@@ -308,16 +321,71 @@ def test_near_0_and_1_intervals_are_exact_over_independent_groups(found: int, si
         assert (metrics[name]["low"], metrics[name]["high"]) == pytest.approx((1 - ends.high, 1 - ends.low))
 
 
-def test_groups_of_unequal_sizes_have_kishs_effective_sample_size() -> None:
-    # Kish's effective sample size: 40 single rows and one group of 20, all fresh.
+def test_clusters_of_unequal_sizes_count_once_each() -> None:
+    # 40 single rows and one cluster of 20, all fresh: none of 41 observations is a copy.
     sizes = np.r_[np.ones(40, int), np.full(20, 20)]
     is_real = np.r_[np.ones(60, bool), np.zeros(60, bool)]
-    rows = rows_of(is_real, group_size=np.r_[np.ones(60, int), sizes])
-    effective = 60**2 / (40 + 20 * 20)
-    ends = core(rows)["freshness"]
+    ends = core(rows_of(is_real, cluster_rows=np.r_[np.ones(60, int), sizes]))["freshness"]
     assert ends["value"] == 1
     assert ends["high"] == 1
-    assert ends["low"] == pytest.approx(0.025 ** (1 / effective))
+    assert ends["low"] == pytest.approx(0.025 ** (1 / 41))
+
+
+@pytest.mark.parametrize(("clusters", "enough"), [(9, False), (10, True)])
+def test_fewer_than_ten_clusters_of_the_metrics_own_rows_give_no_interval(clusters: int, enough: bool) -> None:
+    # The synthetic rows of a slice are in few clusters, and the real ones in many.
+    rng = np.random.default_rng(0)
+    is_real = np.r_[np.ones(200, bool), np.zeros(10 * clusters, bool)]
+    n = len(is_real)
+    rows = rows_of(
+        is_real,
+        q=rng.random(n),
+        inside=rng.random(n) < 0.5,
+        covered=rng.random(n) < 0.5,
+        cluster_rows=np.where(is_real, 1, 10),
+    )
+    found = core(rows)
+    for name in ("fidelity", "diversity", "unique_share", "freshness", "precision"):
+        assert found[name]["value"] is not None
+        assert (found[name]["low"] is not None) == enough, name
+        assert found[name].get("reason") == (None if enough else TOO_FEW_INDEPENDENT), name
+    for name in ("representativeness", "coverage"):
+        assert found[name]["low"] is not None
+
+
+def test_too_few_clusters_in_the_whole_view_take_every_interval() -> None:
+    rng = np.random.default_rng(0)
+    is_real = np.arange(400) < 200
+    rows = rows_of(is_real, q=rng.random(400), inside=rng.random(400) < 0.5, covered=rng.random(400) < 0.5)
+    for name, found in core(rows, MetricContext({}, 9.0)).items():
+        assert (found["low"], found["high"], found["reason"]) == (None, None, TOO_FEW_INDEPENDENT), name
+    assert all(found["low"] is not None for found in core(rows, MetricContext({}, 10.0)).values())
+
+
+def test_unique_share_counts_components() -> None:
+    # Components of 4, 2, 1, 1 and 1 synthetic rows; sizes of real components do not count.
+    sizes = np.array([4] * 4 + [2] * 2 + [1] * 3)
+    is_real = np.r_[np.zeros(9, bool), np.ones(20, bool)]
+    rows = rows_of(is_real, components=1 / np.r_[sizes, np.full(20, 7)])
+    assert core(rows)["unique_share"]["value"] == pytest.approx(5 / 9)
+
+
+def test_references_are_shares_of_the_real_rows() -> None:
+    rng = np.random.default_rng(0)
+    is_real = np.arange(300) < 200
+    rows = rows_of(
+        is_real,
+        near_real=rng.random(300) < 0.3,
+        inside=rng.random(300) < 0.6,
+        real_repeats=rng.random(300),
+        real_components=rng.random(300),
+    )
+    found = view_references(summed(rows), 200, 5)
+    assert found["freshness"] == pytest.approx(1 - rows.near_real[:200].mean())
+    assert found["diversity"] == pytest.approx(1 - rows.real_repeats[:200].mean())
+    assert found["unique_share"] == pytest.approx(rows.real_components[:200].mean())
+    assert found["precision"] == pytest.approx(rows.inside[:200].mean())
+    assert found["coverage"] == coverage_reference(200, 100, 5)
 
 
 def refitted(seed: int, sizes: NDArray[np.int64]) -> tuple[Indicators, NDArray[np.float64]]:
@@ -351,7 +419,7 @@ def test_fidelity_and_representativeness_have_the_delete_a_block_jackknife_error
         assert error == pytest.approx(math.sqrt(variance), rel=1e-9 if equal else 0.1)
         one = found[name].to_json()
         assert one["value"] == pytest.approx(value)
-        assert (one["low"], one["high"]) == pytest.approx(interval(value, error, 1000, is_share=False))
+        assert (one["low"], one["high"]) == pytest.approx(interval(value, error, 1000, other_clusters=1000))
 
 
 def test_fits_that_move_with_the_data_have_wider_intervals_than_fixed_ones() -> None:
@@ -410,9 +478,9 @@ def test_slices_of_few_rows_are_marked() -> None:
         found = core(rows_of(is_real))
         assert found["diversity"].get("small", False) == small
         assert "small" not in found["coverage"]
-    # The mark is decided by the effective number of rows.
+    # The mark is decided by the number of clusters.
     is_real = np.arange(400) < 200
-    assert core(rows_of(is_real, group_size=np.full(400, 10)))["diversity"]["small"]
+    assert core(rows_of(is_real, cluster_rows=np.full(400, 10)))["diversity"]["small"]
 
 
 def test_one_row_has_a_value_and_no_interval() -> None:
@@ -420,7 +488,7 @@ def test_one_row_has_a_value_and_no_interval() -> None:
     for name in CORE_METRICS:
         assert found[name]["value"] is not None
         assert (found[name]["low"], found[name]["high"]) == (None, None)
-        assert found[name]["reason"] == NO_INTERVAL
+        assert found[name]["reason"] == TOO_FEW_INDEPENDENT
 
 
 @given(st.integers(0, 10_000), st.integers(1, 60))

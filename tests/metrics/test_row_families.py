@@ -49,14 +49,15 @@ def drawn(seed, n, d=6, scale=1.0, shift=0.0):
 
 def radii(x):
     """Return the distance of each row to its k-th nearest other row."""
-    return brute.k_smallest(brute.among(x), K)[:, -1]
+    return brute.k_smallest(brute.among(x, brute.half_squared_distances), K)[:, -1]
 
 
 def density_and_recall(real, synthetic):
     """Density (Naeem et al.) and recall (Kynkaanniemi et al.), with `<=` and radii over distinct rows."""
+    real, synthetic = brute.standardized(real, real), brute.standardized(synthetic, real)
     one, two = brute.distinct(real), brute.distinct(synthetic)
-    inside = brute.cosine_distances(one, synthetic) <= radii(one)[:, None]
-    recalled = brute.cosine_distances(two, real) <= radii(two)[:, None]
+    inside = brute.half_squared_distances(one, synthetic) <= radii(one)[:, None]
+    recalled = brute.half_squared_distances(two, real) <= radii(two)[:, None]
     return inside.sum() / K / len(synthetic), recalled.any(axis=0).mean()
 
 
@@ -137,9 +138,11 @@ def test_density_uses_the_larger_of_jackknife_and_subsample_variance():
     sums = CoreSums()
     sums.by_block("real_radii")[:], sums.by_block("synthetic")[:] = 50.0, 10.0
     sums.by_block("real")[:], sums.by_block("recalled")[:] = 10.0, 5.0
-    sums.by_block("grouped_real")[:] = sums.by_block("grouped_synthetic")[:] = 10.0
+    sums.by_block("clusters_real")[:] = sums.by_block("clusters_synthetic")[:] = 10.0
     plain = manifold_family(sums, MetricContext({}), K, 200)["density"]
-    spread = manifold_family(sums, MetricContext({}, None, {"density": np.full(BLOCKS, 1.0)}), K, 200)["density"]
+    spread = manifold_family(sums, MetricContext({}, math.inf, None, {"density": np.full(BLOCKS, 1.0)}), K, 200)[
+        "density"
+    ]
     assert plain.value == spread.value == 1
     assert plain.high - plain.low == pytest.approx(0)
     # The spread is relative to the density of one row; for 200 rows it is sqrt(20) / sqrt(200).
@@ -150,8 +153,9 @@ def test_density_uses_the_larger_of_jackknife_and_subsample_variance():
 
 
 def nearest_distances(real, synthetic):
-    to_real = brute.cosine_distances(synthetic, real)
-    return brute.among(real).min(axis=1), to_real.min(axis=1), to_real.argmin(axis=1)
+    real, synthetic = brute.standardized(real, real), brute.standardized(synthetic, real)
+    to_real = brute.half_squared_distances(synthetic, real)
+    return brute.among(real, brute.half_squared_distances).min(axis=1), to_real.min(axis=1), to_real.argmin(axis=1)
 
 
 def test_copying_metrics_equal_brute_force():
@@ -372,7 +376,11 @@ def rows_of(seed, n=600) -> tuple[Indicators, np.ndarray]:
         inside=flags[3],
         covered=flags[4],
         block=rng.integers(0, BLOCKS, n).astype(np.int8),
-        group_size=np.ones(n, np.int64),
+        near_real=np.zeros(n, np.bool_),
+        components=1 / rng.integers(1, 3, n),
+        real_repeats=np.zeros(n),
+        real_components=np.ones(n),
+        cluster_rows=np.ones(n, np.int64),
     )
     return rows, rng.integers(0, 5, n)
 
@@ -383,6 +391,7 @@ def plain_metrics(rows: Indicators, part: np.ndarray) -> dict[str, float]:
         "fidelity": 1 - rows.q[own].mean(),
         "representativeness": 1 - rows.q[real].mean(),
         "diversity": 1 - rows.in_synthetic_group[own].mean(),
+        "unique_share": rows.components[own].mean(),
         "freshness": 1 - rows.in_mixed_group[own].mean(),
         "precision": rows.inside[own].mean(),
         "coverage": rows.covered[real].mean(),

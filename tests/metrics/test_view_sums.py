@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import expit
+from scipy.stats import hypergeom
 
 from synthscale.metrics.core import FIELDS
 from synthscale.metrics.evidence import RowEvidence
@@ -19,6 +20,7 @@ from synthscale.metrics.scores import ViewRows, score_rows
 from synthscale.metrics.slices import Slicing, choose_slices, count_values
 from synthscale.metrics.view_sums import FOLD, ViewSums, sum_view
 from synthscale.statistics.jackknife import jackknife_blocks
+from synthscale.statistics.size_matching import RowHashes
 from synthscale.tables.id_hashes import hash_ids
 from synthscale.tables.schemas import BLOCKS, DIRECTIONS, SCORES
 from tests.examples import examples
@@ -26,6 +28,17 @@ from tests.examples import examples
 REAL_ROWS = 40
 ROWS = 100
 COLUMNS = ("label", "prompt", "seed")
+
+
+GROUP_COLUMNS = (
+    "row",
+    "near_duplicate_id",
+    "size",
+    "has_real",
+    "near_real",
+    "component_rows",
+    "cluster_rows",
+)
 
 
 @dataclass(frozen=True)
@@ -55,11 +68,13 @@ class World:
             self.view.groups.filter(pa.array(kept)),
             self.view.logit[chosen],
         )
+        whole = vars(self.evidence)
+        hashes = RowHashes(*(part[chosen] for part in vars(self.evidence.hashes).values()))
         parts = {
-            name: part[chosen] if part is not None and len(part) else part
-            for name, part in vars(self.evidence).items()
+            name: part[chosen] if isinstance(part, np.ndarray) and len(part) else part
+            for name, part in whole.items()
         }
-        return World(view, RowEvidence(**parts), self.real_ids)
+        return World(view, RowEvidence(**(parts | {"hashes": hashes})), self.real_ids)
 
 
 def world(seed: int = 0, *, classified: bool = True) -> World:
@@ -87,6 +102,8 @@ def world(seed: int = 0, *, classified: bool = True) -> World:
             "nn_distance": pa.array(rng.random(ROWS), pa.float32()),
             "nearest_real_row": pa.array(nearest_real, mask=nearest_real < 0),
             "nearest_real_distance": pa.array(rng.random(ROWS), pa.float32()),
+            "manifold_real_row": pa.array(nearest_real, mask=nearest_real < 0),
+            "manifold_real_distance": pa.array(rng.random(ROWS), pa.float32()),
             "in_real_manifold": rng.random(ROWS) < 0.6,
             "covered": pa.array(rng.random(ROWS) < 0.5, mask=~is_real),
             "is_copy": rng.random(ROWS) < 0.1,
@@ -95,7 +112,7 @@ def world(seed: int = 0, *, classified: bool = True) -> World:
     sizes = rng.integers(2, 5, 15)
     member = rng.choice(60, int(sizes.sum()), replace=False) if sizes.sum() <= 60 else rng.permutation(60)
     sizes = np.minimum(sizes, np.maximum(len(member) - np.r_[0, np.cumsum(sizes)[:-1]], 0))
-    lines: dict[str, list[Any]] = {"row": [], "near_duplicate_id": [], "size": [], "has_real": []}
+    lines: dict[str, list[Any]] = {name: [] for name in GROUP_COLUMNS}
     key = hash_ids(manifest.column("id").to_pylist()).copy()
     for places in np.split(member, np.cumsum(sizes)[:-1]):
         if len(places):
@@ -105,18 +122,23 @@ def world(seed: int = 0, *, classified: bool = True) -> World:
                 lines["near_duplicate_id"].append(row[places].min())
                 lines["size"].append(len(places))
                 lines["has_real"].append(bool(is_real[places].any()))
+                own = places[is_real[places] == is_real[place]]
+                lines["near_real"].append(bool(np.any(is_real[places[places != place]])))
+                lines["component_rows"].append(len(own))
+                lines["cluster_rows"].append(len(own))
     groups = pa.table(lines).sort_by("row")
     logit = rng.normal(size=ROWS) if classified else np.full(ROWS, np.nan)
     without = logit[:, None] + 0.1 * rng.normal(size=(ROWS, BLOCKS))
     without[np.arange(ROWS), jackknife_blocks(key)] = np.nan
     evidence = RowEvidence(
         log_prior=rng.normal(size=ROWS),
-        group_key=key,
+        hashes=RowHashes(hash_ids(manifest.column("id").to_pylist()), key, key),
         logit_file_facts=np.full(ROWS, np.nan),
         bytes_per_pixel=np.full(ROWS, np.nan),
         direction_coordinates=rng.normal(size=(ROWS, DIRECTIONS)),
         fold=rng.integers(0, 3, ROWS).astype(np.int8) if classified else np.empty(0, np.int8),
         logit_without=without if classified else None,
+        sizes=(REAL_ROWS, ROWS - REAL_ROWS),
     )
     real_ids = manifest.slice(0, REAL_ROWS).select(["row", "id"])
     return World(ViewRows(manifest, nearest, groups, logit), evidence, real_ids)
@@ -125,7 +147,7 @@ def world(seed: int = 0, *, classified: bool = True) -> World:
 def by_row(own: World, place: int) -> dict[str, NDArray[np.float64]]:
     """Return what one row adds to each sum, by block."""
     sums: dict[str, NDArray[np.float64]] = {}
-    block = int(jackknife_blocks(own.evidence.group_key)[place])
+    block = int(jackknife_blocks(own.evidence.hashes.cluster)[place])
 
     def add(name: str, value: float, at: int = block) -> None:
         sums.setdefault(name, np.zeros(BLOCKS))[at] += value
@@ -136,7 +158,8 @@ def by_row(own: World, place: int) -> dict[str, NDArray[np.float64]]:
     kind = line["real_or_synthetic"]
     sign = -1 if kind == "real" else 1
     add(kind, 1)
-    add(f"grouped_{kind}", groups[0]["size"] if groups else 1)
+    add(f"clusters_{kind}", 1 / (groups[0]["cluster_rows"] if groups else 1))
+    rows = groups[0]["component_rows"] if groups else 1
     logit = own.view.logit[place]
     if not np.isnan(logit):
         add("scored", 1)
@@ -148,8 +171,15 @@ def by_row(own: World, place: int) -> dict[str, NDArray[np.float64]]:
     if kind == "synthetic":
         add("repeats", bool(groups) and not groups[0]["has_real"])
         add("copies", bool(groups) and groups[0]["has_real"])
+        add("components", 1 / rows)
         add("inside", near["in_real_manifold"])
     else:
+        near_real = bool(groups) and groups[0]["near_real"]
+        drawn = min(REAL_ROWS, ROWS - REAL_ROWS)
+        add("real_near", near_real)
+        others = max(rows - 1, 1) if near_real else 0
+        add("real_repeats", 1 - hypergeom.pmf(0, REAL_ROWS - 1, others, drawn - 1))
+        add("real_components", (1 - hypergeom.pmf(0, REAL_ROWS, rows, drawn)) * REAL_ROWS / drawn / rows)
         add("covered", near["covered"])
         add("real_inside", near["in_real_manifold"])
     return sums

@@ -1,6 +1,7 @@
 """Brute-force answers in float64: every pair is looked at, and nothing here is shared with the package."""
 
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,30 @@ def cosine_distances(x: NDArray[np.floating], y: NDArray[np.floating]) -> Matrix
     return out
 
 
-def among(x: NDArray[np.floating]) -> Matrix:
+def half_squared_distances(x: NDArray[np.floating], y: NDArray[np.floating]) -> Matrix:
+    """All distances |x - y|^2 / 2, shape (n, m)."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    out = np.empty((len(x), len(y)))
+    for i in range(len(x)):
+        out[i] = ((x[i] - y) ** 2).sum(axis=1) / 2
+    return out
+
+
+def standardized(x: NDArray[np.floating], real: NDArray[np.floating]) -> Matrix:
+    """Columns in units of the standard deviation of the distinct real rows; constant ones are left out."""
+    different = distinct(real).astype(np.float64)
+    mean, deviation = different.mean(axis=0), different.std(axis=0)
+    varies = deviation > 1e-6 * np.abs(mean)
+    scaled: Matrix = ((x.astype(np.float64) - mean) / np.where(varies, deviation, 1.0))[:, varies]
+    return scaled
+
+
+Distances = Callable[[NDArray[np.floating], NDArray[np.floating]], Matrix]
+
+
+def among(x: NDArray[np.floating], distances_of: Distances = cosine_distances) -> Matrix:
     """Distances of the rows of one set to one another; a row is infinitely far from itself."""
-    distances = cosine_distances(x, x)
+    distances = distances_of(x, x)
     np.fill_diagonal(distances, np.inf)
     return distances
 
@@ -33,9 +55,9 @@ def k_smallest(distances: Matrix, k: int) -> Matrix:
     return np.pad(ordered, ((0, 0), (0, k - ordered.shape[1])), constant_values=np.inf)
 
 
-def edges(x: NDArray[np.floating], radius: float) -> set[Edge]:
+def edges(x: NDArray[np.floating], radius: float, distances_of: Distances = cosine_distances) -> set[Edge]:
     """Pairs i < j with distance < radius; exact copies are always edges."""
-    distances = cosine_distances(x, x)
+    distances = distances_of(x, x)
     return {
         (i, j)
         for i in range(len(x))
@@ -71,14 +93,50 @@ def distinct(x: NDArray[np.floating]) -> NDArray[np.floating]:
     return np.array(list(dict.fromkeys(map(tuple, x.tolist()))))
 
 
-def real_median(real: NDArray[np.floating]) -> float:
+def real_median(real: NDArray[np.floating], distances_of: Distances = cosine_distances) -> float:
     """Median nearest-neighbour distance among the distinct real rows."""
-    return float(np.median(among(distinct(real)).min(axis=1)))
+    return float(np.median(among(distinct(real), distances_of).min(axis=1)))
 
 
-def groups(x: NDArray[np.floating], radius: float) -> set[frozenset[int]]:
-    """Near-duplicate groups of two or more rows."""
-    return {frozenset(members) for members in components(len(x), edges(x, radius)) if len(members) > 1}
+def near_components(
+    x: NDArray[np.floating], radius: float, distances_of: Distances = cosine_distances
+) -> set[frozenset[int]]:
+    """Connected components of two or more near-duplicate rows."""
+    found = components(len(x), edges(x, radius, distances_of))
+    return {frozenset(members) for members in found if len(members) > 1}
+
+
+def groups(
+    x: NDArray[np.floating], reals: int, radius: float, distances_of: Distances = cosine_distances
+) -> set[frozenset[int]]:
+    """Near-duplicate groups, where the first ``reals`` rows are real.
+
+    Components with real and synthetic rows are split: real rows and synthetic ones near a real row; and the
+    components of the rest alone, single rows too.
+    """
+    pairs, found = edges(x, radius, distances_of), set()
+    near = {max(pair) for pair in pairs if min(pair) < reals <= max(pair)}
+    for members in near_components(x, radius, distances_of):
+        core = {i for i in members if i < reals or i in near}
+        rest = members - core
+        if rest and min(members) < reals:
+            found.add(frozenset(core))
+            own = {(i, j) for i, j in pairs if i in rest and j in rest}
+            found |= {frozenset(part) for part in components(len(x), own) if part[0] in rest}
+        else:
+            found.add(members)
+    return found
+
+
+def leaders(order: list[int], pairs: set[Edge], members: frozenset[int]) -> dict[int, int]:
+    """Leader of each member of a component: in ``order`` a free row leads, and holds the free rows near it."""
+    near = pairs | {(j, i) for i, j in pairs}
+    leader: dict[int, int] = {}
+    for row in (row for row in order if row in members):
+        if row not in leader:
+            leader |= {other: row for other in members if other not in leader and (row, other) in near}
+            leader[row] = row
+    return leader
 
 
 def precision_and_coverage(
@@ -86,14 +144,15 @@ def precision_and_coverage(
 ) -> tuple[float, float]:
     """Share of synthetic rows inside a real row's k-NN radius; share of real rows whose radius holds one.
 
-    Radii are those of the distinct real rows, so that repeated real rows do not shrink them to nothing.
+    Distances are Euclidean. Radii are those of the distinct real rows, so that repeated rows do not shrink them to
+    nothing.
     """
     different = distinct(real)
     assert len(different) > k, "a k-th neighbour needs more than k distinct rows"
-    kth = k_smallest(among(different), k)[:, -1]
+    kth = k_smallest(among(different, half_squared_distances), k)[:, -1]
     radius_of = {tuple(row): radius for row, radius in zip(different.tolist(), kth, strict=True)}
     radii = np.array([radius_of[tuple(row)] for row in real.tolist()])
-    inside = cosine_distances(real, synthetic) <= radii[:, None]
+    inside = half_squared_distances(real, synthetic) <= radii[:, None] * (1 + 1e-6)
     return float(inside.any(axis=0).mean()), float(inside.any(axis=1).mean())
 
 

@@ -9,7 +9,7 @@ import pytest
 from synthscale.metric_names import CORE_METRICS
 from synthscale.report.readings import EVIDENCE, MEANING, reading, readings, share_words
 
-SHARES = ("diversity", "freshness", "precision", "coverage")
+SHARES = ("diversity", "unique_share", "freshness", "precision", "coverage")
 
 
 def said(words: str) -> float:
@@ -168,3 +168,38 @@ def test_unknown_metrics_are_ignored_and_ties_keep_their_order() -> None:
     found = readings({"coverage": fine, "fidelity": {"value": 0.5, "reference": 0.5}, "vendi": fine})
     assert [each.metric for each in found] == ["fidelity", "coverage"]
     assert readings({}) == []
+
+
+@pytest.mark.parametrize("metric", SHARES)
+def test_a_value_at_a_reference_below_1_is_said_to_be_as_expected(metric: str) -> None:
+    found = reading(metric, {"value": 0.178, "reference": 0.178})
+    assert found.level == "good"
+    assert "18 %" in found.words
+    assert not re.search(r"\d+ in \d+", found.words)
+
+
+@pytest.mark.parametrize("metric", SHARES)
+def test_a_value_below_a_reference_below_1_is_compared_with_it(metric: str) -> None:
+    found = reading(metric, {"value": 0.3, "reference": 0.75})
+    assert found.level == "poor"
+    assert found.words.startswith("7 in 10 ")
+    assert "1 in 4" in found.words.split("(")[1]
+
+
+@pytest.mark.parametrize("metric", SHARES)
+def test_a_reference_that_rounds_to_1_is_not_mentioned(metric: str) -> None:
+    assert reading(metric, {"value": 0.3, "reference": 0.999}).words == reading(metric, {"value": 0.3}).words
+
+
+@pytest.mark.parametrize("metric", [*SHARES, "fidelity", "representativeness"])
+def test_too_few_independent_images_take_the_tick_away(metric: str) -> None:
+    figures = {"value": 0.99, "low": None, "high": None, "reference": 1.0, "reason": "too_few_independent"}
+    found = reading(metric, figures)
+    assert found.level == "none"
+    assert found.words.endswith("too few independent images to be sure")
+    assert reading(metric, {**figures, "reason": "no interval: another reason"}).level != "none"
+
+
+def test_a_note_replaces_the_words_and_takes_the_tick_away() -> None:
+    found = reading("precision", {"value": 0.94, "low": 0.9, "high": 0.97, "reference": 0.8, "note": "cannot see"})
+    assert (found.words, found.level) == ("cannot see", "none")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.special import betainc, logit
-from scipy.stats import binom, binomtest, t
+from scipy.special import betainc, expit, logit
+from scipy.stats import binom, binomtest, norm, t
 
 from synthscale.statistics import jackknife
 from synthscale.statistics.jackknife import (
@@ -167,14 +167,14 @@ def test_a_share_near_0_or_1_has_the_clopper_pearson_interval(few: int, n: int, 
     expected = binomtest(found, n).proportion_ci(0.95, method="exact")
     # The standard error must not matter here, because blocks see little of it.
     for error in (0.0, 0.01, 0.3):
-        ends = interval(found / n, error, n, is_share=True)
+        ends = interval(found / n, error, n)
         assert ends is not None
         assert ends == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
 def test_at_the_clopper_pearson_ends_the_tail_probability_is_2_5_percent() -> None:
     # From the binomial tails directly.
-    ends = interval(3 / 80, 0.01, 80, is_share=True)
+    ends = interval(3 / 80, 0.01, 80)
     assert ends is not None
     assert binom.sf(2, 80, ends[0]) == pytest.approx(0.025)
     assert binom.cdf(3, 80, ends[1]) == pytest.approx(0.025)
@@ -193,7 +193,7 @@ def test_the_binomial_interval_takes_numbers_that_are_not_integers(successes: fl
 @given(st.floats(0.02, 0.98), st.floats(1e-4, 0.2))
 @settings(deadline=None)
 def test_elsewhere_the_interval_of_a_share_is_symmetric_in_the_log_odds(value: float, error: float) -> None:
-    ends = interval(value, error, 1000, is_share=True)
+    ends = interval(value, error, 1000)
     assert ends is not None
     assert 0 <= ends[0] <= value <= ends[1] <= 1
     if ends[1] < 1 - 1e-9 and ends[0] > 1e-9:
@@ -208,10 +208,10 @@ def test_elsewhere_the_interval_of_a_share_is_symmetric_in_the_log_odds(value: f
 @given(st.floats(0.001, 0.999), st.floats(1e-5, 0.3))
 @settings(deadline=None)
 def test_the_interval_of_a_mean_quality_contains_it_and_is_mirrored_at_0_5(value: float, error: float) -> None:
-    ends = interval(value, error, 1000, is_share=False)
+    ends = interval(value, error, 1000, other_clusters=1000)
     assert ends is not None
     assert 0 <= ends[0] < value < ends[1] <= 1
-    mirrored = interval(1 - value, error, 1000, is_share=False)
+    mirrored = interval(1 - value, error, 1000, other_clusters=1000)
     assert mirrored == pytest.approx((1 - ends[1], 1 - ends[0]), abs=1e-9)
     if error < 1e-3 * min(value, 1 - value):
         # With a small error it equals the normal interval, unless the error is as large as the distance to 0.5.
@@ -229,7 +229,7 @@ def test_the_interval_of_a_mean_quality_covers_where_errors_near_chance_are_too_
     expected, held = value.mean(), {True: 0, False: 0}
     for is_share in held:
         for v, e in zip(value, error, strict=True):
-            low, high = interval(v, e, 1e9, is_share=is_share) or (0, 0)
+            low, high = interval(v, e, 1e9, other_clusters=None if is_share else 1e9) or (0, 0)
             held[is_share] += low <= expected <= high
     # Student's t gives 95 % with an estimated error; with the known error used here it gives 96.4 %.
     assert held[False] / 4000 == pytest.approx(0.964, abs=0.01)
@@ -238,10 +238,10 @@ def test_the_interval_of_a_mean_quality_covers_where_errors_near_chance_are_too_
 
 def test_a_mean_quality_near_0_does_not_get_the_binomial_interval() -> None:
     # Quality scores with a mean of 0.01 may hardly vary.
-    ends = interval(0.01, 0.0001, 100, is_share=False)
+    ends = interval(0.01, 0.0001, 100, other_clusters=100)
     assert ends == pytest.approx((0.01 - T_HALF_WIDTH * 1e-4, 0.01 + T_HALF_WIDTH * 1e-4), abs=1e-5)
-    assert interval(0.0, 0.0, 100, is_share=False) is None
-    assert interval(1.0, 0.0, 100, is_share=False) is None
+    assert interval(0.0, 0.0, 100, other_clusters=100) is None
+    assert interval(1.0, 0.0, 100, other_clusters=100) is None
 
 
 @pytest.mark.parametrize(
@@ -259,12 +259,12 @@ def test_a_mean_quality_near_0_does_not_get_the_binomial_interval() -> None:
 def test_too_few_rows_or_an_unknown_error_give_no_interval(
     value: float, error: float, independent: float, is_share: bool
 ) -> None:
-    assert interval(value, error, independent, is_share=is_share) is None
+    assert interval(value, error, independent, other_clusters=None if is_share else 50.0) is None
 
 
 def test_a_value_that_rounding_puts_outside_0_and_1_is_clipped() -> None:
     for value, plain in ((1 + 1e-16, 1.0), (1 + 1e-12, 1.0), (-1e-12, 0.0)):
-        assert interval(value, 0.0, 40, is_share=True) == interval(plain, 0.0, 40, is_share=True)
+        assert interval(value, 0.0, 40) == interval(plain, 0.0, 40)
 
 
 @given(st.floats(0, 1), st.floats(0, 0.5), st.floats(1.5, 1e6))
@@ -272,7 +272,7 @@ def test_a_value_that_rounding_puts_outside_0_and_1_is_clipped() -> None:
 def test_the_interval_of_a_share_contains_it_and_stays_within_0_and_1(
     value: float, error: float, independent: float
 ) -> None:
-    ends = interval(value, error, independent, is_share=True)
+    ends = interval(value, error, independent)
     assert ends is not None
     assert 0 <= ends[0] <= value + 1e-9
     assert value - 1e-9 <= ends[1] <= 1
@@ -285,3 +285,22 @@ def test_the_variance_over_fold_assignments_is_added() -> None:
     assert np.square(found).sum() == pytest.approx(np.square(deviations).sum() + values.var(ddof=1))
     np.testing.assert_array_equal(jackknife.add_variance(deviations, values[:1]), deviations)
     np.testing.assert_array_equal(jackknife.add_variance(np.zeros(BLOCKS), values), np.zeros(BLOCKS))
+
+
+def test_equal_scores_have_an_interval_as_wide_as_the_difference_that_may_have_been_missed() -> None:
+    # Two normal distributions as far apart as the AUC's upper end allows: 1 - mean probability by simulation.
+    n = m = 200
+    missed = T_HALF_WIDTH * math.sqrt(2 * (n + m + 1) / (12 * n * m))
+    shift = math.sqrt(2) * norm.ppf(0.5 + missed)
+    x = shift + np.random.default_rng(0).normal(size=2_000_000)
+    expected = float(expit(-(shift * x - shift**2 / 2)).mean())
+    ends = interval(0.5, 0.0, n, other_clusters=m)
+    assert ends is not None
+    assert ends[0] == pytest.approx(expected, abs=3e-4)
+    assert ends[0] < 0.49
+    assert ends[1] == pytest.approx(1 - ends[0])
+    wider = interval(0.5, 0.0, 50, other_clusters=50)
+    assert wider is not None
+    assert wider[0] < ends[0]
+    assert interval(0.5, 0.0, 3, other_clusters=3) == (0.0, 1.0)
+    assert interval(0.5, 0.0, 50, other_clusters=1) is None

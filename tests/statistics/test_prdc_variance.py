@@ -7,7 +7,6 @@ import pytest
 from numpy.typing import NDArray
 
 from synthscale.neighbors.copies import vector_hashes
-from synthscale.neighbors.distance import unit
 from synthscale.statistics import prdc_variance
 from synthscale.statistics.jackknife import Blocks
 from synthscale.statistics.prdc_variance import SAMPLE_ROWS, sample_rows
@@ -28,7 +27,7 @@ def around_a_mean(seed: int, n: int, d: int = 8, shift: float = 0.0) -> Vectors:
 def spreads(real: Vectors, synthetic: Vectors, k: int) -> dict[str, Blocks]:
     """Return the deviations for vectors of any length, assigned to parts by the hashes of the vectors."""
     return prdc_variance.share_deviations(
-        unit(real), unit(synthetic), (vector_hashes(real), vector_hashes(synthetic)), k
+        real.astype(np.float64), synthetic.astype(np.float64), (vector_hashes(real), vector_hashes(synthetic)), k
     )
 
 

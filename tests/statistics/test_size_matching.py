@@ -12,9 +12,13 @@ from synthscale import score_features
 from synthscale.metrics.comparison import MetricValue, pairwise_differences
 from synthscale.metrics.summary import add_control_values
 from synthscale.neighbors.flat_index import FlatIndex
+from synthscale.statistics.jackknife import jackknife_blocks
 from synthscale.statistics.size_matching import (
-    OUTSIDE_SUBSAMPLE,
-    matched_block_codes,
+    RowHashes,
+    assignment_block_of,
+    block_codes,
+    block_of,
+    is_outside,
     matched_sizes,
     probability_any_drawn,
 )
@@ -54,14 +58,30 @@ def test_the_probability_is_accurate_for_large_sets():
     assert found == pytest.approx([0, 0.01, 1 - 0.99**3, 1], abs=1e-6)
 
 
-def test_a_subsample_has_all_real_rows_and_whole_groups():
-    group = hash_ids(f"group/{i // 3}" for i in range(3000))
+def test_a_subsample_has_all_real_rows_and_rows_drawn_one_by_one():
+    key = hash_ids(map(str, range(3000)))
+    group = hash_ids(f"group/{i // 30}" for i in range(3000))
     is_real = np.arange(3000) < 900
-    code = matched_block_codes(group, is_real, 2100, 700)
-    assert (code[is_real] < OUTSIDE_SUBSAMPLE).all()
-    assert abs((code[~is_real] < OUTSIDE_SUBSAMPLE).sum() - 700) < 5 * math.sqrt(3 * 700)
-    assert all(len(set(code[group == key])) == 1 for key in np.unique(group))
-    np.testing.assert_array_equal(code % OUTSIDE_SUBSAMPLE, matched_block_codes(group, is_real, 2100, None))
+    code = block_codes(RowHashes(key, group, group), is_real, 2100, 700)
+    assert not is_outside(code)[is_real].any()
+    assert abs((~is_outside(code)[~is_real]).sum() - 700) < 5 * math.sqrt(700 * 2 / 3)
+    # Groups are not drawn as wholes: each has rows inside and outside.
+    inside = [(~is_outside(code))[group == one].mean() for one in np.unique(group[900:])]
+    assert 0.2 < np.mean(inside) < 0.5
+    assert max(inside) < 0.8
+    assert not is_outside(block_codes(RowHashes(key, group, group), is_real, 2100, None)).any()
+
+
+def test_codes_hold_the_block_of_the_cluster_and_of_the_component():
+    key = hash_ids(map(str, range(3000)))
+    component = hash_ids(f"component/{i // 6}" for i in range(3000))
+    cluster = hash_ids(f"cluster/{i // 3}" for i in range(3000))
+    for size in (None, 700):
+        code = block_codes(RowHashes(key, component, cluster), np.arange(3000) < 900, 2100, size)
+        assert code.dtype == np.int16
+        assert code.min() >= 0
+        np.testing.assert_array_equal(block_of(code), jackknife_blocks(cluster))
+        np.testing.assert_array_equal(assignment_block_of(code), jackknife_blocks(component))
 
 
 @pytest.mark.slow
@@ -72,14 +92,15 @@ def test_matched_coverage_and_diversity_are_the_means_over_subsamples():
     large[:60] = large[100:160] + 1e-5 * rng.normal(size=(60, 6))
     small = normal(3, 100)
     found = scored(real, large=large, small=small)["large"]["matched"]["metrics"]
-    means = {"coverage": [], "diversity": []}
+    means = {"coverage": [], "diversity": [], "unique_share": []}
     for _ in range(30):
         own = scored(real, large=large[rng.permutation(300)[:100]])["large"]["metrics"]
         for name, values in means.items():
             values.append(own[name]["value"])
     assert found["coverage"]["value"] == pytest.approx(np.mean(means["coverage"]), abs=0.02)
-    # Diversity uses the rows of one subsample only, which is drawn in whole groups, so it varies more.
-    assert found["diversity"]["value"] == pytest.approx(np.mean(means["diversity"]), abs=0.05)
+    # Diversity and unique_share use the rows of one subsample only, so they vary more.
+    for name in ("diversity", "unique_share"):
+        assert found[name]["value"] == pytest.approx(np.mean(means[name]), abs=0.03)
 
 
 def test_exact_copies_count_as_often_as_near_copies():
@@ -100,20 +121,15 @@ def test_rows_within_a_query_radius_are_counted_with_their_multiplicity():
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, rows)]
     expected = ((1 - unit[0] @ unit[1].T <= radii[:, None]) * counts).sum(1)
     index = FlatIndex(rows, np.arange(40))
-    np.testing.assert_array_equal(index.count_within(queries, np.arange(100, 109), radii, counts), expected)
+    np.testing.assert_array_equal(index.count_within(queries, np.arange(100, 109), radii, counts, 2**30), expected)
 
 
-def test_an_empty_subsample_gives_a_reason():
+def test_a_generator_that_repeats_two_images_has_a_matched_subsample_in_every_draw():
     large = np.repeat(normal(8, 2), 150, axis=0)
-    for seed in range(20):
+    for seed in range(5):
         found = scored(normal(9, 60), str(seed), large=large, small=normal(50, 12))["large"]["matched"]
-        if found["counts"]["synthetic"] == 0:
-            assert all(
-                own["value"] is None and "no near-duplicate group" in own["reason"]
-                for own in found["metrics"].values()
-            )
-            return
-    pytest.fail("every draw had a group")
+        assert 3 <= found["counts"]["synthetic"] <= 25
+        assert found["metrics"]["diversity"]["value"] == pytest.approx(0, abs=0.05)
 
 
 def figures(value, rows):
@@ -144,6 +160,8 @@ def test_a_control_of_another_size_is_no_reference_for_size_dependent_metrics():
     add_control_values(generators, "control")
     assert "control" not in generators["small"]["metrics"]["coverage"]
     assert generators["small"]["metrics"]["precision"]["control"] == 0.9
+    assert generators["small"]["metrics"]["precision"]["reference"] == 0.9
+    assert "reference" not in generators["small"]["metrics"]["coverage"]
 
 
 def test_a_larger_control_is_shown_at_the_matched_size():

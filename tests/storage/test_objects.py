@@ -1,12 +1,15 @@
-"""S3 GETs: which errors are retried, which become faults; truncated or changed content is never returned."""
+"""S3 GETs: errors that are repeated and then end the run, and those that become faults of their rows."""
 
 from datetime import timedelta
 
 import pytest
+from botocore.credentials import Credentials
+from botocore.exceptions import CredentialRetrievalError
 
 from synthscale.config import Config, StorageConfig
 from synthscale.embed.image_reader import fetch_all
-from synthscale.storage import objects
+from synthscale.errors import StorageUnavailable
+from synthscale.storage import objects, retries
 from synthscale.storage.objects import get_object
 from synthscale.tables.faults import Reason, RowFault
 from synthscale.tables.layout import StoredFile
@@ -27,12 +30,10 @@ def server():
 
 @pytest.fixture
 def storage(server, s3_clients_of_its_own, monkeypatch):
-    backoff = {"init_backoff": timedelta(seconds=0.01), "max_backoff": timedelta(seconds=0.05), "base": 2}
-    retry = {"max_retries": 3, "backoff": backoff, "retry_timeout": timedelta(seconds=20)}
-    monkeypatch.setattr(objects, "_RETRY", retry)
-    monkeypatch.setattr(objects, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(retries, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(retries, "_MAX_PAUSE_S", 0.05)
     server.fault()
-    return StorageConfig(endpoint_url=server.endpoint_url)
+    return StorageConfig(endpoint_url=server.endpoint_url, retry_s=20)
 
 
 URI = "s3://bucket/a b/ü&.png"
@@ -78,31 +79,84 @@ def test_a_slow_response_is_not_a_fault(server, storage):
     assert get_object(StoredFile("s3://bucket/many/000.png", 5000), storage, LIMIT) == DATA[:5000]
 
 
+@pytest.mark.parametrize("kind", ["slow_down", "error", "reset", "cut"])
+def test_a_fault_is_waited_for_while_it_lasts(server, storage, kind):
+    server.fault(Fault("bucket/a b", kind, for_s=1.5))
+    assert get_object(KNOWN, storage, LIMIT) == DATA
+    assert server.asked()["bucket/a b/ü&.png"] > 4
+
+
 @pytest.mark.parametrize(
-    ("kind", "reason", "words"),
+    ("kind", "words"),
     [
-        ("slow_down", Reason.THROTTLED, "throttling"),
-        ("error", Reason.READ_ERROR, "500"),
-        ("denied", Reason.ACCESS_DENIED, "AccessDenied"),
-        ("expired", Reason.ACCESS_DENIED, "expired"),
-        ("reset", Reason.READ_ERROR, "error"),
-        ("hang", Reason.READ_ERROR, "error"),
-        ("cut", Reason.TRUNCATED, "closed before the end"),
-        ("short", Reason.TRUNCATED, "received 10,240 of 20,480 bytes"),
+        ("slow_down", "503"),
+        ("error", "500"),
+        ("reset", "error sending request"),
+        ("hang", "error sending request"),
+        ("cut", "response body"),
     ],
 )
-def test_permanent_faults_are_raised_with_their_reason(server, storage, monkeypatch, kind, reason, words):
-    monkeypatch.setattr(objects, "_CLIENT", {"timeout": timedelta(seconds=0.4 if kind == "hang" else 5)})
+def test_transient_faults_that_last_end_the_run_as_resumable(server, storage, monkeypatch, kind, words):
+    monkeypatch.setattr(objects, "_CLIENT", {"timeout": timedelta(seconds=0.2 if kind == "hang" else 5)})
+    server.fault(Fault("bucket/a b", kind))
+    with pytest.raises(StorageUnavailable) as caught:
+        get_object(KNOWN, storage.model_copy(update={"retry_s": 0.6}), LIMIT)
+    message = str(caught.value)
+    assert caught.value.exit_code == 1
+    assert words in message
+    assert URI in message
+    assert "same command again" in message
+    assert "\n" not in message
+    assert "of-the-test" not in message
+    assert server.asked()["bucket/a b/ü&.png"] >= 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "words", "requests"),
+    [
+        ("denied", Reason.ACCESS_DENIED, "AccessDenied", 1),
+        ("expired", Reason.ACCESS_DENIED, "expired", 1),
+        ("short", Reason.TRUNCATED, "received 10,240 of 20,480 bytes", 4),
+    ],
+)
+def test_permanent_faults_are_raised_with_their_reason(server, storage, kind, reason, words, requests):
     server.fault(Fault("bucket/a b", kind))
     fault = fault_of(KNOWN, storage)
     assert fault.reason is reason
     assert words in fault.detail
     assert "\n" not in fault.detail
-    requests = server.asked()["bucket/a b/ü&.png"]
-    if reason is Reason.ACCESS_DENIED:
-        assert requests == 1
-    else:
-        assert requests >= 4
+    assert server.asked()["bucket/a b/ü&.png"] == requests
+
+
+def test_a_bucket_whose_region_cannot_be_asked_for_is_waited_for(server, storage):
+    server.fault(Fault("bucket!", "slow_down", times=2))
+    assert get_object(KNOWN, storage, LIMIT) == DATA
+    assert server.asked("HEAD")["bucket"] > 2
+
+
+def test_credentials_that_cannot_be_renewed_for_a_while_are_no_denied_access(server, storage, monkeypatch):
+    real, renewals = Credentials.get_frozen_credentials, []
+
+    def renew(self):
+        renewals.append(1)
+        # The first asks for the bucket's region, the others come from obstore.
+        if 1 < len(renewals) < 4:
+            raise CredentialRetrievalError(provider="test", error_msg="503")
+        return real(self)
+
+    monkeypatch.setattr(Credentials, "get_frozen_credentials", renew)
+    assert get_object(KNOWN, storage, LIMIT) == DATA
+    assert len(renewals) == 4
+
+
+def test_one_fault_that_lasts_ends_the_fetching_of_all_without_waiting_for_the_others(server, storage):
+    server.fault(Fault("many/003", "slow_down"), Fault("many/0[1-9]", "hang"))
+    files = [StoredFile(f"s3://bucket/many/{i:03d}.png", 5000) for i in range(100)]
+    contents = fetch_all(files, Config(storage=storage.model_copy(update={"retry_s": 0.5})))
+    assert [next(contents) for _ in range(3)] == [DATA[i : 5000 + i] for i in range(3)]
+    with pytest.raises(StorageUnavailable, match="many/003"):
+        next(contents)
+    server.fault()
 
 
 def test_missing_objects_and_buckets_are_not_found(storage):
@@ -178,7 +232,7 @@ def test_requests_in_flight_stay_within_the_configured_limits(server, storage, l
 
 
 def test_a_fault_of_one_object_does_not_affect_others(server, storage):
-    server.fault(Fault("many/00[3-5]", "denied"), Fault("many/007", "cut"))
+    server.fault(Fault("many/00[3-5]", "denied"), Fault("many/007", "short"))
     files = [StoredFile(f"s3://bucket/many/{i:03d}.png", 5000) for i in range(20)]
     contents = list(fetch_all(files, Config(storage=storage)))
     faults = [i for i, data in enumerate(contents) if isinstance(data, RowFault)]

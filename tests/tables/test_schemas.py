@@ -126,7 +126,7 @@ def test_other_tables_have_the_documented_columns():
     promised = {"row", "id", "uri", "real_or_synthetic", "label", "generator", "size_bytes", "etag"}
     assert promised <= set(MANIFEST_COLUMNS.names)
     assert schemas.FAILURES.names == ["row", "id", "uri", "reason", "detail"]
-    assert schemas.NEIGHBORS.names == ["left", "right", "cosine_distance", "kind"]
+    assert schemas.NEIGHBORS.names == ["left", "right", "distance", "kind"]
     assert schemas.PREDICTIONS.names[:4] == ["generator", "row", "fold", "logit_synthetic"]
     assert set(schemas.PREDICTIONS.names[4:]) == {
         "logit_deviation",
@@ -176,7 +176,7 @@ def test_predictions_with_null_columns_conform():
 
 def test_folds_have_a_fold_per_repeat_and_hashes_up_to_the_largest_uint64():
     assert schemas.FOLDS.names[:3] == ["generator", "row", "fold"]
-    assert {"is_real", "is_copy", "key", "group_key", "log_prior"} == set(schemas.FOLDS.names[3:])
+    assert {"is_real", "is_copy", "key", "group_key", "cluster_key", "log_prior"} == set(schemas.FOLDS.names[3:])
     largest = 2**64 - 1
     lines = pa.table(
         {
@@ -187,6 +187,7 @@ def test_folds_have_a_fold_per_repeat_and_hashes_up_to_the_largest_uint64():
             "is_copy": [False, True],
             "key": pa.array([largest, 0], pa.uint64()),
             "group_key": pa.array([largest, 1], pa.uint64()),
+            "cluster_key": pa.array([largest, 1], pa.uint64()),
             "log_prior": [0.0, -0.5],
         }
     )
