@@ -88,6 +88,11 @@ class NeighborsConfig(_Section):
             raise ValueError("mode datalab compares by cosine distance, as cleanlab does; leave metric at auto")
         return self
 
+    @property
+    def metric_in_force(self) -> Literal["auto", "cosine", "euclidean"]:
+        """``metric``, or ``cosine`` in mode ``datalab``, which compares everything by direction."""
+        return "cosine" if self.mode == "datalab" else self.metric
+
 
 class ClassifierConfig(_Section):
     """Cross-validated classifier of real against synthetic images."""

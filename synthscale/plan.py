@@ -116,7 +116,7 @@ def _try_rows(
     ids = tried.column("id").to_pylist()
     if encoder is None:
         assert dataset.vectors is not None
-        directed = encoder_spec(config, dataset.vectors).layout.directed(config.neighbors.metric)
+        directed = encoder_spec(config, dataset.vectors).layout.directed(config.neighbors.metric_in_force)
         metadata: list[dict[str, Any]] = []
         for row in rows:
             vector, row_metadata = read_vectors(dataset.vectors, row, row + 1, config.storage)

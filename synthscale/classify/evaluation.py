@@ -26,6 +26,8 @@ from synthscale.statistics.estimates import NO_CLASSIFIER, Metric, metric_block
 from synthscale.statistics.jackknife import binomial_interval
 
 NO_DIFFERENCE = "no interval: the classifier gives every image the same score"
+_NO_SPREAD = 1e-9
+"""Standard errors below this are rounding errors of sums of equal numbers."""
 _BINS = 15
 """Equal-width bins of the probability, for the calibration curve and the expected calibration error."""
 
@@ -65,7 +67,7 @@ def sum_classifier_errors(
     logit: NDArray[np.float64],
     is_real: NDArray[np.bool_],
     weights: NDArray[np.uint8] | None = None,
-    cluster_rows: NDArray[np.int64] | None = None,
+    cluster_rows: NDArray[np.number] | None = None,
 ) -> ClassifierSums:
     """Return the sums over rows; rows with a NaN logit are left out.
 
@@ -98,8 +100,8 @@ def sum_classifier_errors(
 def _balanced(sums: ClassifierSums, name: str, replicate: int) -> Metric:
     """Return the class-balanced mean of a sum, with its 95 % bootstrap interval.
 
-    Where no replicate has an error, an accuracy gets the mean of the two classes' exact binomial bounds, and a
-    log-loss no interval: every row of a class then has the same loss.
+    Where no replicate has an error, an accuracy of 0 or 1 gets the mean of the two classes' exact binomial bounds,
+    one of 0.5 the error of guessing, and a log-loss no interval: every row of a class then has the same loss.
 
     Args:
         sums: over all rows.
@@ -112,9 +114,12 @@ def _balanced(sums: ClassifierSums, name: str, replicate: int) -> Metric:
     if not sums.replicates.any():
         # The rows were summed without bootstrap weights.
         return metric_block(value)
-    if error == 0 and name != "correct":
+    if error < _NO_SPREAD and name != "correct":
         return metric_block(value) | {"reason": NO_DIFFERENCE}
-    if error == 0:
+    if error < _NO_SPREAD and value == 0.5:
+        # All rows are on one side. Guessing would be right about half of the independent rows of each class.
+        error = float(np.sqrt((1 / sums.ranks.clusters).sum())) / 4
+    elif error < _NO_SPREAD:
         shares = zip(sums.correct / sums.count, sums.ranks.clusters, strict=True)
         ends = [binomial_interval(float(share), max(1.0, rows)) for share, rows in shares]
         return metric_with_interval(value, *np.mean(ends, axis=0).tolist())

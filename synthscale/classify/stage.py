@@ -1,7 +1,7 @@
 """Classify stage: assign folds, fit the classifiers and predict every row out of fold.
 
 Reads ``embeddings/``, ``groups/``, ``nearest/`` and ``manifest/``; writes ``classifier/`` (folds, fitted heads)
-and ``predictions/``. Near-duplicate groups are assigned to folds, one Ray Train run fits every fold of every
+and ``predictions/``. Near-duplicate components are assigned to folds, one Ray Train run fits every fold of every
 generator, and Ray Data predicts. A second, small classifier sees only file metadata: if it separates the sets,
 the first one may have learnt the file format (the confounder check).
 """

@@ -54,7 +54,7 @@ def encoder_spec(config: Config, vectors: VectorSource | None) -> EncoderSpec:
         columns = vectors.columns != ["embedding"]
         layout = VectorLayout(d, (0, d), (0, d), scaled=columns, columns=columns)
         # Vectors without a direction, all zeros, are failures only where directions are compared.
-        return EncoderSpec(layout, f"vectors/{d}/{layout.metric(config.neighbors.metric)}", None)
+        return EncoderSpec(layout, f"vectors/{d}/{layout.metric(config.neighbors.metric_in_force)}", None)
     return spec_of(load_encoder(config))
 
 

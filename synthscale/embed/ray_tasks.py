@@ -192,7 +192,7 @@ class VectorTask:
         shard = self._job.shards[batch.column("shard")[0].as_py()]
         vectors, records = read_vectors(self._source, shard.start, shard.stop, self._job.config.storage)
         layout = encoder_spec(self._job.config, self._source).layout
-        check_vectors(vectors, records, layout.directed(self._job.config.neighbors.metric))
+        check_vectors(vectors, records, layout.directed(self._job.config.neighbors.metric_in_force))
         return write_embedded(self._job.run, shard, vectors, records)[0]
 
 

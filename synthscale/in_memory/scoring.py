@@ -88,8 +88,8 @@ def score_features(
     d = vectors.shape[1]
     # Features are columns: they may have different units, and their directions need not mean anything.
     layout = VectorLayout(d, (0, d), (0, d), scaled=True, columns=True)
-    has_directions = config.neighbors.mode == "datalab" or layout.metric(config.neighbors.metric) == "cosine"
-    _check_vectors(vectors, has_directions=has_directions)
+    directed = layout.directed(config.neighbors.metric_in_force)
+    _check_vectors(vectors, has_directions=directed is not None)
     n = len(vectors)
     sets = {name: np.flatnonzero(names == name) for name in dict.fromkeys([REAL, *names])}
     copies = copies_from_pairs(equal_pairs(vector_keys(vectors[rows], name), rows) for name, rows in sets.items())

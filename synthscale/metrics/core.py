@@ -108,7 +108,7 @@ class Indicators:
     """Per-row inputs of the core metrics for a generator's view, each (n,).
 
     On a matched subsample ``in_synthetic_group`` and ``covered`` are probabilities in 0..1 instead of flags, and
-    ``components`` an expectation.
+    ``components`` and ``cluster_rows`` are expectations.
 
     Attributes:
         q: label quality score, 0..1; NaN where there is no classifier.
@@ -122,7 +122,8 @@ class Indicators:
         inside: the row is within the k-NN radius of some (other) real row.
         covered: the real row has a synthetic row within its k-NN radius.
         block: jackknife block of the row's cluster of near-duplicates.
-        cluster_rows: number of rows of the row's class in that cluster, 1 for a row without near-duplicates.
+        cluster_rows: number of rows of the row's class in that cluster, 1 for a row without near-duplicates; on a
+            matched subsample, the expected number.
         q_without: (n, BLOCKS) q by heads fitted without each block, NaN in the row's own block; None without
             refits.
         q_reassigned: (n, REASSIGNMENTS) q under other fold assignments; None without refits.
@@ -141,7 +142,7 @@ class Indicators:
     inside: NDArray[np.bool_]
     covered: NDArray[np.bool_] | NDArray[np.float64]
     block: NDArray[np.int8]
-    cluster_rows: NDArray[np.int64]
+    cluster_rows: NDArray[np.float64]
     q_without: NDArray[np.float64] | None = None
     q_reassigned: NDArray[np.float64] | None = None
     more: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)

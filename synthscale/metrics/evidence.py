@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from synthscale.statistics.auc import RankSums, auc, auc_metric, sum_ranks
-from synthscale.statistics.estimates import NO_CLASSIFIER, metric_block
+from synthscale.statistics.estimates import NO_CLASSIFIER, metric_block, without_interval
 from synthscale.statistics.size_matching import RowHashes
 from synthscale.tables.columns import to_float64
 from synthscale.tables.schemas import DISTINCT_REAL, MANIFOLD_REAL, MANIFOLD_REAL_ROW, NEAREST_REAL
@@ -211,7 +211,8 @@ def confounder_figures(file_facts: RankSums, bytes_per_pixel: RankSums, classifi
     JPEG quality. ``bytes_per_pixel_auc``, 0.5..1, also depends on the image content and is for information only.
 
     Args:
-        file_facts: histograms of the logits of the classifier of file metadata.
+        file_facts: histograms of the logits of the classifier of file metadata. Its independent rows are files,
+            not clusters of pictures that resemble one another.
         bytes_per_pixel: histograms of bytes per pixel.
         classified: whether a classifier could be fitted.
     """
@@ -219,7 +220,9 @@ def confounder_figures(file_facts: RankSums, bytes_per_pixel: RankSums, classifi
         reason = "the input is vectors: there are no image files to compare"
         return {"auc": metric_block(None, reason), "bytes_per_pixel_auc": None, "reason": reason}
     size_auc = auc(bytes_per_pixel)
-    file_auc = auc_metric(file_facts) if classified else metric_block(None, NO_CLASSIFIER)
+    file_auc = metric_block(None, NO_CLASSIFIER)
+    if classified:
+        file_auc = without_interval(auc_metric(file_facts), float(file_facts.clusters.min()))
     return {"auc": file_auc, "bytes_per_pixel_auc": max(size_auc, 1 - size_auc)}
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from scipy.stats import kstwobign
 
 from synthscale.metric_names import CORE_METRICS
-from synthscale.metrics.core import CoreSums, MetricContext, core_metrics, share, within
+from synthscale.metrics.core import SMALL, CoreSums, MetricContext, core_metrics, share, within
 from synthscale.statistics import jackknife
 from synthscale.statistics.auc import RankSums, value_of
 from synthscale.statistics.estimates import Estimate
@@ -59,16 +59,15 @@ def manifold_family(sums: CoreSums, context: MetricContext, k: int, distinct: in
     if not count or context.no_manifold:
         return {"density": Estimate.undefined(context.no_manifold or "no synthetic rows"), **recall}
     value = sums["real_radii"] / count / k
-    if sums["clusters_synthetic"] <= 1:
-        # A single cluster of near-duplicates has no variance to estimate.
-        return {"density": Estimate(value, reference=1.0, is_small=True), **recall}
+    clusters = sums["clusters_synthetic"]
     deviations = jackknife.ratio_deviations(sums.by_block("real_radii") / k, sums.by_block("synthetic"))
     spread = context.spreads.get("density")
     if spread is not None:
         deviations = jackknife.larger_variance(deviations, spread * value / math.sqrt(count))
     margin = jackknife.T_HALF_WIDTH * jackknife.standard_error(deviations)
-    density = Estimate(value, max(0.0, value - margin), value + margin, reference=1.0, deviations=deviations)
-    return {"density": density, **recall}
+    ends = (max(0.0, value - margin), value + margin)
+    density = Estimate(value, *ends, reference=1.0, deviations=deviations, is_small=clusters < SMALL)
+    return {"density": density.from_clusters(clusters), **recall}
 
 
 def copying_family(sums: CoreSums, distances: RankSums) -> Family:

@@ -100,8 +100,6 @@ def _write(
     blocks = {name: generator.block for name, generator in figures.items()}
     control = CONTROL if context.config.control else None
     slice_warnings = [text for slicing in column_slicings if (text := slicing.warning)]
-    lines = metric_lines({name: generator.lines for name, generator in figures.items()})
-    fsys.write_table(context.run.path("metrics.parquet"), conform(lines, METRICS, "metrics"), context.run.storage)
     metrics = {
         "schema_version": SCHEMA_VERSION,
         "run_id": context.run.read_json("run.json")["run_id"],
@@ -115,6 +113,8 @@ def _write(
     }
     if control is not None:
         add_control_values(metrics["generators"], CONTROL)
+    lines = metric_lines({name: generator.lines for name, generator in figures.items()}, metrics["generators"])
+    fsys.write_table(context.run.path("metrics.parquet"), conform(lines, METRICS, "metrics"), context.run.storage)
     context.run.write_json("metrics.json", {**metrics, "gates": []})
 
 

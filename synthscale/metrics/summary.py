@@ -26,10 +26,10 @@ from synthscale.metrics.warnings import blind_precision, warnings
 from synthscale.neighbors.view import K
 from synthscale.statistics.auc import RankSums
 from synthscale.statistics.estimates import (
-    FEWEST_CLUSTERS,
     TOO_FEW_INDEPENDENT,
     Estimate,
     Metric,
+    is_too_few,
     metric_block,
     without_interval,
 )
@@ -210,7 +210,8 @@ def _families(sums: ViewSums, facts: ViewFacts, context: MetricContext) -> tuple
         by_family["copying"] = copying_family(overall, sums.values.get(MANIFOLD_REAL, RankSums()))
     if "facts" in facts.families:
         by_family["facts"], p_values = facts_family(sums.values)
-        extra_fields |= {name: {"p_value": value} for name, value in p_values.items()}
+        few = is_too_few(context.clusters)
+        extra_fields |= {name: {"p_value": None if few else value} for name, value in p_values.items()}
     if "completeness" in facts.families:
         by_family["completeness"] = completeness_family(facts.complete)
         extra_fields["complete_share"] = {name: facts.complete[name] for name in ("failed", "nulls")}
@@ -236,13 +237,13 @@ def _families(sums: ViewSums, facts: ViewFacts, context: MetricContext) -> tuple
 def _with_enough_clusters(classifier: dict[str, Any], clusters: float) -> dict[str, Any]:
     """Return the classifier's block without intervals and p-value if there are too few clusters."""
     metrics = {name: without_interval(classifier[name], clusters) for name in ("auc", "accuracy", "log_loss")}
-    if clusters < FEWEST_CLUSTERS and classifier["p_value"]["value"] is not None:
+    if is_too_few(clusters) and classifier["p_value"]["value"] is not None:
         metrics["p_value"] = {"value": None, "reason": TOO_FEW_INDEPENDENT}
     return {**classifier, **metrics}
 
 
 def add_control_values(generators: dict[str, dict[str, Any]], control: str) -> None:
-    """Add the control's value as ``control`` and ``reference`` to every metric of the other generators, in place.
+    """Add the control's value as ``control`` and ``reference`` to the metrics of the other generators, in place.
 
     Size-dependent metrics get it only from a control of similar size (whole or matched).
 
@@ -255,6 +256,7 @@ def add_control_values(generators: dict[str, dict[str, Any]], control: str) -> N
         if name == control:
             continue
         _add_control(block["metrics"], _at_size(reference, block["counts"]["synthetic"]))
+        _add_control(*({"auc": part["classifier"]["auc"]} for part in (block, reference)))
         if "matched" in block:
             _add_control(block["matched"]["metrics"], _at_size(reference, block["matched"]["size"]))
         if not are_similar_sizes([reference["counts"]["synthetic"], block["counts"]["synthetic"]]):

@@ -142,7 +142,7 @@ def _indicators(view: ViewRows, scores: pa.Table, evidence: RowEvidence, is_real
         inside=np.asarray(scores.column("in_real_manifold")),
         covered=np.asarray(scores.column("covered").fill_null(False)),
         block=jackknife.jackknife_blocks(evidence.hashes.cluster),
-        cluster_rows=cluster_rows,
+        cluster_rows=cluster_rows.astype(np.float64),
         q_without=None if without is None else quality(without, is_real[:, None]),
         q_reassigned=None if reassigned is None else quality(reassigned, is_real[:, None]),
         more=evidence.fields,
@@ -167,9 +167,18 @@ def _in_a_set_of(
     drawn = min(real, size)
     if drawn < 1:
         return np.zeros(len(near_real)), 1 / component_rows
-    others = np.where(near_real, np.maximum(component_rows - 1, 1), 0)
-    repeats = probability_any_drawn(others, real - 1, drawn - 1)
-    return repeats, probability_any_drawn(component_rows, real, drawn) * (real / drawn) / component_rows
+    # A row that only synthetic rows connect with other real ones is alone among real rows.
+    rows = np.where(near_real, component_rows, 1)
+    repeats = probability_any_drawn(rows - 1, real - 1, drawn - 1)
+    return repeats, _share_kept(rows, real, drawn) / rows
+
+
+def _share_kept(rows: NDArray[np.int64], population: int, drawn: int) -> NDArray[np.float64]:
+    """Return, for parts of c rows, the probability that a sample has one of them over that of a single row: (n,).
+
+    So 1 / c times this number, summed over the rows of a sample, is the expected number of parts in it.
+    """
+    return probability_any_drawn(rows, population, drawn) * population / drawn
 
 
 def _matched_sums(rows: Indicators, view: ViewRows, evidence: RowEvidence) -> CoreSums:
@@ -186,8 +195,9 @@ def _matched_sums(rows: Indicators, view: ViewRows, evidence: RowEvidence) -> Co
     unknown = np.full(len(is_real), np.nan)
     in_radius = view.nearest.column("synthetic_in_radius").fill_null(0).to_numpy().astype(np.int64)
     component_rows = np.rint(1 / rows.components).astype(np.int64)
+    kept = _share_kept(rows.cluster_rows.astype(np.int64), population, size)
     repeat_probability = probability_any_drawn(np.maximum(component_rows - 1, 1), population - 1, size - 1)
-    expected = probability_any_drawn(component_rows, population, size) * population / size
+    expected = _share_kept(component_rows, population, size)
     repeats, components = _in_a_set_of(component_rows, rows.near_real, real, size)
     matched = replace(
         rows,
@@ -197,6 +207,7 @@ def _matched_sums(rows: Indicators, view: ViewRows, evidence: RowEvidence) -> Co
         q_reassigned=None,
         in_synthetic_group=rows.in_synthetic_group * repeat_probability,
         components=rows.components * expected,
+        cluster_rows=rows.cluster_rows / np.where(is_real, 1, kept),
         real_repeats=repeats,
         real_components=components,
         covered=is_real * probability_any_drawn(in_radius, population, size),

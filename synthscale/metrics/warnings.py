@@ -32,13 +32,13 @@ def warnings(sums: ViewSums, fit: dict[str, Any], neighbors: dict[str, Any]) -> 
             )
     if not fit.get("folds"):
         texts.append(
-            "no classifier could be cross-validated (too few images or groups in a class): fidelity and "
-            "representativeness have no value"
+            "no classifier could be cross-validated (too few images in a class): fidelity and representativeness "
+            "have no value"
         )
     elif fit.get("folds_by_row"):
         texts.append(
-            "nearly all images are one chain of near-duplicates, so folds were assigned image by image: "
-            "near-duplicates may be in different folds, and the classifier may look better than it is"
+            "nearly all images of a class are near-duplicates of one another, so folds were assigned image by "
+            "image: near-duplicates may be in different folds, and the scores may be too confident"
         )
     if fit.get("folds") and not fit["converged"]:
         texts.append("the classifier did not fully converge: scores may move by more than 1e-5 between machines")

@@ -121,7 +121,8 @@ def join_all(
     """Assign rows to cells and join them in memory; the edges include those of hubs. Args as in `place_rows`."""
     piece = place_rows(plan, vectors, row, code)
     joined = join(plan, piece, candidate_filter=candidate_filter)
-    return JoinResult(distinct_edges([joined.edges, hub_edges(plan, piece)]), joined.is_whole)
+    stars = hub_edges(plan, piece)
+    return JoinResult(distinct_edges([joined.edges, stars]), joined.is_whole and len(stars) == 0)
 
 
 def hub_edges(plan: JoinPlan, piece: JoinPiece) -> Edges:

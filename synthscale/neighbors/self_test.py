@@ -68,11 +68,10 @@ class SelfTest:
 
         A copy is found if its distance is < radius, or 0. ``value`` is the share of lightly edited copies that are
         found; ``by_strong_edit`` has the shares of strongly edited ones, and ``notes`` says which of them would be
-        missed. The
-        copies of one image are not independent, so the 95 % interval treats images as trials: it is the interval
-        of Clopper and Pearson (1934), with the sum of the images' shares as the number of successes. Among
-        distributions of shares with the same mean, shares of 0 and 1 have the largest variance. The interval is
-        therefore right if the copies of an image are found together or not at all, and conservative otherwise.
+        missed. The copies of one image are not independent, so the 95 % interval treats images as trials: it is
+        the interval of Clopper and Pearson (1934), with the sum of the images' shares as the number of successes.
+        Among distributions of shares with the same mean, shares of 0 and 1 have the largest variance. The interval
+        is therefore right if the copies of an image are found together or not at all, and conservative otherwise.
         """
         if radius is None:
             return metric_block(None, "no radius: too few distinct real rows to calibrate it")

@@ -68,7 +68,7 @@ def sum_ranks(
     values: NDArray[np.float64],
     is_real: NDArray[np.bool_],
     weights: NDArray[np.uint8] | None = None,
-    cluster_rows: NDArray[np.int64] | None = None,
+    cluster_rows: NDArray[np.number] | None = None,
 ) -> RankSums:
     """Count the values of a shard's rows in histograms.
 

@@ -11,22 +11,25 @@ from synthscale.statistics.jackknife import Blocks
 Metric = dict[str, Any]
 """One metric in metrics.json: ``value``, ``low``, ``high``, and others where they apply (docs/metrics.md)."""
 
-NO_CLASSIFIER = "no classifier: too few rows or groups in a class to cross-validate"
+NO_CLASSIFIER = "no classifier: too few rows in a class to cross-validate"
 NO_INTERVAL = "no interval: too few rows or groups"
 TOO_FEW_INDEPENDENT = "too_few_independent"
 """Reason of a missing interval: fewer than `FEWEST_CLUSTERS` independent rows on a side."""
 FEWEST_CLUSTERS = 10
 """Clusters of near-duplicates, on either side, below which no metric has an interval: a spread over fewer units is
 itself too uncertain."""
-
-
 _ROUNDING = 1e-6
 """Sums of fractions that add up to a whole number of clusters are off by less."""
 
 
+def is_too_few(clusters: float) -> bool:
+    """Return whether ``clusters``, a sum of fractions, is less than `FEWEST_CLUSTERS`."""
+    return clusters < FEWEST_CLUSTERS - _ROUNDING
+
+
 def without_interval(metric: Metric, clusters: float) -> Metric:
     """Return a metric in the form of metrics.json, without its interval if there are too few clusters."""
-    if metric.get("value") is None or clusters >= FEWEST_CLUSTERS - _ROUNDING:
+    if metric["value"] is None or not is_too_few(clusters):
         return metric
     return {**metric, "low": None, "high": None, "reason": TOO_FEW_INDEPENDENT}
 
@@ -78,8 +81,11 @@ class Estimate:
         return cls(value, reason=reason, reference=reference)
 
     def from_clusters(self, clusters: float) -> "Estimate":
-        """Return the estimate, without its interval if it rests on fewer than `FEWEST_CLUSTERS` clusters."""
-        if self.value is None or clusters >= FEWEST_CLUSTERS - _ROUNDING:
+        """Return the estimate, without its interval if it rests on fewer than `FEWEST_CLUSTERS` clusters.
+
+        A metric that never has an interval keeps its own reason.
+        """
+        if self.value is None or self.reason is not None or not is_too_few(clusters):
             return self
         return replace(self, low=None, high=None, reason=TOO_FEW_INDEPENDENT)
 

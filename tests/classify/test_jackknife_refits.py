@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
 from synthscale.classify import jackknife_refits as refits_module
 from synthscale.classify.calibration import fit_platt_scaling
@@ -18,10 +19,10 @@ from synthscale.classify.fit_context import FitContext
 from synthscale.classify.fold_views import FeatureBlock, FoldView
 from synthscale.classify.logistic import LogisticFit, fit_logistic_heads
 from synthscale.classify.model import FittedClassifier
-from synthscale.classify.training import FoldPlan, TrainingData
+from synthscale.classify.training import FoldPlan, NearDuplicates, TrainingData
 from synthscale.config import ClassifierConfig
 from synthscale.statistics.jackknife import reassigned_folds
-from synthscale.statistics.size_matching import assignment_block_of, block_of
+from synthscale.statistics.size_matching import assignment_block_of, block_of, is_outside
 from synthscale.tables.schemas import BLOCKS, REAL, REASSIGNMENTS
 from tests.classify.trainings import Sets, assign_sets, cut, fit_on_workers, normal
 
@@ -34,8 +35,8 @@ ways = pytest.mark.parametrize("settings", [LINEAR, KERNEL, UNWEIGHTED], ids=["l
 
 
 def one_generator(settings: ClassifierConfig, n: int = 160, m: int = 120) -> Sets:
-    """Two sets; some real rows are near-duplicates of one another, in groups of three."""
-    groups = (np.arange(30), np.arange(30) // 3 * 3)
+    """Two sets; some real rows are near-duplicates of one another, in clusters of three, two to a component."""
+    groups = NearDuplicates(np.arange(30), np.arange(30) // 6 * 6, np.arange(30) // 3 * 3)
     return assign_sets(settings, groups, real=normal(0, n, 6), fake=normal(1, m, 6, mean=0.5))
 
 
@@ -149,9 +150,10 @@ def test_a_row_has_nan_for_its_own_block_alone(settings: ClassifierConfig) -> No
     model, _ = fitted(sets, settings)
     unknown = np.isnan(without_blocks(sets, model))
     np.testing.assert_array_equal(unknown, blocks_of(sets.plans["fake"])[:, None] == np.arange(BLOCKS))
-    # Members of a group are in one block.
-    for first in range(0, 30, 3):
-        assert len(set(blocks_of(sets.plans["fake"])[first : first + 3].tolist())) == 1
+    # Members of a cluster are in one block, those of a component need not be.
+    block = blocks_of(sets.plans["fake"])
+    assert all(len(set(block[first : first + 3].tolist())) == 1 for first in range(0, 30, 3))
+    assert any(len(set(block[first : first + 6].tolist())) == 2 for first in range(0, 30, 6))
 
 
 def test_the_rows_of_a_block_do_not_affect_its_refit() -> None:
@@ -326,3 +328,74 @@ def test_reassigned_heads_are_those_of_a_classifier_with_the_reassigned_folds() 
         own = LINEAR.model_copy(update={"strengths": (fit.start[0],)})
         expected = other.logits(fitted(other, own)[0])
         np.testing.assert_allclose(expit(found[:, reassignment - 1]), expit(expected), atol=5e-4)
+
+
+MATCHED = 90
+
+
+def several_clusters_to_a_component(seed: int, times: int, components: int | None) -> Sets:
+    """Return 200 real rows and 40 images repeated, in clusters of two; ``components`` of four images, or none.
+
+    Without components, clusters are also what folds keep together.
+    """
+    n, m = 200, 40 * times
+    image = np.repeat(np.arange(40), times)
+    fake = normal(seed + 1, 40, 40)[image] + 0.01 * normal(seed + 2, m, 40)
+    row = np.arange(n, n + m)
+    cluster = n + np.arange(m) // 2 * 2
+    component = cluster if components is None else n + image // 4 * 4 * times
+    found = NearDuplicates(row, component, cluster)
+    return assign_sets(KERNEL, found, real=normal(seed, n, 40), fake=fake)
+
+
+def test_no_head_is_trained_on_a_row_of_the_component_that_it_scores() -> None:
+    sets = several_clusters_to_a_component(0, 4, 10)
+    plan = sets.plans["fake"]
+    model, _ = fit_classifier(sets.training(is_refitted=True, matched={"fake": MATCHED}), LINEAR)
+    code = plan.block(MATCHED)
+    fold = plan.fold[:, 0]
+    kinds = model.refits["fake"]
+    assert [(refit.is_matched, bool(refit.reassignment.any())) for refit in kinds] == [
+        (False, False),
+        (False, True),
+        (True, False),
+    ]
+    for refit in kinds:
+        folds = refit.folds(fold, code)
+        for view in range(folds.shape[1]):
+            # A row is scored by the head of its fold, which was trained on the view's rows of all other folds.
+            for component in np.unique(plan.hashes.group):
+                members = folds[plan.hashes.group == component, view]
+                assert len(set(members[members >= 0].tolist())) <= 1
+        # The views leave out blocks of clusters, and the rows outside the subsample.
+        expected = block_of(code)[:, None] == refit.without[None, :]
+        expected |= (refit.is_matched & is_outside(code))[:, None]
+        np.testing.assert_array_equal(folds < 0, expected)
+    # Some components have rows both in a block and outside it, where leakage would be possible.
+    blocks_of_component = [len(set(block_of(code)[plan.hashes.group == g])) for g in np.unique(plan.hashes.group)]
+    assert max(blocks_of_component) > 3
+
+
+@pytest.mark.slow
+def test_near_duplicates_in_several_blocks_do_not_leak_into_the_refits() -> None:
+    aucs: dict[bool, list[list[float]]] = {True: [], False: []}
+    for has_components in aucs:
+        for seed in range(0, 40, 4):
+            sets = several_clusters_to_a_component(seed, 8, 10 if has_components else None)
+            plan = sets.plans["fake"]
+            model, _ = fit_classifier(sets.training(is_refitted=True, matched={"fake": 160}), KERNEL)
+            found = model.predict_refits("fake", vectors_of(sets), plan.fold[:, 0], plan.block(160))
+            assert found.without is not None
+            assert found.matched is not None
+            assert found.reassigned is not None
+            for logits in (found.without, found.matched, found.reassigned):
+                known = [np.isfinite(column) for column in logits.T]
+                each = [
+                    roc_auc_score(~plan.is_real[own], column[own])
+                    for own, column in zip(known, logits.T, strict=True)
+                ]
+                aucs[has_components].append(np.mean(each))
+    kept, split = (np.reshape(aucs[has_components], (-1, 3)).mean(0) for has_components in (True, False))
+    # Both sets have one distribution. With the rows of an image in several folds the copies are recognised.
+    assert (kept < 0.55).all()
+    assert (split > kept + 0.1).all()

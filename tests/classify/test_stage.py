@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
@@ -39,17 +40,19 @@ from tests.runs import run_until
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 WIDTH = 12
-SIZES = {"real": 400, "fake": 260, "other": 90, "collapsed": 25}
+SIZES = {"real": 400, "fake": 260, "other": 90, "collapsed": 25, "single": 1}
 SHARD_ROWS = 97
 UNUSABLE = slice(97, 194)
 """Rows without a usable vector: all of the second shard."""
 USABLE = {**SIZES, "real": 400 - 97}
-TELLABLE = ("fake", "other")
-"""Generators that can be cross-validated; all rows of the third one are a single near-duplicate group."""
+BY_GROUP = ("fake", "other")
+"""Generators whose groups can be folds; all rows of the third one are a single near-duplicate group."""
+TELLABLE = (*BY_GROUP, "collapsed")
+"""Generators that can be cross-validated; the last one has a single row."""
 
 
 def drawn():
-    """Real rows, a generator with copies and repeats, another one, and one that repeats a single image."""
+    """Real rows, a generator with copies and repeats, another, one that repeats an image, and a single row."""
     rng = np.random.default_rng(0)
     real = rng.normal(size=(SIZES["real"], WIDTH))
     fake = 0.5 + rng.normal(size=(SIZES["fake"], WIDTH))
@@ -57,8 +60,9 @@ def drawn():
     fake[100:120] = fake[100] + 1e-4 * rng.normal(size=(20, WIDTH))
     other = 0.7 * rng.normal(size=(SIZES["other"], WIDTH))
     collapsed = 3 * rng.normal(size=WIDTH) + 1e-5 * rng.normal(size=(SIZES["collapsed"], WIDTH))
+    single = rng.normal(size=(SIZES["single"], WIDTH))
     real[UNUSABLE] = np.nan
-    return np.concatenate([real, fake, other, collapsed]).astype(np.float32)
+    return np.concatenate([real, fake, other, collapsed, single]).astype(np.float32)
 
 
 def write_vectors(path, vectors, sizes):
@@ -178,8 +182,8 @@ def test_folds_agree_with_the_assignment_and_split_no_near_duplicate_group(undis
     assigned = pd.concat(
         pq.read_table(path).to_pandas() for path in Path(run.path("classifier")).glob("*.parquet")
     )
-    assert sorted(assigned["row"][assigned.generator == "collapsed"]) == sorted(
-        table(run, "nearest").query("generator == 'collapsed'")["row"]
+    assert sorted(assigned["row"][assigned.generator == "single"]) == sorted(
+        table(run, "nearest").query("generator == 'single'")["row"]
     )
     tellable = assigned[assigned.generator.isin(TELLABLE)]
     tellable = tellable.assign(
@@ -190,13 +194,24 @@ def test_folds_agree_with_the_assignment_and_split_no_near_duplicate_group(undis
     assert len(both) == len(tellable) == len(undisturbed.predictions())
     assert (both.fold_x == both.first_fold).all()
     groups = table(run, "groups")
-    grouped = both.merge(groups, on=["generator", "row"]).groupby(["generator", "component_id"])
-    assert len(grouped) >= 31
-    assert (grouped.first_fold.nunique() == 1).all()
     assert (both.groupby("generator").first_fold.nunique() == 5).all()
-    # The group hashes, which the intervals rely on, give the same groups.
-    assert (grouped.group_key.nunique() == 1).all()
-    assert both.groupby("generator").group_key.nunique().sum() == len(both) - (grouped.size() - 1).sum()
+    members = both.merge(groups, on=["generator", "row"])
+    # The hashes of clusters, which the intervals rely on, and of components give the same parts.
+    for part, key, names in (
+        ("cluster_id", "cluster_key", TELLABLE),
+        ("component_id", "group_key", BY_GROUP),
+        ("component_id", "first_fold", BY_GROUP),
+    ):
+        own, parts = both[both.generator.isin(names)], members[members.generator.isin(names)]
+        grouped = parts.groupby(["generator", part])
+        assert len(grouped) >= 31
+        assert (grouped[key].nunique() == 1).all()
+        if key != "first_fold":
+            assert own.groupby("generator")[key].nunique().sum() == len(own) - (grouped.size() - 1).sum()
+    # Nearly all synthetic rows of this one are one component, so rows were assigned to folds.
+    own = both[both.generator == "collapsed"]
+    assert own.group_key.nunique() == len(own)
+    assert np.bincount(own.first_fold[own["row"] >= SIZES["real"]]).tolist() == [5] * 5
 
 
 def test_one_repeat_has_no_deviation_and_vectors_have_no_file_metadata(finished, undisturbed):
@@ -214,19 +229,34 @@ def test_one_repeat_has_no_deviation_and_vectors_have_no_file_metadata(finished,
 
 def test_a_generator_that_cannot_be_cross_validated_has_reasons_and_does_not_affect_others(finished):
     blocks = finished[1].metrics["generators"]
-    collapsed = blocks["collapsed"]
+    single = blocks["single"]
     for metric in ("fidelity", "representativeness"):
-        assert collapsed["metrics"][metric]["value"] is None
-        assert "classifier" in collapsed["metrics"][metric]["reason"]
+        assert single["metrics"][metric]["value"] is None
+        assert "classifier" in single["metrics"][metric]["reason"]
         assert all(blocks[name]["metrics"][metric]["value"] is not None for name in TELLABLE)
     for figure in ("auc", "accuracy", "log_loss", "p_value"):
-        assert collapsed["classifier"][figure]["value"] is None
-        assert collapsed["classifier"][figure]["reason"]
-        assert all(blocks[name]["classifier"][figure]["value"] is not None for name in TELLABLE)
+        assert single["classifier"][figure]["value"] is None
+        assert single["classifier"][figure]["reason"]
+        assert all(blocks[name]["classifier"][figure]["value"] is not None for name in BY_GROUP)
+    assert single["metrics"]["diversity"]["value"] == 1
+    assert single["metrics"]["precision"]["value"] is not None
+    assert [text for text in single["warnings"] if "cross-validated" in text]
+    assert finished[1].scores("single")["label_quality_score"].isna().all()
+
+
+def test_a_generator_of_one_image_has_folds_of_rows_and_a_warning_but_no_p_value(finished):
+    blocks = finished[1].metrics["generators"]
+    collapsed = blocks["collapsed"]
     assert collapsed["metrics"]["diversity"]["value"] == 0
-    assert collapsed["metrics"]["precision"]["value"] is not None
-    assert [text for text in collapsed["warnings"] if "cross-validated" in text]
-    assert finished[1].scores("collapsed")["label_quality_score"].isna().all()
+    assert collapsed["metrics"]["unique_share"]["value"] == pytest.approx(1 / 25)
+    for name in BY_GROUP:
+        assert not [text for text in blocks[name]["warnings"] if "assigned to folds" in text]
+    assert len([text for text in collapsed["warnings"] if "assigned to folds" in text]) == 1
+    assert collapsed["classifier"]["auc"]["value"] is not None
+    assert collapsed["classifier"]["auc"]["low"] is None
+    assert collapsed["classifier"]["p_value"]["value"] is None
+    for figure in (collapsed["classifier"]["auc"], collapsed["classifier"]["p_value"]):
+        assert figure["reason"] == "too_few_independent"
 
 
 def test_the_metrics_are_those_of_the_predictions(finished, undisturbed):
@@ -349,7 +379,7 @@ def test_other_heads_go_through_the_whole_pipeline(prepared, tmp_path, head):
         assert result.scores(name)["label_quality_score"].between(0, 1).all()
     # The mean differs by half a deviation in each of 12 dimensions: the best possible AUC is 0.89.
     assert result.metrics["generators"]["fake"]["classifier"]["auc"]["value"] > 0.75
-    assert result.metrics["generators"]["collapsed"]["classifier"]["auc"]["value"] is None
+    assert result.metrics["generators"]["single"]["classifier"]["auc"]["value"] is None
     assert Path(result.report_path).exists()
 
 
@@ -550,7 +580,14 @@ def test_sizes_alone_give_a_confounder_warning(make_images, tmp_path):
     (path,) = make_images(tmp_path / "one", 1, seed=3, labels=(None,))
     for i in range(10):
         shutil.copy(path, path.with_name(f"copy-{i}.png"))
-    names = ("alike", "sizes", "one")
+    # 80 of 100 files have one picture, each with another pixel changed; all have the wrong size.
+    paths = make_images(tmp_path / "repeats", 20, seed=4, size=30)
+    pixels = np.array(Image.open(paths[0]))
+    for i in range(80):
+        changed = pixels.copy()
+        changed[i // 30, i % 30] ^= 1
+        Image.fromarray(changed).save(paths[0].with_name(f"again-{i}.png"))
+    names = ("alike", "sizes", "one", "repeats")
     values = {"real": str(tmp_path / "real"), "synthetic": {name: str(tmp_path / name) for name in names}}
     result = score(Config(**values, output=str(tmp_path / "run")))
     blocks = result.metrics["generators"]
@@ -558,9 +595,14 @@ def test_sizes_alone_give_a_confounder_warning(make_images, tmp_path):
     assert warned_of_files(blocks["sizes"])
     assert not warned_of_files(blocks["alike"])
     assert blocks["alike"]["confounders"]["auc"]["value"] == pytest.approx(0.5, abs=0.05)
-    # One image in many files cannot be cross-validated, and neither can its file metadata.
-    assert blocks["one"]["confounders"]["auc"]["value"] is None
-    assert blocks["one"]["confounders"]["auc"]["reason"]
+    # Pictures that resemble one another are in files of their own.
+    assert blocks["repeats"]["neighbors"]["share_in_largest"] > 0.3
+    assert blocks["repeats"]["confounders"]["auc"]["low"] > 0.9
+    assert warned_of_files(blocks["repeats"])
+    # Exact copies of one file are not.
+    assert blocks["one"]["confounders"]["auc"]["low"] is None
+    assert blocks["one"]["confounders"]["auc"]["reason"] == "too_few_independent"
+    assert not warned_of_files(blocks["one"])
     predictions = table(result.run, "predictions")
     assert predictions.logit_file_facts.notna().all()
     own = predictions.query("generator == 'sizes'")
@@ -673,7 +715,7 @@ def test_blocks_hold_each_row_of_each_set_once_with_its_fold_in_its_own_views(re
         rows = rows[~np.isnan(vectors[rows, 0])]
         start += n
         blocks = [block for shard in shards for block in tables.blocks(shard, "embedding") if block.name == name]
-        if name == "collapsed":
+        if name == "single":
             assert blocks == []
             continue
         assert np.array_equal(np.concatenate([block.vectors for block in blocks]), vectors[rows])
@@ -688,7 +730,16 @@ def test_blocks_hold_each_row_of_each_set_once_with_its_fold_in_its_own_views(re
 def test_a_shard_without_rows_or_without_a_set_gives_no_block_of_it(read):
     tables, shards = read
     names = [[block.name for block in tables.blocks(shard, "embedding")] for shard in shards]
-    assert names == [["real"], [], ["real"], ["real"], ["fake", "real"], ["fake"], ["fake", "other"], ["other"]]
+    assert names == [
+        ["real"],
+        [],
+        ["real"],
+        ["real"],
+        ["fake", "real"],
+        ["fake"],
+        ["fake", "other"],
+        ["collapsed", "other"],
+    ]
     for shard, there in zip(shards, names, strict=True):
         for name in SIZES:
             found = [block.name for block in tables.blocks(shard, "embedding", name)]

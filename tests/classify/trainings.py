@@ -71,11 +71,15 @@ class Sets:
     vectors: dict[str, Vectors]
     plans: dict[str, FoldPlan]
 
-    def training(self, order: int | None = None, *, is_refitted: bool = False) -> TrainingData:
+    def training(
+        self, order: int | None = None, *, is_refitted: bool = False, matched: dict[str, int] | None = None
+    ) -> TrainingData:
         """All rows, one block a set; in an order of their own for every number ``order``.
 
-        Where heads are refitted, rows have the jackknife's blocks of their views; -1 in others.
+        Where heads are refitted, rows have the block codes of their views; -1 in others. ``matched`` has the
+        subsample size of generators whose heads are also fitted on one.
         """
+        sizes = matched or {}
         views = [view for name, plan in self.plans.items() for view in plan.views(name)]
         blocks = []
         for name, x in self.vectors.items():
@@ -84,7 +88,8 @@ class Sets:
                 plan = self.plans[view.generator]
                 if name in (REAL, view.generator):
                     own = plan.is_real == (name == REAL)
-                    fold[:, c], left_out[:, c] = plan.fold[own, view.repeat], plan.block(None)[own]
+                    code = plan.block(sizes.get(view.generator))
+                    fold[:, c], left_out[:, c] = plan.fold[own, view.repeat], code[own]
             key = hash_ids(f"{name}/{i}" for i in range(len(x)))
             block = VectorBlock(
                 name,
@@ -105,6 +110,7 @@ class Sets:
             bandwidth_sample(first),
             rows_of,
             is_refitted=is_refitted,
+            matched=frozenset(sizes),
         )
 
     def logits(self, model: FittedClassifier, generator: str = "fake") -> NDArray[np.float64]:
@@ -123,8 +129,11 @@ class Sets:
         return 1 - float(self.probabilities(model, generator)[~self.is_real(generator)].mean())
 
 
-def assign_sets(settings: ClassifierConfig, groups: tuple[Rows, Rows] = NO_GROUPS, **vectors: Vectors) -> Sets:
-    """Assign folds to sets, given by name; groups are of real rows, by row number."""
+def assign_sets(
+    settings: ClassifierConfig, groups: tuple[Rows, Rows] | NearDuplicates = NO_GROUPS, **vectors: Vectors
+) -> Sets:
+    """Assign folds to sets, given by name; groups number the rows of a view, real ones first."""
+    found = groups if isinstance(groups, NearDuplicates) else one_cluster_each(*groups)
     real = vectors[REAL]
     plans = {}
     for name, x in vectors.items():
@@ -133,7 +142,7 @@ def assign_sets(settings: ClassifierConfig, groups: tuple[Rows, Rows] = NO_GROUP
             n = len(keys)
             is_real = np.arange(n) < len(real)
             none = np.zeros(n, np.bool_)
-            plans[name] = plan_folds(np.arange(n), keys, is_real, none, one_cluster_each(*groups), settings)
+            plans[name] = plan_folds(np.arange(n), keys, is_real, none, found, settings)
     return Sets(vectors, plans)
 
 

@@ -84,6 +84,10 @@ def test_vectors_have_the_declared_dimensions_and_type(encoder, pictures):
         assert 0 <= low < high <= encoder.dimensions
 
 
+def test_only_the_filters_have_dimensions_of_different_units(encoder):
+    assert encoder.scaled == (encoder.name == "descriptor")
+
+
 def test_equal_pixels_give_equal_vectors_and_different_pixels_different_ones(encoder, pictures):
     first, second = encoder.encode(pictures), encoder.encode(pictures.copy())
     np.testing.assert_array_equal(first, second)

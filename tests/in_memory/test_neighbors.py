@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from synthscale import InputError, score_features
+from synthscale import Config, InputError, score_features
 from synthscale.config import NeighborsConfig
 from synthscale.embed.encoders.descriptor import DescriptorEncoder
 from synthscale.in_memory import neighbors as memory_search
@@ -18,6 +18,11 @@ from synthscale.neighbors import knn_search as relations
 from synthscale.neighbors.cells import JoinSample, plan_join
 from synthscale.neighbors.edges import Edges
 from synthscale.neighbors.join import join_all
+from synthscale.neighbors.search_backend import SetPair
+from synthscale.neighbors.search_space import search_spaces
+from synthscale.statistics.column_moments import ColumnMoments
+from synthscale.tables.id_hashes import hash_ids
+from synthscale.tables.layout import VectorLayout
 from tests.examples import examples
 from tests.neighbors.views import (
     DATALAB,
@@ -27,6 +32,7 @@ from tests.neighbors.views import (
     analysed,
     around,
     between_distinct_and_to_copies,
+    components_of,
     freshness,
     groups_of,
     jittered,
@@ -59,14 +65,15 @@ def test_groups_edges_and_manifold_are_those_of_brute_force(kind: str, seed: int
     assert view.rows == n + m
     assert view.radius == pytest.approx(radius, rel=1e-9)
     assert view.median_distance == pytest.approx(brute.real_median(real), rel=1e-9)
-    assert groups_of(view) == brute.groups(both, radius)
+    assert groups_of(view) == brute.groups(both, radius, n)
+    assert components_of(view) == brute.linked(both, radius)
     if len(brute.distinct(real)) > 5:
         assert precision_and_coverage(seen) == pytest.approx(brute.precision_and_coverage(real, synthetic))
         # Real rows inside the radius of some other real row, which may be a copy of theirs.
         unique = brute.distinct(real)
-        kth = brute.k_smallest(brute.among(unique), 5)[:, -1]
+        kth = brute.k_smallest(brute.among(unique, "euclidean"), 5)[:, -1] * (1 + 1e-9)
         radii = kth[[unique.tolist().index(row) for row in real.tolist()]]
-        expected = (brute.among(real) <= radii).any(axis=1)
+        expected = (brute.among(real, "euclidean") <= radii).any(axis=1)
         np.testing.assert_array_equal(seen.nearest.in_real_manifold[:n], expected)
 
     distances = brute.among(both)
@@ -96,6 +103,16 @@ def test_nearest_distances_count_exact_copies_as_zero(kind: str, seed: int) -> N
         row, distance = getattr(nearest, f"{name}_row")[order], getattr(nearest, f"{name}_distance")[order]
         np.testing.assert_allclose(distances[np.arange(21), row], distance, atol=1e-15)
     assert (nearest.nearest_real_row < 12).all()
+    # The nearest real row in the space of the manifold metrics, and that of real rows without their copies.
+    apart = brute.among(both, "euclidean")
+    row, distance = nearest.manifold_real_row[order], nearest.manifold_real_distance[order]
+    np.testing.assert_allclose(distance, apart[:, :12].min(axis=1), rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(apart[np.arange(21), row], distance, rtol=1e-5, atol=1e-12)
+    assert (row < 12).all()
+    is_copy = (both[:12, None] == both[None, :12]).all(axis=2)
+    others = np.where(is_copy, np.inf, apart[:12, :12]).min(axis=1)
+    np.testing.assert_allclose(nearest.distinct_real_distance[order][:12], others, rtol=1e-5)
+    assert np.isinf(nearest.distinct_real_distance[order][12:]).all()
 
 
 @pytest.mark.parametrize("m", [11, 40])
@@ -164,7 +181,7 @@ def test_few_rows_are_analysed_as_brute_force_does(n: int, m: int) -> None:
     seen = only_view(real, synthetic)
     if n > 1:
         both = np.vstack([real, synthetic])
-        assert groups_of(seen.view) == brute.groups(both, 0.13 * brute.real_median(real))
+        assert groups_of(seen.view) == brute.groups(both, 0.13 * brute.real_median(real), n)
         assert np.isfinite(seen.nearest.knn_radius[:n]).all()
     np.testing.assert_allclose(
         seen.nearest.nearest_real_distance[n:], brute.cosine_distances(synthetic, real).min(axis=1), atol=1e-15
@@ -351,7 +368,7 @@ def test_a_hub_is_one_group_whatever_it_is_beside(rows: int) -> None:
 def test_the_length_of_vectors_changes_no_group(scale: float) -> None:
     base = normal(75, 40)
     both = (np.vstack([base, jittered(base[:20], 1e-3)]) * np.float32(scale)).astype(np.float32)
-    expected = brute.groups(both, 0.13 * brute.real_median(both[:40]))
+    expected = brute.groups(both, 0.13 * brute.real_median(both[:40]), 40)
     assert len(expected) == 20
     assert groups_of(only_view(both[:40], both[40:]).view) == expected
 
@@ -432,8 +449,14 @@ def test_diameters_are_exact_for_small_groups_and_at_least_a_third_of_the_truth_
 def test_a_zero_vector_is_a_failure_of_input_that_names_the_row(row: int, zero: float) -> None:
     x = normal(73, 8)
     x[row] = zero
-    with pytest.raises(InputError, match=rf"1 of 8 rows are all zeros, .* row {row}$"):
-        score_features(x, ["real"] * 4 + ["synthetic"] * 4)
+    kinds = ["real"] * 4 + ["synthetic"] * 4
+    for settings in ({"metric": "cosine"}, {"mode": "datalab"}):
+        with pytest.raises(InputError, match=rf"1 of 8 rows are all zeros, .* row {row}$"):
+            score_features(x, kinds, config=Config(neighbors=settings))
+    # A row of zeros is as good as any other where rows are compared by their differences.
+    for metric in ("auto", "euclidean"):
+        frame = score_features(x, kinds, config=Config(neighbors={"metric": metric})).scores()
+        assert np.isfinite(frame["distance_to_nearest_neighbor"]).all()
 
 
 def test_blank_images_group_through_the_descriptor_encoder() -> None:
@@ -456,7 +479,7 @@ def test_blank_images_group_through_the_descriptor_encoder() -> None:
     # Black 0 with 1 and almost black 2; grey 3 with 4; the white pair.
     assert groups_of(seen.view) == {frozenset({0, 15, 16}), frozenset({1, 17}), frozenset({18, 19})}
     kinds = ["real"] * 15 + ["synthetic"] * 12
-    scored = score_features(x[order], kinds)
+    scored = score_features(x[order], kinds, config=Config(neighbors=NeighborsConfig(metric="cosine")))
     assert scored.metrics["synthetic"]["metrics"]["freshness"]["value"] == pytest.approx(1 - 3 / 12)
 
 
@@ -517,10 +540,15 @@ def test_each_relation_carries_its_own_measured_recall() -> None:
     # Only the pair of small sets is compared in full.
     sets = {"real": normal(80, 600), "fake": normal(81, 90)}
     x, rows, copies = numbered(sets)
-    backend = memory_search.MemoryBackend(x, rows, copies)
+    data = memory_search.MemoryRows(x, rows, copies, hash_ids(map(str, range(690))))
+    layout = VectorLayout(8, (0, 8), (0, 8))
+    spaces = search_spaces(layout, EXACT, ColumnMoments.of(x[:600]))
+    backend, manifold = (memory_search.MemoryBackend(data, space) for space in spaces)
     # Datalab's rule asks for as many neighbours across sets as within.
-    searches = analysis.search_views(backend, NeighborsConfig(mode="datalab"), (), counts_manifold=False)
-    found = backend.neighbors(1, searches)
+    recalls, calibrations = analysis.search_near_duplicates(backend, NeighborsConfig(mode="datalab"), 1)
+    searched = analysis.search_manifold(manifold, (), counts_manifold=False, known={})
+    searches = analysis.SearchSummary(recalls, searched, calibrations, frozenset())
+    found = analysis.view_neighbors(1, backend.results, (manifold.results, manifold.counts), searches)
     distances = brute.among(x)
     for relation_of, query, database, probed in (
         (found.searches.real_real, slice(600), slice(600), True),
@@ -541,8 +569,12 @@ def test_each_relation_carries_its_own_measured_recall() -> None:
         # Measured on 80 queries: the share over all rows differs by sampling alone.
         assert right[:, 0].mean() == pytest.approx(recall.nearest, abs=0.03)
         assert right.mean() == pytest.approx(recall.all, abs=0.03)
-    assert searches.radius_recalls[analysis.RadiusKey(0, 0, False)] is not None
-    assert searches.radius_recalls[analysis.RadiusKey(1, 0, False)] is not None
+    assert searched.radius_recalls[analysis.RadiusKey(0, 0, False)] is not None
+    assert searched.radius_recalls[analysis.RadiusKey(1, 0, False)] is not None
+    # The searches of the manifold have recalls of their own.
+    assert searched.recalls[SetPair(0, 0)] is not None
+    assert searched.recalls[SetPair(0, 0)] != recalls[SetPair(0, 0)]
+    assert searched.recalls[SetPair(0, 1)] is None
 
 
 @pytest.mark.usefixtures("probing")
@@ -554,7 +586,7 @@ def test_groups_are_exact_though_neighbours_are_probed(seed: int, config: Neighb
     assert view.summary()["recall"] == 1.0
     both = np.vstack([real, fake])
     assert np.abs(brute.among(both) - view.radius).min() > 1e-12
-    assert groups_of(view) == brute.groups(both, view.radius)
+    assert groups_of(view) == brute.groups(both, view.radius, len(real))
     assert len(groups_of(view)) > 50
 
 

@@ -134,7 +134,10 @@ def test_metrics_by_label_add_up_to_the_whole(scored: FeatureScores) -> None:
 def test_groups_precision_and_coverage_equal_brute_force(scored: FeatureScores) -> None:
     real, synthetic = flawed()
     frame, block = scored.scores(), scored.metrics["synthetic"]
-    expected = brute.groups(np.vstack([real, synthetic]), 0.13 * brute.real_median(real))
+    real, synthetic = (brute.scaled(x, real) for x in (real, synthetic))
+    radius = 0.13 * brute.real_median(real, "euclidean")
+    expected = brute.groups(np.vstack([real, synthetic]), radius, 90, "euclidean")
+    assert block["neighbors"]["radius"] == pytest.approx(radius, rel=1e-6)
     by_id = frame[frame["is_near_duplicate"]].groupby("near_duplicate_id")["id"]
     found = {frozenset(int(name.removeprefix("id-")) for name in ids) for _, ids in by_id}
     assert found == expected
@@ -145,9 +148,32 @@ def test_groups_precision_and_coverage_equal_brute_force(scored: FeatureScores) 
     assert block["metrics"]["coverage"]["value"] == pytest.approx(coverage)
 
 
+def test_groups_and_distances_are_cosine_ones_where_that_is_configured(scored: FeatureScores) -> None:
+    real, synthetic = flawed()
+    both = np.vstack([real, synthetic])
+    config = parse_config({"neighbors": {"metric": "cosine"}})
+    found = score_features(both, kinds(90, 80), ids=[f"id-{i:03d}" for i in range(170)], config=config)
+    frame, block = found.scores(), found.metrics["synthetic"]
+    by_id = frame[frame["is_near_duplicate"]].groupby("near_duplicate_id")["id"]
+    groups = {frozenset(int(name.removeprefix("id-")) for name in ids) for _, ids in by_id}
+    assert groups == brute.groups(both, 0.13 * brute.real_median(real), 90)
+    distances = brute.among(both)
+    np.testing.assert_allclose(frame["distance_to_nearest_neighbor"], distances.min(axis=1), atol=1e-6)
+    np.testing.assert_allclose(frame["distance_to_nearest_real"], distances[:, :90].min(axis=1), atol=1e-6)
+    assert (block["neighbors"]["space"]["metric"], block["neighbors"]["space"]["scaled"]) == ("cosine", False)
+    # The manifold metrics are Euclidean whatever near-duplicates are.
+    other = scored.metrics["synthetic"]
+    for name in ("precision", "coverage"):
+        for number in ("value", "reference"):
+            assert block["metrics"][name][number] == other["metrics"][name][number]
+    assert block["neighbors"]["manifold_space"] == other["neighbors"]["manifold_space"]
+    columns = ["in_real_manifold", "covered"]
+    pd.testing.assert_frame_equal(frame[columns], scored.scores()[columns])
+
+
 def test_the_precision_reference_is_the_share_of_real_rows_inside_another_ones_radius() -> None:
     real, synthetic = normal(30, 90), normal(31, 20)
-    distances = brute.among(real)
+    distances = brute.among(brute.scaled(real, real), "euclidean")
     expected = (distances <= brute.k_smallest(distances, 5)[:, -1:]).any(axis=0).mean()
     assert expected < 1
     precision = score_features(np.vstack([real, synthetic]), kinds(90, 20)).metrics["synthetic"]["metrics"][
@@ -158,13 +184,17 @@ def test_the_precision_reference_is_the_share_of_real_rows_inside_another_ones_r
 
 def test_precision_and_coverage_are_those_of_prdc() -> None:
     prdc = pytest.importorskip("prdc")
-    real, synthetic = normal(2, 150), normal(3, 120, mean=0.3)
-    lengths = [np.linalg.norm(x.astype(float), axis=1, keepdims=True) for x in (real, synthetic)]
-    expected = prdc.compute_prdc(real / lengths[0], synthetic / lengths[1], nearest_k=5)
-    found = score_features(np.vstack([real, synthetic]), kinds(150, 120)).metrics["synthetic"]["metrics"]
-    assert found["precision"]["value"] == pytest.approx(expected["precision"])
-    assert found["coverage"]["value"] == pytest.approx(expected["coverage"])
-    assert found["coverage"]["value"] < 1
+    # Columns of very different units, which are scaled by the real rows.
+    units = np.logspace(-3, 5, 8)
+    real, synthetic = normal(2, 150) * units + 10 * units, normal(3, 120, mean=0.3) * units + 10 * units
+    expected = prdc.compute_prdc(*(brute.scaled(x, real) for x in (real, synthetic)), nearest_k=5)
+    assert brute.prdc(*(brute.scaled(x, real) for x in (real, synthetic))) == pytest.approx(expected)
+    config = parse_config({"metrics": {"families": ["manifold"]}})
+    found = score_features(np.vstack([real, synthetic]), kinds(150, 120), config=config).metrics["synthetic"]
+    found = {**found["metrics"], **found["families"]["manifold"]}
+    values = {name: found[name]["value"] for name in expected}
+    assert values == pytest.approx(expected)
+    assert max(values["precision"], values["recall"], values["coverage"]) < 1
 
 
 def test_the_scores_frame_has_its_columns_and_they_agree_with_one_another(scored: FeatureScores) -> None:
@@ -180,11 +210,12 @@ def test_the_scores_frame_has_its_columns_and_they_agree_with_one_another(scored
     assert frame["predicted"].tolist() == ["synthetic" if x >= 0.5 else "real" for x in p]
     assert (frame["is_label_issue"] == (frame["predicted"] != frame["real_or_synthetic"])).all()
     assert frame["near_duplicate_id"].notna().equals(frame["is_near_duplicate"])
-    distances = brute.among(np.vstack(flawed()))
+    real, synthetic = flawed()
+    distances = brute.among(brute.scaled(np.vstack([real, synthetic]), real), "euclidean")
     np.testing.assert_allclose(frame["distance_to_nearest_neighbor"], distances.min(axis=1), atol=1e-6)
     np.testing.assert_allclose(frame["distance_to_nearest_real"], distances[:, :90].min(axis=1), atol=1e-6)
     nearest = frame["nearest_real_id"].str.removeprefix("id-").astype(int).to_numpy()
-    np.testing.assert_allclose(distances[np.arange(170), nearest], distances[:, :90].min(axis=1), atol=1e-12)
+    np.testing.assert_allclose(distances[np.arange(170), nearest], distances[:, :90].min(axis=1), atol=1e-6)
     block = scored.metrics["synthetic"]
     assert frame.loc[~is_real, "in_real_manifold"].mean() == pytest.approx(block["metrics"]["precision"]["value"])
     assert frame.loc[is_real, "covered"].mean() == pytest.approx(block["metrics"]["coverage"]["value"])
@@ -358,16 +389,22 @@ def test_precision_and_coverage_need_two_distinct_real_images() -> None:
         assert metrics[name]["reason"]
 
 
-def test_a_class_in_one_group_has_all_metrics_except_those_of_the_classifier() -> None:
+def test_a_class_in_one_group_has_all_metrics() -> None:
+    # Whole groups cannot be dealt to folds, so rows are.
     real, synthetic = normal(10, 40), np.repeat(normal(11, 1), 12, axis=0)
     found = score_features(np.vstack([real, synthetic]), kinds(40, 12))
     assert_honest(found.metrics)
     metrics = found.metrics["synthetic"]["metrics"]
-    assert metrics["fidelity"]["value"] is None
-    assert metrics["representativeness"]["value"] is None
+    assert metrics["fidelity"]["value"] < 0.1
+    assert metrics["representativeness"]["value"] < 0.2
     assert (metrics["diversity"]["value"], metrics["freshness"]["value"]) == (0, 1)
-    assert found.scores()["label_quality_score"].isna().all()
-    assert found.scores()["predicted"].isna().all()
+    assert metrics["unique_share"]["value"] == pytest.approx(1 / 12)
+    assert found.scores()["label_quality_score"].notna().all()
+    # One row of a class cannot be dealt.
+    alone = score_features(np.vstack([real, synthetic[:1]]), kinds(40, 1))
+    assert alone.metrics["synthetic"]["metrics"]["fidelity"]["value"] is None
+    assert alone.scores()["label_quality_score"].isna().all()
+    assert alone.scores()["predicted"].isna().all()
 
 
 def test_a_copier_is_not_fresh_and_a_sampler_is() -> None:
@@ -417,7 +454,6 @@ def with_value(row: int, value: float | list[float]) -> Vectors:
     [
         (with_value(4, [np.nan, *[1.0] * 7]), "row 4"),
         (with_value(2, [np.inf, *[1.0] * 7]), "row 2"),
-        (with_value(3, 0.0), "row 3"),
         (GOOD[0], "shape"),
         (GOOD[:0], "shape"),
         (GOOD[:, :0], "shape"),
@@ -426,7 +462,7 @@ def with_value(row: int, value: float | list[float]) -> Vectors:
         ([[1.0, 2.0], [1.0]] * 3, "length"),
         ([["a", "b"]] * 6, "number"),
     ],
-    ids=["nan", "infinite", "zero", "1-d", "no rows", "no columns", "3-d", "short", "ragged", "text"],
+    ids=["nan", "infinite", "1-d", "no rows", "no columns", "3-d", "short", "ragged", "text"],
 )
 def test_features_that_cannot_be_scored_are_refused(features: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):

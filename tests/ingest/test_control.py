@@ -159,7 +159,8 @@ def metric(value, **more):
 
 def block(value, labels=("cat",), column="prompt", values=("a",)):
     def some():
-        return {"counts": {"real": 3, "synthetic": 4}, "fidelity": metric(value), "coverage": metric(value)}
+        coverage = metric(value, reference=0.8)
+        return {"counts": {"real": 3, "synthetic": 4}, "fidelity": metric(value), "coverage": coverage}
 
     return {
         "counts": {"real": 3, "synthetic": 4},
@@ -181,10 +182,13 @@ def test_every_metric_of_the_other_generators_has_the_control_value():
             found["by_label"]["cat"]["coverage"],
             found["by"]["prompt"]["a"]["fidelity"],
             found["families"]["kernel"]["kid"],
+            found["classifier"]["auc"],
         )
         for shown in metrics:
             assert shown["value"] == own
             assert shown["control"] == 0.5
+            # In place of what the real rows would give, which need not be the value of held-out real images.
+            assert shown["reference"] == 0.5
         assert found["by_label"]["cat"]["counts"] == {"real": 3, "synthetic": 4}
     assert blocks[CONTROL] == block(0.5)
 

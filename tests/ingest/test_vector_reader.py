@@ -329,6 +329,12 @@ def test_only_the_search_range_must_be_nonzero():
     assert [fact.get("reason") for fact in facts] == [Reason.ZERO_VECTOR, None]
 
 
+def test_zero_vectors_are_usable_where_no_directions_are_compared():
+    facts = [{}, {}, {}]
+    check_vectors(np.array([[0, 0], [0, 1], [0, np.inf]], np.float32), facts, None)
+    assert [fact.get("reason") for fact in facts] == [None, None, Reason.NON_FINITE]
+
+
 def test_a_nan_outside_the_search_range_is_a_failure_too():
     facts = [{}]
     check_vectors(np.array([[1, 1, np.nan]], np.float32), facts, (0, 2))

@@ -120,13 +120,13 @@ def sums_of(block, **columns) -> CoreSums:
 def covered(block, indicator) -> Estimate:
     ones = np.ones(len(block))
     return within(
-        sums_of(block, real=ones, covered=indicator, grouped_real=ones), "covered", "coverage", MetricContext({})
+        sums_of(block, real=ones, covered=indicator, clusters_real=ones), "covered", "coverage", MetricContext({})
     )
 
 
 def fresh(block, copied) -> Estimate:
     ones = np.ones(len(block))
-    sums = sums_of(block, synthetic=ones, copies=copied, grouped_synthetic=ones)
+    sums = sums_of(block, synthetic=ones, copies=copied, clusters_synthetic=ones)
     return share(sums, "copies", "synthetic", is_complement=True, reference=1.0)
 
 

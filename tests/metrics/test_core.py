@@ -209,7 +209,6 @@ def test_the_unadjusted_values_are_those_of_their_own_scores() -> None:
     assert found["fidelity"]["unadjusted"] == pytest.approx(1 - np.mean(q[20:] ** 2))
     assert found["representativeness"]["unadjusted"] == pytest.approx(1 - np.mean(q[:20] ** 2))
     assert found["fidelity"]["reference"] == found["representativeness"]["reference"] == 0.5
-    assert found["diversity"]["reference"] == found["freshness"]["reference"] == 1
 
 
 def test_precision_and_coverage_are_shares_of_their_own_class() -> None:
@@ -230,7 +229,7 @@ def test_precision_and_coverage_are_shares_of_their_own_class() -> None:
     ("missing", "null"),
     [
         ("real", {"representativeness", "coverage"}),
-        ("synthetic", {"fidelity", "diversity", "freshness", "precision"}),
+        ("synthetic", {"fidelity", "diversity", "unique_share", "freshness", "precision"}),
     ],
 )
 def test_a_slice_without_a_class_has_null_metrics_with_that_reason(missing: str, null: set[str]) -> None:
@@ -249,9 +248,7 @@ def test_without_a_classifier_only_its_two_metrics_are_null() -> None:
 
 
 def test_without_a_manifold_precision_and_coverage_are_null_with_that_reason() -> None:
-    found = core(
-        rows_of(np.arange(6) < 3), MetricContext({"precision": 0.5, "coverage": 0.9}, "fewer than two distinct")
-    )
+    found = core(rows_of(np.arange(6) < 3), MetricContext({}, no_manifold="fewer than two distinct"))
     for name, value in found.items():
         assert (value["value"] is None) == (name in {"precision", "coverage"})
     assert found["coverage"]["reason"] == "fewer than two distinct"

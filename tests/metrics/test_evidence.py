@@ -19,6 +19,7 @@ from synthscale.metrics.evidence import (
 )
 from synthscale.statistics.auc import RankSums, auc_metric, sum_ranks
 from synthscale.statistics.bootstrap import poisson_weights
+from synthscale.statistics.estimates import TOO_FEW_INDEPENDENT
 
 ENDS = 5
 """Number of examples at either end of a direction."""
@@ -193,3 +194,16 @@ def test_two_formats_warn_and_one_does_not() -> None:
     alike = sum_ranks(np.zeros(2 * n), is_real, drawn)
     assert confounder_warning(confounder_figures(apart, size, True))
     assert confounder_warning(confounder_figures(alike, size, True)) is None
+
+
+@pytest.mark.parametrize(("n", "m", "has_interval"), [(9, 200, False), (200, 9, False), (10, 10, True)])
+def test_fewer_than_ten_files_of_a_set_have_no_interval_and_no_warning(n: int, m: int, has_interval: bool) -> None:
+    is_real = np.arange(n + m) < n
+    weights = poisson_weights(np.arange(n + m, dtype=np.uint64))
+    apart = sum_ranks(np.where(is_real, -4.0, 4.0), is_real, weights)
+    found = confounder_figures(apart, apart, True)
+    assert found["auc"]["value"] == 1
+    assert (found["auc"]["low"] is not None) == has_interval
+    assert (confounder_warning(found) is not None) == has_interval
+    if not has_interval:
+        assert found["auc"]["reason"] == TOO_FEW_INDEPENDENT

@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_score
 
 from synthscale.classify.evaluation import (
+    NO_DIFFERENCE,
     ClassifierSums,
     classifier_metrics,
     metrics_over_repeats,
@@ -32,13 +33,14 @@ def balanced(is_real: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def own_weights(n: int, copies: int = 1) -> NDArray[np.uint8]:
-    """Return bootstrap weights of n rows, where each run of ``copies`` consecutive rows is a group."""
+    """Return bootstrap weights of n rows, where each run of ``copies`` consecutive rows is a cluster."""
     return poisson_weights(np.arange(n, dtype=np.uint64) // np.uint64(copies))
 
 
 def figures_of(logit: NDArray[np.float64], is_real: NDArray[np.bool_], copies: int = 1) -> dict[str, Any]:
+    rows = np.full(len(logit), copies)
     return classifier_metrics(
-        sum_classifier_errors(logit, is_real, own_weights(len(logit), copies)), "kernel", FIT
+        sum_classifier_errors(logit, is_real, own_weights(len(logit), copies), rows), "kernel", FIT
     )
 
 
@@ -64,10 +66,10 @@ def per_row(logit: NDArray[np.float64], is_real: NDArray[np.bool_]) -> dict[str,
 
 @pytest.mark.parametrize("copies", [1, 4])
 @pytest.mark.parametrize(("n", "m", "shift"), [(240, 200, 0.5), (1000, 80, 1.5), (60, 700, -1.0)])
-def test_intervals_of_means_are_by_the_standard_errors_of_groups(
+def test_intervals_of_means_are_by_the_standard_errors_of_clusters(
     n: int, m: int, shift: float, copies: int
 ) -> None:
-    # Groups, not rows, are independent. The factor of up to 1.4 is for out-of-fold predictions, whose errors
+    # Clusters, not rows, are independent. The factor of up to 1.4 is for out-of-fold predictions, whose errors
     # exceed those of a fixed classifier.
     ratios: dict[str, list[float]] = {"accuracy": [], "log_loss": []}
     for seed in range(15):
@@ -103,19 +105,37 @@ def test_intervals_stay_in_the_range_of_their_figures() -> None:
         found = figures_of(scale * logit, is_real)
         for name, top in (("accuracy", 1.0), ("auc", 1.0), ("log_loss", math.inf)):
             one = found[name]
+            if name == "log_loss" and scale == 0:
+                # Every row has the same loss, log 2.
+                assert (one["low"], one["high"], one["reason"]) == (None, None, NO_DIFFERENCE)
+                continue
             assert 0 <= one["low"] <= one["value"] <= one["high"] <= top
 
 
 @pytest.mark.parametrize("answer", [-1.0, 1.0], ids=["all right", "all wrong"])
 def test_an_accuracy_of_all_or_nothing_does_not_claim_to_be_certain(answer: float) -> None:
-    # As for any share near 0 or 1 the interval is the exact binomial one, for ten rows of each class.
+    # As for any share near 0 or 1 the interval is the exact binomial one, of ten rows of each class.
     is_real = np.arange(20) < 10
     found = figures_of(np.where(is_real, answer, -answer), is_real)["accuracy"]
-    widest = binomtest(10, 10).proportion_ci(0.95, method="exact").low
-    tightest = binomtest(20, 20).proportion_ci(0.95, method="exact").low
     end = found["low"] if answer < 0 else 1 - found["high"]
-    # The number of groups is estimated from 200 replicates.
-    assert widest - 0.1 <= end <= tightest + 0.1
+    assert end == pytest.approx(binomtest(10, 10).proportion_ci(0.95, method="exact").low)
+
+
+@pytest.mark.parametrize("answer", [0.0, 1.3, -1.3])
+def test_equal_logits_have_intervals_that_are_no_points_and_no_interval_of_the_log_loss(answer: float) -> None:
+    is_real = np.arange(240) < 100
+    found = figures_of(np.full(240, answer), is_real)
+    assert found["auc"]["value"] == found["accuracy"]["value"] == 0.5
+    for name in ("auc", "accuracy"):
+        assert found[name]["low"] < 0.5 - 0.01
+        assert found[name]["high"] > 0.5 + 0.01
+    # That of the accuracy is as wide as that of random logits, which have no error of 0.
+    guessing = [figures_of(*answers(seed, 100, 140, 0.0))["accuracy"] for seed in range(20)]
+    width = np.mean([one["high"] - one["low"] for one in guessing])
+    assert found["accuracy"]["high"] - found["accuracy"]["low"] == pytest.approx(width, rel=0.05)
+    assert found["p_value"]["value"] == 1
+    assert (found["log_loss"]["low"], found["log_loss"]["high"]) == (None, None)
+    assert found["log_loss"]["reason"] == NO_DIFFERENCE
 
 
 def test_without_weights_figures_have_no_interval_and_say_so() -> None:

@@ -49,15 +49,15 @@ def drawn(seed, n, d=6, scale=1.0, shift=0.0):
 
 def radii(x):
     """Return the distance of each row to its k-th nearest other row."""
-    return brute.k_smallest(brute.among(x, brute.half_squared_distances), K)[:, -1]
+    return brute.k_smallest(brute.among(x, "euclidean"), K)[:, -1]
 
 
 def density_and_recall(real, synthetic):
     """Density (Naeem et al.) and recall (Kynkaanniemi et al.), with `<=` and radii over distinct rows."""
-    real, synthetic = brute.standardized(real, real), brute.standardized(synthetic, real)
+    real, synthetic = brute.scaled(real, real), brute.scaled(synthetic, real)
     one, two = brute.distinct(real), brute.distinct(synthetic)
-    inside = brute.half_squared_distances(one, synthetic) <= radii(one)[:, None]
-    recalled = brute.half_squared_distances(two, real) <= radii(two)[:, None]
+    inside = brute.halved_squares(one, synthetic) <= radii(one)[:, None]
+    recalled = brute.halved_squares(two, real) <= radii(two)[:, None]
     return inside.sum() / K / len(synthetic), recalled.any(axis=0).mean()
 
 
@@ -85,9 +85,9 @@ def test_density_and_recall_equal_brute_force(real, synthetic):
 def test_precision_recall_density_and_coverage_equal_prdc(shift):
     prdc = pytest.importorskip("prdc")
     real, synthetic = drawn(20, 150, shift=1), drawn(21, 110, shift=1 + shift)
-    # Without ties `<` and `<=` agree, and Euclidean distance orders unit vectors as cosine distance does.
-    unit = [(x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float64) for x in (real, synthetic)]
-    expected = prdc.compute_prdc(*unit, nearest_k=K)
+    # Without ties `<` and `<=` agree.
+    scaled = [brute.scaled(x, real) for x in (real, synthetic)]
+    expected = prdc.compute_prdc(*scaled, nearest_k=K)
     config = parse_config({"metrics": {"families": ["manifold"]}})
     kinds = ["real"] * 150 + ["synthetic"] * 110
     block = score_features(np.vstack([real, synthetic]), kinds, config=config).metrics["synthetic"]
@@ -153,9 +153,9 @@ def test_density_uses_the_larger_of_jackknife_and_subsample_variance():
 
 
 def nearest_distances(real, synthetic):
-    real, synthetic = brute.standardized(real, real), brute.standardized(synthetic, real)
-    to_real = brute.half_squared_distances(synthetic, real)
-    return brute.among(real, brute.half_squared_distances).min(axis=1), to_real.min(axis=1), to_real.argmin(axis=1)
+    real, synthetic = brute.scaled(real, real), brute.scaled(synthetic, real)
+    to_real = brute.halved_squares(synthetic, real)
+    return brute.among(real, "euclidean").min(axis=1), to_real.min(axis=1), to_real.argmin(axis=1)
 
 
 def test_copying_metrics_equal_brute_force():
@@ -241,7 +241,7 @@ DISTANCES = st.lists(st.floats(0, 2, width=32), min_size=1, max_size=60)
 def test_quantiles_are_those_of_the_values(real, synthetic):
     ranks = ranked(real, synthetic)
     sums = CoreSums()
-    sums.by_block("synthetic")[0] = sums.by_block("grouped_synthetic")[0] = len(synthetic)
+    sums.by_block("synthetic")[0] = sums.by_block("clusters_synthetic")[0] = len(synthetic)
     found = copying_family(sums, ranks)
     medians = [np.quantile(values, 0.5, method="inverted_cdf") for values in (real, synthetic)]
     if medians[0] > 1e-30:
@@ -453,8 +453,8 @@ FINE = (
     "recalled",
     "authentic",
     "identical",
-    "grouped_real",
-    "grouped_synthetic",
+    "clusters_real",
+    "clusters_synthetic",
 )
 
 

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import hypergeom
 
-from synthscale.metrics.core import FIELDS
+from synthscale.metrics.core import FIELDS, view_references
 from synthscale.metrics.evidence import RowEvidence
 from synthscale.metrics.scores import ViewRows, score_rows
 from synthscale.metrics.slices import Slicing, choose_slices, count_values
-from synthscale.metrics.view_sums import FOLD, ViewSums, sum_view
+from synthscale.metrics.view_sums import FOLD, ViewSums, _in_a_set_of, sum_view
 from synthscale.statistics.jackknife import jackknife_blocks
 from synthscale.statistics.size_matching import RowHashes
 from synthscale.tables.id_hashes import hash_ids
@@ -113,10 +113,12 @@ def world(seed: int = 0, *, classified: bool = True) -> World:
     member = rng.choice(60, int(sizes.sum()), replace=False) if sizes.sum() <= 60 else rng.permutation(60)
     sizes = np.minimum(sizes, np.maximum(len(member) - np.r_[0, np.cumsum(sizes)[:-1]], 0))
     lines: dict[str, list[Any]] = {name: [] for name in GROUP_COLUMNS}
-    key = hash_ids(manifest.column("id").to_pylist()).copy()
+    ids = hash_ids(manifest.column("id").to_pylist())
+    key, cluster = ids.copy(), ids.copy()
     for places in np.split(member, np.cumsum(sizes)[:-1]):
         if len(places):
-            key[places] = key[places].min()
+            # The first two rows of a component are a cluster; the others have one of their own.
+            key[places], cluster[places[:2]] = ids[places].min(), ids[places[:2]].min()
             for place in sorted(places.tolist()):
                 lines["row"].append(row[place])
                 lines["near_duplicate_id"].append(row[places].min())
@@ -125,14 +127,15 @@ def world(seed: int = 0, *, classified: bool = True) -> World:
                 own = places[is_real[places] == is_real[place]]
                 lines["near_real"].append(bool(np.any(is_real[places[places != place]])))
                 lines["component_rows"].append(len(own))
-                lines["cluster_rows"].append(len(own))
+                beside = [other for other in places[:2].tolist() if is_real[other] == is_real[place]]
+                lines["cluster_rows"].append(len(beside) if place in places[:2] else 1)
     groups = pa.table(lines).sort_by("row")
     logit = rng.normal(size=ROWS) if classified else np.full(ROWS, np.nan)
     without = logit[:, None] + 0.1 * rng.normal(size=(ROWS, BLOCKS))
-    without[np.arange(ROWS), jackknife_blocks(key)] = np.nan
+    without[np.arange(ROWS), jackknife_blocks(cluster)] = np.nan
     evidence = RowEvidence(
         log_prior=rng.normal(size=ROWS),
-        hashes=RowHashes(hash_ids(manifest.column("id").to_pylist()), key, key),
+        hashes=RowHashes(ids, key, cluster),
         logit_file_facts=np.full(ROWS, np.nan),
         bytes_per_pixel=np.full(ROWS, np.nan),
         direction_coordinates=rng.normal(size=(ROWS, DIRECTIONS)),
@@ -177,9 +180,10 @@ def by_row(own: World, place: int) -> dict[str, NDArray[np.float64]]:
         near_real = bool(groups) and groups[0]["near_real"]
         drawn = min(REAL_ROWS, ROWS - REAL_ROWS)
         add("real_near", near_real)
-        others = max(rows - 1, 1) if near_real else 0
-        add("real_repeats", 1 - hypergeom.pmf(0, REAL_ROWS - 1, others, drawn - 1))
-        add("real_components", (1 - hypergeom.pmf(0, REAL_ROWS, rows, drawn)) * REAL_ROWS / drawn / rows)
+        # A row that only synthetic ones connect with other real rows is alone among these.
+        alike = rows if near_real else 1
+        add("real_repeats", 1 - hypergeom.pmf(0, REAL_ROWS - 1, alike - 1, drawn - 1))
+        add("real_components", (1 - hypergeom.pmf(0, REAL_ROWS, alike, drawn)) * REAL_ROWS / drawn / alike)
         add("covered", near["covered"])
         add("real_inside", near["in_real_manifold"])
     return sums
@@ -299,3 +303,128 @@ def test_scores_of_a_shard_are_those_rows_of_the_whole() -> None:
     assert own.take(np.arange(0)).scores().num_rows == 0
     empty = own.take(np.arange(0)).sums(own.slicings())
     assert (empty.overall.values == 0).all()
+
+
+def sums_of_components(
+    sizes: list[int], matched: int | None = None, *, real: list[int] | None = None, only: str = ""
+) -> ViewSums:
+    """Return the sums of a view whose components, of exact repeats, have these sizes; without a classifier.
+
+    Args:
+        sizes: synthetic rows of each component.
+        matched: size of the matched subsample.
+        real: real rows of each component; by default 50 single rows.
+        only: prefix of the ids, which decide what is sampled.
+    """
+    real = [1] * 50 if real is None else real
+    n, m = sum(real), sum(sizes)
+    is_real, row = np.arange(n + m) < n, np.arange(n + m)
+    component = np.r_[np.repeat(np.arange(len(real)), real), np.repeat(len(real) + np.arange(len(sizes)), sizes)]
+    rows_of = np.bincount(component)[component]
+    alike = np.flatnonzero(rows_of > 1)
+    manifest = pa.table(
+        {
+            "row": row,
+            "id": [f"{only}/{i}" for i in row],
+            "uri": pa.nulls(n + m, pa.string()),
+            "image_filename": pa.nulls(n + m, pa.string()),
+            "label": pa.nulls(n + m, pa.string()),
+            "real_or_synthetic": np.where(is_real, "real", "synthetic"),
+        }
+    )
+    nearest = pa.table(
+        {
+            "row": row,
+            "nn_distance": np.ones(n + m),
+            "nearest_real_row": pa.nulls(n + m, pa.int64()),
+            "nearest_real_distance": pa.nulls(n + m, pa.float32()),
+            "in_real_manifold": np.ones(n + m, bool),
+            "covered": pa.array(np.ones(n + m, bool), mask=~is_real),
+            "is_copy": np.zeros(n + m, bool),
+            "synthetic_in_radius": pa.array(np.ones(n + m, np.int32), mask=~is_real),
+        }
+    )
+    groups = pa.table(
+        {
+            "row": row[alike],
+            "near_duplicate_id": component[alike],
+            "size": rows_of[alike],
+            "has_real": is_real[alike],
+            "near_real": is_real[alike],
+            "component_rows": rows_of[alike],
+            "cluster_rows": rows_of[alike],
+        }
+    )
+    hashes = [hash_ids(f"{only}{kind}/{i}" for i in own.tolist()) for kind, own in (("", row), ("c", component))]
+    unknown = np.full(n + m, np.nan)
+    evidence = RowEvidence(
+        log_prior=np.zeros(n + m),
+        hashes=RowHashes(hashes[0], hashes[1], hashes[1]),
+        logit_file_facts=unknown,
+        bytes_per_pixel=unknown,
+        direction_coordinates=np.full((n + m, DIRECTIONS), np.nan),
+        matched_size=matched,
+        sizes=(n, m),
+    )
+    view = ViewRows(manifest, nearest, groups, unknown)
+    scores = score_rows(view, manifest.slice(0, n).select(["row", "id"]), 0.1)
+    return sum_view(view, scores, evidence, [])
+
+
+UNEQUAL = [30, 8, 8, 5, 3, 2, 2, *[1] * 40]
+"""Rows of 47 components: 98 in all."""
+
+
+def of_random_subsets(sizes: list[int], size: int) -> tuple[float, float, float]:
+    """Return the mean components, rows that repeat another, and largest component of random subsets of rows."""
+    rng, component = np.random.default_rng(0), np.repeat(np.arange(len(sizes)), sizes)
+    found = []
+    for _ in range(3000):
+        counts = np.bincount(rng.permutation(component)[:size])
+        found.append([(counts > 0).sum(), counts[counts > 1].sum(), counts.max()])
+    mean: list[float] = np.mean(found, axis=0).tolist()
+    return mean[0], mean[1], mean[2]
+
+
+@pytest.mark.parametrize("size", [10, 40, 90])
+def test_a_matched_subsample_has_the_components_and_clusters_of_a_random_subset(size: int) -> None:
+    parts, repeats, _ = of_random_subsets(UNEQUAL, size)
+    found = [sums_of_components(UNEQUAL, size, only=str(seed)).matched for seed in range(150)]
+    # The rows are those of one subsample, which is drawn by hash, the rest is an expectation.
+    assert np.mean([sums["synthetic"] for sums in found]) == pytest.approx(size, rel=0.06)
+    assert np.mean([sums["components"] for sums in found]) == pytest.approx(parts, rel=0.06)
+    assert np.mean([sums["repeats"] for sums in found]) == pytest.approx(repeats, rel=0.1)
+    assert np.mean([sums["clusters_synthetic"] for sums in found]) == pytest.approx(parts, rel=0.06)
+    # Real rows are not sampled.
+    assert {sums["clusters_real"] for sums in found} == {50}
+
+
+def test_the_references_are_the_shares_of_a_set_of_real_rows_of_the_generators_size() -> None:
+    for m in (20, 60):
+        sums = sums_of_components([1] * m, real=UNEQUAL).overall
+        parts, repeats, _ = of_random_subsets(UNEQUAL, m)
+        references = view_references(sums, 98, 5)
+        assert references["unique_share"] == pytest.approx(parts / m, rel=0.01)
+        assert references["diversity"] == pytest.approx(1 - repeats / m, rel=0.01)
+        # Freshness compares with all real images: 58 of 98 have another one nearby.
+        assert references["freshness"] == pytest.approx(1 - 58 / 98)
+    # A larger generator is compared with all real rows.
+    references = view_references(sums_of_components([1] * 500, real=UNEQUAL).overall, 98, 5)
+    assert references["unique_share"] == pytest.approx(47 / 98)
+    assert references["diversity"] == pytest.approx(1 - 58 / 98)
+
+
+def test_references_of_a_matched_subsample_are_those_of_its_size() -> None:
+    parts, repeats, _ = of_random_subsets(UNEQUAL, 30)
+    sums = sums_of_components([1] * 400, 30, real=UNEQUAL).matched
+    references = view_references(sums, 98, 5)
+    # The subsample has about 30 rows; its size is exactly 30.
+    assert references["unique_share"] == pytest.approx(parts / 30, rel=0.01)
+    assert references["diversity"] == pytest.approx(1 - repeats / 30, rel=0.01)
+
+
+def test_a_real_row_that_only_synthetic_rows_connect_is_alone_in_the_references() -> None:
+    # Three real rows in a component, none of which is near another real one.
+    repeats, components = _in_a_set_of(np.full(3, 3), np.zeros(3, bool), 40, 40)
+    assert repeats.tolist() == [0, 0, 0]
+    assert components.tolist() == [1, 1, 1]

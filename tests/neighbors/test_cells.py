@@ -195,7 +195,7 @@ def test_a_hub_is_found_only_if_an_image_is_repeated_within_one_set() -> None:
     hubs = planned(x, real, 1e-3).hubs
     assert hubs.code.tolist() == [0]
     assert hubs.row[0] < 600
-    np.testing.assert_allclose(brute.cosine_distances(hubs.unit, x[hubs.row]), [[0]], atol=1e-15)
+    np.testing.assert_allclose(brute.cosine_distances(hubs.vectors, x[hubs.row]), [[0]], atol=1e-15)
     assert sorted(planned(np.vstack([x, x]), np.repeat([0, 1], 3000).astype(np.int32), 1e-3).hubs.code) == [0, 1]
     # 200 rows of each set are too few to be worth a hub.
     assert len(planned(x, mixed, 1e-3).hubs.row) == 0

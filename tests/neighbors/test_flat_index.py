@@ -8,7 +8,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from synthscale.neighbors.distance import cosine_distance, distances_within, norms, paired_distance, unit
+from synthscale.neighbors.distance import (
+    distances_within,
+    divisors,
+    half_squared_distance,
+    normalized,
+    paired_distance,
+)
 from synthscale.neighbors.flat_index import FlatIndex
 from tests.examples import examples
 from tests.reference import brute
@@ -125,23 +131,23 @@ def test_an_empty_index_returns_no_neighbors(queries: int) -> None:
 def test_the_formula_is_exact_where_one_minus_a_float32_product_is_not() -> None:
     a, b = np.array([[1.0, 0.0]]), np.array([[1.0, 1e-5]])
     # 1 - cos(arctan(1e-5)) = 5e-11 to 10 digits.
-    assert cosine_distance(unit(a), unit(b))[0] == pytest.approx(5e-11, rel=1e-9)
+    assert half_squared_distance(normalized(a), normalized(b))[0] == pytest.approx(5e-11, rel=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_norms_in_blocks_equal_float64_norms(dtype: type) -> None:
     # The squares overflow float16, and there are more rows than one block holds.
     x = (np.random.default_rng(4).normal(size=(5000, 6)) * 1e4).astype(dtype)
-    found = norms(x)
+    found = divisors(x)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, np.sqrt((x.astype(np.float64) ** 2).sum(axis=1)), rtol=1e-15)
-    assert norms(x[:0]).shape == (0,)
+    assert divisors(x[:0]).shape == (0,)
 
 
 def test_unit_scales_rows_and_does_not_modify_its_input() -> None:
     x = np.random.default_rng(5).normal(size=(50, 7)) * np.logspace(-30, 30, 50)[:, None]
     before = x.copy()
-    scaled = unit(x)
+    scaled = normalized(x)
     np.testing.assert_allclose((scaled**2).sum(axis=1), 1, rtol=1e-15)
     np.testing.assert_allclose(scaled * np.sqrt((x**2).sum(axis=1, keepdims=True)), x, rtol=1e-14)
     np.testing.assert_array_equal(x, before)
@@ -154,27 +160,27 @@ def test_distances_of_pairs_equal_brute_force(kind: str, dtype: type) -> None:
     expected = brute.cosine_distances(x, x)
     # More pairs than one block holds, in no order, some of a row with itself.
     left, right = np.random.default_rng(7).integers(0, 200, (2, 20_000))
-    found = distances_within(x, norms(x), left, right)
+    found = distances_within(x, divisors(x), left, right)
     np.testing.assert_allclose(found, expected[left, right], rtol=1e-12, atol=1e-16)
     assert (found[left == right] == 0).all()
-    scaled = unit(x)
+    scaled = normalized(x)
     np.testing.assert_allclose(paired_distance(scaled, left, scaled, right), expected[left, right], atol=1e-16)
     # The distance is symmetric, and all functions that compute it agree.
-    np.testing.assert_array_equal(distances_within(x, norms(x), right, left), found)
+    np.testing.assert_array_equal(distances_within(x, divisors(x), right, left), found)
     np.testing.assert_array_equal(paired_distance(scaled, left, scaled, right), found)
 
 
 def test_no_pairs_give_no_distances() -> None:
     x, none = np.ones((3, 2), np.float32), np.empty(0, np.int64)
-    assert distances_within(x, norms(x), none, none).shape == (0,)
-    assert paired_distance(unit(x), none, unit(x), none).shape == (0,)
+    assert distances_within(x, divisors(x), none, none).shape == (0,)
+    assert paired_distance(normalized(x), none, normalized(x), none).shape == (0,)
 
 
 def test_paired_distance_accepts_two_arrays() -> None:
     rng = np.random.default_rng(8)
     x, y = rng.normal(size=(30, 4)), rng.normal(size=(40, 4))
     left, right = rng.integers(0, 30, 100), rng.integers(0, 40, 100)
-    found = paired_distance(unit(x), left, unit(y), right)
+    found = paired_distance(normalized(x), left, normalized(y), right)
     np.testing.assert_allclose(found, brute.cosine_distances(x, y)[left, right], atol=1e-15)
 
 
@@ -223,7 +229,7 @@ def test_faiss_reads_the_written_index_and_returns_row_numbers(tmp_path: Path) -
     assert index.ntotal == 80
     assert index.metric_type == faiss.METRIC_INNER_PRODUCT
     queries = brute.vectors("uniform", 16, 20)
-    similar, found = index.search(unit(queries).astype(np.float32), 3)
+    similar, found = index.search(normalized(queries).astype(np.float32), 3)
     expected = brute.cosine_distances(queries, x)
     np.testing.assert_array_equal(found[:, 0], rows[expected.argmin(axis=1)])
     np.testing.assert_allclose(1 - similar, brute.k_smallest(expected, 3), atol=1e-6)

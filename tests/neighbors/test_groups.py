@@ -8,10 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from synthscale.neighbors.copies import Copies
 from synthscale.neighbors.distance import Rows
 from synthscale.neighbors.edges import Edges
-from synthscale.neighbors.groups import Groups, component_minimum, diameters, near_duplicate_groups
+from synthscale.neighbors.groups import (
+    Groups,
+    RowAccess,
+    ViewEdges,
+    component_minimum,
+    diameters,
+    near_duplicate_groups,
+)
 from tests.examples import examples
+from tests.neighbors.views import NONE
 from tests.reference import brute
 
 Vectors = NDArray[np.floating]
@@ -36,13 +45,17 @@ class NoLookup:
     def row_hashes(self, rows: Rows) -> NDArray[np.uint64]:
         raise AssertionError("these diameters are known without a draw")
 
+    def id_hashes(self, rows: Rows) -> NDArray[np.uint64]:
+        return rows.astype(np.uint64)
+
 
 @dataclass
 class Table:
-    """Looks distances up in a matrix, and records the requests."""
+    """Looks distances up in a matrix, and records the requests. By default ids are in the order of rows."""
 
     matrix: NDArray[np.float64]
     draw: NDArray[np.uint64]
+    ids: NDArray[np.uint64] | None = None
     pairs: list[tuple[int, int]] = field(default_factory=list)
     drawn: list[int] = field(default_factory=list)
 
@@ -57,6 +70,9 @@ class Table:
         found: NDArray[np.uint64] = self.draw[rows]
         return found
 
+    def id_hashes(self, rows: Rows) -> NDArray[np.uint64]:
+        return rows.astype(np.uint64) if self.ids is None else self.ids[rows]
+
 
 NO_LOOKUP = NoLookup()
 
@@ -68,11 +84,18 @@ def lookup(x: Vectors) -> Table:
     return Table(brute.cosine_distances(x, x), np.array(crc, np.uint64) | np.uint64(2**63))
 
 
+def groups_of(
+    edges: Edges, radius: float, access: RowAccess, copies: Copies = NONE, *, is_whole: bool = True
+) -> Groups:
+    """Components of two sets' edges, their groups and clusters."""
+    return near_duplicate_groups(ViewEdges(edges, radius, is_whole), copies, access)
+
+
 def grouped(x: Vectors, radius: float) -> Groups:
     """Groups of the rows of x, with all pairs within the radius as edges."""
     pairs = sorted(brute.edges(x, radius))
     distances = brute.cosine_distances(x, x)
-    return near_duplicate_groups(listed(pairs, [distances[pair] for pair in pairs]), radius, lookup(x))
+    return groups_of(listed(pairs, [distances[pair] for pair in pairs]), radius, lookup(x))
 
 
 def by_group(found: Groups) -> dict[int, list[int]]:
@@ -112,7 +135,7 @@ def test_no_nodes_give_no_components() -> None:
 
 def test_groups_list_their_members_and_leave_single_rows_out() -> None:
     # Rows 3 and 11 have no edge; a row may be the left or the right end.
-    found = near_duplicate_groups(listed([(0, 1), (7, 9), (6, 4)], synthetic=np.array([4, 7, 9])), 0.1, NO_LOOKUP)
+    found = groups_of(listed([(0, 1), (7, 9), (6, 4)], synthetic=np.array([4, 7, 9])), 0.1, NO_LOOKUP)
     lines = zip(found.row, found.near_duplicate_id, found.size, found.has_real, found.has_synthetic, strict=True)
     assert list(map(tuple, lines)) == [
         (0, 0, 2, True, False),
@@ -128,24 +151,28 @@ def test_groups_list_their_members_and_leave_single_rows_out() -> None:
 @pytest.mark.parametrize("with_real", [True, False])
 def test_rows_of_any_generator_are_synthetic(code: int, with_real: bool) -> None:
     codes = np.array([0 if with_real else code], np.int32), np.array([code], np.int32)
-    found = near_duplicate_groups(Edges(np.array([3]), np.array([8]), np.zeros(1), *codes), 1.0, NO_LOOKUP)
+    found = groups_of(Edges(np.array([3]), np.array([8]), np.zeros(1), *codes), 1.0, NO_LOOKUP)
     assert found.has_real.tolist() == [with_real] * 2
     assert found.has_synthetic.all()
 
 
 def test_no_edges_give_no_groups() -> None:
-    found = near_duplicate_groups(listed([]), 0.1, NO_LOOKUP)
+    found = groups_of(listed([]), 0.1, NO_LOOKUP)
     assert all(len(values) == 0 for values in vars(found).values())
 
 
 @given(graphs(), st.integers(0, 2**32 - 1))
 @settings(deadline=None)
-def test_groups_are_the_components_of_their_edges(graph: tuple[int, list[tuple[int, int]]], seed: int) -> None:
+def test_groups_are_the_components_of_their_edges_split_by_contact_with_real_rows(
+    graph: tuple[int, list[tuple[int, int]]], seed: int
+) -> None:
     n, drawn = graph
     pairs = sorted({(min(pair), max(pair)) for pair in drawn if pair[0] != pair[1]})
     codes = np.random.default_rng(seed).integers(0, 2, n)
-    found = near_duplicate_groups(listed(pairs, synthetic=np.flatnonzero(codes)), 0.1, NO_LOOKUP)
-    wanted = [members for members in brute.components(n, set(pairs)) if len(members) > 1]
+    found = groups_of(listed(pairs, synthetic=np.flatnonzero(codes)), 0.1, NO_LOOKUP)
+    connected = {row: part[0] for part in brute.components(n, set(pairs)) for row in part}
+    assert found.component_id.tolist() == [connected[row] for row in found.row.tolist()]
+    wanted = [sorted(members) for members in brute.split(n, set(pairs), (codes == 0).tolist())]
     assert by_group(found) == {members[0]: members for members in wanted}
     assert (np.diff(found.row) > 0).all()
     for members in wanted:
@@ -157,7 +184,7 @@ def test_groups_are_the_components_of_their_edges(graph: tuple[int, list[tuple[i
 
 def test_the_diameter_of_a_clique_is_its_longest_edge_and_needs_no_lookup() -> None:
     pairs = [(0, 4), (0, 7), (4, 7), (2, 3)]
-    found = near_duplicate_groups(listed(pairs, [0.3, 0.1, 0.2, 0.05]), 0.4, NO_LOOKUP)
+    found = groups_of(listed(pairs, [0.3, 0.1, 0.2, 0.05]), 0.4, NO_LOOKUP)
     assert found.row.tolist() == [0, 2, 3, 4, 7]
     assert found.diameter.tolist() == [0.3, 0.05, 0.05, 0.3, 0.3]
     assert not found.is_chain.any()
@@ -165,7 +192,7 @@ def test_the_diameter_of_a_clique_is_its_longest_edge_and_needs_no_lookup() -> N
 
 def test_a_group_of_copies_has_diameter_zero_without_lookup() -> None:
     # Copies are linked to their representative only, so not all pairs are edges.
-    found = near_duplicate_groups(listed([(2, i) for i in range(3, 30)]), 5e-324, NO_LOOKUP)
+    found = groups_of(listed([(2, i) for i in range(3, 30)]), 5e-324, NO_LOOKUP)
     assert (found.size == 28).all()
     assert (found.diameter == 0).all()
     assert not found.is_chain.any()
@@ -174,7 +201,7 @@ def test_a_group_of_copies_has_diameter_zero_without_lookup() -> None:
 def test_distances_are_looked_up_only_for_groups_that_are_not_cliques() -> None:
     table = lookup(np.array([[1.0, 0.1 * i] for i in range(12)]))
     pairs = [(0, 1), (1, 2), (4, 5), (7, 8), (7, 9), (8, 9)]
-    found = near_duplicate_groups(listed(pairs, [table.matrix[pair] for pair in pairs]), 0.1, table)
+    found = groups_of(listed(pairs, [table.matrix[pair] for pair in pairs]), 0.1, table)
     assert {row for pair in table.pairs for row in pair} == {0, 1, 2}
     assert found.diameter[:3].tolist() == [table.matrix[0, 2]] * 3
     assert not table.drawn
@@ -187,7 +214,7 @@ def test_lookups_of_a_large_group_are_linear_in_its_size() -> None:
     chain = [*zip(range(399), range(1, 400), strict=True), *zip(range(400, 409), range(401, 410), strict=True)]
     table = lookup(x)
     far = [*(table.matrix[pair] for pair in chain), *([0.0] * 79)]
-    near_duplicate_groups(listed([*chain, *((420, i) for i in range(421, 500))], far), 0.1, table)
+    groups_of(listed([*chain, *((420, i) for i in range(421, 500))], far), 0.1, table)
     of_large = [pair for pair in table.pairs if pair[0] < 400]
     assert len(of_large) <= 2 * 400
     assert sorted(pair for pair in table.pairs if pair[0] >= 400) == [
@@ -337,7 +364,8 @@ def test_the_bounds_hold_with_spanning_edges_only(cloud: tuple[Vectors, float]) 
         if one is not other:
             parts = [part for part in parts if part not in (one, other)] + [one | other]
             kept.append((i, j))
-    found = near_duplicate_groups(listed(kept, [matrix[pair] for pair in kept]), radius, lookup(x))
+    edges = listed(kept, [matrix[pair] for pair in kept])
+    found = groups_of(edges, radius, lookup(x), is_whole=False)
     for members in by_group(found).values():
         diameter = found.diameter[np.searchsorted(found.row, members[0])]
         assert_within_bounds(diameter, brute.diameter(x, members))
@@ -363,7 +391,7 @@ def test_a_chain_is_one_whose_ends_are_more_than_two_radii_apart_in_euclidean_te
         pairs = listed([(0, 1), (1, 2)], [0.01, 0.01])
         far = (ends * np.sqrt(2 * 0.0101)) ** 2 / 2
         table = Table(np.array([[0, 0.01, far], [0.01, 0, 0.01], [far, 0.01, 0]]), np.arange(3, dtype=np.uint64))
-        found = near_duplicate_groups(pairs, 0.0101, table)
+        found = groups_of(pairs, 0.0101, table)
         assert found.is_chain.tolist() == [expected] * 3
 
 

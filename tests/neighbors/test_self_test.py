@@ -13,14 +13,17 @@ import pytest
 from PIL import Image
 from scipy.stats import binomtest
 
-from synthscale.embed.edited_copies import EDITS, edited_copies
+from synthscale.embed.edited_copies import ALL_EDITS, EDITS, STRONG_EDITS, edited_copies
 from synthscale.embed.encoders.descriptor import DescriptorEncoder
 from synthscale.embed.images import MAX_PIXELS, decode
+from synthscale.neighbors.search_space import SearchSpace
 from synthscale.neighbors.self_test import WARN_BELOW, SelfTest, run_self_test, sample_rows, warning
 from synthscale.tables.faults import Reason, RowFault
 from tests.conftest import draw
 
 NAMES = ("reencode", "resize", "disturb")
+STRONG_NAMES = ("mirror", "crop")
+ALL_NAMES = (*NAMES, *STRONG_NAMES)
 ORIENTATION = 0x0112
 
 
@@ -52,8 +55,19 @@ def usual_radius(vectors, encoder):
     return 0.13 * float(np.median(apart.min(axis=1)))
 
 
+def by_direction(encoder):
+    """The space of near-duplicates of a run with this encoder."""
+    return SearchSpace("near_duplicates", "cosine", encoder.search)
+
+
+def self_test_of(images, originals, encoder, batch_size, hashes=None):
+    return run_self_test(images, originals, encoder, by_direction(encoder), batch_size, hashes)
+
+
 def measured(**distances):
-    return SelfTest({name: np.array(distances[name], np.float64) for name in NAMES if name in distances})
+    """A self-test with these distances; copies by an edit that is not named are far."""
+    count = len(next(iter(distances.values())))
+    return SelfTest({name: np.array(distances.get(name, [1.0] * count), np.float64) for name in ALL_NAMES})
 
 
 class Means:
@@ -133,7 +147,8 @@ def test_every_edit_changes_what_its_name_says():
     image = scene(1, 97, 41)
     original = np.asarray(image).astype(float)
     copies = edited_copies(encoded(image))
-    assert tuple(copies) == tuple(EDITS) == NAMES
+    assert (tuple(EDITS), tuple(STRONG_EDITS)) == (NAMES, STRONG_NAMES)
+    assert tuple(copies) == tuple(ALL_EDITS) == ALL_NAMES
     jpeg = opened(copies["reencode"])
     assert (jpeg.format, jpeg.size, decode(copies["reencode"], 8)[1].jpeg_quality) == ("JPEG", (97, 41), 75)
     small = opened(copies["resize"])
@@ -202,6 +217,22 @@ def test_strips_of_large_pictures_have_independent_noise():
     assert not (pixels[:512] == pixels[512:1024]).all(axis=(1, 2)).any()
 
 
+def test_the_mirrored_copy_has_left_and_right_swapped_and_the_cropped_one_lost_its_border():
+    image = scene(5, 97, 41)
+    pixels, copies = np.asarray(image), edited_copies(encoded(image))
+    mirror, crop = (opened(copies[name]) for name in STRONG_NAMES)
+    assert {(copy.format, copy.mode) for copy in (mirror, crop)} == {("PNG", "RGB")}
+    np.testing.assert_array_equal(np.asarray(mirror), pixels[:, ::-1])
+    # A twentieth of 97 and 41 px, rounded down, on either side.
+    np.testing.assert_array_equal(np.asarray(crop), pixels[2:-2, 4:-4])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 300), (19, 20)])
+def test_the_cropped_copy_of_a_tiny_picture_is_not_empty(size):
+    crop = opened(edited_copies(encoded(scene(6, *size)))["crop"])
+    assert all(0.9 * side <= cropped <= side for side, cropped in zip(size, crop.size, strict=True))
+
+
 def test_the_same_picture_gives_the_same_copies_and_another_one_other_noise():
     image = scene(2)
     first = edited_copies(encoded(image))
@@ -218,7 +249,7 @@ def test_the_same_picture_gives_the_same_copies_and_another_one_other_noise():
 def test_the_original_is_not_modified():
     image = scene(4)
     before = image.tobytes()
-    for edit in EDITS.values():
+    for edit in ALL_EDITS.values():
         edit(image)
     assert image.tobytes() == before
 
@@ -229,7 +260,8 @@ def test_exif_rotation_is_applied_once():
     exif[ORIENTATION] = 6
     copies = edited_copies(encoded(image, exif=exif))
     assert copies == edited_copies(encoded(image.transpose(Image.Transpose.ROTATE_270)))
-    assert [opened(copies[name]).size for name in NAMES] == [(40, 80), (30, 60), (40, 80)]
+    sizes = [(40, 80), (30, 60), (40, 80), (40, 80), (36, 72)]
+    assert [opened(copies[name]).size for name in ALL_NAMES] == sizes
     assert all(ORIENTATION not in opened(copy).getexif() for copy in copies.values())
 
 
@@ -269,10 +301,11 @@ def test_awkward_images_are_edited_as_they_are_embedded(kind, encoder):
         assert image.mode == "RGB"
         assert min(image.size) >= 1
         assert not {"comment", "icc_profile", "transparency", "exif"} & image.info.keys()
-        assert np.abs(decode(copy, 32)[0] - shown).mean() < 16, name
-    tested = run_self_test([data], embedded(encoder, [data]), encoder, 64)
+        if name in NAMES:
+            assert np.abs(decode(copy, 32)[0] - shown).mean() < 16, name
+    tested = self_test_of([data], embedded(encoder, [data]), encoder, 64)
     assert tested.left_out == 0
-    assert max(distance[0] for distance in tested.distances.values()) < 0.2
+    assert max(tested.distances[name][0] for name in NAMES) < 0.2
 
 
 # --- images that cannot be used ---
@@ -309,27 +342,27 @@ def test_unusable_and_changed_images_are_left_out_without_affecting_others():
     means = Means()
     vectors = embedded(means, images)
     hashes = [decode(data, 8)[1].content_hash for data in images]
-    clean = run_self_test(images[::2], vectors[::2], means, 64)
+    clean = self_test_of(images[::2], vectors[::2], means, 64)
     assert clean.left_out == 0
     damaged = list(images)
     damaged[1] = b"no image"
     damaged[3] = RowFault(Reason.NOT_FOUND, "gone")
     damaged[5] = encoded(scene(77))
-    tested = run_self_test(iter(damaged), vectors, means, 64, hashes)
+    tested = self_test_of(iter(damaged), vectors, means, 64, hashes)
     assert tested.left_out == 3
-    for name in NAMES:
+    for name in ALL_NAMES:
         np.testing.assert_array_equal(tested.distances[name], clean.distances[name])
     # Without hashes a changed file is taken for the original, and is far from the stored vector.
-    unchecked = run_self_test(damaged, vectors, means, 64)
+    unchecked = self_test_of(damaged, vectors, means, 64)
     assert unchecked.left_out == 2
     assert unchecked.distances["disturb"][-1] > 3 * clean.distances["disturb"].max()
 
 
 def test_a_sample_without_usable_images_is_not_an_error():
-    tested = run_self_test([b"", b"x"], np.ones((2, 5), np.float32), Means(), 64)
+    tested = self_test_of([b"", b"x"], np.ones((2, 5), np.float32), Means(), 64)
     assert tested.left_out == 2
     assert all(distance.shape == (0,) for distance in tested.distances.values())
-    none = run_self_test([], np.empty((0, 5), np.float32), Means(), 64)
+    none = self_test_of([], np.empty((0, 5), np.float32), Means(), 64)
     for summary in (tested.summary(0.1), none.summary(0.1), SelfTest({}).summary(0.1)):
         assert summary == {"value": None, "low": None, "high": None, "reason": summary["reason"]}
         assert "no image" in summary["reason"]
@@ -346,17 +379,17 @@ def test_an_image_with_a_zero_vector_copy_is_left_out(value):
 
     images = [encoded(scene(seed)) for seed in range(3)]
     vectors = embedded(Means(), images)
-    tested = run_self_test(images, vectors, Failing(), 64)
+    tested = self_test_of(images, vectors, Failing(), 64)
     assert tested.left_out == 1
-    clean = run_self_test(images, vectors, Means(), 64)
-    for name in NAMES:
+    clean = self_test_of(images, vectors, Means(), 64)
+    for name in ALL_NAMES:
         np.testing.assert_array_equal(tested.distances[name], clean.distances[name][1:])
 
 
 def test_images_and_vectors_must_have_the_same_length():
     images = [encoded(scene(seed)) for seed in range(2)]
     with pytest.raises(ValueError, match="zip"):
-        run_self_test(images, np.ones((3, 5), np.float32), Means(), 64)
+        self_test_of(images, np.ones((3, 5), np.float32), Means(), 64)
 
 
 # --- distances ---
@@ -366,9 +399,9 @@ def test_distances_are_the_cosine_of_the_search_dimensions():
     images = [encoded(scene(seed)) for seed in range(5)]
     means = Means()
     originals = embedded(means, images)
-    tested = run_self_test(images, originals, means, 64)
-    assert tuple(tested.distances) == NAMES
-    for name in NAMES:
+    tested = self_test_of(images, originals, means, 64)
+    assert tuple(tested.distances) == ALL_NAMES
+    for name in ALL_NAMES:
         assert tested.distances[name].dtype == np.float64
         for i, data in enumerate(images):
             copy = decode(edited_copies(data)[name], 16)[0].mean(axis=(0, 1), dtype=np.float64)
@@ -379,16 +412,16 @@ def test_distances_are_the_cosine_of_the_search_dimensions():
 
 def test_the_batch_size_does_not_matter(encoder, photographs):
     vectors = embedded(encoder, photographs[:7])
-    results = [run_self_test(photographs[:7], vectors, encoder, size) for size in (1, 6, 20, 999)]
+    results = [self_test_of(photographs[:7], vectors, encoder, size) for size in (1, 6, 20, 999)]
     for other in results[1:]:
-        for name in NAMES:
+        for name in ALL_NAMES:
             np.testing.assert_allclose(other.distances[name], results[0].distances[name], rtol=0, atol=1e-9)
 
 
 def test_an_unchanged_copy_is_at_distance_zero(encoder):
     # Resizing does not change a flat picture, and a second JPEG of quality 75 rarely changes the first.
     flat = encoded(Image.new("RGB", (64, 64), (96, 96, 96)))
-    tested = run_self_test([flat], embedded(encoder, [flat]), encoder, 64)
+    tested = self_test_of([flat], embedded(encoder, [flat]), encoder, 64)
     assert tested.distances["resize"][0] == 0
     assert tested.summary(1e-300)["by_edit"]["resize"] == 1
 
@@ -397,7 +430,7 @@ def test_the_descriptor_finds_the_copies_within_a_sensible_radius_and_hardly_any
     encoder, photographs
 ):
     vectors = embedded(encoder, photographs)
-    tested = run_self_test(photographs, vectors, encoder, 64)
+    tested = self_test_of(photographs, vectors, encoder, 64)
     good = tested.summary(usual_radius(vectors, encoder))
     assert good["value"] >= 0.98
     assert warning(good) is None
@@ -411,7 +444,7 @@ def test_the_descriptor_finds_the_copies_of_real_images(folder, encoder, shared_
     files = sorted((shared_data / "data" / folder).iterdir())[::9][:60]
     images = [file.read_bytes() for file in files]
     vectors = embedded(encoder, images)
-    summary = run_self_test(images, vectors, encoder, 64).summary(usual_radius(vectors, encoder))
+    summary = self_test_of(images, vectors, encoder, 64).summary(usual_radius(vectors, encoder))
     assert summary["images"] == len(files)
     assert min(summary["by_edit"].values()) >= 0.95
 
@@ -456,7 +489,7 @@ def test_the_interval_is_clopper_pearson_if_copies_of_an_image_agree():
 def of_shares(thirds):
     """A self-test in which thirds[i] of the three copies of image i are found."""
     found = np.arange(3)[:, None] < np.asarray(thirds)[None, :]
-    return SelfTest(dict(zip(NAMES, np.where(found, 0.1, 0.9), strict=True)))
+    return measured(**dict(zip(NAMES, np.where(found, 0.1, 0.9), strict=True)))
 
 
 def test_the_interval_contains_the_value_for_every_outcome():
@@ -506,7 +539,9 @@ def test_the_summary_is_plain_json():
         "images",
         "left_out",
         "by_edit",
+        "by_strong_edit",
         "median_distance_by_edit",
+        "notes",
     ]
 
 
@@ -515,6 +550,47 @@ def test_a_self_test_can_be_pickled():
     again = pickle.loads(pickle.dumps(tested))
     assert again.left_out == 4
     assert again.summary(0.5) == tested.summary(0.5)
+
+
+def test_strong_edits_are_information_beside_the_value():
+    light = {name: [0.1, 0.1, 0.1, 0.9] for name in NAMES}
+    summary = measured(**light, mirror=[0.9] * 4, crop=[0.5, 0.1, 0.0, 0.1]).summary(0.5)
+    without = measured(**light, mirror=[0.0] * 4, crop=[0.0] * 4).summary(0.5)
+    # They count neither for the share nor for its interval and warning.
+    assert [summary[name] for name in ("value", "low", "high", "by_edit")] == [
+        without[name] for name in ("value", "low", "high", "by_edit")
+    ]
+    assert set(summary["by_edit"]) == set(NAMES)
+    assert summary["by_strong_edit"] == {"mirror": 0.0, "crop": 0.75}
+    assert set(summary["median_distance_by_edit"]) == set(ALL_NAMES)
+    assert warning(summary) == warning(without)
+
+
+def test_strong_edits_that_would_be_missed_are_put_into_words():
+    light = {name: [0.0] * 10 for name in NAMES}
+    mirror, crop = [0.9] * 8 + [0.1] * 2, [0.9] + [0.1] * 9
+    notes = measured(**light, mirror=mirror, crop=crop).summary(0.5)["notes"]
+    # Nine of ten cropped copies suffice.
+    assert len(notes) == 1
+    assert "mirrored copies of training images would not be seen" in notes[0]
+    assert "20 %" in notes[0]
+    notes = measured(**light, mirror=mirror, crop=mirror).summary(0.5)["notes"]
+    assert "cropped to 90 %" in notes[1]
+    assert measured(**light, mirror=crop, crop=crop).summary(0.5)["notes"] == []
+
+
+def test_distances_are_euclidean_where_near_duplicates_are():
+    images = [encoded(scene(seed)) for seed in range(4)]
+    means = Means()
+    originals = embedded(means, images)
+    center, scale = originals[:, 1:4].mean(axis=0).astype(np.float64), np.array([0.5, 2.0, 0.0])
+    space = SearchSpace("near_duplicates", "euclidean", means.search, center, scale)
+    tested = run_self_test(images, originals, means, space, 64)
+    for name in ALL_NAMES:
+        for i, data in enumerate(images):
+            copy = decode(edited_copies(data)[name], 16)[0].mean(axis=(0, 1), dtype=np.float64)
+            half = np.square((copy - originals[i, 1:4]) * scale).sum() / 2
+            assert tested.distances[name][i] == pytest.approx(half, rel=1e-4, abs=1e-6)
 
 
 # --- the warning ---

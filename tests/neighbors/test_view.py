@@ -9,23 +9,24 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from synthscale.config import NeighborsConfig
-from synthscale.in_memory.neighbors import analyse_vectors
+from synthscale.in_memory.neighbors import MemoryBackend, MemoryRows, analyse_vectors
+from synthscale.neighbors.analysis import search_near_duplicates
 from synthscale.neighbors.copies import Copies
-from synthscale.neighbors.edges import Codes, Edges
 from synthscale.neighbors.groups import Groups
 from synthscale.neighbors.knn_search import KnnResult, Recall
 from synthscale.neighbors.radius import EXACT_COPIES_ONLY, RadiusCalibration, ViewSearches
+from synthscale.neighbors.search_backend import SetPair, view_pairs
+from synthscale.neighbors.search_space import SearchSpace
 from synthscale.neighbors.view import (
     DATALAB_K,
     K,
     NeighborView,
     RadiusCounts,
-    ViewNeighbors,
     listed_edges,
     nearest_rows,
-    neighbors_listed,
     searches_summary,
 )
+from synthscale.tables.id_hashes import hash_ids
 from tests.examples import examples
 from tests.neighbors.views import (
     DATALAB,
@@ -59,8 +60,13 @@ def test_nearest_rows_of_a_shard_are_those_of_the_whole(kind: str, seed: int, so
     for name, values in vars(whole).items():
         np.testing.assert_array_equal(getattr(part, name), values[chosen], err_msg=name)
     searched = analyse_vectors(x, rows, copies, EXACT).nearest["fake"]
-    for name in ("nn_distance", "nearest_real_distance", "knn_radius"):
+    for name in ("nn_distance", "nearest_real_distance"):
         np.testing.assert_allclose(getattr(searched, name), getattr(whole, name), atol=1e-15)
+    # Euclidean vectors are moved to the mean and rounded to float32.
+    for name in ("manifold_real_distance", "distinct_real_distance", "knn_radius"):
+        np.testing.assert_allclose(getattr(searched, name), getattr(whole, name), rtol=1e-5, err_msg=name)
+    for name in ("manifold_real_row", "in_real_manifold", "covered"):
+        np.testing.assert_array_equal(getattr(searched, name), getattr(whole, name), err_msg=name)
 
 
 def test_rows_are_exact_where_both_their_searches_are() -> None:
@@ -77,7 +83,7 @@ def test_rows_are_exact_where_both_their_searches_are() -> None:
         whole = parts[name]
         probed = KnnResult(whole.row, whole.distance, whole.neighbor, Recall(0.99, 0.96, 100, 8))
         searches = ViewSearches(**{**parts, name: probed})
-        exact = nearest_rows(ViewNeighbors(searches, found.real_inside, found.own_inside), NONE, real, own).exact
+        exact = nearest_rows(replace(found, searches=searches), NONE, real, own).exact
         assert (exact[:20] == real_is).all()
         assert (exact[20:] == own_is).all()
 
@@ -114,10 +120,22 @@ def test_a_listed_pair_at_exactly_the_radius_is_no_edge() -> None:
 # Beside cleanlab's Datalab.
 
 
-def test_a_search_lists_five_neighbours_and_datalab_ten() -> None:
-    assert neighbors_listed(EXACT) == K == 5
-    assert neighbors_listed(DATALAB) == DATALAB_K == 10
-    assert neighbors_listed(NeighborsConfig(calibrate_on="all")) == 5
+@pytest.mark.parametrize(
+    ("config", "listed"), [(EXACT, 1), (DATALAB, 10), (NeighborsConfig(calibrate_on="all"), 1)]
+)
+def test_a_search_for_near_duplicates_lists_one_neighbour_and_datalabs_ten(
+    config: NeighborsConfig, listed: int
+) -> None:
+    assert (K, DATALAB_K) == (5, 10)
+    x, rows, copies = numbered({"real": normal(1, 30), "fake": normal(2, 20)})
+    data = MemoryRows(x, rows, copies, hash_ids(map(str, range(50))))
+    backend = MemoryBackend(data, SearchSpace("near_duplicates", "cosine", (0, 8)))
+    search_near_duplicates(backend, config, 1)
+    for pair in view_pairs(1):
+        assert backend.results[pair].distance.shape[1] == listed
+    # Where both spaces are one, the search within each set also gives the k-NN radii.
+    search_near_duplicates(backend, config, K)
+    assert backend.results[SetPair(0, 0)].distance.shape[1] == max(listed, K)
 
 
 def test_inside_is_looked_up_by_row() -> None:
@@ -221,7 +239,7 @@ def test_copies_take_up_places_on_datalabs_list(counts: list[int], seen: int) ->
 
 
 def view_of(radius: float, median: float | None, *, is_whole: bool = True) -> NeighborView:
-    """Rows 1, 2, 7 of one group and 4, 5 of another, of twenty."""
+    """Rows 1, 2, 7 of one group and 4, 5 of another, all of one component, of twenty rows."""
     groups = Groups(
         np.array([1, 2, 4, 5, 7]),
         np.array([1, 1, 4, 4, 1]),
@@ -230,6 +248,11 @@ def view_of(radius: float, median: float | None, *, is_whole: bool = True) -> Ne
         np.array([True, True, True, True, True]),
         np.array([0.3, 0.3, 0.01, 0.01, 0.3]),
         np.array([True, True, False, False, True]),
+        np.array([True, True, False, False, False]),
+        np.array([1, 1, 1, 1, 1]),
+        np.array([2, 2, 3, 3, 3]),
+        np.array([1, 1, 4, 4, 7]),
+        np.array([2, 2, 2, 2, 1]),
     )
     calibration = RadiusCalibration(median, median, median, radius, 8, 8)
     return NeighborView("fake", calibration, groups, 20, searches_summary([None]), is_whole)
@@ -241,6 +264,7 @@ def test_a_views_summary_counts_its_groups() -> None:
         "radius": 0.05,
         "median_distance": 0.4,
         "groups": 2,
+        "components": 1,
         "rows_in_groups": 5,
         "share_in_groups": 0.25,
         "share_in_largest": 0.15,
@@ -267,9 +291,8 @@ def test_without_a_calibrated_radius_a_summary_says_why(radius: float, median: f
 
 
 def test_a_view_without_groups_has_zeros() -> None:
-    none: Codes = np.empty(0, np.int32)
-    empty = Edges(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), none, none)
-    groups = Groups(*(empty.left,) * 3, *(np.zeros(0, np.bool_),) * 2, np.zeros(0), np.zeros(0, np.bool_))
+    groups = view_of(0.05, 0.4).groups
+    groups = Groups(*(values[:0] for values in vars(groups).values()))
     summary = replace(view_of(0.05, 0.4), groups=groups, rows=0).summary()
     assert [summary[name] for name in ("groups", "rows_in_groups", "share_in_groups", "share_in_largest")] == [
         0

@@ -11,7 +11,7 @@ from synthscale.neighbors.copies import Copies, copies_from_pairs, equal_pairs, 
 from synthscale.neighbors.edges import Edges
 from synthscale.neighbors.knn_search import KnnResult
 from synthscale.neighbors.radius import ViewSearches
-from synthscale.neighbors.view import Nearest, NeighborView, RadiusCounts, ViewNeighbors
+from synthscale.neighbors.view import ManifoldNeighbors, Nearest, NeighborView, RadiusCounts, ViewNeighbors
 from tests.reference import brute
 
 Vectors = NDArray[np.float32]
@@ -59,6 +59,15 @@ def groups_of(view: NeighborView) -> set[frozenset[int]]:
     for row, group in zip(view.groups.row.tolist(), view.groups.near_duplicate_id.tolist(), strict=True):
         by_id.setdefault(group, set()).add(row)
     assert all(min(members) == group for group, members in by_id.items())
+    return {frozenset(members) for members in by_id.values()}
+
+
+def components_of(view: NeighborView) -> set[frozenset[int]]:
+    """The connected components, as sets of rows; their ids are their smallest rows."""
+    by_id: dict[int, set[int]] = {}
+    for row, component in zip(view.groups.row.tolist(), view.groups.component_id.tolist(), strict=True):
+        by_id.setdefault(component, set()).add(row)
+    assert all(min(members) == component for component, members in by_id.items())
     return {frozenset(members) for members in by_id.values()}
 
 
@@ -121,9 +130,11 @@ def around(direction: int, lengths: list[float]) -> Vectors:
     return x
 
 
-def relation(x: Vectors, query: NDArray[np.int64], database: NDArray[np.int64], k: int) -> KnnResult:
+def relation(
+    x: Vectors, query: NDArray[np.int64], database: NDArray[np.int64], k: int, metric: str = "cosine"
+) -> KnnResult:
     """What brute force finds; ties go to the smaller row."""
-    distances = brute.among(x)[np.ix_(query, database)]
+    distances = brute.among(x, metric)[np.ix_(query, database)]
     order = np.argsort(distances, axis=1, kind="stable")[:, :k]
     distance = np.take_along_axis(distances, order, axis=1)
     pad = ((0, 0), (0, k - order.shape[1]))
@@ -134,8 +145,20 @@ def relation(x: Vectors, query: NDArray[np.int64], database: NDArray[np.int64], 
 
 
 def found_by_brute_force(x: Vectors, real: NDArray[np.int64], own: NDArray[np.int64], k: int) -> ViewNeighbors:
+    """Searches by direction, and the manifold in Euclidean space, of distinct rows."""
     pairs = ((real, real), (real, own), (own, real), (own, own))
     searches = ViewSearches(*(relation(x, query, database, k) for query, database in pairs))
-    radii = searches.real_real.radius(5)
-    inside = [(brute.among(x)[np.ix_(rows, real)] <= radii).any(axis=1) for rows in (real, own)]
-    return ViewNeighbors(searches, RadiusCounts(real, inside[0]), RadiusCounts(own, inside[1]))
+    of_real, apart = relation(x, real, real, 5, "euclidean"), brute.among(x, "euclidean")
+    inside = [apart[np.ix_(rows, real)] <= of_real.radius(5) for rows in (real, own)]
+    return ViewNeighbors(
+        searches,
+        ManifoldNeighbors(
+            of_real,
+            relation(x, own, real, 1, "euclidean"),
+            None,
+            RadiusCounts(real, inside[0].any(axis=1)),
+            RadiusCounts(own, inside[1].any(axis=1)),
+            RadiusCounts(real, inside[1].any(axis=0)),
+            False,
+        ),
+    )

@@ -10,12 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.stats import binomtest, kstest, norm
+from scipy.stats import binomtest, kstest, mannwhitneyu, norm
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from synthscale.statistics.auc import RankSums, auc, auc_error, auc_metric, sum_ranks, two_sample_test
+from synthscale.statistics.auc import (
+    BOOTSTRAP_HALF_WIDTH,
+    RankSums,
+    auc,
+    auc_error,
+    auc_metric,
+    sum_ranks,
+    two_sample_test,
+)
 from synthscale.statistics.bootstrap import poisson_weights
 from tests.examples import examples
 
@@ -304,9 +312,28 @@ def test_rows_of_one_group_count_once_if_every_pair_is_in_order() -> None:
     value, is_real = np.repeat([-1.0, 1.0], 100), np.repeat([True, False], 100)
     rows = Rows(value, is_real, np.repeat(np.arange(20, dtype=np.uint64), 10))
     exact = binomtest(10, 10).proportion_ci(0.95, method="exact").low
-    # The number of groups is only estimated, from 200 replicates.
-    assert auc_metric(rows.sums())["low"] == pytest.approx(exact, abs=0.12)
-    assert two_sample_test(rows.sums())["value"] > 1e-8
+    sums = sum_ranks(value, is_real, poisson_weights(rows.key), np.full(200, 10))
+    assert auc_metric(sums)["low"] == pytest.approx(exact)
+    assert two_sample_test(sums)["value"] == pytest.approx(0.5**10)
+
+
+def test_one_large_cluster_does_not_undo_that_every_pair_is_in_order() -> None:
+    # One image 400 times among 100 others, on both sides.
+    value, is_real = np.repeat([-1.0, 1.0], 500), np.repeat([True, False], 500)
+    key = np.concatenate([np.r_[np.zeros(400), 1:101] + start for start in (0, 500)]).astype(np.uint64)
+    sums = sum_ranks(value, is_real, poisson_weights(key), np.tile(np.r_[np.full(400, 400), np.ones(100)], 2))
+    assert auc_metric(sums)["low"] == pytest.approx(binomtest(101, 101).proportion_ci(0.95, method="exact").low)
+    assert two_sample_test(sums)["value"] == pytest.approx(0.5**101)
+
+
+def test_clusters_add_up_over_shards_and_rows_without_a_value_do_not_count() -> None:
+    value, is_real = np.array([0.1, 0.2, np.nan, 0.4, 0.5]), np.array([True, True, True, False, False])
+    rows = np.array([2, 2, 1, 4, 1])
+    whole = sum_ranks(value, is_real, None, rows)
+    assert whole.clusters.tolist() == [1.0, 1.25]
+    parts = [sum_ranks(value[part], is_real[part], None, rows[part]) for part in (slice(2), slice(2, None))]
+    assert (parts[0] + parts[1]).clusters.tolist() == [1.0, 1.25]
+    assert sum_ranks(value, is_real).clusters.tolist() == [2.0, 2.0]
 
 
 @pytest.mark.slow
@@ -347,7 +374,12 @@ def test_constant_values_have_an_auc_of_one_half_and_a_p_value_of_one(answer: fl
     sums = rows_of([answer] * 37, [answer] * 41).sums()
     assert two_sample_test(sums)["value"] == 1.0
     found = auc_metric(sums)
-    assert (found["value"], found["low"], found["high"]) == (0.5, 0.5, 0.5)
+    # All scores are tied in every replicate: the interval is that of the null distribution of the rank-sum test.
+    rng = np.random.default_rng(0)
+    drawn = np.array([mannwhitneyu(*np.split(rng.random(78), [37])).statistic / (37 * 41) for _ in range(2000)])
+    assert found["value"] == 0.5
+    assert found["high"] - 0.5 == pytest.approx(BOOTSTRAP_HALF_WIDTH * drawn.std(), rel=0.08)
+    assert found["low"] == pytest.approx(1 - found["high"])
 
 
 def test_two_rows_have_a_wide_interval_and_a_large_p_value() -> None:

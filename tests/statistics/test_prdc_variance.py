@@ -137,7 +137,7 @@ def test_shares_of_0_or_1_give_no_estimate() -> None:
     far = np.r_[30, np.zeros(7)]
     nowhere = spreads(around_a_mean(0, 200) + far, -(around_a_mean(1, 200) + far), K)
     assert not set(BOTH) & set(nowhere)
-    within = around_a_mean(1, 900, 3) * [1, 0.1, 0.1] + np.r_[5, 0, 0]
+    within = np.r_[8, 0, 0] + 0.01 * centred(1, 900, 3)
     everywhere = spreads(around_a_mean(0, 100, 3) + np.r_[5, 0, 0], within, K)
     assert "precision" not in everywhere
 

@@ -127,6 +127,22 @@ def test_other_tables_have_the_documented_columns():
     assert promised <= set(MANIFEST_COLUMNS.names)
     assert schemas.FAILURES.names == ["row", "id", "uri", "reason", "detail"]
     assert schemas.NEIGHBORS.names == ["left", "right", "distance", "kind"]
+    assert schemas.GROUPS.names == [
+        "generator",
+        "row",
+        "near_duplicate_id",
+        "size",
+        "has_real",
+        "has_synthetic",
+        "diameter",
+        "is_chain",
+        "near_real",
+        "component_id",
+        "component_rows",
+        "cluster_id",
+        "cluster_rows",
+    ]
+    assert {"manifold_real_row", "manifold_real_distance", "distinct_real_distance"} <= set(schemas.NEAREST.names)
     assert schemas.PREDICTIONS.names[:4] == ["generator", "row", "fold", "logit_synthetic"]
     assert set(schemas.PREDICTIONS.names[4:]) == {
         "logit_deviation",
@@ -187,12 +203,13 @@ def test_folds_have_a_fold_per_repeat_and_hashes_up_to_the_largest_uint64():
             "is_copy": [False, True],
             "key": pa.array([largest, 0], pa.uint64()),
             "group_key": pa.array([largest, 1], pa.uint64()),
-            "cluster_key": pa.array([largest, 1], pa.uint64()),
+            "cluster_key": pa.array([largest, 2], pa.uint64()),
             "log_prior": [0.0, -0.5],
         }
     )
     table = conform(lines, schemas.FOLDS, "folds")
     assert table.column("key").to_pylist() == [largest, 0]
+    assert table.column("cluster_key").to_pylist() == [largest, 2]
     assert table.column("fold").to_pylist() == [[0, 4, 1], None]
 
 
