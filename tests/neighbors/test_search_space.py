@@ -153,5 +153,8 @@ def test_values_whose_squares_float32_cannot_hold_are_cut_off(layout: VectorLayo
     found = manifold(x)
     assert np.isfinite(np.square(found).sum(axis=1)).all()
     assert (found[50:, 2] == np.sign(value) * np.float32(1e15)).all()
-    plain = spaces_of(layout, x[:40])[1]
-    np.testing.assert_array_equal(np.delete(found, 2, axis=1), np.delete(plain(x), 2, axis=1))
+    # All other values are as they would be without.
+    x[50:, 2] = 0
+    plain = manifold(x)
+    np.testing.assert_array_equal(found[:50], plain[:50])
+    np.testing.assert_array_equal(np.delete(found, 2, axis=1), np.delete(plain, 2, axis=1))
