@@ -10,7 +10,8 @@ import pytest
 
 from synthscale import Options, RunResult, parse_config, score
 from synthscale.cli import main
-from synthscale.errors import ConfigError, InputError, ResumeConflict, StageError
+from synthscale.config import StorageConfig
+from synthscale.errors import ConfigError, InputError, ResumeConflict, StageError, StorageUnavailable
 from synthscale.neighbors import stage as neighbors
 from synthscale.plan import driver_line
 from synthscale.storage.run_directory import STAGES, RunDirectory
@@ -90,13 +91,20 @@ def test_redo_from_refuses_a_folder_with_a_run_json_of_another_program(images, t
     assert tree(folder) == before
 
 
-def test_redo_from_deletes_nothing_if_the_input_cannot_be_used(images, copied, tmp_path):
+@pytest.mark.parametrize("change", [{"real": "nowhere"}, {"synthetic": {"made": "empty"}}, {"control": True}])
+def test_redo_from_deletes_nothing_if_the_input_cannot_be_used(images, copied, tmp_path, monkeypatch, change):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "few").mkdir()
+    shutil.copy(next((images / "real").rglob("*.png")), tmp_path / "few" / "only.png")
     before = tree(copied.output)
-    broken = copied.model_copy(update={"real": str(tmp_path / "nowhere")})
-    for config in (broken, copied.model_copy(update={"synthetic": {"made": str(images / "real" / "cat" / "no")}})):
-        with pytest.raises(InputError):
-            score(config, Options(redo_from="ingest"))
-        assert tree(copied.output) == before
+    # The control halves the real set.
+    real = {"real": "few"} if "control" in change else {}
+    config = copied.model_copy(update={"storage": StorageConfig(retry_s=0), **real, **change})
+    # A folder that is missing when a run is continued may be a lost mount.
+    with pytest.raises((InputError, StorageUnavailable)):
+        score(config, Options(redo_from="ingest"))
+    assert tree(copied.output) == before
 
 
 def test_redo_from_an_unknown_stage_deletes_nothing(copied):

@@ -25,7 +25,7 @@ from synthscale.neighbors.candidate_filter import (
 )
 from synthscale.neighbors.distance import Floats, Rows, divisors, squared_norms
 from synthscale.neighbors.probe_order import ProbeOrder
-from synthscale.neighbors.projection import Vectors
+from synthscale.neighbors.projection import Vectors, usual_rows
 from synthscale.tables.layout import DistanceMetric
 
 _WIDTH = 64
@@ -50,14 +50,15 @@ def index_sample_size(n: int) -> int:
 
 def train_index(sample: Vectors, cells: int, metric: DistanceMetric = "cosine") -> NDArray[np.uint8]:
     """Train principal components and cells on a sample (m, d); return the empty index, serialised by FAISS."""
+    scaled = _scaled(sample, metric)
+    usual = usual_rows(scaled)
     m, d = sample.shape
-    width = min(_WIDTH, d, m)
+    width = min(_WIDTH, d, len(usual))
     index: Any = faiss.index_factory(d, f"PCA{width},IVF{min(cells, m)},Flat,RFlat")
     ivf: Any = faiss.extract_index_ivf(index.base_index)
     ivf.cp.min_points_per_centroid, ivf.cp.max_points_per_centroid = 1, 10**9
-    scaled = _scaled(sample, metric)
     pca: Any = faiss.downcast_VectorTransform(_cast(index.base_index).chain.at(0))
-    pca.train(scaled)
+    pca.train(usual)
     _make_orthonormal(pca, d)
     index.train(scaled)
     serialised: NDArray[np.uint8] = faiss.serialize_index(faiss.IndexIDMap(index))

@@ -21,6 +21,8 @@ _WIDTHS = (32, 64, 128, 256)
 """Numbers of principal components to choose from."""
 _TRIED_ROWS = 4096
 """Sampled rows on which the cost of each width is estimated, all pairs compared."""
+_UNUSUAL = 100.0
+"""Rows with more than this multiple of the median squared norm are left out of the fit. No unit vector is."""
 _BLOCK = 8192
 """Vectors projected at a time, to bound memory."""
 PRODUCT_S = 4e-11
@@ -69,6 +71,16 @@ class Projection:
         return np.column_stack([low, np.sqrt(np.einsum("ij,ij->i", centred, centred))])
 
 
+def usual_rows(sample: Vectors) -> Vectors:
+    """Return the rows (m, d) without those far longer than most, at least half: for means and components.
+
+    A single corrupt row of 1e9 would move the mean so far from all other rows that the rounding error of their
+    points exceeds any radius, and every pair would have to be compared in float64.
+    """
+    squared = squared_norms(sample)
+    return sample[squared <= _UNUSUAL * np.median(squared)] if len(sample) else sample
+
+
 def fit_projection(sample: Vectors, radius: float, pairs: float) -> Projection:
     """Fit a PCA projection with the width of least estimated cost.
 
@@ -80,13 +92,14 @@ def fit_projection(sample: Vectors, radius: float, pairs: float) -> Projection:
         radius: distance of the search.
         pairs: number of pairs that will be compared.
     """
-    mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
+    usual = usual_rows(sample)
+    mean = usual.mean(axis=0, dtype=np.float64).astype(np.float32)
     identity = Projection(mean, None)
     m, d = sample.shape
     widths = [p for p in _WIDTHS if p < d - 1 and p < m]
     if not widths:
         return identity
-    centred = sample.astype(np.float64) - mean
+    centred = usual.astype(np.float64) - mean
     _, components = np.linalg.eigh(centred.T @ centred)
     basis = np.ascontiguousarray(components[:, ::-1], dtype=np.float32)
     tried = sample[np.linspace(0, m - 1, min(m, _TRIED_ROWS)).astype(np.int64)]

@@ -18,6 +18,9 @@ from synthscale.tables.layout import DistanceMetric, VectorLayout
 
 NEAR_DUPLICATES, MANIFOLD = "near_duplicates", "manifold"
 """Names of the two spaces."""
+_LARGEST = 1e15
+"""Largest absolute value in a Euclidean space; larger ones are cut off there. The square of 1e20 is infinite in
+float32, and sums with it are NaN, so that one corrupt row would hide the near-duplicates of all others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +43,13 @@ class SearchSpace:
     scale: Floats | None = None
 
     def __call__(self, stored: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Map vectors as stored, (n, D), to vectors (n, d): as stored for ``cosine``, else float32."""
+        """Map vectors (n, D) as stored to vectors (n, d): as stored for ``cosine``, else bounded and float32."""
         vectors = stored[:, self.dimensions[0] : self.dimensions[1]]
         if self.center is None:
             return vectors
         moved = vectors - self.center
-        return (moved if self.scale is None else moved * self.scale).astype(np.float32)
+        scaled = moved if self.scale is None else moved * self.scale
+        return np.clip(scaled, -_LARGEST, _LARGEST).astype(np.float32)
 
     @property
     def width(self) -> int:

@@ -10,20 +10,22 @@ later one wins.
 import errno
 import fcntl
 import os
+import posixpath
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from obstore.exceptions import AlreadyExistsError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import S3Store
 
 from synthscale.config import StorageConfig
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.objects import bucket_client, listing_errors
+from synthscale.storage.retries import status_and_code
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 """Error numbers of ``flock`` on a file system without locks."""
@@ -47,51 +49,57 @@ class Version:
 
 
 class LocalFile:
-    """A file on a local disk or network mount."""
+    """A file on a local disk or network mount; each method is one attempt, with the system's own errors."""
 
-    def __init__(self, uri: str, storage: StorageConfig) -> None:
-        self.uri, self._storage = uri, storage
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    def errors(self, doing: str) -> AbstractContextManager[None]:
+        """Convert errors to StorageError: "cannot ``doing``"."""
+        return fsys.storage_errors(self.uri, doing)
 
     def read(self) -> Version | None:
         """Return the current version; None if there is no file."""
-        with fsys.storage_errors(self.uri, "read"):
-            try:
-                with open(self.uri, "rb") as file:
-                    return Version(file.read(), modified_s=os.fstat(file.fileno()).st_mtime)
-            except FileNotFoundError:
-                return None
+        try:
+            with open(self.uri, "rb") as file:
+                return Version(file.read(), modified_s=os.fstat(file.fileno()).st_mtime)
+        except FileNotFoundError:
+            return None
 
     def create(self, data: bytes) -> Version | None:
         """Create the file, and missing folders; return None if there is one already."""
-        with fsys.storage_errors(self.uri, "write"):
-            os.makedirs(os.path.dirname(self.uri), exist_ok=True)
-            try:
-                with open(self.uri, "xb") as file:
-                    file.write(data)
-            except FileExistsError:
-                return None
-            return Version(data)
+        os.makedirs(os.path.dirname(self.uri), exist_ok=True)
+        try:
+            with open(self.uri, "xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return None
+        return Version(data)
 
     def replace(self, data: bytes, seen: Version) -> Version | None:
         """Replace the version ``seen``; return None if it is not the current one."""
-        with fsys.storage_errors(self.uri, "write"), self._locked() as current:
+        with self._locked() as current:
             if current != seen.data:
                 return None
-            fsys.write_bytes(self.uri, data, self._storage)
+            temporary = _temporary(self.uri)
+            try:
+                with open(temporary, "xb") as file:
+                    file.write(data)
+                os.replace(temporary, self.uri)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
             return Version(data)
 
     def remove(self, seen: Version) -> None:
         """Delete the file if its current version is ``seen``."""
-        with fsys.storage_errors(self.uri, "remove"), self._locked() as current:
+        with self._locked() as current:
             if current == seen.data:
                 os.unlink(self.uri)
 
     def now_s(self) -> float:
         """Return the time by the file system's clock: that of a new file next to this one."""
-        with (
-            fsys.storage_errors(self.uri, "write next to"),
-            tempfile.TemporaryFile(dir=os.path.dirname(self.uri)) as probe,
-        ):
+        with tempfile.TemporaryFile(dir=os.path.dirname(self.uri)) as probe:
             return os.fstat(probe.fileno()).st_mtime
 
     @contextmanager
@@ -105,6 +113,12 @@ class LocalFile:
                     yield file.read()
                     return
         yield None
+
+
+def _temporary(path: str) -> str:
+    """Return the path of a new file in the same folder, with a name that a run directory knows as unfinished."""
+    folder, name = posixpath.split(path)
+    return posixpath.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
 
 
 def _opened(path: str) -> BinaryIO | None:
@@ -139,25 +153,28 @@ def _has_name(descriptor: int, path: str) -> bool:
 
 
 class S3Object:
-    """An object on S3."""
+    """An object on S3; each method is one attempt, with obstore's own errors."""
 
     def __init__(self, uri: str, storage: StorageConfig) -> None:
         self.uri, self._storage = uri, storage
         self._bucket, _, self._key = uri.removeprefix("s3://").partition("/")
 
+    def errors(self, doing: str) -> AbstractContextManager[None]:
+        """Convert errors to StorageError: "cannot ``doing``"."""
+        return listing_errors(self.uri, doing)
+
+    @property
+    def _store(self) -> S3Store:
+        return bucket_client(self._bucket, self._storage)
+
     def read(self) -> Version | None:
         """Return the current version; None if there is no object."""
-
-        def get(store: S3Store) -> Version | None:
-            try:
-                found = store.get(self._key)
-            except FileNotFoundError:
-                return None
-            modified_s = found.meta["last_modified"].timestamp()
-            return Version(found.bytes().to_bytes(), found.meta["e_tag"] or "", modified_s)
-
-        version: Version | None = self._ask("read", get)
-        return version
+        try:
+            found = self._store.get(self._key)
+        except FileNotFoundError:
+            return None
+        modified_s = found.meta["last_modified"].timestamp()
+        return Version(found.bytes().to_bytes(), found.meta["e_tag"] or "", modified_s)
 
     def create(self, data: bytes) -> Version | None:
         """Create the object; return None if there is one already."""
@@ -174,38 +191,29 @@ class S3Object:
         """
         current = self.read()
         if current is not None and current.etag == seen.etag:
-            self._ask("remove", lambda store: store.delete(self._key))
+            self._store.delete(self._key)
 
     def now_s(self) -> float:
         """Return the time by the server's clock: that of a new object next to this one."""
-        folder, _, name = self._key.rpartition("/")
-        key = f"{folder}/.{name}.{secrets.token_hex(4)}.tmp".lstrip("/")
-
-        def ask(store: S3Store) -> float:
-            store.put(key, b"")
-            try:
-                return float(store.head(key)["last_modified"].timestamp())
-            finally:
-                store.delete(key)
-
-        now: float = self._ask("write next to", ask)
-        return now
+        key = _temporary(self._key)
+        self._store.put(key, b"")
+        try:
+            return float(self._store.head(key)["last_modified"].timestamp())
+        finally:
+            self._store.delete(key)
 
     def _put(self, data: bytes, mode: Any) -> Version | None:
-        def put(store: S3Store) -> Version | None:
-            try:
-                return Version(data, store.put(self._key, data, mode=mode)["e_tag"] or "")
-            except (AlreadyExistsError, PreconditionError):
+        try:
+            return Version(data, self._store.put(self._key, data, mode=mode)["e_tag"] or "")
+        except (AlreadyExistsError, PreconditionError):
+            return None
+        except BaseError as error:
+            # S3's answer when another request for the object arrives at the same moment.
+            if status_and_code(error)[0] == 409:
                 return None
-
-        version: Version | None = self._ask("write", put)
-        return version
-
-    def _ask(self, doing: str, request: Callable[[S3Store], Any]) -> Any:
-        with listing_errors(self.uri, doing):
-            return request(bucket_client(self._bucket, self._storage))
+            raise
 
 
 def conditional_file(uri: str, storage: StorageConfig) -> LocalFile | S3Object:
     """Return the file at ``uri``, which need not exist."""
-    return S3Object(uri, storage) if fsys.is_s3(uri) else LocalFile(uri, storage)
+    return S3Object(uri, storage) if fsys.is_s3(uri) else LocalFile(uri)

@@ -14,18 +14,23 @@ stage's marker, raises. Its tasks may write shards until then: the same as the n
 other settings.
 """
 
+import errno
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TypeVar
 
 from synthscale.errors import StageError, StorageError
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.conditional_file import Version, conditional_file
 from synthscale.storage.lease_holder import Holder
+from synthscale.storage.retries import is_empty_or_missing, retrying
 from synthscale.storage.run_directory import LEASE, RunDirectory
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 10.0
@@ -44,7 +49,7 @@ class Lease:
         """Prepare the lease of a run; nothing is written yet."""
         self._run, self._storage = run.uri, run.storage
         self._file = conditional_file(run.path(LEASE), run.storage)
-        self._holder = Holder.this_process()
+        self._holder: Holder
         self._seen = Version(b"")
         self._lost: StageError | None = None
         self._lock = threading.RLock()
@@ -53,9 +58,13 @@ class Lease:
 
     def check_free(self) -> None:
         """Raise StageError, naming the holder, if another driver holds the lease; nothing is left behind."""
-        seen = self._file.read()
-        if seen is not None:
-            self._check_abandoned(seen)
+
+        def check() -> None:
+            seen = self._file.read()
+            if seen is not None:
+                self._check_abandoned(seen)
+
+        self._patiently("read", check)
 
     def __enter__(self) -> "Lease":
         """Take the lease.
@@ -64,7 +73,8 @@ class Lease:
             StageError: another driver holds it.
             StorageError: the run directory cannot be written.
         """
-        self._seen = self._taken()
+        self._holder = Holder.this_process()
+        self._seen = self._patiently("write", self._taken)
         self._thread.start()
         return self
 
@@ -74,9 +84,11 @@ class Lease:
         self._ended.set()
         self._thread.join()
         try:
-            # Renewed first, so that it cannot expire and be taken over just before it is deleted.
-            self.renew()
-            self._file.remove(self._seen)
+            # One attempt: the end of a run does not wait for a storage that is gone, and the lease expires anyway.
+            with self._lock, self._file.errors("remove"):
+                # Renewed first, so that it cannot expire and be taken over just before it is deleted.
+                self._renew_once()
+                self._file.remove(self._seen)
         except (StageError, StorageError) as failure:
             _log.info("%s: lease.json was not released: %s", self._run, failure)
 
@@ -85,27 +97,35 @@ class Lease:
 
         Raises:
             StageError: another driver has taken over.
-            StorageError: the storage cannot be reached.
+            StorageError: the storage cannot be reached, for ``storage.retry_s`` seconds.
         """
         with self._lock:
-            self.check_held()
-            for _ in range(_ATTEMPTS):
-                written = self._file.replace(self._holder.now().to_json(), self._seen)
-                if written is not None:
-                    self._seen = written
-                    return
-                current = self._file.read()
-                if current is None or not self._is_ours(current):
-                    self._lost = self._loss(current)
-                    raise self._lost
-                # An earlier renewal was written, but its response was lost.
-                self._seen = current
-        raise StorageError(f"{self._file.uri}: cannot be renewed: its storage does not keep what is written")
+            self._patiently("write", self._renew_once)
 
     def check_held(self) -> None:
         """Raise StageError if an earlier renewal found that another driver has taken over; asks no storage."""
         if self._lost is not None:
             raise StageError(*self._lost.args)
+
+    def _patiently(self, doing: str, action: Callable[[], T]) -> T:
+        """Return ``action()``, repeated after transient errors of the storage."""
+        with self._file.errors(doing):
+            return retrying(action, self._file.uri, doing, self._storage.retry_s)
+
+    def _renew_once(self) -> None:
+        self.check_held()
+        for _ in range(_ATTEMPTS):
+            written = self._file.replace(self._holder.now().to_json(), self._seen)
+            if written is not None:
+                self._seen = written
+                return
+            current = self._file.read()
+            if current is None or not self._is_ours(current):
+                self._lost = self._loss(current)
+                raise self._lost
+            # An earlier renewal was written, but its response was lost.
+            self._seen = current
+        raise StorageError(f"{self._file.uri}: cannot be renewed: its storage does not keep what is written")
 
     def _taken(self) -> Version:
         for _ in range(_ATTEMPTS):
@@ -147,20 +167,21 @@ class Lease:
         """Return the error that says who has the lease, given the current file.
 
         Raises:
-            StorageError: the whole run directory is gone, as when a mount is lost.
+            OSError: the whole run directory is gone, as when a mount is lost; this may pass.
         """
         if current is not None:
             why = f"was taken over by {Holder.from_json(current.data) or 'an unknown driver'}"
-        elif fsys.is_folder(self._run, self._storage):
-            why = "lease.json is gone: another driver took over and has finished, or somebody deleted it"
+        elif not fsys.is_s3(self._run) and is_empty_or_missing(self._run):
+            raise OSError(errno.ENODEV, f"{self._run} has disappeared; is its disk or share still mounted?")
         else:
-            raise StorageError(f"{self._run}: has disappeared; is its disk or share still mounted?")
+            why = "lease.json is gone: another driver took over and has finished, or somebody deleted it"
         return StageError(f"{self._run}: {why}; this driver stops; to continue later, run the same command again")
 
     def _renew_regularly(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
             try:
-                self.renew()
+                with self._lock, self._file.errors("write"):
+                    self._renew_once()
             except StageError as error:
                 _log.info("%s", error)
                 return
@@ -185,7 +206,9 @@ class LeaseState:
 
 def lease_state(run: RunDirectory) -> LeaseState | None:
     """Return the state of a run's lease; None if no driver holds it."""
-    seen = conditional_file(run.path(LEASE), run.storage).read()
+    file = conditional_file(run.path(LEASE), run.storage)
+    with file.errors("read"):
+        seen = retrying(file.read, file.uri, "read", run.storage.retry_s)
     if seen is None:
         return None
     holder, age_s = Holder.from_json(seen.data), max(0.0, time.time() - seen.modified_s)

@@ -366,3 +366,41 @@ def test_a_hub_of_columns_is_one_group_with_edges_linear_in_its_size() -> None:
     assert len(found.edges) < 3 * 700
     assert not found.is_whole
     assert_joined(found, x, code, 1e-3)
+
+
+# Rows far longer than all others.
+
+
+@pytest.mark.parametrize("value", [0.0, 1e4, 1e9, 1e15])
+def test_one_corrupt_row_does_not_make_every_pair_a_candidate(value: float) -> None:
+    x = brute.columns("normal", 9, 600)
+    x[7] += np.float32(value)
+    seen = []
+
+    def counted(left: Vectors, right: Vectors) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        found = cpu_filter(left, right)
+        if len(left):
+            seen.append(len(found[0]))
+        return found
+
+    rows, code = np.arange(600), np.zeros(600, np.int32)
+    plan = planned(x, code, 1e-3)
+    joined = join_all(plan, x, rows, code, counted)
+    assert_joined(joined, x, code, 1e-3)
+    # The corrupt row may be a candidate of all others, but they are none of one another.
+    assert sum(seen) < 20 * 600
+    seen.clear()
+    index = CellIndex(train_index(x, 7, "euclidean"), counted, "euclidean")
+    index.add(x, rows)
+    index.nearest(np.delete(x, 7, axis=0), np.delete(rows, 7), 5, 7)
+    assert sum(seen) < 600 * 600 / 4
+
+
+@pytest.mark.parametrize("zeros", [0, 1, 150, 199, 200])
+def test_an_index_and_a_join_of_mostly_zeros_are_exact(zeros: int) -> None:
+    x, rows, code = brute.columns("normal", 10, 200), np.arange(200), np.zeros(200, np.int32)
+    x[200 - zeros :] = 0
+    index = cell_index(x[::-1].copy(), rows)
+    distance, _ = search_knn(index, x, rows + 200, 5, ALL_CELLS)
+    np.testing.assert_allclose(distance, brute.k_smallest(brute.halved_squares(x, x), 5), rtol=1e-6)
+    assert_joined(join_all(planned(x, code, 0.05), x, rows, code), x, code, 0.05)

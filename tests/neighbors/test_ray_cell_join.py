@@ -11,6 +11,7 @@ from synthscale.config import StorageConfig
 from synthscale.errors import StorageError
 from synthscale.neighbors.embedding_reader import EmbeddingReader
 from synthscale.neighbors.ray_cell_join import JoinFiles, _plan
+from synthscale.neighbors.search_space import NEAR_DUPLICATES, SearchSpace
 from synthscale.storage.run_directory import RunDirectory
 from synthscale.tables.layout import VectorLayout
 from tests.harm import Harm
@@ -25,7 +26,8 @@ def objects(harm: Harm) -> bytes:
 @pytest.mark.parametrize("content", [Harm.pickled, objects], ids=["pickle", "npz of objects"])
 def test_code_in_place_of_the_plan_is_refused_and_not_run(content: Any, tmp_path: Path) -> None:
     run = RunDirectory(str(tmp_path / "run"), StorageConfig())
-    files = JoinFiles(EmbeddingReader(run, VectorLayout(4, (0, 4), (0, 4)), ("real", "fake")), "join-0")
+    space = SearchSpace(NEAR_DUPLICATES, "cosine", (0, 4))
+    files = JoinFiles(EmbeddingReader(run, VectorLayout(4, (0, 4), (0, 4)), ("real", "fake"), space), "join-0")
     harm, path = Harm(tmp_path / "harmed"), Path(files.path("plan.npz"))
     path.parent.mkdir(parents=True)
     path.write_bytes(content(harm))

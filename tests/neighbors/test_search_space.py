@@ -1,5 +1,7 @@
 """Which vectors are compared, and how: scaling by the real rows, constant columns, and the two spaces."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -119,7 +121,7 @@ def test_moments_merge_over_shards(parts: list[int]) -> None:
     x = brute.columns("offset", 9, 40)
     whole = ColumnMoments.of(x)
     merged = ColumnMoments.of(x[:0])
-    for low, high in zip(parts, parts[1:], strict=False):
+    for low, high in pairwise(parts):
         merged += ColumnMoments.of(x[low:high])
     assert merged.count == 40
     np.testing.assert_allclose(merged.mean, x.astype(np.float64).mean(axis=0), rtol=1e-12)
@@ -140,3 +142,19 @@ def test_the_recipe_maps_stored_vectors_as_the_space_does(metric: str) -> None:
         assert recipe["center"] is recipe["scale"] is None
     assert recipe["metric"] == metric
     np.testing.assert_allclose(mapped, near(x), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("value", [1e20, -1e30, float(np.finfo(np.float32).max)])
+@pytest.mark.parametrize("layout", [EMBEDDING, COLUMNS])
+def test_values_whose_squares_float32_cannot_hold_are_cut_off(layout: VectorLayout, value: float) -> None:
+    x = brute.columns("normal", 11, 60)
+    x[50:, 2] = value
+    _, manifold = spaces_of(layout, x[:40])
+    found = manifold(x)
+    assert np.isfinite(np.square(found).sum(axis=1)).all()
+    assert (found[50:, 2] == np.sign(value) * np.float32(1e15)).all()
+    # All other values are as they would be without.
+    x[50:, 2] = 0
+    plain = manifold(x)
+    np.testing.assert_array_equal(found[:50], plain[:50])
+    np.testing.assert_array_equal(np.delete(found, 2, axis=1), np.delete(plain, 2, axis=1))

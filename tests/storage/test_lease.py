@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from synthscale.config import StorageConfig
-from synthscale.errors import StageError, StorageError
+from synthscale.errors import StageError, StorageUnavailable
 from synthscale.storage import filesystems as fsys
 from synthscale.storage import lease as lease_module
 from synthscale.storage.lease import Lease, lease_state
@@ -298,12 +298,23 @@ def test_a_driver_whose_lease_is_gone_does_not_take_it_again(run):
 
 
 def test_a_run_directory_that_has_disappeared_is_not_a_lost_lease(local_run, tmp_path):
-    with Lease(local_run) as lease:
+    impatient = RunDirectory(local_run.uri, StorageConfig(retry_s=0))
+    with Lease(impatient) as lease:
         shutil.move(local_run.uri, tmp_path / "unmounted")
-        with pytest.raises(StorageError, match="has disappeared"):
+        with pytest.raises(StorageUnavailable, match="has disappeared"):
             lease.renew()
         shutil.move(tmp_path / "unmounted", local_run.uri)
         lease.renew()
+
+
+def test_a_renewal_waits_for_a_storage_that_comes_back(local_run, tmp_path):
+    with Lease(local_run) as lease:
+        shutil.move(local_run.uri, tmp_path / "unmounted")
+        back = threading.Timer(0.3, shutil.move, (tmp_path / "unmounted", local_run.uri))
+        back.start()
+        lease.renew()
+        back.join()
+    assert files(local_run) == []
 
 
 # --- heartbeat ---
@@ -334,7 +345,7 @@ def test_the_heartbeat_notices_a_new_holder(run, monkeypatch):
 def test_the_heartbeat_goes_on_after_an_error_of_the_storage(local_run, monkeypatch):
     monkeypatch.setattr(lease_module, "HEARTBEAT_S", 0.02)
     lease = Lease(local_run)
-    failures, write = [StorageError("no answer")] * 3, lease._file.replace
+    failures, write = [ConnectionResetError("no answer")] * 3, lease._file.replace
 
     def fail_first(data, seen):
         if failures:
@@ -375,7 +386,7 @@ def test_an_error_at_the_release_does_not_hide_that_of_the_run(local_run):
     lease = Lease(local_run)
 
     def unreachable(data, seen):
-        raise StorageError("no answer")
+        raise ConnectionResetError("no answer")
 
     lease._file.replace = unreachable
     with pytest.raises(RuntimeError, match="broken"), lease:
