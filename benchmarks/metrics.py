@@ -379,6 +379,13 @@ def _modes(rng: np.random.Generator, n: int, m: int) -> Drawn:
     return real, _normal(rng, m, 8) + 4
 
 
+def _repeated(rng: np.random.Generator, m: int, images: int) -> Vectors:
+    """m rows that repeat some images: the second half as often as the first, the third a third as often, ..."""
+    share = 1 / np.arange(1, images + 1)
+    chosen = rng.choice(images, m, p=share / share.sum())
+    return _normal(rng, images, 8, 0.8)[chosen] + 1e-4 * _normal(rng, m, 8)
+
+
 DESIGNS = {
     "8-d, 200 + 200, shifted by 0.8": lambda rng: (_normal(rng, 200, 8), _normal(rng, 200, 8, 0.8)),
     "16-d, 200 + 200, shifted by 1.5": lambda rng: (_normal(rng, 200, 16), _normal(rng, 200, 16, 1.5)),
@@ -389,6 +396,7 @@ DESIGNS = {
     "16-d, 64 + 1,600, shifted by 1": lambda rng: (_normal(rng, 64, 16), _normal(rng, 1600, 16, 1.0)),
     "16-d, 1,600 + 64, shifted by 1": lambda rng: (_normal(rng, 1600, 16), _normal(rng, 64, 16, 1.0)),
     "8-d, 200 + 200, equal": lambda rng: (_normal(rng, 200, 8), _normal(rng, 200, 8)),
+    "8-d, 200 + 200, 40 images repeated": lambda rng: (_normal(rng, 200, 8), _repeated(rng, 200, 40)),
 }
 """Real and synthetic vectors; then a fifth of the synthetic ones repeat others, and a tenth real ones."""
 

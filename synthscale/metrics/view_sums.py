@@ -178,7 +178,9 @@ def _share_kept(rows: NDArray[np.int64], population: int, drawn: int) -> NDArray
 
     So 1 / c times this number, summed over the rows of a sample, is the expected number of parts in it.
     """
-    return probability_any_drawn(rows, population, drawn) * population / drawn
+    # A single row has exactly 1, and c rows at most c, despite rounding: shares of 1 must not exceed it.
+    kept = probability_any_drawn(rows, population, drawn) * population / drawn
+    return np.where(rows == 1, 1.0, np.minimum(kept, rows))
 
 
 def _matched_sums(rows: Indicators, view: ViewRows, evidence: RowEvidence) -> CoreSums:

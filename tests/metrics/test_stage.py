@@ -54,7 +54,7 @@ REAL, KDE, COPIER = 240, 160, 90
 def write_images(folder):
     """Write digits, their metadata table with a text and a numeric user column, and one file that is not an image.
 
-    ``copier`` contains real images, saved larger; half of their originals are in the control.
+    ``kde`` is saved larger. ``copier`` contains real images; half of their originals are in the control.
     """
     sets = make_sets()
     rng = np.random.default_rng(0)
@@ -62,8 +62,8 @@ def write_images(folder):
     lines = []
     for name, source, count, side in (
         ("real", "real", REAL, 8),
-        ("kde", "kde", KDE, 8),
-        ("copier", "real", COPIER, 16),
+        ("kde", "kde", KDE, 16),
+        ("copier", "real", COPIER, 8),
     ):
         pixels, labels = sets[source]
         for i in picked[:count].tolist():
@@ -157,10 +157,10 @@ def test_what_there_is_data_for_has_a_value(metrics):
 
 def test_known_flaws_show(metrics):
     kde, copier, control = (metrics["generators"][name]["families"] for name in ("kde", "copier", "control"))
-    assert copier["facts"]["width_ks"]["value"] == 1
-    assert copier["facts"]["width_ks"]["p_value"] < 1e-6
-    assert kde["facts"]["width_ks"]["value"] == 0
-    assert kde["facts"]["width_ks"]["p_value"] == 1
+    assert kde["facts"]["width_ks"]["value"] == 1
+    assert kde["facts"]["width_ks"]["p_value"] < 1e-6
+    assert copier["facts"]["width_ks"]["value"] == 0
+    assert copier["facts"]["width_ks"]["p_value"] == 1
     assert copier["copying"]["privacy_ratio"]["value"] < control["copying"]["privacy_ratio"]["value"]
     assert copier["copying"]["authenticity"]["value"] < control["copying"]["authenticity"]["value"]
     assert control["kernel"]["kid"]["low"] < 0 < control["kernel"]["kid"]["high"]
@@ -583,7 +583,8 @@ def score_vectors(folder, **storage):
             "real_or_synthetic": KINDS,
             "generator": pa.array(NAMES, pa.string()),
             "label": LABELS,
-            "embedding": list(x),
+            # Columns, as the features of score_features are.
+            **{f"x{i}": column for i, column in enumerate(x.T)},
         }
     )
     pq.write_table(table, folder / "v.parquet")

@@ -399,6 +399,14 @@ def test_a_matched_subsample_has_the_components_and_clusters_of_a_random_subset(
     assert {sums["clusters_real"] for sums in found} == {50}
 
 
+def test_a_subsample_of_single_rows_has_a_unique_share_of_exactly_1() -> None:
+    for size in (7, 83, 120):
+        sums = sums_of_components([1] * 163, size).matched
+        assert sums["components"] == sums["synthetic"] == sums["clusters_synthetic"]
+    references = view_references(sums_of_components([1] * 83, real=[1] * 163).overall, 163, 5)
+    assert references["unique_share"] == references["diversity"] == 1
+
+
 def test_the_references_are_the_shares_of_a_set_of_real_rows_of_the_generators_size() -> None:
     for m in (20, 60):
         sums = sums_of_components([1] * m, real=UNEQUAL).overall
