@@ -164,7 +164,7 @@ def test_a_run_writes_what_the_analysis_in_memory_finds(name, with_actors, local
         assert len(frame) > 100
         ours, theirs = (sparse(own) if table == "neighbors" else own for own in (found[table], frame))
         pd.testing.assert_frame_equal(ours, theirs, rtol=1e-5, atol=1e-12, obj=table)
-    is_one_space = case.layout.columns and not case.settings or "euclidean" in name
+    is_one_space = name in ("columns", "euclidean embedding")
     views = run.completed("neighbors").info["views"]
     for view in views.values():
         assert (view["space"] == view["manifold_space"]) == is_one_space
