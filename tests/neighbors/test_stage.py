@@ -32,7 +32,6 @@ from synthscale.runtime.session import ray_errors
 from synthscale.runtime.stage_context import StageContext
 from synthscale.runtime.task_pool import TaskPool
 from synthscale.storage.run_directory import RunDirectory
-from tests.harm import Harm
 from tests.runs import run_until
 from tests.two_nodes import last_line
 
@@ -155,8 +154,28 @@ def test_groups_are_those_of_a_tree(found, embedded, generator):
     groups = table(found, "groups").query("generator == @generator").set_index("row")
     sizes = Counter(true.tolist())
     expected = {int(rows[i]): int(rows[g]) for i, g in enumerate(true.tolist()) if sizes[g] > 1}
-    assert groups["near_duplicate_id"].to_dict() == expected
-    assert groups["size"].to_dict() == {r: sizes[int(np.searchsorted(rows, g))] for r, g in expected.items()}
+    assert groups["component_id"].to_dict() == expected
+    # Synthetic rows of a mixed component that are near no real row are groups of their own.
+    is_real = np.arange(len(rows)) < REAL
+    near_real = np.zeros(len(rows), bool)
+    for one, other in (pairs.T, pairs.T[::-1]):
+        near_real[one[is_real[other]]] = True
+    is_mixed = np.isin(true, true[is_real])
+    rest = is_mixed & ~is_real & ~near_real
+    inner = pairs[rest[pairs].all(axis=1)]
+    whole = pairs[~rest[pairs].any(axis=1)]
+    split = components(len(rows), *np.concatenate([inner, whole]).T)
+    # A component's real rows and the rows near them are one group, linked through others or not.
+    together = is_mixed & ~rest
+    smallest = {part: int(np.flatnonzero(together & (true == part))[0]) for part in set(true[together].tolist())}
+    split[together] = [smallest[part] for part in true[together].tolist()]
+    members = groups.index.to_numpy()
+    at = np.searchsorted(rows, members)
+    assert rest[at].any() == (generator == "fake")
+    assert groups["near_duplicate_id"].tolist() == rows[split[at]].tolist()
+    assert groups["near_real"].tolist() == near_real[at].tolist()
+    sizes = Counter(split[at].tolist())
+    assert groups["size"].tolist() == [sizes[part] for part in split[at].tolist()]
 
 
 def test_edges_are_true_and_all_there_but_for_dense_groups(found, embedded):
@@ -188,16 +207,20 @@ def test_nearest_distances_are_those_of_a_tree(found, embedded):
 
 
 def test_precision_and_coverage_follow_the_distinct_real_rows_radii(found, embedded):
+    # In Euclidean space, on the vectors as they are.
     real = np.unique(embedded.vectors[:REAL].astype(np.float64), axis=0)
     fake = embedded.vectors[REAL : REAL + FAKE].astype(np.float64)
-    real, fake = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (real, fake))
     radii = cKDTree(real).query(real, k=6)[0][:, 5]
     tree = cKDTree(fake)
     inside = np.zeros(FAKE, bool)
     for point, radius in zip(real, radii, strict=True):
         inside[tree.query_ball_point(point, radius * (1 + 1e-9))] = True
-    nearest = table(found, "nearest").query("generator == 'fake' and row >= @REAL").sort_values("row")
-    assert (nearest.in_real_manifold.to_numpy() != inside).mean() < 1e-3
+    own = table(found, "nearest").query("generator == 'fake' and row >= @REAL").sort_values("row")
+    assert (own.in_real_manifold.to_numpy() != inside).mean() < 1e-3
+    distance, _ = cKDTree(real).query(fake, k=1)
+    np.testing.assert_allclose(own.manifold_real_distance, distance**2 / 2, rtol=1e-5, atol=1e-9)
+    nearest = embedded.vectors[own.manifold_real_row.to_numpy()].astype(np.float64)
+    np.testing.assert_allclose(((nearest - fake) ** 2).sum(axis=1) / 2, distance**2 / 2, rtol=1e-5, atol=1e-9)
 
 
 def test_little_memory_shards_and_other_machines_change_nothing(found, embedded, tmp_path):
@@ -228,7 +251,8 @@ def test_small_sets_are_searched_in_this_process_with_the_result_of_actors(
 
     monkeypatch.setattr(neighbors, "IndexCluster", with_actors)
     run = run_until(few_embedded.config(tmp_path / "run", **VERY_SMALL), "neighbors")
-    assert in_process == [True]
+    # The index of either space.
+    assert in_process == [True, True]
     assert run.completed("neighbors").info["index_parts"] > 1
     assert_same_tables(run, few_found)
 
@@ -297,23 +321,46 @@ def test_a_stage_that_broke_off_repeats_only_what_is_missing(few_found, few_embe
             score(config)
     assert first.tasks["rows assigned to cells"] > 0
     kept = Path(config.output) / "_neighbors"
-    edges = sorted(kept.glob("join-*/edges-*.npz"))
+    edges = sorted(kept.glob("near_duplicates/join-*/edges-*.npz"))
     assert len(edges) > 3
     (line,) = (line for line in status(config.output, config) if line.stage == "neighbors")
     assert "finished parts are kept" in line.detail
     edges[1].unlink()
-    (answers,) = kept.glob("nearest-*")
-    sorted(answers.iterdir())[0].unlink()
-    # Where an earlier version kept the join's plan, which it unpickled.
-    harm = Harm(tmp_path / "harmed")
-    for folder in kept.glob("join-*"):
-        (folder / "plan.pickle").write_bytes(harm.pickled())
+    answers = sorted(kept.glob("*/nearest-*"))
+    assert [folder.parent.name for folder in answers] == ["manifold", "near_duplicates"]
+    sorted(answers[1].iterdir())[0].unlink()
     counted = Counted.watching(monkeypatch)
     run = run_until(config, "neighbors")
     assert counted.tasks["near-duplicates"] == 1
     assert counted.tasks["nearest neighbours"] == 1
     assert counted.tasks["rows assigned to cells"] == 0
-    assert not harm.is_done
+    assert not kept.exists()
+    assert_same_tables(run, few_found)
+
+
+def test_a_stage_that_broke_off_between_the_spaces_keeps_the_first(few_found, few_embedded, tmp_path, monkeypatch):
+    config = few_embedded.config(tmp_path / "run", **VERY_SMALL)
+    started, chunks = [], Counter()
+    with monkeypatch.context() as patch:
+
+        def only_the_first(reader, *arguments, **options):
+            started.append(reader.space.name)
+            if len(started) == 2:
+                raise RuntimeError("power cut")
+            chunks["all"] = len(arguments[1])
+            return IndexCluster(reader, *arguments, **options)
+
+        patch.setattr(neighbors, "IndexCluster", only_the_first)
+        with pytest.raises(RuntimeError, match="power cut"):
+            score(config)
+    assert started == ["near_duplicates", "manifold"]
+    kept = Path(config.output) / "_neighbors"
+    assert [folder.name for folder in kept.iterdir()] == ["near_duplicates"]
+    counted = Counted.watching(monkeypatch)
+    run = run_until(config, "neighbors")
+    # Only the searches of the manifold: one for each chunk and part of the index.
+    parts = run.completed("neighbors").info["index_parts"]
+    assert counted.tasks["nearest neighbours"] == chunks["all"] * parts
     assert not kept.exists()
     assert_same_tables(run, few_found)
 
@@ -356,11 +403,11 @@ def test_a_killed_driver_goes_on_where_it_was(found, embedded, tmp_path):
     driver = subprocess.Popen([sys.executable, "-c", code, config.model_dump_json()], env=environment)
     answers = Path(config.output) / "_neighbors"
     deadline = time.monotonic() + 120
-    while not list(answers.glob("nearest-*/*.npz")) and driver.poll() is None and time.monotonic() < deadline:
+    while not list(answers.glob("*/nearest-*/*.npz")) and driver.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     driver.kill()
     driver.wait()
-    before = {path: path.stat().st_mtime_ns for path in answers.glob("nearest-*/*.npz")}
+    before = {path: path.stat().st_mtime_ns for path in answers.glob("*/nearest-*/*.npz")}
     assert before
     kept = {}
 
