@@ -106,8 +106,9 @@ def _rows_of_file(
         return pieces
 
     try:
-        # The folder had files when the run began.
-        return fsys.attempt(uri, "read", storage, read, root=os.path.dirname(uri))
+        # The folder was there when the run began. That it is empty may mean that its only file was deleted.
+        folder = os.path.dirname(uri)
+        return fsys.attempt(uri, "read", storage, read, root=None if os.path.isdir(folder) else folder)
     except pa.ArrowInvalid as error:
         raise StorageError(f"{uri}: damaged or not a Parquet file: {error}") from error
 

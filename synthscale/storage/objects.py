@@ -10,7 +10,7 @@ them. Bodies shorter than listed are requested again here, because only the mani
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
@@ -151,6 +151,17 @@ def check_listing(bucket: str, prefix: str | None, storage: StorageConfig) -> No
             raise StorageError(
                 f"cannot list s3://{bucket}: {message_of(error)}; check storage.endpoint_url and the network"
             ) from error
+
+
+def check_reachable(uri: str, storage: StorageConfig) -> None:
+    """Raise StorageError within seconds if ``uri`` is on S3 and the server does not answer.
+
+    Other errors, such as a missing bucket, are left to the request that meets them.
+    """
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    if uri.startswith("s3://"):
+        with suppress(BaseError, FileNotFoundError, RowFault, ValueError):
+            check_listing(bucket, prefix or None, storage)
 
 
 def is_denied(error: BaseError) -> bool:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from synthscale.config import StorageConfig
 from synthscale.errors import ConfigError, ResumeConflict, StorageError
 from synthscale.storage import filesystems as fsys
+from synthscale.storage.objects import check_reachable
 from synthscale.storage.owned_files import is_working_folder, remove_owned
 from synthscale.tables.layout import Shard, VectorLayout, shards_of
 from synthscale.tables.schemas import SCHEMA_VERSION, conform
@@ -92,8 +93,10 @@ class RunDirectory:
             ResumeConflict: the folder contains files but no run, or a run of another schema version, or its
                 ``run.json`` is another program's.
             ConfigError: ``uri`` is a file.
+            StorageError: ``uri`` is on a server that does not answer.
         """
         run = cls(fsys.absolute(uri), storage)
+        check_reachable(run.uri, storage)
         if fsys.is_folder(run.uri, storage):
             if run.is_started():
                 run.check_ownership()
@@ -112,8 +115,11 @@ class RunDirectory:
         Raises:
             StorageError: there is no run.
             ResumeConflict: the run has another schema version, or ``run.json`` is another program's.
+            StorageError: there is no run, or its server does not answer.
+            ResumeConflict: the run has another schema version.
         """
         run = cls(fsys.absolute(uri), storage)
+        check_reachable(run.uri, storage)
         if not run.is_started():
             raise StorageError(f"{run.uri}: no synthscale run here (run.json is missing)")
         run.check_ownership()

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from synthscale.config import StorageConfig
-from synthscale.errors import InputError, StorageError
+from synthscale.errors import InputError, StorageError, StorageUnavailable
 from synthscale.ingest.vector_reader import check_vectors, read_vectors
 from synthscale.ingest.vector_tables import from_vectors
 from synthscale.tables.faults import Reason
@@ -292,6 +292,14 @@ def test_a_file_that_is_replaced_is_read_again(tmp_path, how):
     path.unlink()
     with pytest.raises(StorageError, match=r"v\.parquet"):
         read_vectors(source, 0, 2, LOCAL)
+
+
+def test_a_file_whose_folder_has_disappeared_is_not_missing(tmp_path):
+    (tmp_path / "mount").mkdir()
+    source = columns(tmp_path / "mount", a=[1.0, 2.0])
+    (tmp_path / "mount").rename(tmp_path / "elsewhere")
+    with pytest.raises(StorageUnavailable, match="mount has disappeared"):
+        read_vectors(source, 0, 2, StorageConfig(retry_s=0.3))
 
 
 def test_an_object_that_is_replaced_is_read_again(s3, tmp_path):

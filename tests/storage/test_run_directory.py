@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import time
 
 import pyarrow as pa
 import pytest
@@ -364,3 +365,13 @@ def test_a_run_of_another_schema_version_is_refused_with_one_line(tmp_path, docu
             opened(path, LOCAL)
         assert error.value.exit_code == 2
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("opener", [RunDirectory.open, RunDirectory.existing])
+def test_a_server_that_does_not_answer_is_reported_within_seconds(opener, s3_clients_of_its_own):
+    storage = StorageConfig(endpoint_url="http://127.0.0.1:9")
+    start = time.monotonic()
+    with pytest.raises(StorageError, match=r"s3://bucket.*check storage\.endpoint_url") as caught:
+        opener("s3://bucket/run", storage)
+    assert caught.value.exit_code == 2
+    assert time.monotonic() - start < 30
