@@ -54,19 +54,17 @@ REAL, KDE, COPIER = 240, 160, 90
 def write_images(folder):
     """Write digits, their metadata table with a text and a numeric user column, and one file that is not an image.
 
-    ``kde`` is saved larger. ``copier`` contains real images; half of their originals are in the control.
+    Every other image of ``kde`` is saved larger. ``copier`` contains real images; half of their originals are in
+    the control.
     """
     sets = make_sets()
     rng = np.random.default_rng(0)
     picked = rng.permutation(len(sets["real"][0]))
     lines = []
-    for name, source, count, side in (
-        ("real", "real", REAL, 8),
-        ("kde", "kde", KDE, 16),
-        ("copier", "real", COPIER, 8),
-    ):
+    for name, source, count in (("real", "real", REAL), ("kde", "kde", KDE), ("copier", "real", COPIER)):
         pixels, labels = sets[source]
-        for i in picked[:count].tolist():
+        for place, i in enumerate(picked[:count].tolist()):
+            side = 16 if name == "kde" and place % 2 else 8
             path = folder / name / f"{i:05d}.png"
             path.parent.mkdir(exist_ok=True)
             Image.fromarray(pixels[i]).resize((side, side), Image.Resampling.NEAREST).save(path)
@@ -157,7 +155,8 @@ def test_what_there_is_data_for_has_a_value(metrics):
 
 def test_known_flaws_show(metrics):
     kde, copier, control = (metrics["generators"][name]["families"] for name in ("kde", "copier", "control"))
-    assert kde["facts"]["width_ks"]["value"] == 1
+    # The image that cannot be read is one of the small ones.
+    assert kde["facts"]["width_ks"]["value"] == pytest.approx(KDE / 2 / (KDE - 1))
     assert kde["facts"]["width_ks"]["p_value"] < 1e-6
     assert copier["facts"]["width_ks"]["value"] == 0
     assert copier["facts"]["width_ks"]["p_value"] == 1
