@@ -1,5 +1,6 @@
 """Text and tables for the terminal. Reads ``metrics.json`` and comparisons; cli.py prints the results."""
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -69,7 +70,7 @@ def _interval(low: float, high: float) -> str:
 def print_notes(metrics: dict[str, Any], console: Console) -> None:
     """Print how distances were computed, and what the self-test of the radius says about strong edits."""
     for note in notes(metrics["generators"]):
-        console.print(f"note: {note}", markup=False)
+        console.print(textwrap.fill(f"note: {note}", 80, subsequent_indent="      "), markup=False)
 
 
 def comparison_table(comparison: "Comparison") -> Table:

@@ -37,7 +37,7 @@ def test_every_table_of_a_run_is_covered(found: dict[str, Any]) -> None:
     # Where a table were empty or a column null, a change of it would not be seen.
     for stage, name, least in (
         ("embed", "embeddings/vector[0:]", 200 * 32),
-        ("neighbors", "neighbors/cosine_distance", 20),
+        ("neighbors", "neighbors/distance", 20),
         ("neighbors", "groups/diameter", 20),
         ("neighbors", "nearest/real_radii_containing", 20),
         ("classify", "predictions/logit_deviation", 200),

@@ -180,20 +180,25 @@ def test_scoring_the_embeddings_in_memory_gives_the_same_numbers(finished):
     manifest = pq.read_table(finished.run.path("manifest")).to_pandas()
     info = finished.run.completed("embed").info
     vectors = np.stack(table.column("vector").to_numpy())
-    if info["search"] != info["classify"]:
-        # In memory all dimensions serve both purposes, so compare what depends on the search alone.
-        vectors = vectors[:, slice(*info["search"])]
-    in_memory = score_features(
-        vectors,
-        manifest["real_or_synthetic"].astype(str),
-        generator=[None if pd.isna(g) else g for g in manifest["generator"]],
-        labels=manifest["label"],
-        ids=manifest["id"],
-    )
+
+    def scored(features, metric):
+        return score_features(
+            features,
+            manifest["real_or_synthetic"].astype(str),
+            generator=[None if pd.isna(g) else g for g in manifest["generator"]],
+            labels=manifest["label"],
+            ids=manifest["id"],
+            config=Config(neighbors={"metric": metric}),
+        )
+
+    # In memory all dimensions serve all purposes, so what depends on some of them alone is compared apart.
+    in_memory = scored(vectors[:, slice(*info["search"])], "cosine")
+    everything = scored(vectors, "auto")
     for name in finished.generators:
         block = finished.metrics["generators"][name]
-        for metric in ("diversity", "freshness", "precision", "coverage"):
-            assert in_memory.metrics[name]["metrics"][metric]["value"] == pytest.approx(
+        for metric in ("diversity", "unique_share", "freshness", "precision", "coverage"):
+            own = everything if metric in {"precision", "coverage"} else in_memory
+            assert own.metrics[name]["metrics"][metric]["value"] == pytest.approx(
                 block["metrics"][metric]["value"]
             )
         assert in_memory.metrics[name]["neighbors"]["radius"] == pytest.approx(
@@ -382,7 +387,7 @@ def test_a_missing_file_of_a_table_is_a_failed_row(images, tmp_path):
     assert set(result.scores()["prompt"]) == {"p"}
 
 
-def test_a_missing_file_is_read_on_the_next_run(images, tmp_path):
+def test_a_missing_file_is_read_when_failed_rows_are_tried_again(images, tmp_path):
     top = tmp_path / "data"
     shutil.copytree(images, top)
     names = [f"{kind}/cat/{i:03d}.png" for kind in ("real", "good") for i in range(0, 60, 2)]
@@ -395,7 +400,9 @@ def test_a_missing_file_is_read_on_the_next_run(images, tmp_path):
     with pytest.raises(TooManyFailures, match="not_found 1"):
         score(config)
     (top / "away.png").rename(top / names[-1])
-    result = score(config)
+    with pytest.raises(TooManyFailures, match="--retry-failed"):
+        score(config)
+    result = score(config, Options(retry_failed=True))
     assert len(result.failures()) == 0
     assert len(result.scores()) == 60
 
@@ -458,14 +465,16 @@ def write_vectors(path, vectors, kinds):
     pq.write_table(pa.table({"id": ids, "real_or_synthetic": kinds, "embedding": vectors}), path)
 
 
-def test_precomputed_vectors_are_scored_as_in_memory(tmp_path):
+def test_numeric_columns_are_scored_as_in_memory(tmp_path):
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((300, 12)).astype(np.float32)
     kinds = ["real"] * 160 + ["synthetic"] * 140
-    write_vectors(tmp_path / "v.parquet", list(vectors), kinds)
+    ids = [f"row-{i}" for i in range(300)]
+    columns = {f"column_{i}": column for i, column in enumerate(vectors.T)}
+    pq.write_table(pa.table({"id": ids, "real_or_synthetic": kinds, **columns}), tmp_path / "v.parquet")
     config = Config(manifest=str(tmp_path / "v.parquet"), output=str(tmp_path / "run"))
     result = score(config)
-    in_memory = score_features(vectors, kinds, ids=[f"row-{i}" for i in range(300)])
+    in_memory = score_features(vectors, kinds, ids=ids)
     assert_same(in_memory.metrics["synthetic"], result.metrics["generators"]["synthetic"])
     assert result.report_path.endswith("report.html")
 

@@ -74,7 +74,6 @@ def analyse_vectors(
     *,
     counts: bool = False,
     layout: VectorLayout | None = None,
-    id_hashes: Hashes | None = None,
 ) -> Analysis:
     """Find near-duplicates, nearest rows and the k-NN indicators of precision and coverage.
 
@@ -85,14 +84,18 @@ def analyse_vectors(
         config: the section ``neighbors``.
         counts: also count what density and recall need.
         layout: what the dimensions are; by default those of an embedding.
-        id_hashes: (n,) hashes of the rows' ids; by default those of their numbers.
     """
-    layout = layout or VectorLayout(vectors.shape[1], (0, vectors.shape[1]), (0, vectors.shape[1]))
-    real = sets[REAL][copies.are_distinct(sets[REAL])]
-    spaces = search_spaces(layout, config, ColumnMoments.of(vectors[real]))
-    data = MemoryRows(
-        vectors, sets, copies, hash_ids(map(str, range(len(vectors)))) if id_hashes is None else id_hashes
-    )
+    n, d = vectors.shape
+    data = MemoryRows(vectors, sets, copies, hash_ids(map(str, range(n))))
+    return analyse_rows(data, config, layout or VectorLayout(d, (0, d), (0, d)), counts=counts)
+
+
+def analyse_rows(
+    data: "MemoryRows", config: NeighborsConfig, layout: VectorLayout, *, counts: bool = False
+) -> Analysis:
+    """Analyse rows with ids; see `analyse_vectors`, whose rows have their numbers for ids."""
+    sets, copies = data.sets, data.copies
+    spaces = search_spaces(layout, config, ColumnMoments.of(data.vectors[data.distinct[0]]))
     near = MemoryBackend(data, spaces[0])
     manifold = near if spaces[0] is spaces[1] else MemoryBackend(data, spaces[1])
     analysis = analyse_views(
@@ -252,9 +255,8 @@ class MemoryBackend:
                         self._vectors[rows[part]],
                         rows[part],
                         radii[part],
-                        query.probes,
                         weights,
-                        query.most,
+                        query,
                     )
                 )
         else:

@@ -17,7 +17,7 @@ from synthscale.classify.training import FoldPlan, NearDuplicates, plan_folds
 from synthscale.config import Config, check_generator_name
 from synthscale.errors import InputError
 from synthscale.in_memory.classify import ClassifierOutput, classify, vector_families
-from synthscale.in_memory.neighbors import analyse_vectors
+from synthscale.in_memory.neighbors import Analysis, MemoryRows, analyse_rows
 from synthscale.metrics.evidence import RowEvidence, row_evidence
 from synthscale.metrics.scores import ViewRows, score_rows
 from synthscale.metrics.slices import choose_slices, count_values
@@ -25,9 +25,10 @@ from synthscale.metrics.summary import ViewFacts, generator_metrics
 from synthscale.metrics.view_sums import sum_view
 from synthscale.neighbors import arrow_tables
 from synthscale.neighbors.copies import copies_from_pairs, equal_pairs, vector_keys
+from synthscale.neighbors.view import NeighborView
 from synthscale.statistics.size_matching import matched_sizes
 from synthscale.tables.columns import to_float64
-from synthscale.tables.id_hashes import hash_ids
+from synthscale.tables.id_hashes import Hashes, hash_ids
 from synthscale.tables.layout import VectorLayout
 from synthscale.tables.schemas import DISTINCT_REAL, REAL, SYNTHETIC
 
@@ -95,23 +96,10 @@ def score_features(
     copies = copies_from_pairs(equal_pairs(vector_keys(vectors[rows], name), rows) for name, rows in sets.items())
     families = config.metrics.families
     keys = hash_ids(unique_ids)
-    analysis = analyse_vectors(
-        vectors,
-        sets,
-        copies,
-        config.neighbors,
-        counts="manifold" in families,
-        layout=layout,
-        id_hashes=keys,
-    )
+    data = MemoryRows(vectors, sets, copies, keys)
+    analysis = analyse_rows(data, config.neighbors, layout, counts="manifold" in families)
     copy_rows = copies.redundant_rows(dict(enumerate(unique_ids)))
-    is_copy = np.isin(np.arange(n), copy_rows)
-    groups = {view.generator: view.groups for view in analysis.views}
-    plans = {}
-    for name, near in analysis.nearest.items():
-        rows, found = np.sort(near.row), groups[name]
-        members = NearDuplicates(found.row, found.component_id, found.cluster_id)
-        plans[name] = plan_folds(rows, keys[rows], kinds[rows] == REAL, is_copy[rows], members, config.classifier)
+    plans = _plans(analysis, keys, kinds == REAL, np.isin(np.arange(n), copy_rows), config)
     texts = _texts(labels, n)
     classified = classify(vectors, plans, config)
     from_vectors = vector_families(vectors, plans, texts, config.metrics)
@@ -127,12 +115,7 @@ def score_features(
         facts = ViewFacts(
             config.classifier.head,
             classified[name].fit,
-            {
-                **view.summary(),
-                "space": analysis.spaces[0].summary(),
-                "manifold_space": analysis.spaces[1].summary(),
-                "spreads": view.spreads,
-            },
+            _neighbors_block(view, analysis),
             families,
             from_vectors[name],
             _label_completeness([texts[row] for row in plan.row.tolist()], plan.is_real),
@@ -140,6 +123,26 @@ def score_features(
         )
         metrics[name], scores[name] = _score_view(view_rows, plan, classified[name], facts)
     return FeatureScores(metrics, scores)
+
+
+def _plans(
+    analysis: Analysis, keys: Hashes, is_real: NDArray[np.bool_], is_copy: NDArray[np.bool_], config: Config
+) -> dict[str, FoldPlan]:
+    """Assign the rows of each generator's view to folds."""
+    plans = {}
+    for view in analysis.views:
+        rows, found = np.sort(analysis.nearest[view.generator].row), view.groups
+        members = NearDuplicates(found.row, found.component_id, found.cluster_id)
+        plans[view.generator] = plan_folds(
+            rows, keys[rows], is_real[rows], is_copy[rows], members, config.classifier
+        )
+    return plans
+
+
+def _neighbors_block(view: NeighborView, analysis: Analysis) -> dict[str, Any]:
+    """Return a view's block ``neighbors`` as the stage records it, without a self-test."""
+    spaces = dict(zip(("space", "manifold_space"), (own.summary() for own in analysis.spaces), strict=True))
+    return {**view.summary(), **spaces, "spreads": view.spreads}
 
 
 def _manifest(ids: list[str], labels: list[str | None], kinds: NDArray[np.str_]) -> pa.Table:

@@ -3,6 +3,7 @@
 Arrays in, arrays out. The id of a group is its smallest row number.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -216,7 +217,11 @@ def leaders(
     leader = np.full(len(nodes), -1, np.intp)
     free = eldest == np.arange(len(nodes))
     if not found.is_whole:
-        _lead_by_distance(nodes, component, rank, free, leader, found.radius, lookup)
+
+        def are_near(a: NDArray[np.intp], b: NDArray[np.intp]) -> NDArray[np.bool_]:
+            return lookup.distances(nodes[a], nodes[b]) < found.radius
+
+        _lead_by_distance(component, rank, free, leader, are_near)
     _lead_by_edges(left, right, rank, free, leader)
     result: Rows = nodes[leader[eldest]]
     return result
@@ -256,13 +261,11 @@ def _lead_by_edges(
 
 
 def _lead_by_distance(
-    nodes: Rows,
     component: Rows,
     rank: NDArray[np.int64],
     free: NDArray[np.bool_],
     leader: NDArray[np.intp],
-    radius: float,
-    lookup: RowAccess,
+    are_near: Callable[[NDArray[np.intp], NDArray[np.intp]], NDArray[np.bool_]],
 ) -> None:
     """Assign leaders to free nodes by the distances of a component's members from its oldest one, in place."""
     for _ in range(_LEADER_ROUNDS):
@@ -275,7 +278,7 @@ def _lead_by_distance(
         others = order != oldest
         held = np.zeros(len(order), np.bool_)
         held[~others] = True
-        held[others] = lookup.distances(nodes[order[others]], nodes[oldest[others]]) < radius
+        held[others] = are_near(order[others], oldest[others])
         leader[order[held]] = oldest[held]
         free[order[held]] = False
 

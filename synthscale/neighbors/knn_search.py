@@ -138,17 +138,16 @@ def count_within_radius(
     queries: NDArray[np.floating],
     rows: Rows,
     radii: Floats,
-    probes: int,
     counts: NDArray[np.integer],
-    most: int,
+    probes_and_most: tuple[int, int],
 ) -> NDArray[np.int32]:
     """Count the rows of the index, with their exact copies, within each query's own radius: (m,).
 
-    Counts are saturated at ``most``.
-
     ``radii``, (m,), belong to the queries. ``counts``, (n,), is the number of exact copies of each row of
-    the index, itself included. Other arguments as in `search_knn`.
+    the index, itself included. ``probes_and_most``, a `RadiusQuery`, has the number of cells to probe, without
+    effect on a flat index, and the count at which results are saturated. Other arguments as in `search_knn`.
     """
+    probes, most = probes_and_most
     if isinstance(index, FlatIndex):
         count = index.count_within(queries, rows, radii, counts, most)
     else:

@@ -258,7 +258,7 @@ def _count_within(
     part: slice,
 ) -> NDArray[np.int32]:
     vectors, rows = block.vectors[part], block.row[part]
-    return count_within_radius(index, vectors, rows, radii[part], query.probes, weights, query.most)
+    return count_within_radius(index, vectors, rows, radii[part], weights, query)
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ def test_rows_within_knn_radii_are_counted_as_by_brute_force(
     assert (count <= np.minimum(possible.sum(axis=1), most)).all()
     # The other way round: rows of the queries' set, with their copies, within the radii of x.
     copies = np.random.default_rng(seed).integers(1, 4, m)
-    count = count_within_radius(index_of(queries, asked), x, rows, radii, ALL_CELLS, copies, most)
+    count = count_within_radius(index_of(queries, asked), x, rows, radii, copies, (ALL_CELLS, most))
     assert (np.minimum(sure.T @ copies, most) <= count).all()
     assert (count <= np.minimum(possible.T @ copies, most)).all()
 

@@ -32,6 +32,7 @@ from synthscale.runtime.session import ray_errors
 from synthscale.runtime.stage_context import StageContext
 from synthscale.runtime.task_pool import TaskPool
 from synthscale.storage.run_directory import RunDirectory
+from tests.harm import Harm
 from tests.runs import run_until
 from tests.two_nodes import last_line
 
@@ -329,6 +330,10 @@ def test_a_stage_that_broke_off_repeats_only_what_is_missing(few_found, few_embe
     answers = sorted(kept.glob("*/nearest-*"))
     assert [folder.parent.name for folder in answers] == ["manifold", "near_duplicates"]
     sorted(answers[1].iterdir())[0].unlink()
+    # Where an earlier version kept the join's plan, which it unpickled.
+    harm = Harm(tmp_path / "harmed")
+    for folder in kept.glob("*/join-*"):
+        (folder / "plan.pickle").write_bytes(harm.pickled())
     counted = Counted.watching(monkeypatch)
     run = run_until(config, "neighbors")
     assert counted.tasks["near-duplicates"] == 1

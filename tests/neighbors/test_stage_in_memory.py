@@ -11,7 +11,7 @@ import pytest
 
 from synthscale import Config
 from synthscale.config import NeighborsConfig
-from synthscale.in_memory.neighbors import Analysis, analyse_vectors
+from synthscale.in_memory.neighbors import Analysis, MemoryRows, analyse_rows
 from synthscale.neighbors import arrow_tables
 from synthscale.neighbors import stage as neighbors
 from synthscale.neighbors.copies import copies_from_pairs, equal_pairs, vector_keys
@@ -96,20 +96,13 @@ def case_of(name: str) -> Case:
 
 
 def in_memory(case: Case) -> dict[str, pd.DataFrame]:
-    """The three tables as `analyse_vectors` finds them."""
+    """The three tables as `analyse_rows` finds them."""
     names = np.array([name or "real" for name in case.generators])
     sets = {name: np.flatnonzero(names == name) for name in ("real", *SETS)}
     keys = (equal_pairs(vector_keys(case.vectors[rows], name), rows) for name, rows in sets.items())
     copies = copies_from_pairs(keys)
-    analysis: Analysis = analyse_vectors(
-        case.vectors,
-        sets,
-        copies,
-        NeighborsConfig(**case.settings),
-        counts=True,
-        layout=case.layout,
-        id_hashes=hash_ids(case.ids),
-    )
+    data = MemoryRows(case.vectors, sets, copies, hash_ids(case.ids))
+    analysis: Analysis = analyse_rows(data, NeighborsConfig(**case.settings), case.layout, counts=True)
     redundant = copies.redundant_rows(dict(enumerate(case.ids)))
     nearest = [arrow_tables.nearest(name, found, redundant) for name, found in analysis.nearest.items()]
     groups = [arrow_tables.groups(view.generator, view.groups) for view in analysis.views]

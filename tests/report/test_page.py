@@ -16,6 +16,7 @@ from PIL import Image
 
 from synthscale import Config, RunResult, parse_config
 from synthscale.cli import main
+from synthscale.metric_names import CORE_METRICS
 from synthscale.pipeline import score
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -239,7 +240,7 @@ def test_the_comparison_page_opens_without_errors(result, open_page, tmp_path, m
     for width in (1440, 375):
         page = open_page(tmp_path / "compare.html", width)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.locator("svg").count() == 6
+        assert page.locator("svg").count() == len(CORE_METRICS)
 
 
 def test_the_report_contains_gates_failures_and_verdicts(result):
