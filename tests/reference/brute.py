@@ -139,11 +139,14 @@ def leaders(order: Sequence[int], pairs: set[Edge]) -> dict[int, int]:
     return found
 
 
-def prdc(real: NDArray[np.floating], synthetic: NDArray[np.floating], k: int = 5) -> dict[str, float]:
+def prdc(
+    real: NDArray[np.floating], synthetic: NDArray[np.floating], k: int = 5, ties: float = 1e-9
+) -> dict[str, float]:
     """Precision, recall, density and coverage (Kynkaanniemi et al. 2019, Naeem et al. 2020), in Euclidean space.
 
     Two departures from the package prdc: a distance equal to a radius is within it, and radii are those of the
-    distinct rows of a set, so that repeated rows do not shrink them to nothing.
+    distinct rows of a set, so that repeated rows do not shrink them to nothing. A distance is equal to a radius
+    if they differ by at most ``ties`` of it, because rounding must not decide.
     """
     radii = []
     for rows in (real, synthetic):
@@ -153,8 +156,7 @@ def prdc(real: NDArray[np.floating], synthetic: NDArray[np.floating], k: int = 5
         radius_of = {tuple(row): radius for row, radius in zip(different.tolist(), kth, strict=True)}
         radii.append(np.array([radius_of[tuple(row)] for row in rows.tolist()]))
     apart = halved_squares(real, synthetic)
-    # Rounding must not decide about distances that are equal.
-    in_real, in_synthetic = apart <= radii[0][:, None] * (1 + 1e-9), apart <= radii[1][None, :] * (1 + 1e-9)
+    in_real, in_synthetic = apart <= radii[0][:, None] * (1 + ties), apart <= radii[1][None, :] * (1 + ties)
     # Density counts each distinct real row once, however often it is repeated.
     first = [i for i, row in enumerate(real.tolist()) if row not in real[:i].tolist()]
     return {
