@@ -91,16 +91,14 @@ def score_features(
     layout = VectorLayout(d, (0, d), (0, d), scaled=True, columns=True)
     directed = layout.directed(config.neighbors.metric_in_force)
     _check_vectors(vectors, has_directions=directed is not None)
-    n = len(vectors)
     sets = {name: np.flatnonzero(names == name) for name in dict.fromkeys([REAL, *names])}
     copies = copies_from_pairs(equal_pairs(vector_keys(vectors[rows], name), rows) for name, rows in sets.items())
-    families = config.metrics.families
-    keys = hash_ids(unique_ids)
+    families, keys = config.metrics.families, hash_ids(unique_ids)
     data = MemoryRows(vectors, sets, copies, keys)
     analysis = analyse_rows(data, config.neighbors, layout, counts="manifold" in families)
     copy_rows = copies.redundant_rows(dict(enumerate(unique_ids)))
-    plans = _plans(analysis, keys, kinds == REAL, np.isin(np.arange(n), copy_rows), config)
-    texts = _texts(labels, n)
+    plans = _plans(analysis, keys, kinds == REAL, np.isin(np.arange(len(vectors)), copy_rows), config)
+    texts = _texts(labels, len(vectors))
     classified = classify(vectors, plans, config)
     from_vectors = vector_families(vectors, plans, texts, config.metrics)
     manifest = _manifest(unique_ids, texts, kinds)
@@ -108,10 +106,9 @@ def score_features(
     metrics, scores = {}, {}
     for view in analysis.views:
         name, plan = view.generator, plans[view.generator]
-        nearest = arrow_tables.nearest(name, analysis.nearest[name], copy_rows)
-        nearest = nearest.take(pa.array(np.argsort(nearest.column("row").to_numpy())))
-        rows = manifest.take(pa.array(plan.row))
-        view_rows = ViewRows(rows, nearest, arrow_tables.groups(name, view.groups), classified[name].logit)
+        nearest = arrow_tables.nearest(name, analysis.nearest[name], copy_rows).sort_by("row")
+        rows, groups = manifest.take(pa.array(plan.row)), arrow_tables.groups(name, view.groups)
+        view_rows = ViewRows(rows, nearest, groups, classified[name].logit)
         facts = ViewFacts(
             config.classifier.head,
             classified[name].fit,
