@@ -2,6 +2,7 @@
 
 The view of a generator consists of the real rows and its own. An edge between two real rows belongs to all views,
 any other edge to the view of its generator only, so one generator's rows never connect rows in another's view.
+The rows of one set alone are a graph too: groups of synthetic rows are what they connect without the real rows.
 Arrays in, arrays out.
 """
 
@@ -35,7 +36,12 @@ def component_minimum(nodes: Rows, left: Rows, right: Rows) -> Rows:
 
 
 class Components:
-    """Component labels of n rows, in the graph of the real rows alone (view 0) and in each generator's view."""
+    """Component labels of n rows in several graphs.
+
+    With g generators, graph 0 is that of the real rows alone, 1..g are the generators' views, and g+1..2g the
+    generators' own rows alone. A new edge is needed if it connects two components of the smallest graph that it
+    belongs to: those of the larger ones are then connected too.
+    """
 
     def __init__(self, code: Codes, label: NDArray[np.int64]) -> None:
         """Start with one component per label.
@@ -45,23 +51,33 @@ class Components:
             label: (n,) initial component of each row.
         """
         self._code = code
-        views = int(code.max(initial=0)) + 1
-        self._component = np.tile(np.unique(label, return_inverse=True)[1], (views, 1))
+        self._generators = int(code.max(initial=0))
+        self._component = np.tile(np.unique(label, return_inverse=True)[1], (2 * self._generators + 1, 1))
 
-    def _view(self, a: Places, b: Places) -> Codes:
-        """Return the view of each edge: the generator's code, or 0 between real rows."""
-        return np.maximum(self._code[a], self._code[b])
+    def _graph(self, a: Places, b: Places) -> Codes:
+        """Return the smallest graph that each edge belongs to."""
+        left, right = self._code[a], self._code[b]
+        graph = np.maximum(left, right)
+        graph[(left == right) & (left > 0)] += self._generators
+        return graph
+
+    def _is_in(self, graph: int, rows: Places) -> NDArray[np.bool_]:
+        """Return which rows a graph has."""
+        code = self._code[rows]
+        if graph > self._generators:
+            return np.asarray(code == graph - self._generators)
+        return np.asarray((code == 0) | (code == graph))
 
     def apart(self, a: Places, b: Places) -> NDArray[np.bool_]:
-        """Return, for each pair of rows, True if an edge between them would connect two components of its view."""
-        view = self._view(a, b)
-        different: NDArray[np.bool_] = self._component[view, a] != self._component[view, b]
+        """Return, for each pair of rows, True if an edge between them would connect two components."""
+        graph = self._graph(a, b)
+        different: NDArray[np.bool_] = self._component[graph, a] != self._component[graph, b]
         return different
 
     def are_one(self, left: Places, right: Places) -> bool:
-        """Return True if, in every view with rows of both lists, all these rows are one component."""
-        for view, component in enumerate(self._component):
-            rows = [ends[(self._code[ends] == 0) | (self._code[ends] == view)] for ends in (left, right)]
+        """Return True if, in every graph with rows of both lists, all these rows are one component."""
+        for graph, component in enumerate(self._component):
+            rows = [ends[self._is_in(graph, ends)] for ends in (left, right)]
             if len(rows[0]) and len(rows[1]):
                 first = component[rows[0][0]]
                 if not all((component[ends] == first).all() for ends in rows):
@@ -73,16 +89,16 @@ class Components:
 
         Pairs of low rank, taken together, offer every component a few edges.
         """
-        view = self._view(a, b)
-        ends = [view * np.int64(self._component.shape[1]) + self._component[view, rows] for rows in (a, b)]
+        graph = self._graph(a, b)
+        ends = [graph * np.int64(self._component.shape[1]) + self._component[graph, rows] for rows in (a, b)]
         return np.minimum(_rank(ends[0]), _rank(ends[1]))
 
     def forest(self, a: Places, b: Places) -> Places:
         """Return indices of a spanning forest of the edges (a, b) over the current components, ascending."""
         kept = [np.empty(0, np.int64)]
-        view, n = self._view(a, b), self._component.shape[1]
-        for number in np.unique(view).tolist():
-            index = np.flatnonzero(view == number)
+        graph, n = self._graph(a, b), self._component.shape[1]
+        for number in np.unique(graph).tolist():
+            index = np.flatnonzero(graph == number)
             ends = np.sort([self._component[number, a[index]], self._component[number, b[index]]], axis=0)
             _, first = np.unique(ends[0] * n + ends[1], return_index=True)
             first = first[ends[0, first] != ends[1, first]]
@@ -96,9 +112,9 @@ class Components:
 
     def merge(self, a: Places, b: Places) -> None:
         """Connect the ends of each edge, a[i] and b[i]."""
-        view, n = self._view(a, b), self._component.shape[1]
+        n = self._component.shape[1]
         for number, component in enumerate(self._component):
-            member = (view == 0) | (view == number)
+            member = self._is_in(number, a) & self._is_in(number, b)
             if member.any():
                 edges = coo_array(
                     (np.ones(int(member.sum()), np.int8), (component[a[member]], component[b[member]])),

@@ -48,9 +48,10 @@ class Groups:
 
     A **component** is a connected component of the near-duplicate graph. A component with real and synthetic rows
     is split into **groups**: one of its real rows and the synthetic rows in direct contact with a real row, and
-    synthetic-only ones of the rest, of a single row too. So a row that resembles a copy and no real image counts
-    as a repeat, not as a copy. Other components are groups. A **cluster** is the part of a component within the
-    radius of its leader (`leaders`): rows that are one observation in intervals. The ends of a chain are not.
+    synthetic-only ones of the rest, of a single row too: what synthetic rows connect is one group. So a row that
+    resembles a copy and no real image counts as a repeat, not as a copy. Other components are groups. A
+    **cluster** is the part of a component within the radius of its leader (`leaders`): rows that are one
+    observation in intervals. The ends of a chain are not.
 
     Attributes:
         row: (n,) row numbers, ascending.
@@ -119,7 +120,7 @@ def near_duplicate_groups(found: ViewEdges, copies: Copies, lookup: RowAccess) -
     cluster = leaders(nodes, component, representative, found, lookup)
     group = component
     if found.is_split:
-        group = _split(nodes, is_real, component, near_real, np.searchsorted(nodes, cluster), edges)
+        group = _split(nodes, is_real, component, near_real, edges)
     _, index, size = np.unique(group, return_inverse=True, return_counts=True)
     real = np.bincount(index, weights=is_real, minlength=len(size)) > 0
     synthetic = np.bincount(index, weights=~is_real, minlength=len(size)) > 0
@@ -161,26 +162,19 @@ def _near_real(
 
 
 def _split(
-    nodes: Rows,
-    is_real: NDArray[np.bool_],
-    component: Rows,
-    near_real: NDArray[np.bool_],
-    leader: NDArray[np.intp],
-    edges: Edges,
+    nodes: Rows, is_real: NDArray[np.bool_], component: Rows, near_real: NDArray[np.bool_], edges: Edges
 ) -> Rows:
     """Return each row's group after the split of components with real and synthetic rows: (n,) smallest members.
 
-    ``leader`` has the index of each row's cluster leader: where edges are missing, clusters hold the rest
-    together.
+    The rest of a component is grouped by what synthetic rows connect, including those near a real row: these
+    connections are known where not all pairs are listed too (`components.Components`).
     """
     has_real = np.isin(component, component[is_real])
     apart = has_real & ~is_real & ~near_real
-    left, right = (np.searchsorted(nodes, rows) for rows in (edges.left, edges.right))
-    left, right = np.concatenate([left, leader]), np.concatenate([right, np.arange(len(nodes))])
-    within = apart[left] & apart[right]
+    own = edges[(edges.left_code > 0) & (edges.right_code > 0)]
     group = component.copy()
-    group[apart] = component_minimum(nodes[apart], nodes[left[within]], nodes[right[within]])
-    # The smallest row of the component may be among those that were split off.
+    group[apart] = component_minimum(nodes, own.left, own.right)[apart]
+    # The smallest row of what is connected may be on the other side of the split.
     _, index = np.unique(np.where(apart, -1 - group, component), return_inverse=True)
     smallest = np.full(index.max(initial=-1) + 1, np.iinfo(np.int64).max)
     np.minimum.at(smallest, index, nodes)
@@ -293,15 +287,19 @@ def diameters(nodes: Rows, index: NDArray[np.intp], edges: Edges, lookup: RowAcc
     Args:
         nodes: (n,) member rows of all groups, ascending.
         index: (n,) group of each member, 0..g-1.
-        edges: the edges that form the groups.
+        edges: the edges within groups.
         lookup: access to the vectors of the members.
     """
     size = np.bincount(index)
     result = np.zeros(len(size))
     edge_group = index[np.searchsorted(nodes, edges.left)]
     np.maximum.at(result, edge_group, edges.distance)
-    # Groups of exact copies have diameter 0, and in a complete graph the longest edge is the diameter.
-    is_open = (np.bincount(edge_group, minlength=len(size)) < size * (size - 1) // 2) & (result > 0)
+    # Groups of exact copies have diameter 0, and in a complete graph the longest edge is the diameter. Copies are
+    # connected by edges of their own; what was split off a component need not be.
+    parts = np.unique(component_minimum(nodes, edges.left, edges.right), return_index=True)[1]
+    is_connected = np.bincount(index[parts], minlength=len(size)) == 1
+    is_complete = np.bincount(edge_group, minlength=len(size)) == size * (size - 1) // 2
+    is_open = ~is_complete & ((result > 0) | ~is_connected)
     small, large = is_open & (size <= _ALL_PAIRS), is_open & (size > _ALL_PAIRS)
     a, b = _pairs(index, small)
     if len(a):

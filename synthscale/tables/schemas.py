@@ -154,7 +154,7 @@ GROUPS = pa.schema(
 - ``near_duplicate_id``, ``size``, ``has_real``, ``has_synthetic``: the row's group: its smallest row number, its
   number of rows, and the classes in it. A component (``component_id``) of real and synthetic rows is split into
   one group of its real rows and those synthetic rows that are near a real one, and synthetic-only groups of the
-  rest, which may be single rows.
+  rest that synthetic rows connect, which may be single rows.
 - ``diameter``: largest distance between two members of the group, exact up to 32 members; ``is_chain`` marks
   diameters of more than four times the radius.
 - ``near_real``: whether the row is a near-duplicate of another real row.

@@ -253,15 +253,15 @@ def true_pairs(x: Vectors, code: NDArray[np.int32], radius: float) -> dict[tuple
 
 
 def assert_joined(found: JoinResult, x: Vectors, code: NDArray[np.int32], radius: float) -> None:
-    """All pairs within the radius, or some of them that connect the same rows in every view."""
+    """All pairs within the radius, or some of them that connect the same rows in every view and every set."""
     truth = true_pairs(x, code, radius)
     pairs = list(zip(found.edges.left.tolist(), found.edges.right.tolist(), strict=True))
     assert set(pairs) <= set(truth)
     np.testing.assert_allclose(found.edges.distance, [truth[pair] for pair in pairs], rtol=1e-12)
     if found.is_whole:
         assert set(pairs) == set(truth)
-    for view in sorted(set(code.tolist()) - {0}) or [0]:
-        rows = np.flatnonzero((code == 0) | (code == view))
+    views = [np.flatnonzero((code == 0) | (code == view)) for view in set(code.tolist())]
+    for rows in [*views, *(np.flatnonzero(code == own) for own in set(code.tolist()))]:
         at = {int(row): i for i, row in enumerate(rows)}
         ours, theirs = (
             brute.components(len(rows), {(at[i], at[j]) for i, j in some if i in at and j in at})

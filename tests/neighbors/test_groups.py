@@ -169,7 +169,8 @@ def test_groups_are_the_components_of_their_edges_split_by_contact_with_real_row
     n, drawn = graph
     pairs = sorted({(min(pair), max(pair)) for pair in drawn if pair[0] != pair[1]})
     codes = np.random.default_rng(seed).integers(0, 2, n)
-    found = groups_of(listed(pairs, synthetic=np.flatnonzero(codes)), 0.1, NO_LOOKUP)
+    table = Table(np.zeros((n, n)), np.arange(n, dtype=np.uint64))
+    found = groups_of(listed(pairs, synthetic=np.flatnonzero(codes)), 0.1, table)
     connected = {row: part[0] for part in brute.components(n, set(pairs)) for row in part}
     assert found.component_id.tolist() == [connected[row] for row in found.row.tolist()]
     wanted = [sorted(members) for members in brute.split(n, set(pairs), (codes == 0).tolist())]

@@ -59,6 +59,11 @@ class Case:
         codes = sorted(set(self.code.tolist()) - {0}) or [0]
         return [set(self.row[(self.code == 0) | (self.code == code)].tolist()) for code in codes]
 
+    @property
+    def rows_of_sets(self) -> list[set[int]]:
+        """Return the rows of each set."""
+        return [set(self.row[self.code == code].tolist()) for code in set(self.code.tolist())]
+
 
 def case_of(x: Vectors, code: Codes, radius: float, seed: int = 0) -> Case:
     row = np.random.default_rng(seed).permutation(3 * len(x))[: len(x)]
@@ -118,7 +123,7 @@ def parts_of(rows: set[int], pairs: Pairs) -> set[frozenset[int]]:
 
 
 def assert_right(found: JoinResult, case: Case, plan: JoinPlan) -> None:
-    """Assert that all pairs are listed or, if not, true pairs with the same components in every view."""
+    """Assert that all pairs are listed or, if not, true pairs with the same components in every view and set."""
     pairs = pairs_of(found.edges)
     assert pairs <= set(case.truth)
     assert [
@@ -129,7 +134,7 @@ def assert_right(found: JoinResult, case: Case, plan: JoinPlan) -> None:
     assert [code[i] for i in found.edges.right.tolist()] == found.edges.right_code.tolist()
     if found.is_whole:
         assert pairs == set(case.truth)
-    for rows in case.rows_of_views:
+    for rows in [*case.rows_of_views, *case.rows_of_sets]:
         assert parts_of(rows, pairs) == parts_of(rows, set(case.truth))
 
 

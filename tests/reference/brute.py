@@ -104,7 +104,7 @@ def split(n: int, pairs: set[Edge], is_real: Sequence[bool]) -> set[frozenset[in
     """Near-duplicate groups of a graph: its components of two or more nodes, mixed ones split by contact.
 
     The real nodes of a mixed component and the synthetic ones with a real neighbour are one group. What is left of
-    it falls into the components that it has by itself, of one node too.
+    it falls into groups, of one node too, that the component's synthetic nodes connect among themselves.
     """
     touched = {end for pair in pairs if is_real[pair[0]] or is_real[pair[1]] for end in pair}
     found = set()
@@ -114,10 +114,8 @@ def split(n: int, pairs: set[Edge], is_real: Sequence[bool]) -> set[frozenset[in
         kinds = {bool(is_real[node]) for node in members}
         rest = {node for node in members if len(kinds) == 2 and not is_real[node] and node not in touched}
         found.add(frozenset(members) - rest)
-        own = sorted(rest)
-        at = {node: i for i, node in enumerate(own)}
-        inner = {(at[i], at[j]) for i, j in pairs if i in rest and j in rest}
-        found |= {frozenset(own[i] for i in part) for part in components(len(own), inner)}
+        inner = {(i, j) for i, j in pairs if not is_real[i] and not is_real[j]}
+        found |= {frozenset(part) & rest for part in components(n, inner)} - {frozenset()}
     return found
 
 
