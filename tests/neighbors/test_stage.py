@@ -24,7 +24,8 @@ from synthscale import Config
 from synthscale.errors import SchemaError, StorageError
 from synthscale.neighbors import analysis
 from synthscale.neighbors import stage as neighbors
-from synthscale.neighbors.ray_index_cluster import IndexCluster
+from synthscale.neighbors.ray_backend import RayBackend
+from synthscale.neighbors.ray_index_cluster import IndexCluster, IndexProcesses
 from synthscale.pipeline import score
 from synthscale.plan import status
 from synthscale.runtime import task_pool
@@ -248,12 +249,12 @@ def test_small_sets_are_searched_in_this_process_with_the_result_of_actors(
 
     def with_actors(*arguments, **options):
         in_process.append(options.pop("in_process"))
-        return IndexCluster(*arguments, **options)
+        return IndexProcesses(*arguments, **options)
 
-    monkeypatch.setattr(neighbors, "IndexCluster", with_actors)
+    monkeypatch.setattr(neighbors, "IndexProcesses", with_actors)
     run = run_until(few_embedded.config(tmp_path / "run", **VERY_SMALL), "neighbors")
-    # The index of either space.
-    assert in_process == [True, True]
+    # One set of processes holds the indexes of both spaces.
+    assert in_process == [True]
     assert run.completed("neighbors").info["index_parts"] > 1
     assert_same_tables(run, few_found)
 
@@ -348,14 +349,14 @@ def test_a_stage_that_broke_off_between_the_spaces_keeps_the_first(few_found, fe
     started, chunks = [], Counter()
     with monkeypatch.context() as patch:
 
-        def only_the_first(reader, *arguments, **options):
-            started.append(reader.space.name)
+        def only_the_first(processes, space, *arguments):
+            started.append(space.name)
             if len(started) == 2:
                 raise RuntimeError("power cut")
-            chunks["all"] = len(arguments[1])
-            return IndexCluster(reader, *arguments, **options)
+            chunks["all"] = len(processes.chunks)
+            return RayBackend(processes, space, *arguments)
 
-        patch.setattr(neighbors, "IndexCluster", only_the_first)
+        patch.setattr(neighbors, "RayBackend", only_the_first)
         with pytest.raises(RuntimeError, match="power cut"):
             score(config)
     assert started == ["near_duplicates", "manifold"]

@@ -15,7 +15,7 @@ from synthscale.in_memory.neighbors import Analysis, MemoryRows, analyse_rows
 from synthscale.neighbors import arrow_tables
 from synthscale.neighbors import stage as neighbors
 from synthscale.neighbors.copies import copies_from_pairs, equal_pairs, vector_keys
-from synthscale.neighbors.ray_index_cluster import IndexCluster
+from synthscale.neighbors.ray_index_cluster import IndexProcesses
 from synthscale.storage.run_directory import RunDirectory
 from synthscale.tables.id_hashes import hash_ids
 from synthscale.tables.layout import VectorLayout
@@ -141,7 +141,8 @@ def test_a_run_writes_what_the_analysis_in_memory_finds(name, with_actors, local
     if with_actors:
         if name not in ("embedding", "columns"):
             pytest.skip("actors are the same for all settings")
-        monkeypatch.setattr(neighbors, "IndexCluster", lambda *arguments, in_process: IndexCluster(*arguments))
+        started = lambda *arguments, in_process: IndexProcesses(*arguments)  # noqa: E731 (only a switch)
+        monkeypatch.setattr(neighbors, "IndexProcesses", started)
     case = case_of(name)
     case.write(f"{tmp_path}/rows.parquet")
     config = Config(
