@@ -173,3 +173,26 @@ def test_unusable_storage_exits_with_2_and_one_line_within_seconds(server, tmp_p
     assert told in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert "of-the-test" not in done.stderr
+
+
+def test_an_outage_exits_with_1_and_one_line_and_the_same_command_continues(server, tmp_path):
+    server.fault(Fault("known/fake/", "slow_down"))
+    keys = {"AWS_ACCESS_KEY_ID": "key-of-the-test", "AWS_SECRET_ACCESS_KEY": "secret-of-the-test"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | keys
+    words = ["--real", "s3://known/real", "--synthetic", "s3://known/fake", "--output", str(tmp_path / "run")]
+    for setting in (f"storage.endpoint_url={server.endpoint_url}", "storage.retry_s=1"):
+        words += ["--set", setting]
+
+    def run(*more):
+        return subprocess.run([*COMMAND, "score", *words, *more], capture_output=True, text=True, env=environment)
+
+    done = run()
+    assert done.returncode == 1
+    assert "s3://known/fake/" in done.stderr
+    assert "run the same command again to continue" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    server.fault()
+    done = run("--retry-failed")
+    assert done.returncode == 0, done.stderr
+    assert "no row has failed: --retry-failed has nothing to try again" in done.stdout
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["counts"]["failures"] == {}
