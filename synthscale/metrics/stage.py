@@ -30,7 +30,7 @@ from synthscale.tables.layout import Shard
 from synthscale.tables.plain_data import from_arrow, to_arrow
 from synthscale.tables.schemas import CONTROL, METRICS, REAL, SCHEMA_VERSION, SCORES, conform
 
-ALGORITHM_VERSION = 4
+ALGORITHM_VERSION = 5
 """Part of the fingerprint. Raise it when the same tables give other scores or another metrics.json."""
 
 
