@@ -158,7 +158,7 @@ def test_a_run_writes_what_the_analysis_in_memory_finds(name, with_actors, local
         assert len(frame) > 100
         ours, theirs = (sparse(own) if table == "neighbors" else own for own in (found[table], frame))
         if table == "neighbors":
-            # A join past its budget lists spanning edges alone; which pairs come first depends on how rows are divided.
+            # A join past its budget lists spanning edges alone; which pairs come first depends on the pieces.
             both = ours.merge(theirs, on=["left", "right", "kind"], validate="1:1")
             assert len(both) >= 0.9 * max(len(ours), len(theirs)) > 0
             ours, theirs = both["distance_x"].rename("distance"), both["distance_y"].rename("distance")
