@@ -219,4 +219,7 @@ def _ray_data_configured(verbose: bool) -> Iterator[None]:
     with ray.data.DataContext.current(context), _log_levels_restored(*_LOGGERS):
         for name in () if verbose else _LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
+        if not verbose:
+            # It logs the traceback of a task's error, which is raised here and becomes the run's one line.
+            logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         yield

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from synthscale import Config, FeatureScores, parse_config, score_features
 from synthscale.config import NeighborsConfig
-from synthscale.in_memory.neighbors import analyse_vectors
+from synthscale.in_memory.neighbors import MemoryRows, analyse_rows, analyse_vectors
 from synthscale.tables.id_hashes import hash_ids
 from synthscale.tables.layout import VectorLayout
 from tests.examples import examples
@@ -345,7 +345,8 @@ def test_another_generators_crowd_does_not_change_what_is_behind_a_copy(seed: in
     for names in (("real", "a"), ("real", "a", "b")):
         x, rows, copies = numbered({name: sets[name] for name in names})
         config = NeighborsConfig(radius=0.5, metric="euclidean")
-        found.append(analyse_vectors(x, rows, copies, config, id_hashes=ids[: len(x)]).views[0].groups)
+        data, layout = MemoryRows(x, rows, copies, ids[: len(x)]), VectorLayout(2, (0, 2), (0, 2))
+        found.append(analyse_rows(data, config, layout).views[0].groups)
     assert (found[0].near_duplicate_id != found[0].component_id).any()
     for name, values in vars(found[0]).items():
         np.testing.assert_array_equal(getattr(found[1], name), values, err_msg=name)
