@@ -153,8 +153,10 @@ def ray_errors(stage: str) -> Iterator[None]:
     except (ray.exceptions.RayError, *_train_errors()) as error:
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, SynthscaleError):
-                raise type(cause)(*cause.args) from error
+            # Ray's own error has the type of the worker's too, but Ray's traceback as its message.
+            if isinstance(cause, SynthscaleError) and not isinstance(cause, ray.exceptions.RayError):
+                # Ray Data appends advice about its own retries.
+                raise type(cause)(str(cause).partition("\nFailed to ")[0]) from error
             if is_full(cause):
                 raise full_error(
                     cause, f"{stage}: {getattr(cause, 'filename', None) or tempfile.gettempdir()}"
@@ -198,5 +200,7 @@ def _configure_ray_data(verbose: bool) -> None:
     context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
     context.max_consecutive_actor_init_deaths = _MAX_ACTOR_INIT_DEATHS
     if not verbose:
-        for name in ("ray.data", "ray.train", "ray"):
+        for name in ("ray.train", "ray"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        # At level ERROR it logs tracebacks of tasks, whose error is raised here as well and told in one line.
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
