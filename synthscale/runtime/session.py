@@ -170,8 +170,10 @@ def ray_errors(stage: str) -> Iterator[None]:
     except (ray.exceptions.RayError, *_train_errors()) as error:
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, SynthscaleError):
-                raise type(cause)(*cause.args) from error
+            # Ray's own error has the type of the worker's too, but Ray's traceback as its message.
+            if isinstance(cause, SynthscaleError) and not isinstance(cause, ray.exceptions.RayError):
+                # Ray Data appends advice about its own retries.
+                raise type(cause)(str(cause).partition("\nFailed to ")[0]) from error
             if is_full(cause):
                 raise full_error(
                     cause, f"{stage}: {getattr(cause, 'filename', None) or tempfile.gettempdir()}"
@@ -217,9 +219,9 @@ def _ray_data_configured(verbose: bool) -> Iterator[None]:
     context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
     context.max_consecutive_actor_init_deaths = _MAX_ACTOR_INIT_DEATHS
     with ray.data.DataContext.current(context), _log_levels_restored(*_LOGGERS):
-        for name in () if verbose else _LOGGERS:
-            logging.getLogger(name).setLevel(logging.ERROR)
         if not verbose:
-            # It logs the traceback of a task's error, which is raised here and becomes the run's one line.
+            for name in _LOGGERS:
+                logging.getLogger(name).setLevel(logging.ERROR)
+            # At level ERROR it logs the traceback of a task's error, which is raised here and becomes the run's one line.
             logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         yield
