@@ -222,6 +222,6 @@ def _ray_data_configured(verbose: bool) -> Iterator[None]:
         if not verbose:
             for name in _LOGGERS:
                 logging.getLogger(name).setLevel(logging.ERROR)
-            # At level ERROR it logs the traceback of a task's error, which is raised here and becomes the run's one line.
+            # At level ERROR it logs the traceback of a task's error, which is raised here: the run's one line.
             logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         yield
