@@ -156,10 +156,10 @@ def vector_families(
             in_set = plan.is_real == (kind == REAL)
             key, row = plan.key[in_set], plan.row[in_set]
             fold = plan.fold[in_set, :1] if plan.fold.shape[1] else fold_from_hash(key)[:, None]
-            group = plan.hashes.cluster[in_set]
-            part_key = key if kind == REAL else group
+            cluster = plan.hashes.cluster[in_set]
+            part_key = key if kind == REAL else cluster
             label = [labels[i] for i in row.tolist()]
-            rows = VectorRows(vectors[row], key, group[:, None], part_key, label, fold)
+            rows = VectorRows(vectors[row], key, cluster[:, None], part_key, label, fold)
             sums[kind] = VectorSums.of(rows, len(rows.key), parts)
         moments = None
         if "vendi" in requested:

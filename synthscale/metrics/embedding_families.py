@@ -3,7 +3,7 @@
 Takes vectors in memory and returns `Estimate` objects by metric name; reads and writes no files.
 
 Moments are computed over all rows and merge over shards; KID and utility use a sample of about 20,000 rows of
-each set, selected by id hash. Near-duplicate groups matter for their errors alone: a sample of whole groups would
+each set, selected by id hash. Near-duplicates matter for their errors alone: a sample of whole groups would
 be empty for most draws of a generator that repeats 40 images a million times. The Vendi score needs a second pass
 over the vectors, since its feature map depends on the real rows' moments.
 """
@@ -42,7 +42,7 @@ _VENDI_FEATURES = 512
 """Random frequencies of the Vendi feature map; the score cannot exceed twice this number."""
 
 NO_FRECHET_INTERVAL = "no interval for a single Frechet distance; set metrics.frechet_infinity: true to get one"
-NO_KID_INTERVAL = "no interval: the rows of a set are all in one near-duplicate group, or nearly so"
+NO_KID_INTERVAL = "no interval: the rows of a set are all in one cluster of near-duplicates, or nearly so"
 _NO_KID = "fewer than two rows in a set"
 NO_VENDI_INTERVAL = "no interval: the score depends on all rows at once"
 
@@ -54,17 +54,17 @@ class VectorRows:
     Attributes:
         vectors: (n, d) embeddings.
         key: (n,) uint64 hashes of the ids.
-        group: (n, G) uint64 hashes of the rows' near-duplicate groups in the view of each of G generators; for a
-            synthetic row only its own generator's view counts.
-        part_key: (n,) uint64 hash that assigns each row to a part of the moments: of a synthetic row's group, so
-            that no group is split; of a real row's id, whose groups differ between views.
+        cluster: (n, G) uint64 hashes of the rows' clusters of near-duplicates in the view of each of G generators;
+            for a synthetic row only its own generator's view counts.
+        part_key: (n,) uint64 hash that assigns each row to a part of the moments: of a synthetic row's cluster, so
+            that none is split; of a real row's id, whose clusters differ between views.
         label: n labels, None where a row has none.
         fold: (n, G) classifier fold of each real row in the view of each generator.
     """
 
     vectors: NDArray[np.floating]
     key: Hashes
-    group: Hashes
+    cluster: Hashes
     part_key: Hashes
     label: Sequence[str | None]
     fold: NDArray[np.int8]
@@ -72,8 +72,8 @@ class VectorRows:
     def take(self, chosen: NDArray[np.int64]) -> "VectorRows":
         """Return the rows at the indices ``chosen``."""
         label = [self.label[i] for i in chosen.tolist()]
-        key, group, part_key = self.key[chosen], self.group[chosen], self.part_key[chosen]
-        return VectorRows(self.vectors[chosen], key, group, part_key, label, self.fold[chosen])
+        key, cluster, part_key = self.key[chosen], self.cluster[chosen], self.part_key[chosen]
+        return VectorRows(self.vectors[chosen], key, cluster, part_key, label, self.fold[chosen])
 
 
 @dataclass
@@ -98,7 +98,7 @@ class VectorSums:
         sample = VectorRows(
             np.concatenate([a.vectors, b.vectors]),
             np.concatenate([a.key, b.key]),
-            np.concatenate([a.group, b.group]),
+            np.concatenate([a.cluster, b.cluster]),
             np.concatenate([a.part_key, b.part_key]),
             [*a.label, *b.label],
             np.concatenate([a.fold, b.fold]),
@@ -179,7 +179,7 @@ def embedding_families(
     Args:
         sums: sums of the real set and of the generator.
         moments: second moments of the Vendi features of both; None where the family is not requested.
-        view: index of the generator, which selects the column of the rows' groups and folds.
+        view: index of the generator, which selects the column of the rows' clusters and folds.
         wanted: names of the families.
     """
     families: Families = {}
@@ -212,7 +212,7 @@ def frechet_family(real: VectorSums, synthetic: VectorSums) -> Family:
 def kernel_family(real: VectorSums, synthetic: VectorSums, view: int) -> Family:
     """Return KID over the samples, with a jackknife interval; ``view`` is the generator's index."""
     samples = [sums.ordered_sample() for sums in (real, synthetic)]
-    blocks = [jackknife.jackknife_blocks(rows.group[:, view]) for rows in samples]
+    blocks = [jackknife.jackknife_blocks(rows.cluster[:, view]) for rows in samples]
     value, deviations = kid(*((rows.vectors, block) for rows, block in zip(samples, blocks, strict=True)))
     # Blocks without a row add nothing to the variance, and nothing to what is known of it.
     freedom = min(len(np.unique(block)) for block in blocks) - 1
@@ -232,11 +232,11 @@ def vendi_family(real: SecondMoment, synthetic: SecondMoment) -> Family:
 def utility_family(real: VectorSums, synthetic: VectorSums, view: int) -> Family:
     """Return the accuracies of label classifiers trained on either set; ``view`` is the generator's index."""
     x, y = real.ordered_sample(), synthetic.ordered_sample()
-    result = utility(x.vectors, x.label, x.fold[:, view], y.vectors, y.label, real_group=x.group[:, view])
+    result = utility(x.vectors, x.label, x.fold[:, view], y.vectors, y.label, real_cluster=x.cluster[:, view])
     if isinstance(result, str):
         return {name: Estimate.undefined(result) for name in ("utility", "accuracy_synthetic", "accuracy_real")}
     no_ratio = "the classifier trained on real rows has an accuracy of 0"
-    freedom, rows = result.groups - 1, result.effective_rows
+    freedom, rows = result.clusters - 1, result.effective_rows
     return {
         "utility": _with_t_interval(result.ratio, result.ratio_error, freedom, no_ratio, reference=1.0),
         "accuracy_synthetic": _share(result.synthetic, result.synthetic_error, rows, result.real),

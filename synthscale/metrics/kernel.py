@@ -8,7 +8,7 @@ unbiased, so small sets suffice.
 
 Near-duplicates are rows like any other: pairs of a row and its copy count as often as they occur. Blocks drawn in
 whole near-duplicate groups would overstate them: of two rows of one block, too many are copies of each other. So
-rows are drawn one by one, and groups matter for the error alone.
+rows are drawn one by one, and near-duplicates matter for the error alone.
 
 At scale: the cost is quadratic in the rows, so a set of more than `SUBSET_ROWS` rows is split at random into
 subsets, and pairs are taken within them. Each pair of rows is equally likely to be compared, so the value stays
@@ -42,7 +42,7 @@ def kid(real: Rows, synthetic: Rows) -> tuple[float, Blocks]:
     pairs of rows rather than on single rows, the variance is up to twice too large.
 
     Args:
-        real: n rows, with the block of each row's near-duplicate group.
+        real: n rows, with the block of each row's cluster of near-duplicates.
         synthetic: m rows; the copies of a real row are in its block.
     """
     x, y = _subsets(real), _subsets(synthetic)

@@ -61,7 +61,7 @@ class _VectorPass:
         folds = self.run.read_shard(
             "classifier", shard, ["generator", "row", "key", "cluster_key", "fold", "is_real"]
         )
-        key, group, part_key, fold = self._folds(folds, row)
+        key, cluster, part_key, fold = self._folds(folds, row)
         vectors = vector_matrix(embedded, self.layout.classify)
         result = {}
         for name in self.rows:
@@ -70,7 +70,7 @@ class _VectorPass:
                 result[name] = VectorRows(
                     vectors[chosen],
                     key[chosen],
-                    group[chosen],
+                    cluster[chosen],
                     part_key[chosen],
                     [labels[at[i]] for i in chosen.tolist()],
                     fold[chosen],
@@ -80,9 +80,9 @@ class _VectorPass:
     def _folds(
         self, table: Any, row: NDArray[np.int64]
     ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int8]]:
-        """Return ``key``, ``group``, ``part_key`` and ``fold`` of `VectorRows` for embedded rows ``row``, (n,)."""
+        """Return ``key``, ``cluster``, ``part_key`` and ``fold`` of `VectorRows` for embedded rows (n,)."""
         key, part_key = (np.zeros(len(row), np.uint64) for _ in range(2))
-        group = np.zeros((len(row), len(self.generators)), np.uint64)
+        cluster = np.zeros((len(row), len(self.generators)), np.uint64)
         fold = np.full((len(row), len(self.generators)), -1, np.int8)
         for i, name in enumerate(self.generators):
             view = rows_of_generator(table, name)
@@ -90,16 +90,16 @@ class _VectorPass:
             require_embedded(name, view_row, row)
             at = np.searchsorted(row, view_row)
             key[at] = view.column("key").to_numpy()
-            group[at, i] = view.column("cluster_key").to_numpy()
+            cluster[at, i] = view.column("cluster_key").to_numpy()
             is_real = view.column("is_real").to_numpy(zero_copy_only=False)
-            part_key[at] = np.where(is_real, key[at], group[at, i])
+            part_key[at] = np.where(is_real, key[at], cluster[at, i])
             assigned = view.column("fold").combine_chunks()
             if len(assigned.flatten()):
                 fold[at, i] = assigned.flatten().to_numpy().reshape(len(at), -1)[:, 0]
             else:
                 # No classifier could be fitted, so there is no fold assignment to reuse.
                 fold[at, i] = fold_from_hash(key[at])
-        return key, group, part_key, fold
+        return key, cluster, part_key, fold
 
 
 def vector_families(context: StageContext, rows: dict[str, int]) -> dict[str, Families]:

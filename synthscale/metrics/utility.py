@@ -43,7 +43,7 @@ Labels = Sequence[Any] | NDArray[Any]
 class Utility:
     """Balanced accuracies on real rows of label classifiers trained on either set.
 
-    Standard errors are over the sampling of near-duplicate groups of real test rows, with the fitted classifiers
+    Standard errors are over the sampling of clusters of near-duplicate real test rows, with the fitted classifiers
     held fixed.
 
     Attributes:
@@ -56,8 +56,8 @@ class Utility:
         ratio_error: standard error of the ratio, paired over rows, by linearisation.
         labels: labels with enough rows in both sets, sorted.
         rows: number of real test rows.
-        groups: number of their near-duplicate groups.
-        effective_rows: effective sample size, at most ``groups`` (Kish: (sum c)^2 / sum c^2 over group sizes c).
+        clusters: number of their clusters of near-duplicates.
+        effective_rows: effective sample size, at most ``clusters`` (Kish: (sum c)^2 / sum c^2 over their sizes c).
         synthetic_rows: number of synthetic training rows.
     """
 
@@ -70,7 +70,7 @@ class Utility:
     ratio_error: float
     labels: tuple[str, ...]
     rows: int
-    groups: int
+    clusters: int
     effective_rows: float
     synthetic_rows: int
 
@@ -91,7 +91,7 @@ def utility(
     real_fold: NDArray[np.integer],
     synthetic: NDArray[np.floating],
     synthetic_labels: Labels | None,
-    real_group: Hashes | None = None,
+    real_cluster: Hashes | None = None,
 ) -> Utility | str:
     """Return the accuracies of label classifiers trained on either set, or the reason why there are none.
 
@@ -104,7 +104,7 @@ def utility(
         real_fold: (n,) fold of each row; near-duplicates share a fold, so no row is predicted from its copy.
         synthetic: (m, d) embeddings.
         synthetic_labels: (m,) labels, or None.
-        real_group: (n,) hash of each row's near-duplicate group, for the errors; None: every row is its own group.
+        real_cluster: (n,) hash of each row's cluster of near-duplicates, for the errors; None: each row is its own.
     """
     texts = [_texts(labels) for labels in (real_labels, synthetic_labels)]
     for name, set_texts in zip(("real", "synthetic"), texts, strict=True):
@@ -122,8 +122,8 @@ def utility(
         head = _fit(real, test_rows[~in_fold], truth[~in_fold])
         by_real[in_fold] = head.predict(real, test_rows[in_fold])
     by_synthetic = _fit(synthetic, synthetic_rows, synthetic_code[synthetic_rows]).predict(real, test_rows)
-    group = np.arange(len(code), dtype=np.uint64) if real_group is None else real_group
-    strata = _Strata.of(truth, group[test_rows])
+    cluster = np.arange(len(code), dtype=np.uint64) if real_cluster is None else real_cluster
+    strata = _Strata.of(truth, cluster[test_rows])
     return _compared(by_real == truth, by_synthetic == truth, strata, tuple(names), len(synthetic_rows))
 
 
@@ -195,25 +195,25 @@ def _blocks(values: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
 
 @dataclass(frozen=True)
 class _Strata:
-    """Label codes (n,) and group numbers (n,) of the test rows."""
+    """Label codes (n,) and cluster numbers (n,) of the test rows."""
 
     code: NDArray[np.int64]
-    group: NDArray[np.int64]
+    cluster: NDArray[np.int64]
 
     @classmethod
-    def of(cls, code: NDArray[np.int64], group: Hashes) -> "_Strata":
-        return cls(code, np.unique(group, return_inverse=True)[1])
+    def of(cls, code: NDArray[np.int64], cluster: Hashes) -> "_Strata":
+        return cls(code, np.unique(cluster, return_inverse=True)[1])
 
     def mean(self, values: NDArray[np.float64]) -> tuple[float, float]:
-        """Return the mean over labels of the mean of values (n,), and its standard error over groups.
+        """Return the mean over labels of the mean of values (n,), and its standard error over clusters.
 
-        The error is that of a stratified mean with groups as clusters; groups may span labels.
+        The error is that of a stratified mean with clusters as units; a cluster may span labels.
         """
         counts = np.bincount(self.code)
         means = np.bincount(self.code, values) / counts
         # The part of each row in the error of the balanced mean, corrected for the mean of its label.
         influence = (values - means[self.code]) / np.sqrt(counts * (counts - 1.0))[self.code] / len(counts)
-        return float(means.mean()), float(np.sqrt(np.square(np.bincount(self.group, influence)).sum()))
+        return float(means.mean()), float(np.sqrt(np.square(np.bincount(self.cluster, influence)).sum()))
 
 
 def _compared(
@@ -227,7 +227,7 @@ def _compared(
     real_hits, synthetic_hits = by_real.astype(np.float64), by_synthetic.astype(np.float64)
     (real, real_error), (synthetic, synthetic_error) = (strata.mean(hits) for hits in (real_hits, synthetic_hits))
     ratio = synthetic / real if real > 0 else math.nan
-    sizes = np.bincount(strata.group).astype(np.float64)
+    sizes = np.bincount(strata.cluster).astype(np.float64)
     return Utility(
         real=real,
         synthetic=synthetic,
@@ -238,7 +238,7 @@ def _compared(
         ratio_error=strata.mean(synthetic_hits - ratio * real_hits)[1] / real if real > 0 else math.nan,
         labels=labels,
         rows=len(real_hits),
-        groups=len(sizes),
+        clusters=len(sizes),
         effective_rows=float(sizes.sum() ** 2 / np.square(sizes).sum()),
         synthetic_rows=synthetic_rows,
     )

@@ -113,10 +113,8 @@ class RunDirectory:
         """Return the run directory at ``uri``.
 
         Raises:
-            StorageError: there is no run.
-            ResumeConflict: the run has another schema version, or ``run.json`` is another program's.
             StorageError: there is no run, or its server does not answer.
-            ResumeConflict: the run has another schema version.
+            ResumeConflict: the run has another schema version, or ``run.json`` is another program's.
         """
         run = cls(fsys.absolute(uri), storage)
         check_reachable(run.uri, storage)

@@ -108,7 +108,7 @@ def test_kid_is_that_of_all_pairs_with_a_jackknife_interval():
     one, two = rows_of(6, 205), rows_of(7, 130, groups=90, shift=0.3, name="s")
     found = kernel_family(sums_of(one), sums_of(two), 0)["kid"]
     assert found.value == pytest.approx(polynomial_mmd(one.vectors, two.vectors), rel=1e-9)
-    _, deviations = kid(*((rows.vectors, jackknife_blocks(rows.group[:, 0])) for rows in (one, two)))
+    _, deviations = kid(*((rows.vectors, jackknife_blocks(rows.cluster[:, 0])) for rows in (one, two)))
     away = 2.093024 * np.sqrt((deviations**2).sum())  # Student, nineteen degrees of freedom
     assert (found.low, found.high) == pytest.approx((found.value - away, found.value + away), rel=1e-5)
 
@@ -139,7 +139,7 @@ def test_kid_of_one_image_repeated_has_no_interval():
     found = kernel_family(sums_of(rows_of(8, 100)), sums_of(rows_of(9, 50, groups=1)), 0)["kid"]
     assert found.value is not None
     assert found.low is None
-    assert "one near-duplicate group" in found.reason
+    assert "one cluster of near-duplicates" in found.reason
 
 
 def test_the_error_of_kid_is_over_the_groups_of_the_generators_view():
@@ -147,9 +147,9 @@ def test_the_error_of_kid_is_over_the_groups_of_the_generators_view():
     two = rows_of(9, 300, groups=60, shift=0.3, name="s")
     # In the second view every row is its own group.
     two = replace(
-        two, vectors=two.vectors[np.unique(two.part_key, return_inverse=True)[1]], group=two.group.copy()
+        two, vectors=two.vectors[np.unique(two.part_key, return_inverse=True)[1]], cluster=two.cluster.copy()
     )
-    two.group[:, 1] = two.key
+    two.cluster[:, 1] = two.key
     by_group, by_row = (kernel_family(sums_of(one), sums_of(two), view)["kid"] for view in (0, 1))
     assert by_group.value == by_row.value
     assert by_group.high - by_group.low > 1.5 * (by_row.high - by_row.low)
@@ -243,7 +243,7 @@ def test_the_errors_of_utility_are_over_groups_of_real_rows():
     # Four copies of each real row, in one group.
     key = hash_ids(map(str, range(1200)))
     copies = replace(real.take(np.arange(1200) % 300), key=key)
-    split = replace(copies, group=key[:, None].repeat(2, 1))
+    split = replace(copies, cluster=key[:, None].repeat(2, 1))
     plain, together, apart = (utility_family(sums_of(rows), sums_of(own), 0) for rows in (real, copies, split))
     for name in ("accuracy_synthetic", "accuracy_real", "utility"):
         widths = [found[name].high - found[name].low for found in (plain, together, apart)]

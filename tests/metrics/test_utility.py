@@ -331,10 +331,10 @@ def test_repeats_in_groups_leave_the_errors_as_they_are() -> None:
     s, z = world.draw(300)
     fold, four = world.folds(200), np.repeat(np.arange(200), 4)
     plain = found(x, y, fold, s, z)
-    together = found(x[four], y[four], fold[four], s, z, real_group=four.astype(np.uint64))
+    together = found(x[four], y[four], fold[four], s, z, real_cluster=four.astype(np.uint64))
     apart = found(x[four], y[four], fold[four], s, z)
-    assert (together.rows, together.groups, together.effective_rows) == (800, 200, 200)
-    assert (apart.groups, apart.effective_rows) == (800, 800)
+    assert (together.rows, together.clusters, together.effective_rows) == (800, 200, 200)
+    assert (apart.clusters, apart.effective_rows) == (800, 800)
     assert together.synthetic_error == pytest.approx(plain.synthetic_error, rel=0.02)
     assert apart.synthetic_error == pytest.approx(plain.synthetic_error / 2, rel=0.02)
 
