@@ -104,7 +104,7 @@ def utility(
         real_fold: (n,) fold of each row; near-duplicates share a fold, so no row is predicted from its copy.
         synthetic: (m, d) embeddings.
         synthetic_labels: (m,) labels, or None.
-        real_cluster: (n,) hash of each row's cluster of near-duplicates, for the errors; None: each row is its own.
+        real_cluster: (n,) hash of each row's cluster of near-duplicates, for errors; None: each row is its own.
     """
     texts = [_texts(labels) for labels in (real_labels, synthetic_labels)]
     for name, set_texts in zip(("real", "synthetic"), texts, strict=True):
