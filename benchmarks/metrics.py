@@ -229,6 +229,8 @@ def tables(n: int, shards: list[Any]) -> Iterator[tuple[Any, dict[str, pa.Table]
             "nn_distance": distance,
             "nearest_real_row": real_row,
             "nearest_real_distance": distance,
+            "manifold_real_row": real_row,
+            "manifold_real_distance": distance,
             "distinct_real_distance": pa.array(distance, mask=~is_real),
             "knn_radius": distance * 1.2,
             "in_real_manifold": rng.random(m) < 0.9,
@@ -251,6 +253,11 @@ def tables(n: int, shards: list[Any]) -> Iterator[tuple[Any, dict[str, pa.Table]
             "has_synthetic": ~is_real[members],
             "diameter": np.full(count, 0.01),
             "is_chain": np.zeros(count, bool),
+            "near_real": is_real[members],
+            "component_id": first[members],
+            "component_rows": np.full(count, 2),
+            "cluster_id": first[members],
+            "cluster_rows": np.full(count, 2),
         }
         fold = (group_key % np.uint64(5)).astype(np.int8)
         folds = {
@@ -261,6 +268,7 @@ def tables(n: int, shards: list[Any]) -> Iterator[tuple[Any, dict[str, pa.Table]
             "is_copy": np.zeros(m, bool),
             "key": key,
             "group_key": group_key,
+            "cluster_key": group_key,
             "log_prior": np.zeros(m),
         }
         predictions = {
@@ -285,6 +293,7 @@ def tables(n: int, shards: list[Any]) -> Iterator[tuple[Any, dict[str, pa.Table]
 def write_run(folder: Path, n: int) -> Any:
     """Write the tables and markers that reduce reads; return its context."""
     from synthscale import parse_config
+    from synthscale.neighbors.search_space import MANIFOLD, NEAR_DUPLICATES, SearchSpace
     from synthscale.runtime.stage_context import StageContext
     from synthscale.storage.run_directory import Marker, RunDirectory
     from synthscale.tables.layout import shards_of
@@ -325,6 +334,8 @@ def write_run(folder: Path, n: int) -> Any:
         "largest_diameter": 0.01,
         "spreads": {},
         "self_test": None,
+        "space": SearchSpace(NEAR_DUPLICATES, "cosine", (0, 1)).summary(),
+        "manifold_space": SearchSpace(MANIFOLD, "euclidean", (0, 1)).summary(),
     }
     fit = {"folds": 5, "strength": 0.01, "converged": True, "repeats": None, "directions": [], "calibrated": {}}
     ingest = {"shard_stops": stops, "generators": ["g"], "notes": [], "vectors": None}
@@ -463,7 +474,7 @@ def main() -> None:
         race_manifold(20_000 if parsed.full else 5_000, repeats)
     if parsed.only in (None, "frechet"):
         race_frechet(20_000, repeats)
-    if parsed.only == "coverage" or parsed.full:
+    if parsed.only == "coverage" or (parsed.full and parsed.only is None):
         coverage(200 if parsed.full else 40)
     if parsed.only in (None, "reduce"):
         race_reduce(*((1_000_000, 10_000_000) if parsed.full else (100_000, 1_000_000)))
