@@ -425,7 +425,7 @@ def drawn(name: str, seed: int) -> Drawn:
 
 
 def coverage(count: int) -> None:
-    """Print, for each design, in how many of 100 data sets each interval holds the mean over all data sets."""
+    """Print, for each design, the share of data sets whose interval holds the mean over all data sets."""
     from synthscale import score_features
 
     for name in DESIGNS:
