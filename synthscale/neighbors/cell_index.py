@@ -23,7 +23,7 @@ from synthscale.neighbors.candidate_filter import (
     as_queries,
     cpu_filter,
 )
-from synthscale.neighbors.distance import Floats, Rows, divisors, squared_norms
+from synthscale.neighbors.distance import Floats, Rows, divisors, paired_distance, squared_norms
 from synthscale.neighbors.probe_order import ProbeOrder
 from synthscale.neighbors.projection import Vectors, usual_rows
 from synthscale.tables.layout import DistanceMetric
@@ -34,8 +34,8 @@ _MOST_CELLS = 16384
 """Upper bound on cells (IVF lists). Every query is compared with every centre, so the cost grows with it."""
 _PER_CELL = 40
 """Training rows per cell; the minimum that FAISS recommends is 39."""
-_PAIRS = 16384
-"""Pairs whose distance is computed at a time, to bound memory."""
+_pairwise: Any = faiss.pairwise_indexed_L2sqr  # type: ignore[attr-defined]  # its stubs lack it
+"""Squared Euclidean distances of pairs of rows, which are not copied together first."""
 
 
 def cells_for(n: int) -> int:
@@ -82,11 +82,10 @@ def _cast(index: Any) -> Any:
 
 
 def _scaled(vectors: NDArray[np.floating], metric: DistanceMetric) -> Vectors:
-    """Return the vectors as they are compared, in float32."""
-    if metric == "euclidean":
-        return vectors.astype(np.float32, copy=False)
-    scaled: Vectors = (vectors / divisors(vectors)[:, None]).astype(np.float32)
-    return scaled
+    """Return the vectors as they are compared, in float32 and row by row in memory, as FAISS needs them."""
+    if metric == "cosine":
+        vectors = vectors / divisors(vectors)[:, None]
+    return np.ascontiguousarray(vectors, dtype=np.float32)
 
 
 class CellIndex:
@@ -193,7 +192,7 @@ class CellIndex:
         m, k = best.position.shape
         query, column = np.nonzero(best.position >= 0)
         distance, neighbor = np.full((m, k), np.inf), np.full((m, k), -1, np.int64)
-        distance[query, column] = _distance(scaled, query, stored, best.position[query, column], np.float64)
+        distance[query, column] = paired_distance(scaled, query, stored, best.position[query, column])
         neighbor[query, column] = rows[best.position[query, column]]
         order = np.lexsort((neighbor, distance), axis=1)
         return np.take_along_axis(distance, order, 1), np.take_along_axis(neighbor, order, 1)
@@ -296,21 +295,19 @@ def _closest(left: Points, right: Points, count: int) -> Places:
     return np.argpartition(product, len(right) - count, axis=1)[:, len(right) - count :]
 
 
-def _distance(x: Vectors, query: Places, y: Vectors, position: Places, dtype: type = np.float32) -> Floats:
-    """Return the distance of each pair of scaled rows; in float32 the relative error is at most 1e-6."""
-    out = np.empty(len(query))
-    for start in range(0, len(query), _PAIRS):
-        part = slice(start, start + _PAIRS)
-        difference = x[query[part]].astype(dtype, copy=False) - y[position[part]]
-        out[part] = np.einsum("ij,ij->i", difference, difference) / 2.0
-    return out
+def _distance(x: Vectors, query: Places, y: Vectors, position: Places) -> Floats:
+    """Return the distance of each pair of scaled rows, computed in float32: the relative error is at most 1e-6."""
+    squared = np.empty(len(query), np.float32)
+    arrays = (x, np.ascontiguousarray(query), y, np.ascontiguousarray(position), squared)
+    _pairwise(x.shape[1], len(query), *(faiss.swig_ptr(array) for array in arrays))
+    return squared.astype(np.float64) / 2.0
 
 
 def _are_within(x: Vectors, query: Places, y: Vectors, position: Places, radii: Floats) -> NDArray[np.bool_]:
     """Return whether the distance of each pair is <= its radius; recomputed in float64 near the radius."""
     distance = _distance(x, query, y, position)
     ambiguous = np.flatnonzero(np.abs(distance - radii) <= 1e-5 * radii + 1e-12)
-    distance[ambiguous] = _distance(x, query[ambiguous], y, position[ambiguous], np.float64)
+    distance[ambiguous] = paired_distance(x, query[ambiguous], y, position[ambiguous])
     within: NDArray[np.bool_] = distance <= radii
     return within
 

@@ -18,8 +18,8 @@ Rows = NDArray[np.int64]
 
 _BLOCK = 2048
 """Vectors converted to float64 at a time."""
-_PAIRS = 16384
-"""Pairs whose distance is computed at a time, to bound memory."""
+_PAIRS = 256
+"""Pairs whose distance is computed at a time: their rows stay in the processor's cache."""
 
 
 def divisors(vectors: NDArray[np.floating], metric: DistanceMetric = "cosine") -> Floats:
@@ -53,12 +53,14 @@ def half_squared_distance(x: Floats, y: Floats) -> Floats:
     return distance
 
 
-def paired_distance(x: Floats, left: NDArray[np.integer], y: Floats, right: NDArray[np.integer]) -> Floats:
-    """Return the distance of rows x[left[i]] and y[right[i]], (p,), in blocks to bound memory."""
+def paired_distance(
+    x: NDArray[np.floating], left: NDArray[np.integer], y: NDArray[np.floating], right: NDArray[np.integer]
+) -> Floats:
+    """Return the distance of rows x[left[i]] and y[right[i]] as they are: (p,)."""
     out = np.empty(len(left))
     for start in range(0, len(left), _PAIRS):
         part = slice(start, start + _PAIRS)
-        out[part] = half_squared_distance(x[left[part]], y[right[part]])
+        out[part] = half_squared_distance(x[left[part]].astype(np.float64, copy=False), y[right[part]])
     return out
 
 
