@@ -3,6 +3,7 @@
 Reads the metadata columns and the vectors' lengths; `vector_reader` reads the vectors themselves, for embed.
 """
 
+import re
 from collections import Counter
 
 import pandas as pd
@@ -29,18 +30,24 @@ def parquet_schema(uri: str, storage: StorageConfig) -> pa.Schema:
 
 _NOT_FEATURES = frozenset({"id", "row", "real_or_synthetic", "label", "generator", "uri", "image_filename"})
 """Columns that are not dimensions of a vector even if they are numeric."""
+_INDEX_NAME = re.compile(r"index|__index_level_\d+__|Unnamed: \d+")
+"""Names of row numbers that pandas writes. Real and synthetic rows that were numbered one after the other are told
+apart by them, and copies differ in them."""
 
 
 def _vector_columns(schema: pa.Schema, uri: str) -> list[str]:
-    """Return the vector columns: ``embedding``, or else all numeric columns not in `_NOT_FEATURES`."""
+    """Return the vector columns: ``embedding``, or else all numeric columns but `_NOT_FEATURES` and an index."""
     if "embedding" in schema.names:
         if not _is_list(schema.field("embedding").type):
             raise InputError(f"{uri}: the column embedding must contain lists of numbers")
         return ["embedding"]
+    index = [name for name in (schema.pandas_metadata or {}).get("index_columns", []) if isinstance(name, str)]
     columns = [
         f.name
         for f in schema
-        if f.name not in _NOT_FEATURES and (pa.types.is_integer(f.type) or pa.types.is_floating(f.type))
+        if f.name not in _NOT_FEATURES.union(index)
+        and not _INDEX_NAME.fullmatch(f.name)
+        and (pa.types.is_integer(f.type) or pa.types.is_floating(f.type))
     ]
     if not columns:
         raise InputError(f"{uri}: found no column image_filename, uri or embedding, and no numeric columns")

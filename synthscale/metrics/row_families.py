@@ -22,6 +22,7 @@ writes no files.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,8 +66,10 @@ def manifold_family(sums: CoreSums, context: MetricContext, k: int, distinct: in
     if spread is not None:
         deviations = jackknife.larger_variance(deviations, spread * value / math.sqrt(count))
     margin = jackknife.T_HALF_WIDTH * jackknife.standard_error(deviations)
-    ends = (max(0.0, value - margin), value + margin)
-    density = Estimate(value, *ends, reference=1.0, deviations=deviations, is_small=clusters < SMALL)
+    density = Estimate(value, reference=1.0, deviations=deviations, is_small=clusters < SMALL)
+    # Where no row lies within a radius, nothing is known about the spread.
+    if margin > 0:
+        density = replace(density, low=max(0.0, value - margin), high=value + margin)
     return {"density": density.from_clusters(clusters), **recall}
 
 

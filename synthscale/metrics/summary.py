@@ -169,10 +169,7 @@ def generator_metrics(sums: ViewSums, facts: ViewFacts) -> GeneratorMetrics:
         "families": families,
         "warnings": [*filter(None, [confounder_warning(confounders)]), *warnings(sums, fit, neighbors)],
     }
-    note = blind_precision(block["metrics"], classifier["auc"])
-    if note is not None:
-        block["metrics"]["precision"]["note"] = note
-        block["warnings"].append(note)
+    _note_blind_precision(block)
     matched = _matched_metrics(sums, context, facts.matched_size)
     if matched:
         block["matched"] = {
@@ -182,6 +179,17 @@ def generator_metrics(sums: ViewSums, facts: ViewFacts) -> GeneratorMetrics:
         }
         lines += _lines("matched", matched, sums.matched)
     return GeneratorMetrics(block, lines, matched)
+
+
+def _note_blind_precision(block: dict[str, Any]) -> None:
+    """Add the note and warning about precision to a generator's block, or renew them for another reference."""
+    precision = block["metrics"]["precision"]
+    previous = precision.pop("note", None)
+    block["warnings"] = [text for text in block["warnings"] if text != previous]
+    note = blind_precision(block["metrics"], block["classifier"]["auc"])
+    if note is not None:
+        precision["note"] = note
+        block["warnings"].append(note)
 
 
 def _matched_metrics(sums: ViewSums, context: MetricContext, size: int | None) -> dict[str, Estimate]:
@@ -256,6 +264,7 @@ def add_control_values(generators: dict[str, dict[str, Any]], control: str) -> N
         if name == control:
             continue
         _add_control(block["metrics"], _at_size(reference, block["counts"]["synthetic"]))
+        _note_blind_precision(block)
         _add_control(*({"auc": part["classifier"]["auc"]} for part in (block, reference)))
         if "matched" in block:
             _add_control(block["matched"]["metrics"], _at_size(reference, block["matched"]["size"]))

@@ -58,7 +58,8 @@ def warnings(sums: ViewSums, fit: dict[str, Any], neighbors: dict[str, Any]) -> 
             "near-duplicates of each other (column is_chain of groups/)"
         )
     if constant := neighbors["space"]["constant_dimensions"]:
-        texts.append(f"{constant} columns are constant in the real set and do not count in distances")
+        counted = "1 column is" if constant == 1 else f"{constant} columns are"
+        texts.append(f"{counted} constant in the real set and left out of distances")
     if neighbors["median_distance"] is None:
         texts.append(
             "too few distinct real images to calibrate the radius: only exact copies count as near-duplicates"

@@ -33,7 +33,8 @@ class SearchSpace:
         dimensions: (start, stop) of the stored dimensions that are used.
         center: (d,) subtracted from them, which changes no Euclidean distance and makes float32 exact enough; None
             for ``cosine``.
-        scale: (d,) factors that they are multiplied by afterwards, 0 for constant columns; None: not scaled.
+        scale: (d,) factors that they are multiplied by afterwards, 0 for constant columns; None: not scaled, as
+            where all columns are constant.
     """
 
     name: str
@@ -96,4 +97,7 @@ def search_spaces(
 def _euclidean(name: str, dimensions: tuple[int, int], real: ColumnMoments, *, scaled: bool) -> SearchSpace:
     chosen = slice(*dimensions)
     scale = real.inverse_deviations()[chosen] if scaled else None
+    if scale is not None and not scale.any():
+        # Without a column that varies all distances would be 0, and every row a copy of the real ones.
+        scale = None
     return SearchSpace(name, "euclidean", dimensions, real.mean[chosen], scale)

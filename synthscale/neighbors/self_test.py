@@ -96,8 +96,9 @@ class SelfTest:
 
 
 def _unseen(edit: str, share: float) -> str:
+    missed = "would not be seen" if share < 0.5 else "would not all be seen"
     return (
-        f"{_STRONG_NAMES[edit]} of training images would not be seen: only {100 * share:.0f} % of those tried are "
+        f"{_STRONG_NAMES[edit]} of training images {missed}: only {100 * share:.0f} % of those tried are "
         "within the radius of their original"
     )
 

@@ -29,6 +29,7 @@ class IntervalMark:
         at: position of the value as a fraction of the axis, 0..1; None if unknown.
         low: position of the lower end of the interval; None if unknown.
         high: position of the upper end; None if unknown.
+        reference: position of the reference; None if there is none.
     """
 
     name: str
@@ -37,6 +38,7 @@ class IntervalMark:
     at: float | None
     low: float | None
     high: float | None
+    reference: float | None
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,11 @@ class IntervalChart:
     Attributes:
         metric: name of the metric.
         lines: one row for each generator.
-        reference: position of the mean reference value as a fraction of the axis; None if there is none.
         ticks: (position, text) of each tick of the axis.
     """
 
     metric: str
     lines: list[IntervalMark]
-    reference: float | None
     ticks: list[tuple[float, str]]
 
 
@@ -72,12 +72,12 @@ def interval_chart(metric: str, figures: Mapping[str, Mapping[str, Any]], top: f
     lines = []
     for name, block in figures.items():
         text = value_text(block.get("value"))
-        title = f"{name}: {metric} {text}{interval_text(block)}"
-        ends = [position(block.get(end)) for end in ("low", "high")]
-        lines.append(IntervalMark(name, text, title, position(block.get("value")), *ends))
-    references = [block["reference"] for block in figures.values() if block.get("reference") is not None]
+        expected = "" if block.get("reference") is None else f", reference {value_text(block['reference'])}"
+        title = f"{name}: {metric} {text}{interval_text(block)}{expected}"
+        places = [position(block.get(key)) for key in ("value", "low", "high", "reference")]
+        lines.append(IntervalMark(name, text, title, *places))
     ticks = [(round(tick / top, 4), f"{tick:g}") for tick in np.linspace(0, 0.5 if top < 1 else 1, 3)]
-    return IntervalChart(metric, lines, position(float(np.mean(references))) if references else None, ticks)
+    return IntervalChart(metric, lines, ticks)
 
 
 def value_text(value: float | None) -> str:

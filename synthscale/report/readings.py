@@ -56,6 +56,8 @@ _AS_EXPECTED_WORDS = {
     ),
 }
 """Metric -> words for a value near a reference below 1, and what to insert if it is at or above it, or below."""
+_COMPLEMENTS = ("diversity", "unique_share", "freshness")
+"""Metrics whose words near the reference speak of the rest, 1 - value: the images that repeat."""
 _REFERENCE_WORDS = {
     "diversity": "of real images {}",
     "unique_share": "among real images {}",
@@ -123,15 +125,16 @@ def reading(metric: str, figures: Mapping[str, Any]) -> Reading:
         return Reading(metric, f"{metric} could not be computed: {reason}", "none", 0.0)
     if "note" in figures:
         return Reading(metric, figures["note"], "none", 0.0)
-    reference = figures.get("reference") or 1.0
-    gap = max(0.0, (reference - value) / reference)
+    reference = 1.0 if figures.get("reference") is None else float(figures["reference"])
+    # A reference of 0 (every real image repeats another, say) leaves nothing to fall below.
+    gap = max(0.0, (reference - value) / reference) if reference > 0 else 0.0
     is_share = metric in _SHARE_WORDS
     good, fair = (_GOOD_GAP, _FAIR_GAP) if is_share else (_CLASSIFIER_GOOD_GAP, _CLASSIFIER_FAIR_GAP)
     level = "good" if gap <= good + _ROUNDING else "fair" if gap <= fair + _ROUNDING else "poor"
     words = _words(metric, float(value), reference, is_good=level == "good")
     if figures.get("low") is None and figures.get("reason") == TOO_FEW_INDEPENDENT:
         level, words = "none", f"{words}; too few independent images to be sure"
-    elif figures.get("low") is not None and figures["high"] - figures["low"] > _WIDE_INTERVAL * reference:
+    elif figures.get("low") is not None and figures["high"] - figures["low"] > _WIDE_INTERVAL * (reference or 1.0):
         level, words = "none", f"{words}; too few images to be sure"
     return Reading(metric, words, level, gap)
 
@@ -153,7 +156,8 @@ def _words(metric: str, value: float, reference: float, *, is_good: bool) -> str
         return share_words(1.0 - value, *_SHARE_WORDS[metric])
     if is_good:
         words, above, below = _AS_EXPECTED_WORDS[metric]
-        return f"{words.format(above if value >= reference else below)} ({100 * value:.0f} %)"
+        shown = 1.0 - value if metric in _COMPLEMENTS else value
+        return f"{words.format(above if value >= reference else below)} ({100 * shown:.0f} %)"
     words = share_words(1.0 - value, *_SHARE_WORDS[metric])
     return f"{words} ({_REFERENCE_WORDS[metric].format(_fraction(1.0 - reference))})"
 

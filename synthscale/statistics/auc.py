@@ -144,8 +144,32 @@ def _area(real: NDArray[np.floating], synthetic: NDArray[np.floating]) -> NDArra
 
 def auc_error(sums: RankSums) -> float:
     """Return the standard error of the AUC by the bootstrap over groups; NaN without bootstrap weights."""
+    return replicate_standard_error(_replicates(sums))
+
+
+def _replicates(sums: RankSums) -> NDArray[np.float64]:
+    """Return the AUC of each bootstrap replicate: (REPLICATES,)."""
     replicates = sums.replicates.astype(np.float64)
-    return replicate_standard_error(_area(replicates[:, 0], replicates[:, 1]))
+    return _area(replicates[:, 0], replicates[:, 1])
+
+
+def _log_odds_error(sums: RankSums, value: float, error: float) -> float:
+    """Return the standard error of the log-odds of an AUC between 0 and 1.
+
+    It is that of the delta method, or that of the replicates' log-odds where this is smaller. Near 0 and 1 the
+    delta method fails if one cluster has most of a class's rows: without it the AUC is further from the end, and
+    the error exceeds the distance to the end many times.
+
+    Args:
+        sums: sums with bootstrap weights.
+        value: the AUC.
+        error: its standard error.
+    """
+    by_delta_method = error / (value * (1 - value))
+    # A replicate at 0 or 1 counts as half a pair of independent rows away from it.
+    nearest = 0.5 / max(1.0, float(np.prod(sums.clusters)))
+    of_replicates = replicate_standard_error(logit(np.clip(_replicates(sums), nearest, 1 - nearest)))
+    return min(by_delta_method, of_replicates)
 
 
 def replicate_standard_error(replicates: NDArray[np.float64]) -> float:
@@ -174,9 +198,12 @@ def auc_metric(sums: RankSums) -> Metric:
     if value in (0.0, 1.0) and np.isfinite(error):
         bound = binomial_interval(1.0, max(1.0, sums.clusters.min()))[0]
         return metric_with_interval(value, *((bound, 1.0) if value else (0.0, 1 - bound)), reference=0.5)
+    of_log_odds = float("nan")
     if error == 0:
-        error = null_error(sums)
-    margin = BOOTSTRAP_HALF_WIDTH * error / (value * (1 - value)) if np.isfinite(error) else float("nan")
+        of_log_odds = null_error(sums) / (value * (1 - value))
+    elif np.isfinite(error):
+        of_log_odds = _log_odds_error(sums, value, error)
+    margin = BOOTSTRAP_HALF_WIDTH * of_log_odds
     low, high = expit(logit(value) - margin), expit(logit(value) + margin)
     return metric_with_interval(value, low, high, reference=0.5)
 

@@ -164,11 +164,12 @@ def block(value, labels=("cat",), column="prompt", values=("a",)):
 
     return {
         "counts": {"real": 3, "synthetic": 4},
-        "metrics": {"fidelity": metric(value)},
+        "metrics": {"fidelity": metric(value), "precision": metric(value)},
         "by_label": {name: some() for name in labels},
         "by": {column: {name: some() for name in values}},
         "families": {"kernel": {"kid": metric(value)}},
         "classifier": {"auc": metric(value)},
+        "warnings": [],
     }
 
 
@@ -191,6 +192,23 @@ def test_every_metric_of_the_other_generators_has_the_control_value():
             assert shown["reference"] == 0.5
         assert found["by_label"]["cat"]["counts"] == {"real": 3, "synthetic": 4}
     assert blocks[CONTROL] == block(0.5)
+
+
+def test_precision_is_blind_by_the_reference_that_is_shown():
+    def separated(precision, control):
+        blocks = {"sdxl": block(precision), CONTROL: block(control)}
+        blocks["sdxl"]["classifier"]["auc"] = {"value": 0.95, "low": 0.93, "high": 0.97}
+        blocks["sdxl"]["metrics"]["precision"]["note"] = "said of another reference"
+        blocks["sdxl"]["warnings"] = ["one", "said of another reference"]
+        add_control_values(blocks, CONTROL)
+        return blocks["sdxl"]
+
+    found = separated(0.8, 0.82)
+    assert "note" not in found["metrics"]["precision"]
+    assert found["warnings"] == ["one"]
+    found = separated(0.8, 0.78)
+    assert "cannot see" in found["metrics"]["precision"]["note"]
+    assert found["warnings"] == ["one", found["metrics"]["precision"]["note"]]
 
 
 def test_metrics_that_the_control_lacks_are_not_shown():

@@ -433,6 +433,18 @@ def test_numeric_columns_give_vectors_and_the_others_are_carried(tmp_path):
     np.testing.assert_array_equal(vectors[:, 4], np.arange(6))
 
 
+@pytest.mark.parametrize("name", [None, "position"])
+def test_an_index_is_never_a_feature(tmp_path, name):
+    frame = vector_table(kind="columns").to_pandas().sample(frac=1, random_state=0)
+    # From pandas: row numbers in a column of their own, of the shuffled frame and of earlier files.
+    frame.index.name = name
+    frame[["Unnamed: 0", "index"]] = np.arange(12).reshape(6, 2)
+    frame.to_parquet(tmp_path / "v.parquet")
+    assert set(pq.read_schema(tmp_path / "v.parquet").names) > {name or "__index_level_0__"}
+    dataset = discover(Config(manifest=str(tmp_path / "v.parquet")))
+    assert dataset.vectors.columns == ["f0", "f1", "f2", "f3", "count"]
+
+
 def test_several_vector_files_in_a_folder_are_one_set_in_the_order_of_their_names(tmp_path):
     pq.write_table(vector_table(4, 6), tmp_path / "b.parquet")
     pq.write_table(vector_table(0, 4), tmp_path / "a.parquet")

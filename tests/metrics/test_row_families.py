@@ -121,6 +121,12 @@ def test_density_of_one_row_has_no_interval_of_width_zero():
     assert found["low"] is None or found["low"] < found["high"]
 
 
+def test_density_has_no_interval_where_no_row_is_within_a_radius():
+    found = families(drawn(0, 60), drawn(1, 60, shift=50), "manifold")["manifold"]["density"]
+    assert (found["value"], found["low"], found["high"]) == (0, None, None)
+    assert found["reason"]
+
+
 def test_there_are_no_radii_of_one_synthetic_row():
     found = families(drawn(0, 20), drawn(1, 1), "manifold")["manifold"]["recall"]
     assert found["value"] is None
@@ -144,7 +150,8 @@ def test_density_uses_the_larger_of_jackknife_and_subsample_variance():
         "density"
     ]
     assert plain.value == spread.value == 1
-    assert plain.high - plain.low == pytest.approx(0)
+    # Blocks that are all the same say nothing about the spread.
+    assert (plain.low, plain.high) == (None, None)
     # The spread is relative to the density of one row; for 200 rows it is sqrt(20) / sqrt(200).
     assert spread.high - spread.value == pytest.approx(2.093 * math.sqrt(20 / 200), rel=1e-3)
 

@@ -579,6 +579,12 @@ def test_strong_edits_that_would_be_missed_are_put_into_words():
     assert measured(**light, mirror=crop, crop=crop).summary(0.5)["notes"] == []
 
 
+def test_strong_edits_that_are_mostly_found_are_not_said_to_be_missed():
+    light = {name: [0.0] * 10 for name in NAMES}
+    (note,) = measured(**light, mirror=[0.1] * 10, crop=[0.9] * 2 + [0.1] * 8).summary(0.5)["notes"]
+    assert "would not all be seen: only 80 %" in note
+
+
 def test_distances_are_euclidean_where_near_duplicates_are():
     images = [encoded(scene(seed)) for seed in range(4)]
     means = Means()

@@ -34,9 +34,9 @@ def test_values_and_interval_ends_are_positioned_as_fractions_of_the_axis() -> N
     chart = interval_chart("fidelity", {"one": own}, 0.55)
     (line,) = chart.lines
     assert (line.low, line.at, line.high) == (0.2, 0.4, 0.6)
-    assert chart.reference == pytest.approx(0.5 / 0.55, abs=1e-4)
+    assert line.reference == pytest.approx(0.5 / 0.55, abs=1e-4)
     assert line.text == "0.220"
-    assert line.title == "one: fidelity 0.220, 95 % interval 0.110 to 0.330"
+    assert line.title == "one: fidelity 0.220, 95 % interval 0.110 to 0.330, reference 0.500"
 
 
 def test_values_beyond_the_axis_are_clipped_to_its_end() -> None:
@@ -48,16 +48,16 @@ def test_values_beyond_the_axis_are_clipped_to_its_end() -> None:
 def test_an_unknown_value_has_no_position_but_a_reason() -> None:
     chart = interval_chart("coverage", {"one": {"value": None, "reason": "no real images"}}, 1.0)
     (line,) = chart.lines
-    assert (line.low, line.at, line.high, chart.reference) == (None, None, None, None)
+    assert (line.low, line.at, line.high, line.reference) == (None, None, None, None)
     assert (line.text, line.title) == ("n/a", "one: coverage n/a (no real images)")
 
 
-def test_generators_keep_their_order_and_share_the_mean_of_their_references() -> None:
+def test_generators_keep_their_order_and_have_references_of_their_own() -> None:
     references = {"b": 0.9, "c": None, "a": 0.6}
     figures = {name: {"value": 0.5, "reference": own} for name, own in references.items()}
     chart = interval_chart("coverage", figures, 1.0)
     assert [line.name for line in chart.lines] == ["b", "c", "a"]
-    assert chart.reference == 0.75
+    assert [line.reference for line in chart.lines] == [0.9, None, 0.6]
 
 
 @pytest.mark.parametrize("top", [0.55, 1.0])

@@ -174,8 +174,16 @@ def test_unknown_metrics_are_ignored_and_ties_keep_their_order() -> None:
 def test_a_value_at_a_reference_below_1_is_said_to_be_as_expected(metric: str) -> None:
     found = reading(metric, {"value": 0.178, "reference": 0.178})
     assert found.level == "good"
-    assert "18 %" in found.words
+    # What the sentence speaks of: images that repeat, or that are near.
+    assert ("82 %" if "repeat" in found.words else "18 %") in found.words
     assert not re.search(r"\d+ in \d+", found.words)
+
+
+@pytest.mark.parametrize("metric", SHARES)
+@pytest.mark.parametrize("value", [0.0, 0.4, 1.0])
+def test_nothing_is_below_a_reference_of_0(metric: str, value: float) -> None:
+    found = reading(metric, {"value": value, "low": value, "high": value, "reference": 0.0})
+    assert (found.level, found.gap) == ("good", 0.0)
 
 
 @pytest.mark.parametrize("metric", SHARES)

@@ -388,3 +388,17 @@ def test_two_rows_have_a_wide_interval_and_a_large_p_value() -> None:
     assert found["value"] == 1.0
     assert found["low"] < 0.05
     assert two_sample_test(sums)["value"] > 0.1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_cluster_of_most_rows_does_not_hide_that_sets_are_told_apart(seed: int) -> None:
+    single = gaussians(seed, 250, 61, 4.0)
+    # One synthetic row, which lies beyond all real ones, is there 200 times.
+    single.value[-1] = 9.0
+    rows = single.take(np.concatenate([np.arange(310), np.repeat(310, 200)]))
+    share = np.where(rows.key == single.key[-1], 200, 1)
+    sums = sum_ranks(rows.value, rows.is_real, poisson_weights(rows.key), share)
+    found = auc_metric(sums)
+    assert found["value"] > 0.99
+    assert found["low"] > 0.8
+    assert two_sample_test(sums)["value"] < 1e-6

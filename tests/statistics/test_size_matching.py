@@ -152,7 +152,7 @@ def test_size_dependent_metrics_are_not_compared_between_sizes_without_matching(
 def control_block(rows, value, matched=None):
     metrics = {name: {"value": value} for name in ("coverage", "precision")}
     block = {"counts": {"synthetic": rows}, "metrics": metrics, "by_label": {}, "by": {}, "families": {}}
-    block["classifier"] = {"auc": {"value": value}}
+    block |= {"classifier": {"auc": {"value": value}}, "warnings": []}
     return block if matched is None else block | {"matched": matched}
 
 
