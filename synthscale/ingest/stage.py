@@ -43,13 +43,19 @@ def fingerprint(context: StageContext, dataset: Dataset, *, except_failed: bool 
         except_failed: as in `check_unchanged`.
 
     Raises:
-        ResumeConflict: images of a folder have changed since the run began.
+        ResumeConflict: the input has changed since the run began.
     """
     settings, digest = context.config.result_settings("input"), dataset.digest
     marker = context.run.marker("ingest")
     if marker is not None and marker.complete and marker.fingerprint.get("settings") == settings:
         recorded = str(marker.fingerprint.get("found"))
-        if recorded != digest and _has_same_images(context, dataset):
+        if recorded != digest:
+            if not _has_same_images(context, dataset):
+                before, now = context.shards[-1].stop, dataset.rows.num_rows
+                raise ResumeConflict(
+                    f"{context.run.uri}: its input has changed since it began ({before:,} rows, now {now:,}); "
+                    "restore its files, choose another --output, or start again with --redo-from ingest"
+                )
             check_unchanged(context, dataset, except_failed=except_failed)
             digest = recorded
     return {"settings": settings, "found": digest, "versions": {"algorithm": ALGORITHM_VERSION}}
