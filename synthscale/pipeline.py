@@ -167,9 +167,11 @@ class _StageRunner:
     def run_all(self, dataset: Dataset) -> None:
         self._write_run_info()
         context = StageContext(self.config, self.run, on_progress=self._on_progress)
-        skipped = self._stage("ingest", ingest.fingerprint(context, dataset), lambda: ingest.run(context, dataset))
+        retry_failed = self.options.retry_failed
+        found = ingest.fingerprint(context, dataset, except_failed=retry_failed)
+        skipped = self._stage("ingest", found, lambda: ingest.run(context, dataset))
         if skipped and dataset.is_table:
-            ingest.check_unchanged(context, dataset, except_failed=self.options.retry_failed)
+            ingest.check_unchanged(context, dataset, except_failed=retry_failed)
         if not self._is_reduced():
             self.session.start()
         # Ray takes seconds to start in the background; these imports load torch meanwhile.
@@ -183,7 +185,7 @@ class _StageRunner:
         encoder = encoder_spec(self.config, context.vectors)
         embedding = embed.fingerprint(context, encoder)
         self.lease.renew()
-        retries = self.options.retry_failed and embed.reopen(context, embedding)
+        retries = retry_failed and embed.reopen(context, embedding)
         self._stage("embed", embedding, lambda: embed.run(self._ray_context(), encoder, retry_failed=retries))
         self._stage("neighbors", neighbors.fingerprint(context), lambda: neighbors.run(self._ray_context()))
         self._stage("classify", classify.fingerprint(context), lambda: classify.run(self._ray_context()))

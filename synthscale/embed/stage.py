@@ -109,9 +109,9 @@ def _update_files(context: StageContext, shard: Shard) -> None:
     updated = manifest
     for name in ("size_bytes", "etag"):
         values = manifest.column(name).to_pylist()
-        present = zip(at.tolist(), found.column(name).to_pylist(), found.column("etag").is_valid(), strict=True)
-        for position, value, exists in present:
-            if exists.as_py():
+        for position, value in zip(at.tolist(), found.column(name).to_pylist(), strict=True):
+            # Members of archives keep their sizes, which only their archive says.
+            if value is not None:
                 values[position] = value
         place = manifest.column_names.index(name)
         updated = updated.set_column(place, name, pa.array(values, manifest.schema.field(name).type))

@@ -25,17 +25,56 @@ ALGORITHM_VERSION = 1
 """Part of the fingerprint. Raise it when the same input gives other rows, ids, labels or another order."""
 _S3_THREADS = 16
 """Threads that read or write shards on S3."""
+_PLACE = ["id", "uri"]
+"""Columns that say which image a row is, and where."""
 _BLOCK_BYTES = 2**28
 """Maximum size of a shard's decoded pixels (256 MiB), which a decoding task passes to an encoder as one block."""
 
 
-def fingerprint(context: StageContext, dataset: Dataset) -> dict[str, Any]:
-    """Return the values that the manifest depends on: the input's settings and the digest of its contents."""
-    return {
-        "settings": context.config.result_settings("input"),
-        "found": dataset.digest,
-        "versions": {"algorithm": ALGORITHM_VERSION},
-    }
+def fingerprint(context: StageContext, dataset: Dataset, *, except_failed: bool = False) -> dict[str, Any]:
+    """Return the values that the manifest depends on: the input's settings and the digest of its contents.
+
+    The listing of a folder also changes with an image that failed and has been replaced for ``--retry-failed``.
+    If the manifest says that nothing else has changed, the digest stays that of the run's beginning.
+
+    Args:
+        context: the run.
+        dataset: its input, as it is now.
+        except_failed: as in `check_unchanged`.
+
+    Raises:
+        ResumeConflict: the input has changed since the run began.
+    """
+    settings, digest = context.config.result_settings("input"), dataset.digest
+    marker = context.run.marker("ingest")
+    if marker is not None and marker.complete and marker.fingerprint.get("settings") == settings:
+        recorded = str(marker.fingerprint.get("found"))
+        if recorded != digest:
+            if not _has_same_images(context, dataset):
+                before, now = context.shards[-1].stop, dataset.rows.num_rows
+                raise ResumeConflict(
+                    f"{context.run.uri}: its input has changed since it began ({before:,} rows, now {now:,}); "
+                    "restore its files, choose another --output, or start again with --redo-from ingest"
+                )
+            check_unchanged(context, dataset, except_failed=except_failed)
+            digest = recorded
+    return {"settings": settings, "found": digest, "versions": {"algorithm": ALGORITHM_VERSION}}
+
+
+def _has_same_images(context: StageContext, dataset: Dataset) -> bool:
+    """Return True if the input is folders that list the images of the manifest, whatever their sizes and etags."""
+    rows = dataset.rows
+    if dataset.vectors is not None or dataset.is_table or rows.column("etag").null_count:
+        return False
+    if rows.num_rows != context.shards[-1].stop:
+        return False
+
+    def is_same(shard: Shard) -> bool:
+        before, now = context.run.read_shard("manifest", shard, _PLACE), rows.slice(shard.start, shard.rows)
+        return all(pc.all(pc.equal(before.column(name), now.column(name))).as_py() for name in _PLACE)
+
+    with ThreadPoolExecutor(_S3_THREADS) as pool:
+        return all(pool.map(is_same, context.shards))
 
 
 def run(context: StageContext, dataset: Dataset) -> StageOutcome:
@@ -78,7 +117,7 @@ def run(context: StageContext, dataset: Dataset) -> StageOutcome:
 
 
 def check_unchanged(context: StageContext, dataset: Dataset, *, except_failed: bool = False) -> None:
-    """Check that the files named by a metadata table have the etags that the manifest recorded.
+    """Check that images, those that a metadata table names or a folder lists, have the etags of the manifest.
 
     Args:
         context: the run.
@@ -104,10 +143,12 @@ def check_unchanged(context: StageContext, dataset: Dataset, *, except_failed: b
     with ThreadPoolExecutor(_S3_THREADS) as pool:
         changed = [item for item in pool.map(count_changed, context.shards) if item[0]]
     if changed:
+        remedy = (
+            "" if except_failed else ", or, if only images that failed have changed, try these with --retry-failed"
+        )
         raise ResumeConflict(
             f"{context.run.uri}: {sum(count for count, _ in changed):,} images have changed since the run began "
-            f"(first: {changed[0][1]}); choose another --output, start again with --redo-from ingest, or, if only "
-            "images that failed have changed, try these with --retry-failed"
+            f"(first: {changed[0][1]}); choose another --output, start again with --redo-from ingest{remedy}"
         )
 
 

@@ -70,10 +70,17 @@ class LocalFile:
         """Create the file, and missing folders; return None if there is one already."""
         os.makedirs(os.path.dirname(self.uri), exist_ok=True)
         try:
-            with open(self.uri, "xb") as file:
-                file.write(data)
+            file = open(self.uri, "xb")  # noqa: SIM115 (closed below)
         except FileExistsError:
             return None
+        try:
+            with file:
+                file.write(data)
+        except OSError:
+            # On a full disk it is empty, and would look like somebody else's.
+            with suppress(OSError):
+                os.unlink(self.uri)
+            raise
         return Version(data)
 
     def replace(self, data: bytes, seen: Version) -> Version | None:

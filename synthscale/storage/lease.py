@@ -27,7 +27,7 @@ from synthscale.errors import StageError, StorageError
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.conditional_file import Version, conditional_file
 from synthscale.storage.lease_holder import Holder
-from synthscale.storage.retries import is_empty_or_missing, retrying
+from synthscale.storage.retries import is_empty_or_missing, is_full, retrying
 from synthscale.storage.run_directory import LEASE, RunDirectory
 
 T = TypeVar("T")
@@ -86,9 +86,7 @@ class Lease:
         try:
             # One attempt: the end of a run does not wait for a storage that is gone, and the lease expires anyway.
             with self._lock, self._file.errors("remove"):
-                # Renewed first, so that it cannot expire and be taken over just before it is deleted.
-                self._renew_once()
-                self._file.remove(self._seen)
+                self._release_once()
         except (StageError, StorageError) as failure:
             _log.info("%s: lease.json was not released: %s", self._run, failure)
 
@@ -127,6 +125,16 @@ class Lease:
             self._seen = current
         raise StorageError(f"{self._file.uri}: cannot be renewed: its storage does not keep what is written")
 
+    def _release_once(self) -> None:
+        try:
+            # So that it cannot expire and be taken over just before it is deleted.
+            self._renew_once()
+        except Exception as error:
+            # A file can be deleted from a full disk.
+            if not is_full(error):
+                raise
+        self._file.remove(self._seen)
+
     def _taken(self) -> Version:
         for _ in range(_ATTEMPTS):
             data = self._holder.now().to_json()
@@ -152,7 +160,8 @@ class Lease:
         if holder is not None and holder.has_ended():
             return
         age_s = self._file.now_s() - seen.modified_s
-        if age_s <= EXPIRES_AFTER_S:
+        # If the storage's clock is set back, a living driver's lease is in the future until its next heartbeat.
+        if abs(age_s) <= EXPIRES_AFTER_S:
             who = "an unknown driver" if holder is None else f"{holder} since {holder.started}"
             raise StageError(
                 f"{self._run}: is being written by {who} (heartbeat {max(0, age_s):.0f} s ago); "

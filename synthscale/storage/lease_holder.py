@@ -54,9 +54,12 @@ class Holder:
         try:
             document = json.loads(data)
             values = {field.name: document[field.name] for field in fields(cls)}
-            return cls(**{**values, "pid": int(values["pid"])})
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
+        numbers = {"pid", "pid_started_ticks"}
+        if any(not _is_valid(value, is_number=name in numbers) for name, value in values.items()):
+            return None
+        return cls(**values)
 
     def to_json(self) -> bytes:
         """Return the content of ``lease.json``."""
@@ -78,6 +81,13 @@ class Holder:
 
     def __str__(self) -> str:
         return f"{self.host} (process {self.pid})"
+
+
+def _is_valid(value: object, *, is_number: bool) -> bool:
+    """Return True for a process id or a number of ticks, or for text that a terminal may show."""
+    if is_number:
+        return type(value) is int and 0 <= value < 2**63
+    return isinstance(value, str) and value.isprintable()
 
 
 def _now() -> str:
@@ -111,7 +121,7 @@ def _exists(pid: int) -> bool:
     """Return True if there is such a process, also where ``/proc`` hides those of other users."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         return True

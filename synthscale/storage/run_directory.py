@@ -185,22 +185,24 @@ class RunDirectory:
         """Read a JSON document; raise StorageError if it is missing or damaged."""
         try:
             return json.loads(fsys.read_bytes(self.path(name), self.storage))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StorageError(f"{self.path(name)}: damaged: {error}") from error
 
     # Markers.
 
     def marker(self, stage: str) -> Marker | None:
-        """Return a stage's marker; None if the stage was never started."""
-        name = f"_stages/{stage}.json"
-        if not fsys.exists(self.path(name), self.storage):
+        """Return a stage's marker; None if the stage was never started. Raise StorageError if it is damaged."""
+        path = self.path("_stages", f"{stage}.json")
+        if not fsys.exists(path, self.storage):
             return None
+        data = fsys.read_bytes(path, self.storage)
         try:
-            return Marker(**self.read_json(name))
-        except TypeError as error:
-            raise StorageError(
-                f"{self.path(name)}: damaged, or written by another version of synthscale"
-            ) from error
+            marker = Marker(**json.loads(data))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise _damaged_marker(path, stage) from error
+        if not all(isinstance(value, dict) for value in (marker.fingerprint, marker.counts, marker.info)):
+            raise _damaged_marker(path, stage)
+        return marker
 
     def completed(self, stage: str) -> Marker:
         """Return the marker of a completed stage; raise StorageError if the stage is not complete."""
@@ -259,6 +261,13 @@ class RunDirectory:
         for name in TABLES[stage]:
             if is_working_folder(name):
                 remove_owned(self.uri, name, self.storage)
+
+
+def _damaged_marker(path: str, stage: str) -> StorageError:
+    return StorageError(
+        f"{path}: damaged, or written by another version of synthscale; "
+        f"recompute from this stage with --redo-from {stage}"
+    )
 
 
 def _is_empty(uri: str, storage: StorageConfig) -> bool:

@@ -278,6 +278,45 @@ def table_of(images, names):
     )
 
 
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_images_of_a_folder_that_have_been_mended_since_are_embedded(server, images, place):
+    names = ("fake/cat/000.png", "real/dog/001.png")
+    data = {name: (images / name).read_bytes() for name in (*names, "real/cat/000.png")}
+
+    def put(name, content):
+        (images / name).write_bytes(content)
+        if place == "s3":
+            server.put(*name.split("/", 1), content)
+
+    for name in names:
+        put(name, b"no image")
+    where = (server, images, "run") if place == "s3" else (images, "run")
+    config = (on_s3 if place == "s3" else on_disk)(*where, max_failure_fraction=0.2)
+    first, failures, _ = embed(config)
+    assert len(failures) == 2
+    for name in names:
+        put(name, data[name])
+    with pytest.raises(ResumeConflict, match=r"2 images have changed.*real/dog/001\.png.*--retry-failed"):
+        score(config)
+    embeddings, failures, _ = embed(config, retry_failed=True)
+    assert failures.empty
+    assert_same(embeddings.loc[first.index], first)
+    assert_same(embeddings, embed(on_disk(images, "undisturbed"))[0])
+    # The manifest has their sizes and etags now: a plain run goes on.
+    assert_same(embed(config)[0], embeddings)
+    # Any other image that changes is refused, and so is another listing.
+    put("real/cat/000.png", data["real/cat/000.png"] + b"x")
+    with pytest.raises(ResumeConflict, match=r"1 images have changed.*real/cat/000\.png.*--redo-from ingest$"):
+        score(config, Options(retry_failed=True))
+    put("real/cat/000.png", data["real/cat/000.png"])
+    if place == "disk":
+        put("real/cat/one_more.png", data["real/cat/000.png"])
+        with pytest.raises(
+            ResumeConflict, match=r"its input has changed .*\(44 rows, now 45\).*--redo-from ingest$"
+        ):
+            score(config, Options(retry_failed=True))
+
+
 def test_images_of_a_table_that_have_come_or_been_mended_since_are_embedded(images):
     names = [str(path.relative_to(images)) for path in sorted(images.rglob("*.png"))]
     late, broken = images / "fake/cat/000.png", images / "real/dog/001.png"

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import io
 import os
 import threading
 import time
@@ -132,6 +133,22 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
     first = file.create(b"one")
     assert file.replace(b"two", first) is not None
     assert file.replace(b"two", Version(b"other")) is None
+
+
+def test_a_file_that_cannot_be_written_is_not_left_empty(tmp_path, monkeypatch):
+    """An empty lease keeps other drivers away for a minute, and so the same command after space was freed."""
+    file = conditional_file(f"{tmp_path}/x.json", LOCAL)
+
+    class Full(io.FileIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("synthscale.storage.conditional_file.open", Full, raising=False)
+        with pytest.raises(OSError, match="No space left"):
+            file.create(b"one")
+    assert os.listdir(tmp_path) == []
+    assert file.create(b"one") is not None
 
 
 def test_a_missing_bucket_is_named(s3):

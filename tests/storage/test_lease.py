@@ -1,5 +1,6 @@
 """The lease of a run directory: refusal, take-over, heartbeat and loss, on a local disk and on S3."""
 
+import errno
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from synthscale.config import StorageConfig
-from synthscale.errors import StageError, StorageUnavailable
+from synthscale.errors import StageError, StorageFull, StorageUnavailable
 from synthscale.storage import filesystems as fsys
 from synthscale.storage import lease as lease_module
 from synthscale.storage.lease import Lease, lease_state
@@ -118,6 +119,16 @@ def test_the_lease_of_another_machine_is_taken_over_when_it_is_old_enough(run):
         assert holder_of(run).pid == os.getpid()
 
 
+def test_a_lease_from_the_future_is_taken_over(run):
+    """The storage's clock was fast when it was written, and has been set right; its driver has ended."""
+    write_lease(run, elsewhere(), age_s=-50)
+    with pytest.raises(StageError, match=r"elsewhere .*\(heartbeat 0 s ago\)"):
+        Lease(run).__enter__()
+    set_age(run, -3600)
+    with Lease(run):
+        assert holder_of(run).pid == os.getpid()
+
+
 @pytest.mark.parametrize("heartbeat", ["2001-01-01T00:00:00Z", "2101-01-01T00:00:00Z"])
 def test_wrong_clocks_of_drivers_change_nothing(run, heartbeat, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 0.0)
@@ -129,7 +140,20 @@ def test_wrong_clocks_of_drivers_change_nothing(run, heartbeat, monkeypatch):
         pass
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[1]", b'{"owner": "x"}', b"\xff"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"{", b"[1]", b'{"owner": "x"}', b"\xff"),
+        pytest.param(b"[" * 100_000, id="nested"),
+        replace(elsewhere(), pid=float("inf")).to_json(),
+        replace(elsewhere(), pid=2**80).to_json(),
+        replace(elsewhere(), pid=-1).to_json(),
+        replace(elsewhere(), pid_started_ticks="1").to_json(),
+        replace(elsewhere(), host={}).to_json(),
+        replace(elsewhere(), host="two\nlines").to_json(),
+        replace(elsewhere(), started="\x1b[31mred").to_json(),
+    ],
+)
 def test_a_damaged_lease_is_respected_until_it_is_old(run, data):
     write_lease(run, data)
     with pytest.raises(StageError, match="an unknown driver"):
@@ -391,6 +415,19 @@ def test_an_error_at_the_release_does_not_hide_that_of_the_run(local_run):
     lease._file.replace = unreachable
     with pytest.raises(RuntimeError, match="broken"), lease:
         raise RuntimeError("broken")
+
+
+def test_a_lease_is_deleted_from_a_full_disk(local_run):
+    """The process may go on, as in a notebook: the same call continues once there is space."""
+    lease = Lease(local_run)
+
+    def full(data, seen):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    lease._file.replace = full
+    with pytest.raises(StorageFull), lease:
+        lease.renew()
+    assert files(local_run) == []
 
 
 # --- status ---

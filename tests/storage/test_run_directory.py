@@ -169,6 +169,25 @@ def test_markers_are_read_back(run):
     assert run.completed("ingest") == marker
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"null",
+        b"{}",
+        pytest.param(b"[" * 100_000, id="nested"),
+        b'{"stage": "embed", "complete": true, "fingerprint": [], "counts": []}',
+        b'{"stage": "embed", "complete": true, "fingerprint": {}, "info": "x"}',
+    ],
+)
+def test_a_damaged_marker_is_an_error_that_names_the_remedy(run, data):
+    fsys.write_bytes(run.path("_stages", "embed.json"), data, run.storage)
+    with pytest.raises(StorageError, match=r"_stages/embed\.json: damaged.* with --redo-from embed"):
+        run.marker("embed")
+    run.remove_from("embed")
+    assert run.marker("embed") is None
+
+
 def test_a_stage_that_never_started_has_no_marker(run):
     assert run.marker("embed") is None
     assert run.matching_marker("embed", FINGERPRINT) is None
