@@ -30,11 +30,12 @@ from benchmarks.common import claim
 from synthscale.config import NeighborsConfig
 from synthscale.in_memory.neighbors import MemoryAccess, MemoryRows, analyse_vectors
 from synthscale.neighbors.cells import JoinSample, plan_join, sample_size
-from synthscale.neighbors.copies import copies_from_pairs, equal_pairs, vector_hashes, vector_keys
+from synthscale.neighbors.copies import copies_from_pairs, equal_pairs, vector_keys
 from synthscale.neighbors.distance import distances_within, divisors
 from synthscale.neighbors.edges import Edges, distinct_edges
 from synthscale.neighbors.groups import ViewEdges, near_duplicate_groups
 from synthscale.neighbors.join import join_all
+from synthscale.tables.id_hashes import hash_ids
 
 DIMENSIONS = 512
 RADIUS = 0.0165
@@ -69,12 +70,13 @@ def join(x: Vectors, radius: float) -> Edges:
     rows, code = np.arange(n), np.zeros(n, np.int32)
     copies = copies_from_pairs([equal_pairs(vector_keys(x, "all"), rows)])
     distinct = rows[copies.are_distinct(rows)]
-    chosen = distinct[np.argsort(vector_hashes(x[distinct]))[: sample_size(n)]]
+    ids = hash_ids(map(str, range(n)))
+    chosen = distinct[np.argsort(ids[distinct])[: sample_size(n)]]
     plan = plan_join(JoinSample(x[chosen], chosen, code[chosen]), {0: len(distinct)}, radius)
     found = join_all(plan, x[distinct], distinct, code[distinct])
     assert found.is_whole
     edges = distinct_edges([found.edges, copies.edges(code[copies.row])])
-    access = MemoryAccess(x, divisors(x), MemoryRows(x, {"real": rows}, copies, rows.astype(np.uint64)))
+    access = MemoryAccess(x, divisors(x), MemoryRows(x, {"real": rows}, copies, ids))
     near_duplicate_groups(ViewEdges(edges, radius), copies, access)
     return edges
 

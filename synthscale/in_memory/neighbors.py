@@ -11,7 +11,7 @@ from synthscale.config import NeighborsConfig
 from synthscale.neighbors.analysis import analyse_views, view_neighbors
 from synthscale.neighbors.cell_index import CellIndex, cells_for, index_sample_size, train_index
 from synthscale.neighbors.cells import JoinSample, plan_join, sample_size
-from synthscale.neighbors.copies import Copies, vector_hashes
+from synthscale.neighbors.copies import Copies
 from synthscale.neighbors.distance import Floats, Rows, distances_within, divisors, normalized
 from synthscale.neighbors.edges import Codes, Edges
 from synthscale.neighbors.flat_index import FlatIndex
@@ -74,6 +74,7 @@ def analyse_vectors(
     *,
     counts: bool = False,
     layout: VectorLayout | None = None,
+    id_hashes: Hashes | None = None,
 ) -> Analysis:
     """Find near-duplicates, nearest rows and the k-NN indicators of precision and coverage.
 
@@ -84,9 +85,10 @@ def analyse_vectors(
         config: the section ``neighbors``.
         counts: also count what density and recall need.
         layout: what the dimensions are; by default those of an embedding.
+        id_hashes: (n,) hashes of the rows' ids; by default their numbers are their ids.
     """
     n, d = vectors.shape
-    data = MemoryRows(vectors, sets, copies, hash_ids(map(str, range(n))))
+    data = MemoryRows(vectors, sets, copies, hash_ids(map(str, range(n))) if id_hashes is None else id_hashes)
     return analyse_rows(data, config, layout or VectorLayout(d, (0, d), (0, d)), counts=counts)
 
 
@@ -128,7 +130,8 @@ class MemoryRows:
         id_hashes: (n,) hashes of the rows' ids.
         names: names of the sets, ``real`` first; a set's code is its position.
         distinct: the distinct rows of each set, by code.
-        by_hash: the same rows in the order of their vectors' hashes: samples do not depend on the order of rows.
+        hashes: (n,) hashes that draw samples: those of the ids, of copies the smallest.
+        by_hash: the distinct rows of each set in the order of ``hashes``.
     """
 
     vectors: NDArray[np.float32]
@@ -137,6 +140,7 @@ class MemoryRows:
     id_hashes: Hashes
     names: tuple[str, ...] = field(init=False)
     distinct: dict[int, Rows] = field(init=False)
+    hashes: Hashes = field(init=False)
     by_hash: dict[int, Rows] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -144,11 +148,10 @@ class MemoryRows:
         distinct = {
             code: self.sets[name][self.copies.are_distinct(self.sets[name])] for code, name in enumerate(names)
         }
-        ordered = {
-            code: rows[np.argsort(vector_hashes(self.vectors[rows]), kind="stable")]
-            for code, rows in distinct.items()
-        }
-        for name, value in (("names", names), ("distinct", distinct), ("by_hash", ordered)):
+        hashes = self.copies.smallest(self.id_hashes)
+        ordered = {code: rows[np.argsort(hashes[rows], kind="stable")] for code, rows in distinct.items()}
+        found = {"names": names, "distinct": distinct, "hashes": hashes, "by_hash": ordered}
+        for name, value in found.items():
             object.__setattr__(self, name, value)
 
 
@@ -163,10 +166,6 @@ class MemoryAccess:
     def distances(self, a: Rows, b: Rows) -> Floats:
         """See `groups.RowAccess`."""
         return distances_within(self.vectors, self.lengths, a, b)
-
-    def row_hashes(self, rows: Rows) -> Hashes:
-        """See `groups.RowAccess`."""
-        return vector_hashes(self.data.vectors[rows])
 
     def id_hashes(self, rows: Rows) -> Hashes:
         """See `groups.RowAccess`."""
@@ -285,7 +284,7 @@ class MemoryBackend:
         rows = np.concatenate([self._rows[code] for code in codes])
         code_of_row = np.concatenate([np.full(len(self._rows[code]), code, np.int32) for code in codes])
         own = self._vectors[rows]
-        chosen = np.argsort(vector_hashes(self._data.vectors[rows]), kind="stable")[: sample_size(len(rows))]
+        chosen = np.argsort(self._data.hashes[rows], kind="stable")[: sample_size(len(rows))]
         sizes = {code: len(self._rows[code]) for code in codes}
         sample = JoinSample(own[chosen], rows[chosen], code_of_row[chosen])
         plan = plan_join(sample, sizes, radius, self._space.metric)
@@ -303,8 +302,8 @@ class MemoryBackend:
             counts = sample_rows(self.distinct[0], self.distinct[code])
             rows = [self._sample(number, count) for number, count in zip((0, code), counts, strict=True)]
             real, own = (normalized(self._vectors[part], self._space.metric) for part in rows)
-            hashes = (vector_hashes(self._data.vectors[rows[0]]), vector_hashes(self._data.vectors[rows[1]]))
-            found[code] = share_deviations(real, own, hashes, K)
+            hashes = self._data.hashes
+            found[code] = share_deviations(real, own, (hashes[rows[0]], hashes[rows[1]]), K)
         return found
 
     def lookup(self) -> RowAccess:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from synthscale.neighbors.components import component_minimum
 from synthscale.neighbors.distance import Rows
 from synthscale.neighbors.edges import Codes, Edges
+from synthscale.tables.id_hashes import Hashes
 
 ContentKeys = NDArray[np.uint64]
 """128-bit hashes of file contents or vectors, (n, 2): rows with equal hashes are copies."""
@@ -36,15 +37,6 @@ def vector_keys(vectors: NDArray[np.floating], name: str) -> ContentKeys:
     """Hash each vector (n, d), as float32, to 128 bits, (n, 2), salted with ``name``; -0 and 0 are equal."""
     plain = vectors.astype(np.float32) + np.float32(0)
     return content_keys((vector.tobytes() for vector in plain), name)
-
-
-def vector_hashes(vectors: NDArray[np.floating]) -> NDArray[np.uint64]:
-    """Return a 64-bit hash of each vector (n, d): (n,). Samples consist of the rows with the smallest hashes.
-
-    The hash depends on the vector alone, so a sample does not change with the order of rows or with other sets.
-    """
-    hashes: NDArray[np.uint64] = vector_keys(vectors, "sample")[:, 0]
-    return hashes
 
 
 def equal_pairs(keys: ContentKeys, rows: Rows) -> tuple[Rows, Rows]:
@@ -119,6 +111,12 @@ class Copies:
         return Edges(
             self.representative[copy], self.row[copy], np.zeros(int(copy.sum())), codes[copy], codes[copy]
         )
+
+    def smallest(self, hashes: Hashes) -> Hashes:
+        """Return the hashes (n,) of rows 0 to n - 1, for representatives the smallest of their copies."""
+        result = hashes.copy()
+        np.minimum.at(result, self.representative, hashes[self.row])
+        return result
 
     def redundant_rows(self, ids: Mapping[int, str]) -> Rows:
         """Return the rows that are copies of a row with a smaller id, ascending: all but one row of each group.

@@ -5,7 +5,7 @@ killed reuses them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from synthscale.neighbors.search_space import SearchSpace
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.run_directory import RunDirectory
 from synthscale.tables.columns import vector_matrix
+from synthscale.tables.id_hashes import Hashes
 from synthscale.tables.layout import Shard, VectorLayout
 from synthscale.tables.plain_data import arrays_from_npz, arrays_to_npz
 from synthscale.tables.schemas import REAL
@@ -30,16 +31,20 @@ FOLDER = "_neighbors"
 
 @dataclass(frozen=True)
 class EmbeddingBlock:
-    """n embedded rows, ascending: row numbers, codes of their sets, and vectors (n, d)."""
+    """n embedded rows, ascending: row numbers, codes of their sets, hashes of their ids, and vectors (n, d)."""
 
     row: Rows
     code: Codes
+    id_hash: Hashes
     vectors: NDArray[np.floating]
+
+    def take(self, chosen: NDArray[np.integer] | NDArray[np.bool_]) -> "EmbeddingBlock":
+        """Return the rows at some positions, or those of a mask."""
+        return EmbeddingBlock(self.row[chosen], self.code[chosen], self.id_hash[chosen], self.vectors[chosen])
 
     def of_set(self, code: int) -> "EmbeddingBlock":
         """Return the rows of the set with this code."""
-        own = self.code == code
-        return EmbeddingBlock(self.row[own], self.code[own], self.vectors[own])
+        return self.take(self.code == code)
 
     def in_space(self, space: SearchSpace) -> "EmbeddingBlock":
         """Return the rows with their stored vectors mapped to a search space."""
@@ -78,22 +83,19 @@ class EmbeddingReader:
         mapping: Callable[[NDArray[np.floating]], NDArray[np.floating]],
         copies: Copies | None,
     ) -> EmbeddingBlock:
-        parts = [self._shard(shard, mapping) for shard in shards]
-        row, code, vectors = (
-            np.concatenate([getattr(p, name) for p in parts]) for name in ("row", "code", "vectors")
-        )
-        block = EmbeddingBlock(row, code, vectors)
+        block = concatenate_blocks([self._shard(shard, mapping) for shard in shards])
         if copies is None:
             return block
-        keep = copies.are_distinct(row)
+        keep = copies.are_distinct(block.row)
         # Without copies the vectors, the bulk of the memory, are not copied.
-        return block if keep.all() else EmbeddingBlock(row[keep], code[keep], vectors[keep])
+        return block if keep.all() else block.take(keep)
 
     def rows(self, shards: Sequence[Shard]) -> EmbeddingBlock:
-        """Read row numbers and set codes, without vectors."""
+        """Read row numbers, set codes and hashes of ids, without vectors."""
         parts = [self._numbers(shard, self.run.read_shard("embeddings", shard, ["row"])) for shard in shards]
-        row, code = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-        return EmbeddingBlock(row, code.astype(np.int32), np.empty((len(row), 0), np.float32))
+        return concatenate_blocks(
+            [EmbeddingBlock(*part, np.empty((len(part[0]), 0), np.float32)) for part in parts]
+        )
 
     def _shard(
         self, shard: Shard, mapping: Callable[[NDArray[np.floating]], NDArray[np.floating]]
@@ -105,10 +107,9 @@ class EmbeddingReader:
                 f"{self.run.path('embeddings', shard.name)}: vectors of {width} dimensions, the run's have "
                 f"{self.layout.dimensions}; rerun with --redo-from embed"
             )
-        row, code = self._numbers(shard, table)
-        return EmbeddingBlock(row, code, mapping(vector_matrix(table, (0, width))))
+        return EmbeddingBlock(*self._numbers(shard, table), mapping(vector_matrix(table, (0, width))))
 
-    def _numbers(self, shard: Shard, table: pa.Table) -> tuple[Rows, Codes]:
+    def _numbers(self, shard: Shard, table: pa.Table) -> tuple[Rows, Codes, Hashes]:
         row = table.column("row").to_numpy()
         if len(row) and not (shard.start <= row[0] and row[-1] < shard.stop and (np.diff(row) > 0).all()):
             raise SchemaError(
@@ -116,8 +117,10 @@ class EmbeddingReader:
                 "rerun with --redo-from embed"
             )
         codes = {name: number for number, name in enumerate(self.names)}
-        generators = self.run.read_shard("manifest", shard, ["generator"]).column("generator").to_pylist()
-        return row, np.array([codes[generators[r - shard.start] or REAL] for r in row.tolist()], np.int32)
+        manifest = self.run.read_shard("manifest", shard, ["generator", "id_hash"])
+        generators = manifest.column("generator").to_pylist()
+        code = np.array([codes[generators[r - shard.start] or REAL] for r in row.tolist()], np.int32)
+        return row, code, manifest.column("id_hash").to_numpy()[row - shard.start]
 
     # Intermediate arrays; a file appears whole or not at all.
 
@@ -145,6 +148,12 @@ class EmbeddingReader:
 
     def _path(self, name: str) -> str:
         return self.path(f"{name}.npz")
+
+
+def concatenate_blocks(blocks: Sequence[EmbeddingBlock]) -> EmbeddingBlock:
+    """Concatenate blocks, at least one, in their order."""
+    columns = [[getattr(block, own.name) for block in blocks] for own in fields(EmbeddingBlock)]
+    return EmbeddingBlock(*map(np.concatenate, columns))
 
 
 def group_shards(shards: Sequence[Shard], rows: int) -> list[list[Shard]]:

@@ -24,10 +24,6 @@ class RowAccess(Protocol):
         """Return the distance of rows a[i] and b[i]: (n,)."""
         ...
 
-    def row_hashes(self, rows: Rows) -> NDArray[np.uint64]:
-        """Return the 64-bit row hash of each row, (n,); it depends on the row's vector alone."""
-        ...
-
     def id_hashes(self, rows: Rows) -> Hashes:
         """Return the 64-bit hash of each row's id (tables/id_hashes.py): (n,)."""
         ...
@@ -281,7 +277,7 @@ def diameters(nodes: Rows, index: NDArray[np.intp], edges: Edges, lookup: RowAcc
     """Return the diameter of each of g groups, as a distance: (g,).
 
     It is exact for groups of up to 32 rows. For larger groups it is estimated by two sweeps: from the member with
-    the smallest row hash to the member farthest from it, and from there to the farthest member. The last distance
+    the smallest hash to the member farthest from it, and from there to the farthest member. The last distance
     is at least 1 / sqrt(3) of the true diameter in Euclidean terms. It does not depend on the order of rows.
 
     Args:
@@ -320,7 +316,7 @@ def _pairs(index: NDArray[np.intp], chosen: NDArray[np.bool_]) -> tuple[NDArray[
 
 def _swept_diameters(rows: Rows, group: NDArray[np.intp], lookup: RowAccess) -> NDArray[np.float64]:
     """Return diameters estimated by two sweeps, for the groups of ``rows`` in ascending order of group."""
-    hashes = lookup.row_hashes(rows)
+    hashes = lookup.id_hashes(rows)
     _, start = _largest_by_group(group, ~hashes, hashes)
     position = np.unique(group, return_inverse=True)[1]
     distance = np.zeros(0)
@@ -333,7 +329,7 @@ def _swept_diameters(rows: Rows, group: NDArray[np.intp], lookup: RowAccess) -> 
 def _largest_by_group(
     group: NDArray[np.intp], key: NDArray[np.generic], hashes: NDArray[np.uint64]
 ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Return the largest key of each group and its index; ties go to the larger row hash."""
+    """Return the largest key of each group and its index; ties go to the larger hash."""
     order = np.lexsort((hashes, key, group))
     ends = np.flatnonzero(np.concatenate([group[order][1:] != group[order][:-1], [True]]))
     return key[order[ends]].astype(np.float64), order[ends]

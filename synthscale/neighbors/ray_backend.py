@@ -8,7 +8,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from synthscale.neighbors.copies import Copies, vector_hashes
+from synthscale.neighbors.copies import Copies
 from synthscale.neighbors.distance import Floats, Rows, normalized
 from synthscale.neighbors.edges import Codes, Edges, distinct_edges
 from synthscale.neighbors.join import JoinResult
@@ -130,6 +130,6 @@ def _rows_near_real(results: SearchResults, chunk: int, code: int, radius: float
 def _share_deviations(scanned: CopyScan, space: SearchSpace, code: int) -> dict[str, Blocks]:
     counts = dict(zip((0, code), sample_rows(scanned.distinct[0], scanned.distinct[code]), strict=True))
     drawn = sample_distinct(scanned, counts)
-    stored = [drawn.of_set(number).vectors for number in (0, code)]
-    real, own = (normalized(space(vectors), space.metric) for vectors in stored)
-    return share_deviations(real, own, (vector_hashes(stored[0]), vector_hashes(stored[1])), K)
+    blocks = [drawn.of_set(number) for number in (0, code)]
+    real, own = (normalized(space(block.vectors), space.metric) for block in blocks)
+    return share_deviations(real, own, (blocks[0].id_hash, blocks[1].id_hash), K)

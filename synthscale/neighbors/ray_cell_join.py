@@ -345,7 +345,7 @@ def _read_piece(files: JoinFiles, bucket: int, numbers: tuple[int, ...]) -> Join
 
 def _rows_of_sets(block: EmbeddingBlock, codes: list[int]) -> EmbeddingBlock:
     member = np.isin(block.code, codes)
-    return block if member.all() else EmbeddingBlock(block.row[member], block.code[member], block.vectors[member])
+    return block if member.all() else block.take(member)
 
 
 def _candidate_filter() -> Any:

@@ -4,14 +4,13 @@ Read the shards of ``embeddings/`` twice, in one task per group of shards. Write
 object store.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from typing import Any
 
 import numpy as np
 import ray
-from numpy.typing import NDArray
 
 from synthscale.neighbors.copies import (
     ContentKeys,
@@ -19,12 +18,11 @@ from synthscale.neighbors.copies import (
     content_keys,
     copies_from_pairs,
     equal_pairs,
-    vector_hashes,
     vector_keys,
 )
 from synthscale.neighbors.distance import Rows
 from synthscale.neighbors.edges import Codes
-from synthscale.neighbors.embedding_reader import EmbeddingBlock, EmbeddingReader
+from synthscale.neighbors.embedding_reader import EmbeddingBlock, EmbeddingReader, concatenate_blocks
 from synthscale.neighbors.search_space import SearchSpace
 from synthscale.runtime.task_pool import TaskPool
 from synthscale.statistics.column_moments import ColumnMoments
@@ -43,8 +41,7 @@ class CopyScan:
         copies: exact copies within all sets.
         codes: (c,) set code of each row of ``copies``.
         distinct: number of distinct rows of each set, by set code.
-        samples: Ray references to pairs of row hashes, (n,), and an `EmbeddingBlock` of stored vectors; see
-            `sample_distinct`.
+        samples: Ray references to blocks of sampled rows, with stored vectors; see `sample_distinct`.
     """
 
     copies: Copies
@@ -122,14 +119,9 @@ def _scan(
     key, row, code_of = np.concatenate(keys), np.concatenate(rows), np.concatenate(codes)
     reducer = key[:, 0] % np.uint64(reducers)
     partitions = [(key[mine], row[mine], code_of[mine]) for mine in (reducer == i for i in range(reducers))]
-    return None, _sampled(block, limits), *partitions
-
-
-def _sampled(block: EmbeddingBlock, limits: dict[int, np.uint64]) -> tuple[NDArray[np.uint64], EmbeddingBlock]:
-    """Return the row hashes and rows of a sample: the rows whose hash is at most the limit of their set."""
-    hashes = vector_hashes(block.vectors)
-    keep = hashes <= np.array([limits[code] for code in range(len(limits))])[block.code]
-    return hashes[keep], EmbeddingBlock(block.row[keep], block.code[keep], block.vectors[keep])
+    # Rows whose hash is at most the limit of their set are a sample.
+    drawn = block.take(block.id_hash <= np.array([limits[code] for code in range(len(limits))])[block.code])
+    return None, drawn, *partitions
 
 
 def _pairs(*parts: tuple[ContentKeys, Rows, Codes]) -> tuple[Rows, Rows, Codes]:
@@ -159,21 +151,19 @@ def _moments(tables: EmbeddingReader, chunk: list[Shard], copies: Copies) -> Col
 
 
 def sample_distinct(scanned: CopyScan, counts: dict[int, int], space: SearchSpace | None = None) -> EmbeddingBlock:
-    """Return a random sample of distinct rows, in ascending order of row hash. Call it in a Ray task.
+    """Return a random sample of distinct rows, in ascending order of their ids' hashes. Call it in a Ray task.
 
     Args:
         scanned: result of `scan_copies`.
         counts: number of rows to take from each set, by set code; all sampled rows if there are fewer.
         space: the vectors are mapped to it; None returns them as stored.
     """
-    samples = [part for part in ray.get(scanned.samples) if len(part[0])]
-    hashes = np.concatenate([part_hashes for part_hashes, _ in samples])
-    row, code, vectors = (
-        np.concatenate([getattr(block, name) for _, block in samples]) for name in ("row", "code", "vectors")
-    )
-    order = np.lexsort((row, hashes))
-    order = order[scanned.copies.are_distinct(row[order])]
-    chosen = np.concatenate([order[code[order] == number][:count] for number, count in counts.items()])
-    chosen = chosen[np.lexsort((row[chosen], hashes[chosen]))]
-    block = EmbeddingBlock(row[chosen], code[chosen], vectors[chosen])
-    return block if space is None else block.in_space(space)
+    block = concatenate_blocks([part for part in ray.get(scanned.samples) if len(part.row)])
+    block = block.take(np.lexsort((block.row, block.id_hash)))
+    # Copies are drawn once, by the smallest of their hashes.
+    row, first = np.unique(scanned.copies.representatives(block.row), return_index=True)
+    block = replace(block.take(first), row=row)
+    block = block.take(np.argsort(first))
+    places = np.concatenate([np.flatnonzero(block.code == number)[:count] for number, count in counts.items()])
+    sample = block.take(np.sort(places))
+    return sample if space is None else sample.in_space(space)

@@ -238,5 +238,4 @@ def _train(scanned: CopyScan, space: SearchSpace, code: int, rows: int, cells: i
 
 def _sorted_sample(scanned: CopyScan, space: SearchSpace, counts: dict[int, int]) -> EmbeddingBlock:
     block = sample_distinct(scanned, counts, space)
-    order = np.argsort(block.row)
-    return EmbeddingBlock(block.row[order], block.code[order], block.vectors[order])
+    return block.take(np.argsort(block.row))

@@ -3,7 +3,6 @@
 Reads only the shards of ``embeddings/`` and ``manifest/`` that contain requested rows. Writes nothing.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from synthscale.neighbors.copies import vector_hashes
 from synthscale.neighbors.distance import Floats, Rows, distances_within, divisors
 from synthscale.neighbors.embedding_reader import EmbeddingReader
 from synthscale.runtime.task_pool import TaskPool
@@ -23,7 +21,7 @@ _ANCHORS = 65536
 
 
 class RowLookup:
-    """Implements `groups.RowAccess` on Ray: distances of rows from anchor rows, and hashes of rows and ids."""
+    """Implements `groups.RowAccess` on Ray: distances of rows from anchor rows, and hashes of ids."""
 
     def __init__(self, reader: EmbeddingReader, chunks: list[list[Shard]], pool: TaskPool) -> None:
         """Take the reader of the run, groups of shards in row order (one task each), and the pool of the tasks."""
@@ -40,22 +38,15 @@ class RowLookup:
             out[at] = self._distances_from(rows[at], anchor[at] - start, part)
         return out
 
-    def row_hashes(self, rows: Rows) -> NDArray[np.uint64]:
-        """Return the 64-bit row hash of each row, (n,); it depends on the row's vector alone."""
-        return self._hashes(_row_hashes, rows, "large groups: shard groups")
-
     def id_hashes(self, rows: Rows) -> Hashes:
         """Return the 64-bit hash of each row's id: (n,)."""
-        return self._hashes(_id_hashes, rows, "clusters: shard groups")
-
-    def _hashes(self, function: Callable[..., Hashes], rows: Rows, what: str) -> Hashes:
-        task = ray.remote(function).options(num_cpus=1)
+        task = ray.remote(_id_hashes).options(num_cpus=1)
         out = np.empty(len(rows), np.uint64)
 
         def submit(item: tuple[int, NDArray[np.intp]]) -> Any:
             return task.remote(self._reader, self._chunks[item[0]], rows[item[1]])
 
-        for (_, at), hashes in self._pool.run(self._by_chunk(rows), submit, what):
+        for (_, at), hashes in self._pool.run(self._by_chunk(rows), submit, "ids of grouped rows: shard groups"):
             out[at] = hashes
         return out
 
@@ -94,12 +85,6 @@ def _id_hashes(reader: EmbeddingReader, chunk: list[Shard], rows: Rows) -> Hashe
     columns = pa.concat_tables(reader.run.read_shard("manifest", shard, ["id_hash"]) for shard in chunk)
     hashes: Hashes = columns.column("id_hash").to_numpy()[rows - chunk[0].start]
     return hashes
-
-
-def _row_hashes(reader: EmbeddingReader, chunk: list[Shard], rows: Rows) -> Hashes:
-    """Return the row hashes, (n,), of rows of a shard group."""
-    block = reader.stored(chunk)
-    return vector_hashes(block.vectors[np.searchsorted(block.row, rows)])
 
 
 def _anchor_distances(

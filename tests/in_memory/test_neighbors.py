@@ -417,8 +417,8 @@ def test_the_order_of_rows_changes_no_diameter_in_the_summary(members: int, seed
     found = []
     for _ in range(3):
         move_real, move_fake = rng.permutation(len(real)), rng.permutation(len(fake))
-        groups = only_view(real[move_real], fake[move_fake], NeighborsConfig(radius=0.05)).view.groups
         back = np.concatenate([move_real, len(real) + move_fake])
+        groups = only_view(real[move_real], fake[move_fake], NeighborsConfig(radius=0.05), ids=back).view.groups
         at = np.argsort(back[groups.row])
         found.append((back[groups.row][at], groups.diameter[at], groups.is_chain[at]))
     assert len(found[0][0]) >= members
@@ -663,7 +663,7 @@ def test_the_order_of_rows_changes_no_number_where_cells_are_probed(seed: int) -
     rng = np.random.default_rng(seed)
     move_real, move_fake = rng.permutation(600), rng.permutation(400)
     back = np.concatenate([move_real, 600 + move_fake])
-    before, after = only_view(real, fake), only_view(real[move_real], fake[move_fake])
+    before, after = only_view(real, fake), only_view(real[move_real], fake[move_fake], ids=back)
     assert not before.nearest.exact.any()
     numbers = [
         {**seen.view.summary(), **seen.view.summary()["calibration"], **seen.view.searches}

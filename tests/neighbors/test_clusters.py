@@ -33,9 +33,6 @@ class Access:
         found: NDArray[np.float64] = np.square(self.x[a] - self.x[b]).sum(axis=1) / 2
         return found
 
-    def row_hashes(self, rows: Rows) -> NDArray[np.uint64]:
-        return self.ids[rows]
-
     def id_hashes(self, rows: Rows) -> NDArray[np.uint64]:
         return self.ids[rows]
 

@@ -42,20 +42,16 @@ class NoLookup:
     def distances(self, a: Rows, b: Rows) -> NDArray[np.float64]:
         raise AssertionError("these diameters are known without a further distance")
 
-    def row_hashes(self, rows: Rows) -> NDArray[np.uint64]:
-        raise AssertionError("these diameters are known without a draw")
-
     def id_hashes(self, rows: Rows) -> NDArray[np.uint64]:
         return rows.astype(np.uint64)
 
 
 @dataclass
 class Table:
-    """Looks distances up in a matrix, and records the requests. By default ids are in the order of rows."""
+    """Looks distances and hashes of ids up, and records the requests."""
 
     matrix: NDArray[np.float64]
     draw: NDArray[np.uint64]
-    ids: NDArray[np.uint64] | None = None
     pairs: list[tuple[int, int]] = field(default_factory=list)
     drawn: list[int] = field(default_factory=list)
 
@@ -65,13 +61,10 @@ class Table:
         found: NDArray[np.float64] = self.matrix[a, b]
         return found
 
-    def row_hashes(self, rows: Rows) -> NDArray[np.uint64]:
+    def id_hashes(self, rows: Rows) -> NDArray[np.uint64]:
         self.drawn += rows.tolist()
         found: NDArray[np.uint64] = self.draw[rows]
         return found
-
-    def id_hashes(self, rows: Rows) -> NDArray[np.uint64]:
-        return rows.astype(np.uint64) if self.ids is None else self.ids[rows]
 
 
 NO_LOOKUP = NoLookup()
@@ -205,7 +198,6 @@ def test_distances_are_looked_up_only_for_groups_that_are_not_cliques() -> None:
     found = groups_of(listed(pairs, [table.matrix[pair] for pair in pairs]), 0.1, table)
     assert {row for pair in table.pairs for row in pair} == {0, 1, 2}
     assert found.diameter[:3].tolist() == [table.matrix[0, 2]] * 3
-    assert not table.drawn
 
 
 def test_lookups_of_a_large_group_are_linear_in_its_size() -> None:
@@ -221,7 +213,7 @@ def test_lookups_of_a_large_group_are_linear_in_its_size() -> None:
     assert sorted(pair for pair in table.pairs if pair[0] >= 400) == [
         (i, j) for i in range(400, 410) for j in range(i + 1, 410)
     ]
-    assert sorted(table.drawn) == list(range(400))
+    assert len(table.drawn) <= 500 + 400
 
 
 def cloud_of(seed: int, n: int, d: int, spread: float) -> Vectors:

@@ -8,10 +8,12 @@ from numpy.typing import NDArray
 from synthscale.config import NeighborsConfig
 from synthscale.in_memory.neighbors import Analysis, analyse_vectors
 from synthscale.neighbors.copies import Copies, copies_from_pairs, equal_pairs, vector_keys
+from synthscale.neighbors.distance import Rows
 from synthscale.neighbors.edges import Edges
 from synthscale.neighbors.knn_search import KnnResult
 from synthscale.neighbors.radius import ViewSearches
 from synthscale.neighbors.view import ManifoldNeighbors, Nearest, NeighborView, RadiusCounts, ViewNeighbors
+from synthscale.tables.id_hashes import hash_ids
 from tests.reference import brute
 
 Vectors = NDArray[np.float32]
@@ -34,8 +36,9 @@ def numbered(sets: dict[str, Vectors]) -> tuple[Vectors, dict[str, NDArray[np.in
     )
 
 
-def analysed(sets: dict[str, Vectors], config: NeighborsConfig = EXACT) -> Analysis:
-    return analyse_vectors(*numbered(sets), config)
+def analysed(sets: dict[str, Vectors], config: NeighborsConfig = EXACT, *, ids: Rows | None = None) -> Analysis:
+    hashes = None if ids is None else hash_ids(map(str, ids.tolist()))
+    return analyse_vectors(*numbered(sets), config, id_hashes=hashes)
 
 
 class Seen(NamedTuple):
@@ -46,8 +49,11 @@ class Seen(NamedTuple):
     real_rows: int
 
 
-def only_view(real: Vectors, synthetic: Vectors, config: NeighborsConfig = EXACT) -> Seen:
-    analysis = analysed({"real": real, "fake": synthetic}, config)
+def only_view(
+    real: Vectors, synthetic: Vectors, config: NeighborsConfig = EXACT, *, ids: Rows | None = None
+) -> Seen:
+    """Analyse one generator; ``ids`` of the rows are their numbers unless given."""
+    analysis = analysed({"real": real, "fake": synthetic}, config, ids=ids)
     (view,) = analysis.views
     assert view.generator == "fake"
     assert list(analysis.nearest) == ["fake"]

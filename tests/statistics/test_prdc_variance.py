@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from synthscale.neighbors.copies import vector_hashes
+from synthscale.neighbors.copies import vector_keys
 from synthscale.statistics import prdc_variance
 from synthscale.statistics.jackknife import Blocks
 from synthscale.statistics.prdc_variance import SAMPLE_ROWS, sample_rows
@@ -26,9 +26,8 @@ def around_a_mean(seed: int, n: int, d: int = 8, shift: float = 0.0) -> Vectors:
 
 def spreads(real: Vectors, synthetic: Vectors, k: int) -> dict[str, Blocks]:
     """Return the deviations for vectors of any length, assigned to parts by the hashes of the vectors."""
-    return prdc_variance.share_deviations(
-        real.astype(np.float64), synthetic.astype(np.float64), (vector_hashes(real), vector_hashes(synthetic)), k
-    )
+    hashes = (vector_keys(real, "ids")[:, 0], vector_keys(synthetic, "ids")[:, 0])
+    return prdc_variance.share_deviations(real.astype(np.float64), synthetic.astype(np.float64), hashes, k)
 
 
 def effects(real: Vectors, synthetic: Vectors) -> dict[str, float]:
