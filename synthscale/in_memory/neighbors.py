@@ -74,7 +74,6 @@ def analyse_vectors(
     *,
     counts: bool = False,
     layout: VectorLayout | None = None,
-    id_hashes: Hashes | None = None,
 ) -> Analysis:
     """Find near-duplicates, nearest rows and the k-NN indicators of precision and coverage.
 
@@ -85,10 +84,9 @@ def analyse_vectors(
         config: the section ``neighbors``.
         counts: also count what density and recall need.
         layout: what the dimensions are; by default those of an embedding.
-        id_hashes: (n,) hashes of the rows' ids; by default their numbers are their ids.
     """
     n, d = vectors.shape
-    data = MemoryRows(vectors, sets, copies, hash_ids(map(str, range(n))) if id_hashes is None else id_hashes)
+    data = MemoryRows(vectors, sets, copies, hash_ids(map(str, range(n))))
     return analyse_rows(data, config, layout or VectorLayout(d, (0, d), (0, d)), counts=counts)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthscale.config import NeighborsConfig
-from synthscale.in_memory.neighbors import Analysis, analyse_vectors
+from synthscale.in_memory.neighbors import Analysis, MemoryRows, analyse_rows, analyse_vectors
 from synthscale.neighbors.copies import Copies, copies_from_pairs, equal_pairs, vector_keys
 from synthscale.neighbors.distance import Rows
 from synthscale.neighbors.edges import Edges
@@ -14,6 +14,7 @@ from synthscale.neighbors.knn_search import KnnResult
 from synthscale.neighbors.radius import ViewSearches
 from synthscale.neighbors.view import ManifoldNeighbors, Nearest, NeighborView, RadiusCounts, ViewNeighbors
 from synthscale.tables.id_hashes import hash_ids
+from synthscale.tables.layout import VectorLayout
 from tests.reference import brute
 
 Vectors = NDArray[np.float32]
@@ -37,8 +38,12 @@ def numbered(sets: dict[str, Vectors]) -> tuple[Vectors, dict[str, NDArray[np.in
 
 
 def analysed(sets: dict[str, Vectors], config: NeighborsConfig = EXACT, *, ids: Rows | None = None) -> Analysis:
-    hashes = None if ids is None else hash_ids(map(str, ids.tolist()))
-    return analyse_vectors(*numbered(sets), config, id_hashes=hashes)
+    vectors, rows, copies = numbered(sets)
+    if ids is None:
+        return analyse_vectors(vectors, rows, copies, config)
+    every = (0, vectors.shape[1])
+    data = MemoryRows(vectors, rows, copies, hash_ids(map(str, ids.tolist())))
+    return analyse_rows(data, config, VectorLayout(every[1], every, every))
 
 
 class Seen(NamedTuple):
