@@ -104,6 +104,7 @@ def _run(config: Config, parsed: argparse.Namespace, console: Console) -> int:
         retry_failed=getattr(parsed, "retry_failed", False),
         verbose=parsed.verbose,
         show_progress=console.is_terminal,
+        on_input=lambda lines: _print_input(lines, console),
         on_stage=lambda report: console.print(stage_line(report)),
         on_progress=lambda text: console.print(f"           {text}", markup=False, highlight=False),
     )
@@ -116,17 +117,23 @@ def _run(config: Config, parsed: argparse.Namespace, console: Console) -> int:
     return print_gates(result.metrics, console)
 
 
+def _print_input(lines: list[str], console: Console) -> None:
+    for line in lines:
+        console.print(line, markup=False)
+
+
 def _validate(parsed: argparse.Namespace, console: Console) -> int:
     from synthscale.plan import validate
 
     config = config_from(parsed)
     plan = validate(config)
+    _print_input(plan.lines, console)
     for name, rows in plan.sets.items():
         console.print(f"{name:16} {rows:>12,} rows", markup=False)
     console.print(f"encoder          {plan.encoder}, {plan.dimensions} dimensions", markup=False)
     console.print(f"output           {config.output} can be written", markup=False)
     console.print(f"tried            {plan.tried} rows, {len(plan.faults)} could not be read")
-    for line in [*plan.faults, *plan.notes]:
+    for line in plan.faults:
         console.print(f"  {line}", markup=False)
     if plan.seconds is not None:
         console.print(f"embedding        about {plan.seconds:,.0f} s on one core of this machine")

@@ -63,6 +63,7 @@ class Options:
         retry_failed: try the rows in ``failures/`` again; recompute what depends on those that can be read now.
         verbose: show Ray's own logs and progress.
         show_progress: show Ray Data's progress bar during long stages.
+        on_input: called before the first stage with a line for each set and for everything that was passed over.
         on_stage: called with the outcome of each stage when it ends.
         on_progress: called every few seconds during a long stage with a line of text: work done, rate, time left.
     """
@@ -72,6 +73,7 @@ class Options:
     retry_failed: bool = False
     verbose: bool = False
     show_progress: bool = False
+    on_input: Callable[[list[str]], None] = lambda lines: None
     on_stage: Callable[[StageReport], None] = lambda report: None
     on_progress: Callable[[str], None] = lambda text: None
 
@@ -101,6 +103,7 @@ def score(config: Config, options: Options | None = None) -> RunResult:
     # Listing a large input takes long, so a second driver is refused before it.
     lease.check_free()
     dataset = _checked_dataset(config, is_resumed=run.is_started())
+    options.on_input(dataset.lines())
     with lease:
         if options.redo_from is not None:
             run.remove_from(options.redo_from)
@@ -272,6 +275,7 @@ class _StageRunner:
                 "finished": True,
                 **self._run_info(),
                 "stages": stages,
+                "sets": self.run.completed("ingest").info["sets"],
                 "notes": self.run.completed("ingest").info["notes"],
             },
         )

@@ -45,7 +45,7 @@ class Plan:
         faults: for each of these that could not be read, its id and what is wrong with it.
         seconds: estimated time to embed all rows on one core of this machine; None for precomputed vectors.
         disk_bytes: estimated size of the run directory.
-        notes: remarks on the input, for example skipped files.
+        lines: what each set gave, and what was passed over or is worth a line.
     """
 
     sets: dict[str, int]
@@ -55,7 +55,7 @@ class Plan:
     faults: list[str]
     seconds: float | None
     disk_bytes: int
-    notes: list[str]
+    lines: list[str]
 
 
 def validate(config: Config) -> Plan:
@@ -92,7 +92,7 @@ def validate(config: Config) -> Plan:
         faults,
         None if seconds_per_row is None else seconds_per_row * n,
         n * _bytes_per_row(spec.layout),
-        dataset.notes,
+        dataset.lines(),
     )
 
 

@@ -45,7 +45,7 @@ def test_a_plan_has_sets_encoder_and_estimates(values):
     assert plan.dimensions > 50
     assert plan.tried >= 3
     assert plan.faults == []
-    assert plan.notes == []
+    assert [line.partition(":")[0] for line in plan.lines] == list(plan.sets)
     assert plan.seconds > 0
     assert plan.disk_bytes >= 26 * plan.dimensions * 4
 
@@ -89,7 +89,7 @@ def test_validate_fails_if_no_row_can_be_read_and_names_one(values, tmp_path):
 
 def test_files_that_are_not_images_are_noted(values, tmp_path):
     (tmp_path / "photos" / "notes.txt").write_text("x")
-    (note,) = validate(parse_config(values)).notes
+    (note,) = [line for line in validate(parse_config(values)).lines if line.startswith("note: ")]
     assert "photos" in note
 
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from synthscale.embed.images import decode, to_rgb
 from synthscale.tables.faults import Reason, RowFault
-from synthscale.tables.image_formats import FORMATS
+from synthscale.tables.image_formats import readable_formats
 
 _STRIP_PX = 2**20
 """Pixels that noise is added to at once. Bounds memory: the float32 noise of a strip takes 12 MiB."""
@@ -102,7 +102,10 @@ def edited_copies(data: bytes, content_hash: str | None = None) -> dict[str, byt
     if content_hash is not None and metadata.content_hash != content_hash:
         raise RowFault(Reason.NOT_FOUND, "the file has changed since it was embedded")
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(data), formats=readable_formats()) as image,
+        ):
             upright = to_rgb(ImageOps.exif_transpose(image))
         # Otherwise Pillow writes the comment and the colour profile of the original into the copies.
         upright.info.clear()

@@ -22,7 +22,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from synthscale.tables.faults import Reason, RowFault
-from synthscale.tables.image_formats import FORMATS
+from synthscale.tables.image_formats import (
+    GIT_LFS_POINTER,
+    PLUGINS,
+    SNIFF_BYTES,
+    format_of_bytes,
+    readable_formats,
+)
 
 MAX_PIXELS = 64_000_000
 """Maximum width x height in pixels: 192 MB as 8-bit RGB. Larger images are refused before they are decoded."""
@@ -38,7 +44,7 @@ class FileMetadata:
     Attributes:
         width_px: width in the file, before EXIF rotation.
         height_px: height in the file, before EXIF rotation.
-        format: Pillow's name of the format, one of `FORMATS`.
+        format: Pillow's name of the format, one of image_formats.FORMATS.
         mode: Pillow's colour mode in the file, such as ``RGB`` or ``P``.
         bytes: size of the file.
         jpeg_quality: libjpeg's quality setting, 1..100, estimated; None for other formats.
@@ -72,9 +78,9 @@ def decode(data: bytes, image_size: int) -> tuple[NDArray[np.uint8], FileMetadat
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=readable_formats())
     except UnidentifiedImageError as error:
-        raise RowFault(Reason.UNSUPPORTED, f"not a readable {', '.join(FORMATS)} file") from error
+        raise RowFault(Reason.UNSUPPORTED, _unsupported(data)) from error
     except Image.DecompressionBombError as error:
         raise RowFault(Reason.TOO_LARGE, str(error)) from error
     except _DAMAGE_ERRORS as error:
@@ -89,6 +95,15 @@ def decode(data: bytes, image_size: int) -> tuple[NDArray[np.uint8], FileMetadat
         except _DAMAGE_ERRORS as error:
             truncated = "truncated" in str(error) or "not enough image data" in str(error)
             raise RowFault(Reason.TRUNCATED if truncated else Reason.CORRUPT, str(error)) from error
+
+
+def _unsupported(data: bytes) -> str:
+    if data.startswith(GIT_LFS_POINTER):
+        return "a pointer of Git LFS in place of the image: fetch the images with git lfs pull"
+    found = format_of_bytes(data[:SNIFF_BYTES])
+    if found is not None and found not in readable_formats():
+        return f"this Pillow does not read {found} files{PLUGINS.get(found, '')}"
+    return f"not a readable {', '.join(readable_formats())} file"
 
 
 def _resized_square(image: Image.Image, image_size: int) -> NDArray[np.uint8]:
@@ -195,7 +210,7 @@ def thumbnail_jpeg(data: bytes, side_px: int) -> bytes:
     """
     # Decoding to pixels raises RowFault for every file that could not be embedded.
     decode(data, 8)
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with Image.open(io.BytesIO(data), formats=readable_formats()) as image:
         image.draft("RGB", (2 * side_px, 2 * side_px))
         upright = to_rgb(ImageOps.exif_transpose(image))
     is_small = upright.width < side_px and upright.height < side_px

@@ -13,20 +13,26 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from synthscale.config import StorageConfig
 from synthscale.errors import InputError
 from synthscale.ingest.dataset import SOURCE_COLUMNS
+from synthscale.ingest.file_kinds import Kind, kind_of_bytes, kinds_of
+from synthscale.ingest.intake import Intake
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.fetch import parquet_uri, tar_uri, zip_uri
-from synthscale.tables.image_formats import SUFFIXES
+from synthscale.tables.image_formats import SNIFF_BYTES
 
 _BATCH_ROWS = 20_000
 """Rows per yielded batch of a tar or zip; bounds the memory of a large archive's rows."""
 _MAX_TEXT_BYTES = 2**20
-"""Maximum size of a text member (1 MiB). Larger members are ignored, since they are not labels."""
+"""Maximum size of a text member (1 MiB). Larger members are left out, since they are not labels."""
+_TEXT_KINDS = frozenset({"cls", "txt", "json"})
+"""Extensions, in any case, of a sample's members that give columns."""
+_REPEATED = "names occur again in their archive and were replaced by the later ones"
 
 
 @dataclass(frozen=True)
@@ -44,29 +50,30 @@ class Archive:
     etag: str | None
 
 
-def read_members(archive: Archive, storage: StorageConfig) -> Iterator[dict[str, Any]]:
+def read_members(archive: Archive, storage: StorageConfig, intake: Intake) -> Iterator[dict[str, Any]]:
     """Yield the manifest columns of an archive's images, in batches.
 
     Args:
         archive: the file; its suffix selects the reader.
         storage: S3 settings.
+        intake: members that are passed over, and remarks, are added to it.
 
     Yields:
         Columns of equal length by name: id (without the set's name), uri, label, image_filename, size_bytes, etag
         and the user's own columns. A tar or zip gives about ``_BATCH_ROWS`` rows a batch, a Parquet file one row
-        group.
+        group. The label is what the archive says, or else the name of the folder that contains the member.
 
     Raises:
-        InputError: the archive or a text member is damaged, or a Parquet file has no image column.
+        InputError: the archive is damaged.
         StorageError: the archive cannot be read.
     """
-    read = ARCHIVE_READERS[posixpath.splitext(archive.uri)[1].lower()]
+    read = _READERS[posixpath.splitext(archive.uri)[1].lower()]
     try:
         with (
             fsys.storage_errors(archive.uri, "read"),
             fsys.open_file(archive.uri, storage) as f,
         ):
-            yield from read(archive, f)
+            yield from read(archive, f, intake)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, pa.ArrowInvalid, EOFError) as error:
         raise InputError(
             f"{archive.uri}: damaged or not a {archive.uri.rpartition('.')[2]} file: {error}"
@@ -106,14 +113,34 @@ def _user_columns(values: dict[str, Any]) -> dict[str, Any]:
 # WebDataset tars: the members of a sample are adjacent and share their path up to the file name's first dot.
 
 
-def _tar_members(archive: Archive, file: Any) -> Iterator[dict[str, Any]]:
+def _tar_members(archive: Archive, file: Any, intake: Intake) -> Iterator[dict[str, Any]]:
+    batches = list(_tar_batches(archive, file, intake))
+    # A member that occurs again replaces the earlier one, as on extraction.
+    last = {name: (i, at) for i, batch in enumerate(batches) for at, name in enumerate(batch["id"])}
+    for i, batch in enumerate(batches):
+        repeated = [at for at, name in enumerate(batch["id"]) if last[name] != (i, at)]
+        for at in repeated:
+            intake.remark(_REPEATED, batch["id"][at])
+        yield _without(batch, repeated) if repeated else batch
+
+
+def _without(batch: dict[str, Any], places: list[int]) -> dict[str, Any]:
+    """Return a batch of columns without the rows at some places."""
+    table = pa.table(batch)
+    kept = table.take(np.setdiff1d(np.arange(table.num_rows), places))
+    return {**dict(zip(kept.column_names, kept.columns, strict=True)), "id": kept.column("id").to_pylist()}
+
+
+def _tar_batches(archive: Archive, file: Any, intake: Intake) -> Iterator[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with tarfile.open(fileobj=file, mode="r:") as tar:
         key, images, attributes = "", list[dict[str, Any]](), dict[str, Any]()
         for member in tar:
             if not member.isfile():
                 continue
-            folder, name = posixpath.split(member.name)
+            intake.found += 1
+            path = member.name.removeprefix("./")
+            folder, name = posixpath.split(path)
             stem, _, kind = name.partition(".")
             if posixpath.join(folder, stem) != key:
                 rows += [{**attributes, **image} for image in images]
@@ -121,36 +148,54 @@ def _tar_members(archive: Archive, file: Any) -> Iterator[dict[str, Any]]:
                 if len(rows) >= _BATCH_ROWS:
                     yield _columns(archive, rows)
                     rows = []
-            if posixpath.splitext(name)[1].lower() in SUFFIXES:
+            (found,) = kinds_of([path])
+            if found is Kind.UNKNOWN and kind.lower() not in _TEXT_KINDS:
+                found = kind_of_bytes(_start(tar, member))
+            if found is Kind.IMAGE:
                 images.append(
                     {
                         "id": f"{archive.relative}/{member.name}",
                         "uri": tar_uri(archive.uri, member.name, member.offset_data, member.size),
-                        "image_filename": member.name,
+                        "image_filename": path,
                         "size_bytes": member.size,
                     }
                 )
+                intake.count_rare(path)
                 attributes.setdefault("label", posixpath.basename(folder) or None)
-            elif kind in {"cls", "txt", "json"} and member.size <= _MAX_TEXT_BYTES:
-                data = tar.extractfile(member)
-                attributes |= _parse_text(archive, member.name, kind, b"" if data is None else data.read())
+            elif kind.lower() in _TEXT_KINDS and found is not Kind.SYSTEM:
+                data = tar.extractfile(member) if member.size <= _MAX_TEXT_BYTES else None
+                content = None if data is None else data.read()
+                attributes |= _parse_text(archive, member.name, kind.lower(), content, intake)
+            else:
+                intake.pass_over(found, f"{archive.relative}/{path}")
         rows += [{**attributes, **image} for image in images]
     if rows:
         yield _columns(archive, rows)
 
 
-def _parse_text(archive: Archive, name: str, kind: str, data: bytes) -> dict[str, Any]:
-    """Return the columns that a sample's text member gives: its label, its caption, or the values of its JSON."""
+def _start(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    data = tar.extractfile(member)
+    return b"" if data is None else data.read(SNIFF_BYTES)
+
+
+def _parse_text(archive: Archive, name: str, kind: str, data: bytes | None, intake: Intake) -> dict[str, Any]:
+    """Return the columns that a sample's text member gives: its label, its caption, or the values of its JSON.
+
+    A member that cannot be read gives none, and a remark.
+    """
+    unreadable = f".{kind} members cannot be read and were left out"
+    if data is None:
+        intake.remark(unreadable, f"{archive.relative}/{name}")
+        return {}
     try:
-        text = data.decode().strip()
-        if kind == "cls":
-            return {"label": text}
-        if kind == "txt":
-            return {"caption": text}
+        text = data.decode("utf-8-sig").strip()
+        if kind != "json":
+            return {"label" if kind == "cls" else "caption": text} if text else {}
         values = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{archive.uri}: {name}: cannot be read: {error}") from error
+    except (ValueError, RecursionError):
+        values = None
     if not isinstance(values, dict):
+        intake.remark(unreadable, f"{archive.relative}/{name}")
         return {}
     label = {"label": str(values["label"])} if isinstance(values.get("label"), str | int) else {}
     return label | _user_columns({name: value for name, value in values.items() if name != "label"})
@@ -159,18 +204,32 @@ def _parse_text(archive: Archive, name: str, kind: str, data: bytes) -> dict[str
 # Zips of images.
 
 
-def _zip_members(archive: Archive, file: Any) -> Iterator[dict[str, Any]]:
+def _zip_members(archive: Archive, file: Any, intake: Intake) -> Iterator[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with zipfile.ZipFile(file) as opened:
+        # Some tools on Windows write backslashes. Of members of one name the last one counts, as on extraction.
+        members = {info.filename.replace("\\", "/"): info for info in opened.infolist() if not info.is_dir()}
         for info in opened.infolist():
-            if posixpath.splitext(info.filename)[1].lower() not in SUFFIXES:
+            path = info.filename.replace("\\", "/")
+            if info.is_dir() or path.endswith("/"):
                 continue
+            intake.found += 1
+            if members[path] is not info:
+                intake.remark(_REPEATED, f"{archive.relative}/{path}")
+                continue
+            (found,) = kinds_of([path])
+            if found is Kind.UNKNOWN:
+                found = _kind_of_member(opened, info)
+            if found is not Kind.IMAGE:
+                intake.pass_over(found, f"{archive.relative}/{path}")
+                continue
+            intake.count_rare(path)
             rows.append(
                 {
-                    "id": f"{archive.relative}/{info.filename}",
+                    "id": f"{archive.relative}/{path}",
                     "uri": zip_uri(archive.uri, info.filename),
-                    "label": posixpath.basename(posixpath.dirname(info.filename)) or None,
-                    "image_filename": info.filename,
+                    "label": posixpath.basename(posixpath.dirname(path)) or None,
+                    "image_filename": path,
                 }
             )
             if len(rows) == _BATCH_ROWS:
@@ -178,6 +237,15 @@ def _zip_members(archive: Archive, file: Any) -> Iterator[dict[str, Any]]:
                 rows = []
     if rows:
         yield _columns(archive, rows)
+
+
+def _kind_of_member(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> Kind:
+    try:
+        with opened.open(info) as member:
+            return kind_of_bytes(member.read(SNIFF_BYTES))
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError):
+        # Damaged or encrypted.
+        return Kind.OTHER
 
 
 # Parquet files with a column of encoded images, as written by Hugging Face datasets.
@@ -206,15 +274,17 @@ def _is_plain(kind: pa.DataType) -> bool:
     return not pa.types.is_nested(kind) and not _is_binary(kind)
 
 
-def _parquet_rows(archive: Archive, file: Any) -> Iterator[dict[str, Any]]:
+def _parquet_rows(archive: Archive, file: Any, intake: Intake) -> Iterator[dict[str, Any]]:
     opened = pq.ParquetFile(file)
     schema = opened.schema_arrow
     column = image_column(schema)
     if column is None:
-        raise InputError(
-            f"{archive.uri}: no column contains images: expected a struct with a field bytes, or a binary column "
-            "named image, bytes, jpg or png"
+        intake.remark(
+            "Parquet files have no column of images (a struct with a field bytes, or a binary column named image, "
+            "bytes, jpg or png) and were left out",
+            archive.relative,
         )
+        return
     labels = _label_names(schema)
     plain = [field.name for field in schema if field.name != column and _is_plain(field.type)]
     kind = schema.field(column).type
@@ -238,6 +308,7 @@ def _parquet_rows(archive: Archive, file: Any) -> Iterator[dict[str, Any]]:
             }
             rows.append({**_user_columns(attributes), **source_columns})
             number += 1
+        intake.found += len(rows)
         yield _columns(archive, rows)
 
 
@@ -250,7 +321,7 @@ def _label_names(schema: pa.Schema) -> dict[int, str]:
         return {}
 
 
-ARCHIVE_READERS: dict[str, Callable[[Archive, Any], Iterator[dict[str, Any]]]] = {
+_READERS: dict[str, Callable[[Archive, Any, Intake], Iterator[dict[str, Any]]]] = {
     ".tar": _tar_members,
     ".zip": _zip_members,
     ".parquet": _parquet_rows,

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from synthscale.errors import InputError
+from synthscale.ingest.intake import Intake
 from synthscale.storage import filesystems as fsys
 from synthscale.tables.layout import VectorSource
 from synthscale.tables.schemas import REAL, SYNTHETIC
@@ -35,7 +36,8 @@ class Dataset:
             missing images may be added later (``check_unchanged`` in stage.py compares the images' etags).
         vectors: location of precomputed vectors; None if the input is images.
         is_table: whether the source is a metadata table of images.
-        notes: messages for the report, e.g. the number of skipped files.
+        notes: messages for the report, e.g. the number of files that were passed over.
+        sets: what each set gave, before any control is held out.
     """
 
     rows: pa.Table
@@ -43,6 +45,11 @@ class Dataset:
     vectors: VectorSource | None = None
     is_table: bool = False
     notes: list[str] = field(default_factory=list)
+    sets: list[Intake] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """Return the lines on the input that a person is shown: one a set, then the notes."""
+        return [*(own.summary() for own in self.sets), *(f"note: {note}" for note in self.notes)]
 
 
 def table_rows(frame: pd.DataFrame, source: str, locate: Callable[[str], str], first_row: int = 0) -> pa.Table:

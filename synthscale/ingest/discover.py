@@ -4,10 +4,13 @@ Reads listings and tables, not pixels or vectors. The rows of the returned `Data
 except ``row`` and ``id_hash``.
 """
 
+from dataclasses import replace
+
 from synthscale.config import Config
 from synthscale.errors import InputError, StorageError
 from synthscale.ingest.dataset import Dataset
 from synthscale.ingest.folders import from_folders
+from synthscale.ingest.intake import intakes_of_table, label_notes
 from synthscale.ingest.metadata_tables import from_dataset_folder, from_table_file, from_zip
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.fetch import input_folders
@@ -52,7 +55,10 @@ def _discover(config: Config) -> Dataset:
     if not fsys.exists(uri, storage):
         raise InputError(f"{uri}: not found")
     if uri.lower().endswith(".zip"):
-        return from_zip(uri, storage)
-    if fsys.is_folder(uri, storage):
-        return from_dataset_folder(uri, storage)
-    return from_table_file(uri, storage)
+        dataset = from_zip(uri, storage)
+    elif fsys.is_folder(uri, storage):
+        dataset = from_dataset_folder(uri, storage)
+    else:
+        dataset = from_table_file(uri, storage)
+    sets = intakes_of_table(dataset.rows, uri)
+    return replace(dataset, sets=sets, notes=[*dataset.notes, *label_notes(sets)])

@@ -1,9 +1,12 @@
-"""Rows of image sets given as a folder, S3 prefix or archive: one row per image, its parent folder is the label.
+"""Rows of image sets given as a folder, S3 prefix or archive: one row per image; a folder above it is the label.
 
-Reads listings and the directories of archives, not images; rows are spooled to temporary files.
+Reads listings and the directories of archives, and the first bytes of files whose names do not say what they are;
+rows are spooled to temporary files.
 """
 
 import posixpath
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +14,24 @@ import pyarrow as pa
 
 from synthscale.config import Config, StorageConfig
 from synthscale.errors import InputError
-from synthscale.ingest.archives import ARCHIVE_READERS, Archive, read_members
+from synthscale.ingest.archives import Archive, read_members
 from synthscale.ingest.dataset import Dataset
+from synthscale.ingest.file_kinds import ARCHIVE_SUFFIXES, Kind, kind_of_bytes, kinds_of, suffix_of
+from synthscale.ingest.folder_labels import FolderLabels, label_at
+from synthscale.ingest.intake import Intake, label_notes
 from synthscale.ingest.spool import RunningDigest, Spool
 from synthscale.storage import filesystems as fsys
+from synthscale.storage.fetch import read_start
 from synthscale.storage.filesystems import FileInfo
-from synthscale.storage.listing import list_pages
-from synthscale.tables.image_formats import SUFFIXES
+from synthscale.storage.listing import FolderNotes, list_pages
+from synthscale.tables.faults import RowFault
+from synthscale.tables.image_formats import SNIFF_BYTES, SUFFIXES
 from synthscale.tables.schemas import REAL, SYNTHETIC
+
+_SNIFF_THREADS = 32
+"""Files whose first bytes are read at a time."""
+_CHUNK_ROWS = 65_536
+"""Rows whose labels are derived at a time."""
 
 
 def from_folders(config: Config) -> Dataset:
@@ -32,11 +45,17 @@ def from_folders(config: Config) -> Dataset:
     sets = [_ImageSet(REAL, None, fsys.absolute(config.real))]
     sets += [_ImageSet(SYNTHETIC, name, fsys.absolute(uri)) for name, uri in config.synthetic.items()]
     _check_not_nested({image_set.top for image_set in sets})
-    digest, notes = RunningDigest("folders"), list[str]()
+    digest, intakes = RunningDigest("folders"), list[Intake]()
+    levels, stops, total = list[int](), list[int](), 0
     with Spool() as spool:
         for image_set in sets:
-            notes += _read_set(image_set, config.storage, spool, digest)
-        return Dataset(spool.rows(), digest.text(), notes=notes)
+            intake, level = _read_set(image_set, config.storage, spool, digest)
+            intakes.append(intake)
+            levels.append(level)
+            stops.append(total := total + intake.taken)
+        rows = _with_labels(spool.rows(), levels, stops)
+    notes = [*(line for intake in intakes for line in intake.notes()), *label_notes(intakes)]
+    return Dataset(rows, digest.text(), notes=notes, sets=intakes)
 
 
 @dataclass(frozen=True)
@@ -64,46 +83,120 @@ class _ImageSet:
         )
 
 
-def _read_set(image_set: _ImageSet, storage: StorageConfig, spool: Spool, digest: RunningDigest) -> list[str]:
-    """Append a set's rows to the spool and its files to the digest; return notes for the report."""
-    archives: list[FileInfo] = []
-    images = skipped = 0
-    base = image_set.top.removeprefix("s3://").rstrip("/") + "/"
-    digest.add([image_set.kind, image_set.generator, image_set.top])
-    for page in _pages(image_set.top, storage):
-        page_images = [info for info in page if _suffix(info) in SUFFIXES]
-        archives += (page_archives := [info for info in page if _suffix(info) in ARCHIVE_READERS])
-        skipped += len(page) - len(page_images) - len(page_archives)
-        digest.add([info.path, info.size_bytes, info.etag] for info in [*page_images, *page_archives])
-        if page_images:
-            spool.add(image_set.rows(_columns(image_set.top, base, page_images)))
-        images += len(page_images)
-    for info in archives:
-        relative = info.path.removeprefix(base) if info.path.startswith(base) else posixpath.basename(info.path)
-        uri = f"s3://{info.path}" if fsys.is_s3(image_set.top) else info.path
-        for columns in read_members(Archive(uri, relative, info.etag), storage):
+def _read_set(
+    image_set: _ImageSet, storage: StorageConfig, spool: Spool, digest: RunningDigest
+) -> tuple[Intake, int]:
+    """Append a set's rows to the spool and its files to the digest; return what it gave, and its labels' level."""
+    top, intake, labels, folders = (
+        image_set.top,
+        Intake(image_set.name, image_set.top),
+        FolderLabels(),
+        FolderNotes(),
+    )
+    archives, stated = list[FileInfo](), set[str]()
+    base = top.removeprefix("s3://").rstrip("/") + "/"
+    digest.add([image_set.kind, image_set.generator, top])
+    for page in _pages(top, storage, folders):
+        paths = [_relative(info, base) for info in page]
+        kinds = _sniffed(page, paths, kinds_of(paths), top, storage)
+        for kind, path in zip(kinds, paths, strict=True):
+            if kind not in {Kind.IMAGE, Kind.ARCHIVE}:
+                intake.pass_over(kind, path)
+        images = [info for info, kind in zip(page, kinds, strict=True) if kind is Kind.IMAGE]
+        archives += (found := [info for info, kind in zip(page, kinds, strict=True) if kind is Kind.ARCHIVE])
+        intake.found += len(page) - len(found)
+        digest.add([info.path, info.size_bytes, info.etag] for info in [*images, *found])
+        if images:
+            columns = _columns(top, base, images)
+            intake.taken += len(images)
+            for path in columns["id"]:
+                intake.count_rare(path)
+            labels.add(columns["id"])
             spool.add(image_set.rows(columns))
-            images += len(columns["id"])
-    if not images:
-        kinds = ", ".join([*sorted(SUFFIXES), *sorted(ARCHIVE_READERS)])
-        raise InputError(f"{image_set.top}: contains no images ({kinds})")
-    return [f"{image_set.top}: {skipped:,} files were skipped because they are not images"] if skipped else []
+    for info in archives:
+        uri = f"s3://{info.path}" if fsys.is_s3(top) else info.path
+        archive = Archive(uri, _relative(info, base), info.etag)
+        for columns in read_members(archive, storage, intake):
+            names = columns["image_filename"].to_pylist()
+            if suffix_of(uri) != ".parquet":
+                labels.add(names)
+            given = zip(columns["label"].to_pylist(), names, strict=True)
+            stated |= {label for label, name in given if label is not None and label != label_at(name or "", 1)}
+            intake.taken += len(names)
+            spool.add(image_set.rows(columns))
+    _remark_on_folders(intake, folders, base)
+    if not intake.taken:
+        others = "; ".join(line.partition("passed over: ")[2] or line for line in intake.notes())
+        raise InputError(
+            f"{top}: contains no images ({', '.join([*sorted(SUFFIXES), *sorted(ARCHIVE_SUFFIXES)])})"
+            + (f"; found {others}" if others else "")
+        )
+    source = (
+        "folder names" if not stated else "the archives' metadata" + (" and folder names" if labels.names else "")
+    )
+    intake.set_labels(labels.names | stated, source)
+    return intake, labels.level
 
 
-def _pages(top: str, storage: StorageConfig) -> Any:
+def _relative(info: FileInfo, base: str) -> str:
+    return info.path.removeprefix(base) if info.path.startswith(base) else posixpath.basename(info.path)
+
+
+def _pages(top: str, storage: StorageConfig, folders: FolderNotes) -> Iterable[list[FileInfo]]:
     """Return pages of the files of a set: its sorted listing, or the archive alone."""
-    if _suffix(FileInfo(top, 0, None)) in ARCHIVE_READERS:
+    if suffix_of(top) in ARCHIVE_SUFFIXES:
         info = fsys.stat_or_none(top, storage)
-        if info is None:
+        if info is not None:
+            return [[info]]
+        if not fsys.is_folder(top, storage):
             raise InputError(f"{top}: not found")
-        return [[info]]
     if not fsys.is_s3(top) and not fsys.is_folder(top, storage):
-        raise InputError(f"{top}: no such folder of images")
-    return list_pages(top, storage)
+        raise InputError(_no_folder(top, storage))
+    return list_pages(top, storage, folders)
 
 
-def _suffix(info: FileInfo) -> str:
-    return posixpath.splitext(info.path)[1].lower()
+def _no_folder(top: str, storage: StorageConfig) -> str:
+    if not fsys.exists(top, storage):
+        return f"{top}: no such folder of images"
+    (kind,) = kinds_of([posixpath.basename(top)])
+    if kind in {Kind.COMPRESSED_TAR, Kind.ARRAYS}:
+        return f"{top}: one of the {kind.value}"
+    return f"{top}: no such folder of images, but a file; give its folder, or a .tar, .zip or .parquet of images"
+
+
+def _sniffed(
+    page: list[FileInfo], paths: list[str], kinds: list[Kind], top: str, storage: StorageConfig
+) -> list[Kind]:
+    """Return the kinds of a page's files, with those decided by their first bytes whose names do not say it."""
+    unknown = [i for i, kind in enumerate(kinds) if kind is Kind.UNKNOWN]
+    if not unknown:
+        return kinds
+
+    def sniff(i: int) -> Kind:
+        size = min(SNIFF_BYTES, page[i].size_bytes)
+        try:
+            start = read_start(fsys.join(top, paths[i]), size, storage) if size else b""
+        except RowFault:
+            # Taken, so that it is recorded as a failure of its row.
+            return Kind.IMAGE
+        return kind_of_bytes(start)
+
+    result = list(kinds)
+    with ThreadPoolExecutor(_SNIFF_THREADS) as pool:
+        for i, kind in zip(unknown, pool.map(sniff, unknown), strict=True):
+            result[i] = kind
+    return result
+
+
+def _remark_on_folders(intake: Intake, folders: FolderNotes, base: str) -> None:
+    for paths, words in (
+        (folders.outside, "links to folders outside were followed"),
+        (folders.inside, "links to other folders inside were followed, whose images are taken twice"),
+        (folders.loops, "links to folders that contain them were not followed"),
+        (folders.denied, "folders may not be read and were passed over"),
+    ):
+        for path in paths:
+            intake.remark(words, path.removeprefix(base))
 
 
 def _check_not_nested(tops: set[str]) -> None:
@@ -125,3 +218,34 @@ def _columns(top: str, base: str, images: list[FileInfo]) -> dict[str, Any]:
         "size_bytes": pa.array([info.size_bytes for info in images], pa.int64()),
         "etag": pa.array([info.etag for info in images], pa.string()),
     }
+
+
+def _with_labels(rows: pa.Table, levels: list[int], stops: list[int]) -> pa.Table:
+    """Replace the names of containing folders, for sets whose labels are those of folders further up.
+
+    Args:
+        rows: rows of all sets, one after the other; folder labels are those of level 1.
+        levels: level of each set's labels.
+        stops: row after each set's last.
+    """
+    if all(level == 1 for level in levels):
+        return rows
+    chunks, start = list[pa.Array](), 0
+    for level, stop in zip(levels, stops, strict=True):
+        own = rows.slice(start, stop - start).select(["label", "image_filename"])
+        chunks += own.column("label").chunks if level == 1 else list(_labels_at(own, level))
+        start = stop
+    place = rows.column_names.index("label")
+    return rows.set_column(place, "label", pa.chunked_array(chunks, pa.string()))
+
+
+def _labels_at(rows: pa.Table, level: int) -> Iterator[pa.Array]:
+    for start in range(0, rows.num_rows, _CHUNK_ROWS):
+        labels, names = (column.to_pylist() for column in rows.slice(start, _CHUNK_ROWS).columns)
+        yield pa.array(
+            [
+                label_at(name, level) if name is not None and label == label_at(name, 1) else label
+                for label, name in zip(labels, names, strict=True)
+            ],
+            pa.string(),
+        )

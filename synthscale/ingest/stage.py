@@ -111,6 +111,7 @@ def run(context: StageContext, dataset: Dataset) -> StageOutcome:
         "shard_stops": [shard.stop for shard in shards],
         "generators": generators,
         "notes": dataset.notes,
+        "sets": [own.to_json() for own in dataset.sets],
         "vectors": None if dataset.vectors is None else vars(dataset.vectors),
     }
     return StageOutcome({"rows": n, "real": kinds[REAL], "synthetic": kinds[SYNTHETIC]}, info)

@@ -96,6 +96,26 @@ def fetch(stored: StoredFile, storage: StorageConfig, roots: Sequence[str] = ())
         raise RowFault(Reason.READ_ERROR, f"{uri}: {message_of(error)}") from error
 
 
+def read_start(uri: str, size_bytes: int, storage: StorageConfig) -> bytes:
+    """Return the first ``size_bytes`` bytes, at least 1 and at most the file's size, of a local file or S3 object.
+
+    Raises:
+        RowFault: the bytes cannot be read.
+        StorageUnavailable: a transient error lasted for ``storage.retry_s``.
+    """
+    if fsys.is_s3(uri):
+        return objects.get_object(StoredFile(uri, None, None), storage, MAX_BYTES, (0, size_bytes))
+
+    def read() -> bytes:
+        with open(uri, "rb") as file:
+            return file.read(size_bytes)
+
+    try:
+        return retrying(read, uri, "read", storage.retry_s)
+    except OSError as error:
+        raise RowFault(Reason.READ_ERROR, f"{uri}: {message_of(error)}") from error
+
+
 def _fetch(stored: StoredFile, storage: StorageConfig) -> bytes:
     scheme, separator, rest = stored.uri.partition("://")
     if separator and scheme in _MEMBER_READERS:

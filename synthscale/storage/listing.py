@@ -4,12 +4,14 @@ An S3 prefix is split into sub-prefixes that are listed in parallel, so that a l
 hours. The number of pages that are prefetched is bounded, and the whole listing is never in memory.
 """
 
+import errno
 import os
 import queue
 import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -31,10 +33,34 @@ _MAX_DEPTH = 3
 """Maximum number of folder levels by which a prefix is split."""
 _MAX_PREFIXES = 4096
 """A split into more sub-prefixes than this is not used."""
+_Identity = tuple[int, int]
+"""Device and inode of a folder."""
 
 
-def list_pages(uri: str, storage: StorageConfig) -> Iterator[list[FileInfo]]:
+@dataclass
+class FolderNotes:
+    """Symbolic links to folders and unreadable folders that a listing met, by their paths.
+
+    Attributes:
+        outside: followed to a folder outside the listed one.
+        inside: followed to another folder below the listed one, whose files are then listed twice.
+        loops: not followed, since they lead to a folder that contains them.
+        denied: folders that may not be listed.
+    """
+
+    outside: list[str] = field(default_factory=list)
+    inside: list[str] = field(default_factory=list)
+    loops: list[str] = field(default_factory=list)
+    denied: list[str] = field(default_factory=list)
+
+
+def list_pages(uri: str, storage: StorageConfig, notes: FolderNotes | None = None) -> Iterator[list[FileInfo]]:
     """Yield all files below a local folder or S3 prefix, sorted by path.
+
+    Args:
+        uri: local folder, whose links to files and folders are followed, or S3 prefix.
+        storage: S3 settings.
+        notes: links to folders and unreadable folders are added to it.
 
     Yields:
         Pages of up to ``_PAGE`` files; a page may be empty.
@@ -47,7 +73,8 @@ def list_pages(uri: str, storage: StorageConfig) -> Iterator[list[FileInfo]]:
         return
     page: list[FileInfo] = []
     with fsys.storage_errors(uri, "list"):
-        for info in _files(uri, storage.retry_s):
+        tree = _Tree(os.path.realpath(uri), storage.retry_s, notes or FolderNotes())
+        for info in tree.files(uri, {_identity(uri)}):
             page.append(info)
             if len(page) == _PAGE:
                 yield page
@@ -55,13 +82,39 @@ def list_pages(uri: str, storage: StorageConfig) -> Iterator[list[FileInfo]]:
     yield page
 
 
-def _files(folder: str, retry_s: float) -> Iterator[FileInfo]:
-    """Yield the files below a folder, sorted by path; follow links to files, but not links to folders."""
-    for path, info in retrying(partial(_entries, folder), folder, "list", retry_s):
-        if info is None:
-            yield from _files(path, retry_s)
-        else:
-            yield info
+@dataclass(frozen=True)
+class _Tree:
+    """A folder that is listed: its real path, the seconds that its requests are repeated for, and its notes."""
+
+    top: str
+    retry_s: float
+    notes: FolderNotes
+
+    def files(self, folder: str, above: set[_Identity]) -> Iterator[FileInfo]:
+        """Yield the files below a folder, sorted by path; ``above`` identifies it and those around it."""
+        try:
+            entries = retrying(partial(_entries, folder), folder, "list", self.retry_s)
+        except PermissionError:
+            if os.path.realpath(folder) == self.top:
+                raise
+            self.notes.denied.append(folder)
+            return
+        for path, info in entries:
+            if info is not None:
+                yield info
+            elif not os.path.islink(path):
+                yield from self.files(path, {*above, _identity(path)})
+            elif (target := _identity(path)) in above:
+                self.notes.loops.append(path)
+            else:
+                is_inside = f"{os.path.realpath(path)}/".startswith(f"{self.top}/")
+                (self.notes.inside if is_inside else self.notes.outside).append(path)
+                yield from self.files(path, {*above, target})
+
+
+def _identity(path: str) -> _Identity:
+    state = os.stat(path)
+    return state.st_dev, state.st_ino
 
 
 def _entries(folder: str) -> list[tuple[str, FileInfo | None]]:
@@ -69,19 +122,31 @@ def _entries(folder: str) -> list[tuple[str, FileInfo | None]]:
     with os.scandir(folder) as iterator:
         entries = list(iterator)
     # With the slash, names sort as they do within whole paths: "a-b/c" comes before "a/b".
-    entries.sort(key=lambda entry: f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name)
+    folders = {entry.name for entry in entries if _is_folder(entry)}
+    entries.sort(key=lambda entry: f"{entry.name}/" if entry.name in folders else entry.name)
     result: list[tuple[str, FileInfo | None]] = []
     for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
+        if entry.name in folders:
             result.append((entry.path, None))
-        elif not entry.is_dir():
-            try:
-                state = entry.stat()
-            except FileNotFoundError:
-                # A broken link stays in the listing, so that it is recorded as a failure of its row.
-                state = entry.stat(follow_symlinks=False)
-            result.append((entry.path, FileInfo(entry.path, state.st_size, fsys.file_etag(state))))
+            continue
+        try:
+            state = entry.stat()
+        except OSError as error:
+            if error.errno not in {errno.ENOENT, errno.ELOOP}:
+                raise
+            # A link that leads nowhere stays in the listing, so that it is recorded as a failure of its row.
+            state = entry.stat(follow_symlinks=False)
+        result.append((entry.path, FileInfo(entry.path, state.st_size, fsys.file_etag(state))))
     return result
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
 
 
 def _objects(uri: str, storage: StorageConfig) -> Iterator[list[FileInfo]]:

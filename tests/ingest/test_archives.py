@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import warnings
 import zipfile
 
 import pyarrow as pa
@@ -129,10 +130,75 @@ def test_an_archive_without_images_and_a_missing_archive_are_refused(tmp_path, p
         rows_of(tmp_path, tmp_path / "none.tar")
 
 
-def test_an_unreadable_text_member_is_named(tmp_path, pictures):
-    write_tar(tmp_path / "fake.tar", [("a.png", next(iter(pictures.values()))), ("a.json", b"{")])
-    with pytest.raises(InputError, match=r"fake\.tar: a\.json"):
-        rows_of(tmp_path, tmp_path / "fake.tar")
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.json", b"{"),
+        ("a.json", b""),
+        ("a.json", b"[1]"),
+        ("a.json", b"\xff\xfe"),
+        pytest.param("a.json", b"[" * 100_000, id="nested"),
+        ("a.txt", b"\xff\xfe\x00"),
+        ("a.cls", b"\xff"),
+        pytest.param("a.txt", b"x" * (2**20 + 1), id="large"),
+    ],
+)
+def test_an_unreadable_text_member_is_left_out_with_a_note(tmp_path, pictures, name, data):
+    first = next(iter(pictures.values()))
+    write_tar(tmp_path / "fake.tar", [("a.png", first), (name, data), ("b.png", first), ("b.cls", b"7")])
+    rows, found = rows_of(tmp_path, tmp_path / "fake.tar")
+    assert [row["label"] for row in rows] == [None, "7"]
+    (note,) = (line for line in found.notes if "fake.tar" in line)
+    assert f"1 {name[1:]} members cannot be read and were left out (fake.tar/{name})" in note
+
+
+def test_extensions_of_text_members_are_read_in_any_case_and_dots_in_folders_end_no_key(tmp_path, pictures):
+    first = next(iter(pictures.values()))
+    members = [
+        ("v1.0/a.PNG", first),
+        ("v1.0/a.CLS", b"cat"),
+        ("v1.0/a.JSON", b'{"seed": 3}'),
+        ("v1.0/a.Txt", b"hi"),
+    ]
+    write_tar(tmp_path / "fake.tar", members)
+    ((row,), _) = rows_of(tmp_path, tmp_path / "fake.tar")
+    assert (row["label"], row["seed"], row["caption"]) == ("cat", 3, "hi")
+
+
+def test_an_empty_class_or_caption_is_none(tmp_path, pictures):
+    write_tar(tmp_path / "fake.tar", [("a.png", next(iter(pictures.values()))), ("a.cls", b" "), ("a.txt", b"")])
+    ((row,), _) = rows_of(tmp_path, tmp_path / "fake.tar")
+    assert row["label"] is None
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".zip"])
+def test_of_members_with_one_name_the_later_is_taken(tmp_path, pictures, suffix):
+    one, two, three, *_ = pictures.values()
+    members = [("x/a.png", one), ("x/b.png", two), ("x/a.png", three)]
+    path = tmp_path / f"fake{suffix}"
+    if suffix == ".tar":
+        write_tar(path, members)
+    else:
+        with zipfile.ZipFile(path, "w") as file, warnings.catch_warnings(action="ignore"):
+            for name, data in members:
+                file.writestr(name, data)
+    rows, found = rows_of(tmp_path, path)
+    got = {
+        row["image_filename"]: fetch(StoredFile(row["uri"], row["size_bytes"], row["etag"]), LOCAL) for row in rows
+    }
+    assert got == {"x/a.png": three, "x/b.png": two}
+    assert any("1 names occur again" in note for note in found.notes)
+
+
+def test_backslashes_in_a_zip_are_folders(tmp_path, pictures):
+    with zipfile.ZipFile(tmp_path / "fake.zip", "w") as file:
+        for name, data in pictures.items():
+            info = zipfile.ZipInfo("x")
+            info.filename = f"set\\cat\\{name}"
+            file.writestr(info, data)
+    rows, _ = rows_of(tmp_path, tmp_path / "fake.zip")
+    assert {row["label"] for row in rows} == {"cat"}
+    assert_leads_to(rows, pictures)
 
 
 def test_a_zip_of_images_needs_no_table(tmp_path, pictures):
@@ -177,10 +243,15 @@ def test_a_binary_parquet_column_is_read_and_a_null_is_a_failure_of_its_row(tmp_
     assert fault.value.reason is Reason.EMPTY
 
 
-def test_parquet_without_an_image_column_is_refused_by_name(tmp_path, pictures):
+def test_parquet_without_an_image_column_is_left_out_with_a_note(tmp_path, pictures, make_images):
     pq.write_table(pa.table({"x": [1]}), tmp_path / "fake.parquet")
-    with pytest.raises(InputError, match=r"fake\.parquet: no column contains images"):
+    with pytest.raises(InputError, match=r"contains no images.*1 Parquet files have no column of images"):
         rows_of(tmp_path, tmp_path / "fake.parquet")
+    make_images(tmp_path / "fake", 3, seed=2)
+    (tmp_path / "fake.parquet").rename(tmp_path / "fake" / "stats.parquet")
+    rows, found = rows_of(tmp_path, tmp_path / "fake")
+    assert len(rows) == 3
+    assert any("stats.parquet" in note for note in found.notes)
 
 
 def test_the_digest_changes_exactly_when_an_archive_does(tmp_path, pictures):

@@ -9,7 +9,7 @@ from synthscale.config import Config, StorageConfig
 from synthscale.errors import StorageError
 from synthscale.ingest.discover import discover
 from synthscale.storage import listing
-from synthscale.storage.listing import list_pages
+from synthscale.storage.listing import FolderNotes, list_pages
 from tests.object_server import Fault, ObjectServer
 
 LOCAL = StorageConfig()
@@ -85,18 +85,40 @@ def test_a_listing_can_be_closed_while_the_prefetch_queue_is_full(server, storag
     assert len(names("s3://long", storage)) == 200
 
 
-def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path):
+def test_links_to_files_and_folders_are_followed(tmp_path):
+    top, out = tmp_path / "top", tmp_path / "out"
+    (top / "b").mkdir(parents=True)
+    (out / "deep").mkdir(parents=True)
+    for name in (out / "a.png", out / "deep" / "c.png", top / "b" / "d.png"):
+        name.write_bytes(b"abc")
+    (top / "link.png").symlink_to(out / "a.png")
+    (top / "outside").symlink_to(out)
+    (top / "b2").symlink_to("b")
+    (top / "b" / "up").symlink_to("..")
+    (out / "deep" / "back").symlink_to(out)
+    (top / "itself").symlink_to("itself")
+    (top / "broken.png").symlink_to(tmp_path / "none")
+    notes = FolderNotes()
+    (page,) = list_pages(str(top), LOCAL, notes)
+    found = {info.path.removeprefix(f"{top}/"): info.size_bytes for info in page}
+    assert list(found) == sorted(found)
+    assert {name: size for name, size in found.items() if size == 3} == dict.fromkeys(
+        ("link.png", "outside/a.png", "outside/deep/c.png", "b/d.png", "b2/d.png"), 3
+    )
+    assert set(found) - {name for name, size in found.items() if size == 3} == {"broken.png", "itself"}
+    assert notes.outside == [f"{top}/outside"]
+    assert notes.inside == [f"{top}/b2"]
+    assert sorted(notes.loops) == [f"{top}/b/up", f"{top}/b2/up", f"{top}/outside/deep/back"]
+
+
+def test_a_link_to_a_folder_outside_that_leads_back_ends(tmp_path):
     (tmp_path / "top").mkdir()
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "a.png").write_bytes(b"abc")
-    (tmp_path / "top" / "link.png").symlink_to(tmp_path / "out" / "a.png")
-    (tmp_path / "top" / "folder").symlink_to(tmp_path / "out")
-    (tmp_path / "top" / "broken.png").symlink_to(tmp_path / "none")
+    (tmp_path / "top" / "go").symlink_to(tmp_path / "out")
+    (tmp_path / "out" / "back").symlink_to(tmp_path / "top")
+    (tmp_path / "top" / "a.png").write_bytes(b"x")
     (page,) = list_pages(str(tmp_path / "top"), LOCAL)
-    assert [(info.path.rsplit("/")[-1], info.size_bytes) for info in page if info.path.endswith("link.png")] == [
-        ("link.png", 3)
-    ]
-    assert sorted(info.path.rsplit("/")[-1] for info in page) == ["broken.png", "link.png"]
+    assert [info.path for info in page] == [f"{tmp_path}/top/a.png"]
 
 
 @pytest.mark.parametrize(
