@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from synthscale.config import StorageConfig
 from synthscale.errors import InputError
 from synthscale.ingest.dataset import SOURCE_COLUMNS
-from synthscale.ingest.file_kinds import Kind, kind_of_bytes, kinds_of
+from synthscale.ingest.file_kinds import TAKEN, Kind, kind_of_bytes, kinds_of
 from synthscale.ingest.intake import Intake
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.fetch import parquet_uri, tar_uri, zip_uri
@@ -151,7 +151,9 @@ def _tar_batches(archive: Archive, file: Any, intake: Intake) -> Iterator[dict[s
             (found,) = kinds_of([path])
             if found is Kind.UNKNOWN and kind.lower() not in _TEXT_KINDS:
                 found = kind_of_bytes(_start(tar, member))
-            if found is Kind.IMAGE:
+            if found is Kind.RARE:
+                intake.count_rare(path)
+            if found in TAKEN:
                 images.append(
                     {
                         "id": f"{archive.relative}/{member.name}",
@@ -160,7 +162,6 @@ def _tar_batches(archive: Archive, file: Any, intake: Intake) -> Iterator[dict[s
                         "size_bytes": member.size,
                     }
                 )
-                intake.count_rare(path)
                 attributes.setdefault("label", posixpath.basename(folder) or None)
             elif kind.lower() in _TEXT_KINDS and found is not Kind.SYSTEM:
                 data = tar.extractfile(member) if member.size <= _MAX_TEXT_BYTES else None
@@ -220,10 +221,11 @@ def _zip_members(archive: Archive, file: Any, intake: Intake) -> Iterator[dict[s
             (found,) = kinds_of([path])
             if found is Kind.UNKNOWN:
                 found = _kind_of_member(opened, info)
-            if found is not Kind.IMAGE:
+            if found not in TAKEN:
                 intake.pass_over(found, f"{archive.relative}/{path}")
                 continue
-            intake.count_rare(path)
+            if found is Kind.RARE:
+                intake.count_rare(path)
             rows.append(
                 {
                     "id": f"{archive.relative}/{path}",

@@ -3,12 +3,11 @@
 Pure: works on relative paths and bytes; reads nothing.
 """
 
-import posixpath
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import lru_cache
 
-from synthscale.tables.image_formats import SUFFIXES, format_of_bytes, readable_formats
+from synthscale.tables.image_formats import RARE_SUFFIXES, SUFFIXES, format_of_bytes, readable_formats
 
 ARCHIVE_SUFFIXES = frozenset({".tar", ".zip", ".parquet"})
 """Lower-case extensions of files that contain images."""
@@ -117,6 +116,7 @@ class Kind(StrEnum):
     """What a file is taken as; the values of those that are passed over are the words of their note."""
 
     IMAGE = "image"
+    RARE = "image with a rare extension, which is worth a line"
     ARCHIVE = "archive"
     UNKNOWN = "unknown"
     SYSTEM = "hidden and system files"
@@ -124,6 +124,10 @@ class Kind(StrEnum):
     COMPRESSED_TAR = "compressed tars, which cannot be read in pieces: unpack them, or make plain tars of them"
     ARRAYS = "files of arrays: save images as PNG, or give vectors as a Parquet file with a column embedding"
     UNREADABLE = "images that this Pillow does not read: pip install pillow-heif for .heic"
+
+
+TAKEN = frozenset({Kind.IMAGE, Kind.RARE})
+"""Kinds of images."""
 
 
 def kinds_of(paths: Sequence[str]) -> list[Kind]:
@@ -150,7 +154,9 @@ def kind_of_bytes(start: bytes) -> Kind:
 
 def suffix_of(path: str) -> str:
     """Return the lower-case extension of a path with its dot; empty if it has none."""
-    return posixpath.splitext(path)[1].lower()
+    name = path[path.rfind("/") + 1 :]
+    dot = name.rfind(".")
+    return name[dot:].lower() if dot > 0 else ""
 
 
 def _is_system(name: str) -> bool:
@@ -167,7 +173,8 @@ def _kind_of_name(name: str) -> Kind:
 @lru_cache(maxsize=4096)
 def _kind_of_suffix(suffix: str) -> Kind:
     if suffix in SUFFIXES:
-        return Kind.IMAGE if SUFFIXES[suffix] in readable_formats() else Kind.UNREADABLE
+        readable = Kind.RARE if suffix in RARE_SUFFIXES else Kind.IMAGE
+        return readable if SUFFIXES[suffix] in readable_formats() else Kind.UNREADABLE
     if suffix in ARCHIVE_SUFFIXES:
         return Kind.ARCHIVE
     if suffix in _ARRAYS:

@@ -16,7 +16,7 @@ from synthscale.config import Config, StorageConfig
 from synthscale.errors import InputError
 from synthscale.ingest.archives import Archive, read_members
 from synthscale.ingest.dataset import Dataset
-from synthscale.ingest.file_kinds import ARCHIVE_SUFFIXES, Kind, kind_of_bytes, kinds_of, suffix_of
+from synthscale.ingest.file_kinds import ARCHIVE_SUFFIXES, TAKEN, Kind, kind_of_bytes, kinds_of, suffix_of
 from synthscale.ingest.folder_labels import FolderLabels, label_at
 from synthscale.ingest.intake import Intake, label_notes
 from synthscale.ingest.spool import RunningDigest, Spool
@@ -99,18 +99,17 @@ def _read_set(
     for page in _pages(top, storage, folders):
         paths = [_relative(info, base) for info in page]
         kinds = _sniffed(page, paths, kinds_of(paths), top, storage)
-        for kind, path in zip(kinds, paths, strict=True):
-            if kind not in {Kind.IMAGE, Kind.ARCHIVE}:
-                intake.pass_over(kind, path)
-        images = [info for info, kind in zip(page, kinds, strict=True) if kind is Kind.IMAGE]
-        archives += (found := [info for info, kind in zip(page, kinds, strict=True) if kind is Kind.ARCHIVE])
+        images, found = page, list[FileInfo]()
+        if any(kind is not Kind.IMAGE for kind in kinds):
+            _count(intake, kinds, paths)
+            images = [info for info, kind in zip(page, kinds, strict=True) if kind in TAKEN]
+            found = [info for info, kind in zip(page, kinds, strict=True) if kind is Kind.ARCHIVE]
+            archives += found
         intake.found += len(page) - len(found)
         digest.add([info.path, info.size_bytes, info.etag] for info in [*images, *found])
         if images:
             columns = _columns(top, base, images)
             intake.taken += len(images)
-            for path in columns["id"]:
-                intake.count_rare(path)
             labels.add(columns["id"])
             spool.add(image_set.rows(columns))
     for info in archives:
@@ -136,6 +135,14 @@ def _read_set(
     )
     intake.set_labels(labels.names | stated, source)
     return intake, labels.level
+
+
+def _count(intake: Intake, kinds: list[Kind], paths: list[str]) -> None:
+    for kind, path in zip(kinds, paths, strict=True):
+        if kind is Kind.RARE:
+            intake.count_rare(path)
+        elif kind not in {Kind.IMAGE, Kind.ARCHIVE}:
+            intake.pass_over(kind, path)
 
 
 def _relative(info: FileInfo, base: str) -> str:

@@ -80,8 +80,8 @@ class Intake:
 
     def count_rare(self, name: str) -> None:
         """Count an image with a rare extension as worth a line."""
-        if (suffix := suffix_of(name)) in RARE_SUFFIXES:
-            self.remark(f"{suffix}: read as {RARE_SUFFIXES[suffix]}", name)
+        suffix = suffix_of(name)
+        self.remark(f"{suffix}: read as {RARE_SUFFIXES[suffix]}", name)
 
     def set_labels(self, labels: Iterable[str], source: str) -> None:
         """Record the distinct labels and where they come from."""
