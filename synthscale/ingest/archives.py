@@ -151,6 +151,8 @@ def _tar_batches(archive: Archive, file: Any, intake: Intake) -> Iterator[dict[s
             (found,) = kinds_of([path])
             if found is Kind.UNKNOWN and kind.lower() not in _TEXT_KINDS:
                 found = kind_of_bytes(_start(tar, member))
+                if found in TAKEN:
+                    intake.count_sniffed(path)
             if found is Kind.RARE:
                 intake.count_rare(path)
             if found in TAKEN:
@@ -221,6 +223,8 @@ def _zip_members(archive: Archive, file: Any, intake: Intake) -> Iterator[dict[s
             (found,) = kinds_of([path])
             if found is Kind.UNKNOWN:
                 found = _kind_of_member(opened, info)
+                if found in TAKEN:
+                    intake.count_sniffed(path)
             if found not in TAKEN:
                 intake.pass_over(found, f"{archive.relative}/{path}")
                 continue

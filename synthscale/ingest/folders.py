@@ -98,7 +98,7 @@ def _read_set(
     digest.add([image_set.kind, image_set.generator, top])
     for page in _pages(top, storage, folders):
         paths = [_relative(info, base) for info in page]
-        kinds = _sniffed(page, paths, kinds_of(paths), top, storage)
+        kinds = _sniffed(page, paths, image_set, storage, intake)
         images, found = page, list[FileInfo]()
         if any(kind is not Kind.IMAGE for kind in kinds):
             _count(intake, kinds, paths)
@@ -172,9 +172,10 @@ def _no_folder(top: str, storage: StorageConfig) -> str:
 
 
 def _sniffed(
-    page: list[FileInfo], paths: list[str], kinds: list[Kind], top: str, storage: StorageConfig
+    page: list[FileInfo], paths: list[str], image_set: _ImageSet, storage: StorageConfig, intake: Intake
 ) -> list[Kind]:
-    """Return the kinds of a page's files, with those decided by their first bytes whose names do not say it."""
+    """Return the kinds of a page's files; their first bytes decide where their names do not say it."""
+    kinds = kinds_of(paths)
     unknown = [i for i, kind in enumerate(kinds) if kind is Kind.UNKNOWN]
     if not unknown:
         return kinds
@@ -182,7 +183,7 @@ def _sniffed(
     def sniff(i: int) -> Kind:
         size = min(SNIFF_BYTES, page[i].size_bytes)
         try:
-            start = read_start(fsys.join(top, paths[i]), size, storage) if size else b""
+            start = read_start(fsys.join(image_set.top, paths[i]), size, storage) if size else b""
         except RowFault:
             # Taken, so that it is recorded as a failure of its row.
             return Kind.IMAGE
@@ -192,6 +193,8 @@ def _sniffed(
     with ThreadPoolExecutor(_SNIFF_THREADS) as pool:
         for i, kind in zip(unknown, pool.map(sniff, unknown), strict=True):
             result[i] = kind
+            if kind in TAKEN:
+                intake.count_sniffed(paths[i])
     return result
 
 

@@ -80,8 +80,11 @@ class Intake:
 
     def count_rare(self, name: str) -> None:
         """Count an image with a rare extension as worth a line."""
-        suffix = suffix_of(name)
-        self.remark(f"{suffix}: read as {RARE_SUFFIXES[suffix]}", name)
+        self.remark(f"with rare extensions are read as {RARE_SUFFIXES[suffix_of(name)]}", name)
+
+    def count_sniffed(self, name: str) -> None:
+        """Count an image that only its first bytes show to be one."""
+        self.remark("whose names do not say so are images by their first bytes", name)
 
     def set_labels(self, labels: Iterable[str], source: str) -> None:
         """Record the distinct labels and where they come from."""
