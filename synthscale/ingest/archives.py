@@ -272,6 +272,22 @@ def image_column(schema: pa.Schema) -> str | None:
     return None
 
 
+def has_images(archive: Archive, storage: StorageConfig) -> bool:
+    """Return whether an archive can contain images: False for a Parquet file without a column of images.
+
+    Raises:
+        InputError: the Parquet file is damaged.
+        StorageError: it cannot be read.
+    """
+    if not archive.uri.lower().endswith(".parquet"):
+        return True
+    try:
+        with fsys.storage_errors(archive.uri, "read"), fsys.open_file(archive.uri, storage) as file:
+            return image_column(pq.ParquetFile(file).schema_arrow) is not None
+    except (pa.ArrowInvalid, EOFError) as error:
+        raise InputError(f"{archive.uri}: damaged or not a parquet file: {error}") from error
+
+
 def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
@@ -285,12 +301,7 @@ def _parquet_rows(archive: Archive, file: Any, intake: Intake) -> Iterator[dict[
     schema = opened.schema_arrow
     column = image_column(schema)
     if column is None:
-        intake.remark(
-            "Parquet files have no column of images (a struct with a field bytes, or a binary column named image, "
-            "bytes, jpg or png) and were left out",
-            archive.relative,
-        )
-        return
+        raise InputError(f"{archive.uri}: no column contains images")
     labels = _label_names(schema)
     plain = [field.name for field in schema if field.name != column and _is_plain(field.type)]
     kind = schema.field(column).type

@@ -12,6 +12,7 @@ from synthscale.tables.image_formats import RARE_SUFFIXES, SUFFIXES, format_of_b
 ARCHIVE_SUFFIXES = frozenset({".tar", ".zip", ".parquet"})
 """Lower-case extensions of files that contain images."""
 
+_TABLE_NAMES = frozenset({"metadata.csv", "metadata.jsonl"})
 _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 _COMPRESSIONS = frozenset({".gz", ".tgz", ".bz2", ".tbz", ".tbz2", ".xz", ".txz", ".zst", ".lz4"})
 _ARRAYS = frozenset({".npy", ".npz", ".pt", ".pth", ".pkl", ".pickle", ".mat", ".h5", ".hdf5", ".safetensors"})
@@ -118,6 +119,7 @@ class Kind(StrEnum):
     IMAGE = "image"
     RARE = "image with a rare extension, which is worth a line"
     ARCHIVE = "archive"
+    TABLE = "table beside images"
     UNKNOWN = "unknown"
     SYSTEM = "hidden and system files"
     OTHER = "files that are no images"
@@ -165,6 +167,8 @@ def _is_system(name: str) -> bool:
 
 def _kind_of_name(name: str) -> Kind:
     suffix = suffix_of(name)
+    if name in _TABLE_NAMES:
+        return Kind.TABLE
     if suffix in _COMPRESSIONS and name.lower().endswith(_COMPRESSED_TARS):
         return Kind.COMPRESSED_TAR
     return _kind_of_suffix(suffix)

@@ -14,22 +14,25 @@ import pyarrow as pa
 
 from synthscale.config import Config, StorageConfig
 from synthscale.errors import InputError
-from synthscale.ingest.archives import Archive, read_members
+from synthscale.ingest.archives import Archive, has_images, read_members
 from synthscale.ingest.dataset import Dataset
 from synthscale.ingest.file_kinds import ARCHIVE_SUFFIXES, TAKEN, Kind, kind_of_bytes, kinds_of, suffix_of
 from synthscale.ingest.folder_labels import FolderLabels, label_at
 from synthscale.ingest.intake import Intake, label_notes
-from synthscale.ingest.spool import RunningDigest, Spool
+from synthscale.ingest.sidecars import Sidecar, joined
+from synthscale.ingest.spool import RunningDigest, Spool, concatenated
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.fetch import read_start
 from synthscale.storage.filesystems import FileInfo
 from synthscale.storage.listing import FolderNotes, list_pages
 from synthscale.tables.faults import RowFault
-from synthscale.tables.image_formats import SNIFF_BYTES, SUFFIXES
+from synthscale.tables.image_formats import SNIFF_BYTES, readable_formats
 from synthscale.tables.schemas import REAL, SYNTHETIC
 
 _SNIFF_THREADS = 32
 """Files whose first bytes are read at a time."""
+_OPENED = frozenset({Kind.ARCHIVE, Kind.TABLE})
+_TABLES = frozenset({".csv", ".jsonl"})
 _CHUNK_ROWS = 65_536
 """Rows whose labels are derived at a time."""
 
@@ -45,17 +48,19 @@ def from_folders(config: Config) -> Dataset:
     sets = [_ImageSet(REAL, None, fsys.absolute(config.real))]
     sets += [_ImageSet(SYNTHETIC, name, fsys.absolute(uri)) for name, uri in config.synthetic.items()]
     _check_not_nested({image_set.top for image_set in sets})
-    digest, intakes = RunningDigest("folders"), list[Intake]()
-    levels, stops, total = list[int](), list[int](), 0
+    digest, found, stops = RunningDigest("folders"), list[_Found](), [0]
     with Spool() as spool:
         for image_set in sets:
-            intake, level = _read_set(image_set, config.storage, spool, digest)
-            intakes.append(intake)
-            levels.append(level)
-            stops.append(total := total + intake.taken)
-        rows = _with_labels(spool.rows(), levels, stops)
+            found.append(own := _read_set(image_set, config.storage, spool, digest))
+            stops.append(stops[-1] + own.intake.taken)
+        rows = spool.rows()
+    parts = []
+    for start, stop, own in zip(stops, stops[1:], found, strict=False):
+        part = _with_labels(rows.slice(start, stop - start), own.level)
+        parts.append(joined(part, own.sidecars, config.storage, own.intake))
+    intakes = [own.intake for own in found]
     notes = [*(line for intake in intakes for line in intake.notes()), *label_notes(intakes)]
-    return Dataset(rows, digest.text(), notes=notes, sets=intakes)
+    return Dataset(concatenated(parts), digest.text(), notes=notes, sets=intakes)
 
 
 @dataclass(frozen=True)
@@ -83,16 +88,24 @@ class _ImageSet:
         )
 
 
-def _read_set(
-    image_set: _ImageSet, storage: StorageConfig, spool: Spool, digest: RunningDigest
-) -> tuple[Intake, int]:
-    """Append a set's rows to the spool and its files to the digest; return what it gave, and its labels' level."""
+@dataclass(frozen=True)
+class _Found:
+    """What a set gave: its counts, the level of its folder labels, and the tables beside its images."""
+
+    intake: Intake
+    level: int
+    sidecars: list[Sidecar]
+
+
+def _read_set(image_set: _ImageSet, storage: StorageConfig, spool: Spool, digest: RunningDigest) -> _Found:
+    """Append a set's rows to the spool and its files to the digest."""
     top, intake, labels, folders = (
         image_set.top,
         Intake(image_set.name, image_set.top),
         FolderLabels(),
         FolderNotes(),
     )
+    sidecars = list[Sidecar]()
     archives, stated = list[FileInfo](), set[str]()
     base = top.removeprefix("s3://").rstrip("/") + "/"
     digest.add([image_set.kind, image_set.generator, top])
@@ -103,7 +116,7 @@ def _read_set(
         if any(kind is not Kind.IMAGE for kind in kinds):
             _count(intake, kinds, paths)
             images = [info for info, kind in zip(page, kinds, strict=True) if kind in TAKEN]
-            found = [info for info, kind in zip(page, kinds, strict=True) if kind is Kind.ARCHIVE]
+            found = [info for info, kind in zip(page, kinds, strict=True) if kind in _OPENED]
             archives += found
         intake.found += len(page) - len(found)
         digest.add([info.path, info.size_bytes, info.etag] for info in [*images, *found])
@@ -115,6 +128,9 @@ def _read_set(
     for info in archives:
         uri = f"s3://{info.path}" if fsys.is_s3(top) else info.path
         archive = Archive(uri, _relative(info, base), info.etag)
+        if suffix_of(uri) in _TABLES or not has_images(archive, storage):
+            sidecars.append(Sidecar(uri, archive.relative))
+            continue
         for columns in read_members(archive, storage, intake):
             names = columns["image_filename"].to_pylist()
             if suffix_of(uri) != ".parquet":
@@ -125,23 +141,28 @@ def _read_set(
             spool.add(image_set.rows(columns))
     _remark_on_folders(intake, folders, base)
     if not intake.taken:
-        others = "; ".join(line.partition("passed over: ")[2] or line for line in intake.notes())
-        raise InputError(
-            f"{top}: contains no images ({', '.join([*sorted(SUFFIXES), *sorted(ARCHIVE_SUFFIXES)])})"
-            + (f"; found {others}" if others else "")
-        )
+        raise InputError(_no_images(intake, sidecars))
     source = (
         "folder names" if not stated else "the archives' metadata" + (" and folder names" if labels.names else "")
     )
     intake.set_labels(labels.names | stated, source)
-    return intake, labels.level
+    return _Found(intake, labels.level, sidecars)
+
+
+def _no_images(intake: Intake, sidecars: list[Sidecar]) -> str:
+    formats = ", ".join([*readable_formats(), *sorted(ARCHIVE_SUFFIXES)])
+    others = [line.partition("passed over: ")[2] or line for line in intake.notes()]
+    if sidecars:
+        others.append(f"{len(sidecars):,} tables without a column of images ({sidecars[0].path})")
+    found = f"; found {'; '.join(others)}" if others else ""
+    return f"{intake.source}: contains no images ({formats}){found}"
 
 
 def _count(intake: Intake, kinds: list[Kind], paths: list[str]) -> None:
     for kind, path in zip(kinds, paths, strict=True):
         if kind is Kind.RARE:
             intake.count_rare(path)
-        elif kind not in {Kind.IMAGE, Kind.ARCHIVE}:
+        elif kind is not Kind.IMAGE and kind not in _OPENED:
             intake.pass_over(kind, path)
 
 
@@ -230,23 +251,12 @@ def _columns(top: str, base: str, images: list[FileInfo]) -> dict[str, Any]:
     }
 
 
-def _with_labels(rows: pa.Table, levels: list[int], stops: list[int]) -> pa.Table:
-    """Replace the names of containing folders, for sets whose labels are those of folders further up.
-
-    Args:
-        rows: rows of all sets, one after the other; folder labels are those of level 1.
-        levels: level of each set's labels.
-        stops: row after each set's last.
-    """
-    if all(level == 1 for level in levels):
+def _with_labels(rows: pa.Table, level: int) -> pa.Table:
+    """Replace the names of containing folders in a set's rows, if its labels are those of folders further up."""
+    if level == 1:
         return rows
-    chunks, start = list[pa.Array](), 0
-    for level, stop in zip(levels, stops, strict=True):
-        own = rows.slice(start, stop - start).select(["label", "image_filename"])
-        chunks += own.column("label").chunks if level == 1 else list(_labels_at(own, level))
-        start = stop
-    place = rows.column_names.index("label")
-    return rows.set_column(place, "label", pa.chunked_array(chunks, pa.string()))
+    labels = list(_labels_at(rows.select(["label", "image_filename"]), level))
+    return rows.set_column(rows.column_names.index("label"), "label", pa.chunked_array(labels, pa.string()))
 
 
 def _labels_at(rows: pa.Table, level: int) -> Iterator[pa.Array]:

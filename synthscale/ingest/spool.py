@@ -65,12 +65,7 @@ class Spool:
             tables.append(pa.ipc.open_file(pa.memory_map(path)).read_all())
             os.unlink(path)
         self._paths = []
-        if len(tables) == 1:
-            return tables[0]
-        try:
-            return pa.concat_tables(tables, promote_options="permissive")
-        except pa.ArrowTypeError:
-            return pa.concat_tables(_with_mixed_as_strings(tables), promote_options="permissive")
+        return concatenated(tables)
 
     def _close(self) -> None:
         writer, self._writer, self._schema = self._writer, None, None
@@ -85,6 +80,16 @@ class Spool:
         self._close()
         for path in self._paths:
             os.unlink(path)
+
+
+def concatenated(tables: list[pa.Table]) -> pa.Table:
+    """Concatenate tables; missing columns are null, and columns of incompatible types become strings."""
+    if len(tables) == 1:
+        return tables[0]
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowTypeError:
+        return pa.concat_tables(_with_mixed_as_strings(tables), promote_options="permissive")
 
 
 def mapped_id_hashes(ids: pa.ChunkedArray) -> Hashes:

@@ -245,7 +245,7 @@ def test_a_binary_parquet_column_is_read_and_a_null_is_a_failure_of_its_row(tmp_
 
 def test_parquet_without_an_image_column_is_left_out_with_a_note(tmp_path, pictures, make_images):
     pq.write_table(pa.table({"x": [1]}), tmp_path / "fake.parquet")
-    with pytest.raises(InputError, match=r"contains no images.*1 Parquet files have no column of images"):
+    with pytest.raises(InputError, match=r"contains no images.*1 tables without a column of images"):
         rows_of(tmp_path, tmp_path / "fake.parquet")
     make_images(tmp_path / "fake", 3, seed=2)
     (tmp_path / "fake.parquet").rename(tmp_path / "fake" / "stats.parquet")
