@@ -6,6 +6,7 @@ zip's central directory, and a Parquet file's columns other than the image colum
 
 import json
 import posixpath
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -30,6 +31,11 @@ _BATCH_ROWS = 20_000
 """Rows per yielded batch of a tar or zip; bounds the memory of a large archive's rows."""
 _MAX_TEXT_BYTES = 2**20
 """Maximum size of a text member (1 MiB). Larger members are left out, since they are not labels."""
+DAMAGE_ERRORS = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, pa.ArrowException, struct.error),
+    *(EOFError, LookupError, NotImplementedError, OverflowError, ValueError),
+)
+"""What the libraries raise for damaged archives, among them sizes beyond 64 bits and names that are no UTF-8."""
 _TEXT_KINDS = frozenset({"cls", "txt", "json"})
 """Extensions, in any case, of a sample's members that give columns."""
 _REPEATED = "names occur again in their archive and were replaced by the later ones"
@@ -74,7 +80,7 @@ def read_members(archive: Archive, storage: StorageConfig, intake: Intake) -> It
             fsys.open_file(archive.uri, storage) as f,
         ):
             yield from read(archive, f, intake)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, pa.ArrowInvalid, EOFError) as error:
+    except DAMAGE_ERRORS as error:
         raise InputError(
             f"{archive.uri}: damaged or not a {archive.uri.rpartition('.')[2]} file: {error}"
         ) from error
@@ -98,14 +104,22 @@ def _columns(archive: Archive, rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _array(values: list[Any]) -> pa.Array:
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        # Mixed types, or integers beyond 64 bits.
         return pa.array([None if value is None else str(value) for value in values], pa.string())
+
+
+def _encodable(text: str) -> str:
+    """Return text with lone surrogates, which JSON can contain and UTF-8 cannot, escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _user_columns(values: dict[str, Any]) -> dict[str, Any]:
     """Return the user's scalar values of an image; names that the manifest uses get the prefix ``user_``."""
     plain = {
-        name: value for name, value in values.items() if value is None or isinstance(value, str | int | float)
+        _encodable(name): _encodable(value) if isinstance(value, str) else value
+        for name, value in values.items()
+        if value is None or isinstance(value, str | int | float)
     }
     return {f"user_{name}" if name in SOURCE_COLUMNS else name: value for name, value in plain.items()}
 
@@ -200,7 +214,7 @@ def _parse_text(archive: Archive, name: str, kind: str, data: bytes | None, inta
     if not isinstance(values, dict):
         intake.remark(unreadable, f"{archive.relative}/{name}")
         return {}
-    label = {"label": str(values["label"])} if isinstance(values.get("label"), str | int) else {}
+    label = {"label": _encodable(str(values["label"]))} if isinstance(values.get("label"), str | int) else {}
     return label | _user_columns({name: value for name, value in values.items() if name != "label"})
 
 
@@ -249,7 +263,7 @@ def _kind_of_member(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> Kind:
     try:
         with opened.open(info) as member:
             return kind_of_bytes(member.read(SNIFF_BYTES))
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError):
+    except (*DAMAGE_ERRORS, RuntimeError):
         # Damaged or encrypted.
         return Kind.OTHER
 
@@ -284,7 +298,7 @@ def has_images(archive: Archive, storage: StorageConfig) -> bool:
     try:
         with fsys.storage_errors(archive.uri, "read"), fsys.open_file(archive.uri, storage) as file:
             return image_column(pq.ParquetFile(file).schema_arrow) is not None
-    except (pa.ArrowInvalid, EOFError) as error:
+    except DAMAGE_ERRORS as error:
         raise InputError(f"{archive.uri}: damaged or not a parquet file: {error}") from error
 
 

@@ -123,6 +123,7 @@ class Kind(StrEnum):
     UNKNOWN = "unknown"
     SYSTEM = "hidden and system files"
     OTHER = "files that are no images"
+    NOT_UTF8 = "files whose names are no UTF-8, and cannot be written into tables: rename them"
     COMPRESSED_TAR = "compressed tars, which cannot be read in pieces: unpack them, or make plain tars of them"
     ARRAYS = "files of arrays: save images as PNG, or give vectors as a Parquet file with a column embedding"
     UNREADABLE = "images that this Pillow does not read: pip install pillow-heif for .heic"
@@ -142,7 +143,8 @@ def kinds_of(paths: Sequence[str]) -> list[Kind]:
         parent, _, name = path.rpartition("/")
         if parent != folder:
             folder, is_system = parent, any(map(_is_system, parent.split("/")))
-        kinds.append(Kind.SYSTEM if is_system or _is_system(name) else _kind_of_name(name))
+        kind = Kind.SYSTEM if is_system or _is_system(name) else _kind_of_name(name)
+        kinds.append(kind if path.isascii() or _is_utf8(path) else Kind.NOT_UTF8)
     return kinds
 
 
@@ -159,6 +161,14 @@ def suffix_of(path: str) -> str:
     name = path[path.rfind("/") + 1 :]
     dot = name.rfind(".")
     return name[dot:].lower() if dot > 0 else ""
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_system(name: str) -> bool:

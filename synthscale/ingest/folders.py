@@ -48,17 +48,18 @@ def from_folders(config: Config) -> Dataset:
     sets = [_ImageSet(REAL, None, fsys.absolute(config.real))]
     sets += [_ImageSet(SYNTHETIC, name, fsys.absolute(uri)) for name, uri in config.synthetic.items()]
     _check_not_nested({image_set.top for image_set in sets})
-    digest, found, stops = RunningDigest("folders"), list[_Found](), [0]
+    digest = RunningDigest("folders")
     with Spool() as spool:
-        for image_set in sets:
-            found.append(own := _read_set(image_set, config.storage, spool, digest))
-            stops.append(stops[-1] + own.intake.taken)
+        readers = [_SetReader(image_set, config.storage, spool, digest) for image_set in sets]
+        for reader in readers:
+            reader.read()
         rows = spool.rows()
-    parts = []
-    for start, stop, own in zip(stops, stops[1:], found, strict=False):
-        part = _with_labels(rows.slice(start, stop - start), own.level)
-        parts.append(joined(part, own.sidecars, config.storage, own.intake))
-    intakes = [own.intake for own in found]
+    parts, start = list[pa.Table](), 0
+    for reader in readers:
+        part = _with_labels(rows.slice(start, reader.intake.taken), reader.labels.level)
+        parts.append(joined(part, reader.sidecars, config.storage, reader.intake))
+        start += reader.intake.taken
+    intakes = [reader.intake for reader in readers]
     notes = [*(line for intake in intakes for line in intake.notes()), *label_notes(intakes)]
     return Dataset(concatenated(parts), digest.text(), notes=notes, sets=intakes)
 
@@ -88,65 +89,70 @@ class _ImageSet:
         )
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What a set gave: its counts, the level of its folder labels, and the tables beside its images."""
+class _SetReader:
+    """Reads one set: its rows go to a spool, its files to a digest, and what they are to an `Intake`."""
 
-    intake: Intake
-    level: int
-    sidecars: list[Sidecar]
+    def __init__(self, image_set: _ImageSet, storage: StorageConfig, spool: Spool, digest: RunningDigest) -> None:
+        self.set, self._storage, self._spool, self._digest = image_set, storage, spool, digest
+        self.intake, self.labels = Intake(image_set.name, image_set.top), FolderLabels()
+        self.sidecars = list[Sidecar]()
+        self._base = image_set.top.removeprefix("s3://").rstrip("/") + "/"
+        self._stated = set[str]()
 
+    def read(self) -> None:
+        """Read the set; raise InputError if it has no images."""
+        archives, folders = list[FileInfo](), FolderNotes()
+        self._digest.add([self.set.kind, self.set.generator, self.set.top])
+        for page in _pages(self.set.top, self._storage, folders):
+            archives += self._read_page(page)
+        for info in archives:
+            self._read_archive(info)
+        _remark_on_folders(self.intake, folders, self._base)
+        if not self.intake.taken:
+            raise InputError(_no_images(self.intake, self.sidecars))
+        sources = {"the archives' metadata": self._stated, "folder names": self.labels.names}
+        given = " and ".join(name for name, labels in sources.items() if labels)
+        self.intake.set_labels(self.labels.names | self._stated, given)
 
-def _read_set(image_set: _ImageSet, storage: StorageConfig, spool: Spool, digest: RunningDigest) -> _Found:
-    """Append a set's rows to the spool and its files to the digest."""
-    top, intake, labels, folders = (
-        image_set.top,
-        Intake(image_set.name, image_set.top),
-        FolderLabels(),
-        FolderNotes(),
-    )
-    sidecars = list[Sidecar]()
-    archives, stated = list[FileInfo](), set[str]()
-    base = top.removeprefix("s3://").rstrip("/") + "/"
-    digest.add([image_set.kind, image_set.generator, top])
-    for page in _pages(top, storage, folders):
-        paths = [_relative(info, base) for info in page]
-        kinds = _sniffed(page, paths, image_set, storage, intake)
-        images, found = page, list[FileInfo]()
+    def _read_page(self, page: list[FileInfo]) -> list[FileInfo]:
+        """Take the images of a page of files; return its archives and tables."""
+        paths = [_relative(info, self._base) for info in page]
+        kinds = _sniffed(page, paths, self.set, self._storage, self.intake)
+        images, opened = page, list[FileInfo]()
         if any(kind is not Kind.IMAGE for kind in kinds):
-            _count(intake, kinds, paths)
+            _count(self.intake, kinds, paths)
             images = [info for info, kind in zip(page, kinds, strict=True) if kind in TAKEN]
-            found = [info for info, kind in zip(page, kinds, strict=True) if kind in _OPENED]
-            archives += found
-        intake.found += len(page) - len(found)
-        digest.add([info.path, info.size_bytes, info.etag] for info in [*images, *found])
+            opened = [info for info, kind in zip(page, kinds, strict=True) if kind in _OPENED]
+        self.intake.found += len(page) - len(opened)
+        self._digest.add([info.path, info.size_bytes, info.etag] for info in [*images, *opened])
         if images:
-            columns = _columns(top, base, images)
-            intake.taken += len(images)
-            labels.add(columns["id"])
-            spool.add(image_set.rows(columns))
-    for info in archives:
-        uri = f"s3://{info.path}" if fsys.is_s3(top) else info.path
-        archive = Archive(uri, _relative(info, base), info.etag)
-        if suffix_of(uri) in _TABLES or not has_images(archive, storage):
-            sidecars.append(Sidecar(uri, archive.relative))
-            continue
-        for columns in read_members(archive, storage, intake):
-            names = columns["image_filename"].to_pylist()
-            if suffix_of(uri) != ".parquet":
-                labels.add(names)
-            given = zip(columns["label"].to_pylist(), names, strict=True)
-            stated |= {label for label, name in given if label is not None and label != label_at(name or "", 1)}
-            intake.taken += len(names)
-            spool.add(image_set.rows(columns))
-    _remark_on_folders(intake, folders, base)
-    if not intake.taken:
-        raise InputError(_no_images(intake, sidecars))
-    source = (
-        "folder names" if not stated else "the archives' metadata" + (" and folder names" if labels.names else "")
-    )
-    intake.set_labels(labels.names | stated, source)
-    return _Found(intake, labels.level, sidecars)
+            columns = _columns(self.set.top, self._base, images)
+            self.labels.add(columns["id"])
+            self._take(columns)
+        return opened
+
+    def _read_archive(self, info: FileInfo) -> None:
+        uri = f"s3://{info.path}" if fsys.is_s3(self.set.top) else info.path
+        archive = Archive(uri, _relative(info, self._base), info.etag)
+        try:
+            if suffix_of(uri) in _TABLES or not has_images(archive, self._storage):
+                self.sidecars.append(Sidecar(uri, archive.relative))
+                return
+            for columns in read_members(archive, self._storage, self.intake):
+                labels, names = (columns[name].to_pylist() for name in ("label", "image_filename"))
+                if suffix_of(uri) != ".parquet":
+                    self.labels.add(names)
+                pairs = zip(labels, names, strict=True)
+                self._stated.update(label for label, name in pairs if label and label != label_at(name or "", 1))
+                self._take(columns)
+        except InputError:
+            if uri == self.set.top:
+                raise
+            self.intake.remark("archives are damaged; what could be listed was taken", archive.relative)
+
+    def _take(self, columns: dict[str, Any]) -> None:
+        self.intake.taken += len(columns["id"])
+        self._spool.add(self.set.rows(columns))
 
 
 def _no_images(intake: Intake, sidecars: list[Sidecar]) -> str:

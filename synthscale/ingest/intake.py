@@ -34,7 +34,7 @@ class Tally:
         self.count += 1
         self.by_suffix[suffix_of(name) or "no extension"] += 1
         if len(self.first) < _FIRST:
-            self.first.append(name)
+            self.first.append("".join(c if c.isprintable() else repr(c)[1:-1] for c in name))
 
     def suffixes(self) -> str:
         """Return the most frequent extensions with their counts."""
@@ -118,7 +118,7 @@ class Intake:
         """Return a line for everything that was passed over, or that is worth a line."""
         lines = []
         for kind, tally in self.passed.items():
-            shown = tally.names() if kind is Kind.SYSTEM else tally.suffixes()
+            shown = tally.names() if kind in {Kind.SYSTEM, Kind.NOT_UTF8} else tally.suffixes()
             lines.append(f"{self.source}: passed over: {tally.count:,} {kind.value} ({shown})")
         for words, tally in self.remarks.items():
             lines.append(f"{self.source}: {tally.count:,} {words} ({tally.names()})")

@@ -121,9 +121,10 @@ def _read(sidecar: Sidecar, storage: StorageConfig) -> pa.Table | None:
     try:
         with fsys.storage_errors(sidecar.uri, "read"), fsys.open_file(sidecar.uri, storage) as file:
             table: pa.Table = _READERS[suffix](file)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            names = table.column_names
+    except (pa.ArrowException, ValueError, EOFError):
+        # Among them column names that are no UTF-8.
         return None
-    names = table.column_names
     if len(set(names)) < len(names):
         return None
     return table.select([field.name for field in table.schema if _is_plain(field.type)])
