@@ -156,7 +156,7 @@ def test_a_full_disk_ends_the_run_as_resumable_and_it_continues_when_there_is_sp
         assert len(embeddings) == sum(SIZES.values())
         assert times == {name: os.stat(disk / "run" / "embeddings" / name).st_mtime_ns for name in kept}
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 # --- failed rows ---
