@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 
 import ray
@@ -37,6 +37,14 @@ _ENVIRONMENT = {
 }
 _SET_BY_RAY = ("PYTHONBREAKPOINT",)
 """Environment variables that ``ray.init`` sets in the driver and ``ray.shutdown`` leaves."""
+_PREFIX = "synthscale-"
+"""Beginning of the names of Ray's temporary folders."""
+_SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+"""Folders for Ray's sockets if TMPDIR is too long."""
+_MAX_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
+"""Maximum length of the path of a Unix socket."""
+_RAY_SOCKET_BYTES = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.99")
+"""Length of the longest path that Ray appends to its temporary folder."""
 _LOGGERS = ("ray", "ray.data", "ray.train")
 """Loggers of Ray that write to the terminal."""
 
@@ -61,6 +69,7 @@ class RaySession:
         self._verbose = verbose
         self._preload = tuple(preload)
         self._folder: str | None = None
+        self._spill_folder: str | None = None
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._preload_task: object | None = None
@@ -84,17 +93,29 @@ class RaySession:
             "log_to_driver": self._verbose,
             "logging_level": logging.INFO if self._verbose else logging.ERROR,
         }
-        if self._address == LOCAL:
-            # The folder name is short because Unix socket paths are limited to 107 characters.
-            self._folder = tempfile.mkdtemp(prefix="synthscale-")
-            options |= {"include_dashboard": False, "_temp_dir": self._folder}
         try:
+            if self._address == LOCAL:
+                options |= {"include_dashboard": False, **self._folders()}
             ray.init(address=self._address, **options)
         except BaseException as error:  # noqa: BLE001 (`wait_until_ready` raises it; Ray may call sys.exit)
             self._error = error
         self._started.set()
         # Linux kills Ray's processes when the thread that started them ends: stay until the session is closed.
         self._closed.wait()
+
+    def _folders(self) -> dict[str, str]:
+        """Create Ray's temporary folder; return the arguments of ``ray.init`` that name it and the spill folder.
+
+        Raises:
+            StageError: no folder is short enough for Ray's sockets.
+        """
+        large = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+        self._folder = _make_short_folder((large, *_SHORT_FOLDERS))
+        if os.path.dirname(self._folder) == large:
+            return {"_temp_dir": self._folder}
+        # Users set TMPDIR to a disk that has room: Ray's objects are spilled there all the same.
+        self._spill_folder = tempfile.mkdtemp(prefix=_PREFIX, dir=large)
+        return {"_temp_dir": self._folder, "object_spilling_directory": self._spill_folder}
 
     def wait_until_ready(self) -> dict[str, float]:
         """Wait until Ray has started and return the cluster's resources, such as ``{"CPU": 8.0, "GPU": 1.0}``.
@@ -105,6 +126,8 @@ class RaySession:
         self.start()
         if self._thread is not None:
             self._started.wait()
+        if isinstance(self._error, SynthscaleError):
+            raise self._error
         if self._error is not None:
             raise StageError(
                 f"Ray at {self._address}: could not be started or reached: {self._error}"
@@ -127,8 +150,29 @@ class RaySession:
                 if ray.is_initialized():
                     ray.shutdown()
                 self._closed.set()
-            if self._folder is not None:
-                shutil.rmtree(self._folder, ignore_errors=True)
+            for folder in (self._folder, self._spill_folder):
+                if folder is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_short_folder(parents: Sequence[str]) -> str:
+    """Create a folder in the first of ``parents`` that is writable and leaves room for Ray's socket paths.
+
+    Raises:
+        StageError: none of them is writable and short enough.
+    """
+    for parent in parents:
+        # Bytes, not characters; and macOS's /tmp is a link, which Ray may resolve.
+        length = max(len(os.fsencode(path)) for path in (parent, os.path.realpath(parent)))
+        if length + len(f"/{_PREFIX}XXXXXXXX") + _RAY_SOCKET_BYTES > _MAX_SOCKET_BYTES:
+            continue
+        with suppress(OSError):
+            return tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+    raise StageError(
+        f"no temporary folder is short enough for Ray's sockets: {parents[0]} is too long or not writable, and "
+        f"{', '.join(parents[1:])} are not writable; set TMPDIR or RAY_TMPDIR to a writable folder of at most "
+        f"{_MAX_SOCKET_BYTES - _RAY_SOCKET_BYTES - len(_PREFIX) - 9} bytes"
+    )
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """A run leaves the process that calls it as it was, and says when Ray cannot start."""
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 import ray
 
 from synthscale.errors import StageError
+from synthscale.runtime import session
 from synthscale.runtime.session import RaySession
 
 PROGRAM = """
@@ -156,3 +159,51 @@ def test_whatever_ends_the_start_of_ray_reaches_the_caller(
     waiting.start()
     waiting.join(60)
     assert [raised.__cause__ for raised in errors] == [error]
+
+
+LONG = "x" * 112
+START = """
+import os, ray
+from synthscale.runtime.session import RaySession
+with RaySession() as session:
+    session.wait_until_ready()
+    ray.get(ray.remote(lambda: None).remote())
+    print(session._folder)
+    print(session._spill_folder)
+print([os.path.exists(path) for path in (session._folder, session._spill_folder) if path])
+"""
+
+
+@pytest.mark.parametrize(
+    ("variable", "name", "is_used"),
+    [("TMPDIR", LONG, False), ("RAY_TMPDIR", LONG, False), ("TMPDIR", "a é%", True), ("RAY_TMPDIR", "r", True)],
+)
+def test_ray_starts_whatever_the_temporary_folder_is(variable: str, name: str, is_used: bool) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as top:
+        chosen = Path(top) / name
+        chosen.mkdir()
+        assert name != LONG or len(str(chosen)) >= 120
+        environment = {**os.environ, variable: str(chosen)}
+        done = subprocess.run([sys.executable, "-c", START], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        folder, spill, rest = done.stdout.splitlines()
+        assert Path(folder).parent == (chosen if is_used else Path("/tmp"))
+        # Spilled objects go where the user wants them.
+        assert spill == "None" if is_used else Path(spill).parent == chosen
+        assert "True" not in rest
+        assert list(chosen.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [LONG, "é" * 40, "missing"])
+def test_without_a_short_writable_folder_the_error_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    if name != "missing":
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(session, "_SHORT_FOLDERS", ("/proc/none",))
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / name))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(StageError, match="set TMPDIR or RAY_TMPDIR to") as caught, RaySession() as started:
+        started.wait_until_ready()
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / name) in str(caught.value)
