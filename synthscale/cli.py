@@ -21,6 +21,7 @@ from rich.console import Console
 from synthscale.config import Config, parse_config
 from synthscale.config_files import apply_overrides, load_config
 from synthscale.errors import ConfigError, SynthscaleError
+from synthscale.generator_names import split_synthetic
 from synthscale.storage import filesystems as fsys
 from synthscale.terminal import (
     comparison_table,
@@ -225,20 +226,6 @@ def with_scoring(values: dict[str, Any], parsed: argparse.Namespace) -> dict[str
     if getattr(parsed, "control", False):
         result["control"] = True
     return result
-
-
-def split_synthetic(text: str) -> tuple[str, str]:
-    """Split ``[NAME=]URI`` into name and URI.
-
-    Text before the first ``=`` is a name only if it is a valid generator name, since paths may contain ``=``.
-    Without a name the set is called ``synthetic``.
-    """
-    from synthscale.config import GENERATOR_NAME
-
-    name, separator, uri = text.partition("=")
-    if separator and GENERATOR_NAME.fullmatch(name):
-        return name, uri
-    return "synthetic", text
 
 
 def _shared_options() -> tuple[argparse.ArgumentParser, ...]:

@@ -6,7 +6,6 @@ settings that change results; they enter the fingerprints by which a run recogni
 """
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -22,10 +21,8 @@ from pydantic import (
 
 from synthscale.errors import ConfigError
 from synthscale.gate_grammar import parse_gate
+from synthscale.generator_names import check_generator_name
 from synthscale.metric_names import CORE_METRICS, FAMILIES
-
-GENERATOR_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-"""Allowed generator names: they become folder names (``generator=NAME``) and appear in gates."""
 
 Section = Literal["input", "encoder", "neighbors", "classifier", "metrics"]
 """Sections of the configuration that have a fingerprint of their own."""
@@ -279,14 +276,6 @@ class Config(_Section):
         }[section]
         settings: dict[str, Any] = getattr(self, section).model_dump(mode="json", exclude=excluded)
         return settings
-
-
-def check_generator_name(name: str) -> None:
-    """Raise ValueError unless ``name`` can be used in a path and in ``generator=NAME``."""
-    if not GENERATOR_NAME.fullmatch(name) or name in {".", "..", "real"}:
-        raise ValueError(
-            f"generator name {name!r} must match {GENERATOR_NAME.pattern} and must not be 'real', '.' or '..'"
-        )
 
 
 def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Config:

@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from synthscale import cli
-from synthscale.cli import config_from, main, metrics_table, print_warnings, split_synthetic, stage_line
+from synthscale.cli import config_from, main, metrics_table, print_warnings, stage_line
 from synthscale.errors import ConfigError
+from synthscale.generator_names import split_synthetic
 from synthscale.metric_names import CORE_METRICS
 from synthscale.tables.schemas import SCHEMA_VERSION
 from synthscale.terminal import print_gates
@@ -43,13 +44,25 @@ def folders(tmp_path, make_images):
         ("/data/run=3/fakes", ("synthetic", "/data/run=3/fakes")),
         ("./epoch=10", ("synthetic", "./epoch=10")),
         ("s3://bucket/step=10/x", ("synthetic", "s3://bucket/step=10/x")),
-        ("my fakes=x", ("synthetic", "my fakes=x")),
-        ("x" * 64 + "=y", ("x" * 64, "y")),
-        ("x" * 65 + "=y", ("synthetic", "x" * 65 + "=y")),
+        ("../epoch=10", ("synthetic", "../epoch=10")),
+        ("~/epoch=10", ("synthetic", "~/epoch=10")),
+        ("file:///a/epoch=10", ("synthetic", "file:///a/epoch=10")),
+        ("SDXL (turbo)=x", ("SDXL (turbo)", "x")),
+        ("größe=x", ("größe", "x")),
+        ("x" * 200 + "=y", ("x" * 200, "y")),
         ("=y", ("synthetic", "=y")),
+        ("org/model-1.0=s3://bucket/p", ("org/model-1.0", "s3://bucket/p")),
+        ("org/model-1.0=there", ("org/model-1.0", "there")),
+        ("org/model-1.0=nowhere", ("synthetic", "org/model-1.0=nowhere")),
+        ("org/step=10", ("synthetic", "org/step=10")),
+        ("step=20", ("synthetic", "step=20")),
+        ("step=30", ("step", "30")),
     ],
 )
-def test_split_synthetic_accepts_only_valid_names(text, split):
+def test_a_synthetic_set_is_a_path_or_a_name_and_a_path(text, split, tmp_path, monkeypatch):
+    for folder in ("there", "org/step=10", "10", "step=20", "20"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     assert split_synthetic(text) == split
 
 

@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from synthscale.config import Config, check_generator_name
+from synthscale.config import Config
 from synthscale.errors import ConfigError, InputError
 from synthscale.gate_grammar import generator_gates
+from synthscale.generator_names import check_generator_name
 from synthscale.ingest.spool import mapped_id_hashes
+from synthscale.spelling import did_you_mean
 from synthscale.tables.columns import is_sliceable
 from synthscale.tables.schemas import MANIFEST_COLUMNS, REAL, SCORES, SYNTHETIC
 
@@ -47,7 +49,7 @@ def check_metrics(config: Config, rows: pa.Table) -> None:
     if missing:
         raise ConfigError(
             f"metrics.slice_by: the input has no column {', '.join(missing)}; "
-            f"its columns are {', '.join(available)}"
+            f"its columns are {', '.join(available)}{did_you_mean(missing[0], available)}"
         )
     for name in config.metrics.slice_by:
         if not is_sliceable(rows.schema.field(name).type):
@@ -60,7 +62,7 @@ def check_metrics(config: Config, rows: pa.Table) -> None:
         if generator not in generators:
             raise ConfigError(
                 f"gate {text!r}: the input has no generator {generator}; its generators are "
-                f"{', '.join(sorted(generators))}"
+                f"{', '.join(sorted(generators))}{did_you_mean(generator, generators)}"
             )
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from synthscale.config import Config, StorageConfig
 from synthscale.errors import InputError
+from synthscale.generator_names import path_name
 from synthscale.ingest.archives import ARCHIVE_READERS, Archive, read_members
 from synthscale.ingest.dataset import Dataset
 from synthscale.ingest.spool import RunningDigest, Spool
@@ -57,7 +58,7 @@ class _ImageSet:
         return pa.table(
             {
                 **columns,
-                "id": [f"{self.name}/{path}" for path in columns["id"]],
+                "id": [f"{path_name(self.name)}/{path}" for path in columns["id"]],
                 "real_or_synthetic": pa.array([self.kind] * n, pa.string()),
                 "generator": pa.array([self.generator] * n, pa.string()),
             }
