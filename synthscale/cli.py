@@ -210,7 +210,17 @@ def config_from(parsed: argparse.Namespace) -> Config:
             raise ConfigError(f"{parsed.config}: synthetic must map names to folders")
         values["synthetic"] = {**from_file, **given}
     values = with_scoring(values, parsed)
-    return parse_config(apply_overrides(values, parsed.set), parsed.config or "arguments")
+    return parse_config(apply_overrides(values, parsed.set), parsed.config or "arguments", _origins(parsed))
+
+
+def _origins(parsed: argparse.Namespace) -> dict[str, str]:
+    """Return the option that gave each key of the configuration, for messages."""
+    sections = {"families": "metrics.families", "slice_by": "metrics.slice_by", "gate": "gates"}
+    options = ("real", "synthetic", "manifest", "output", "families", "slice_by", "gate", "control")
+    origins = {
+        sections.get(name, name): f"--{name.replace('_', '-')}" for name in options if getattr(parsed, name, None)
+    }
+    return origins | {override.partition("=")[0]: "--set" for override in parsed.set}
 
 
 def with_scoring(values: dict[str, Any], parsed: argparse.Namespace) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from synthscale.ingest.discover import Dataset, discover
 from synthscale.result import RunResult
 from synthscale.runtime.session import LOCAL, RaySession, ray_errors
 from synthscale.runtime.stage_context import StageContext, StageOutcome
+from synthscale.spelling import did_you_mean
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.lease import Lease
 from synthscale.storage.run_directory import STAGES, Marker, RunDirectory
@@ -95,7 +96,10 @@ def score(config: Config, options: Options | None = None) -> RunResult:
     config = with_absolute_paths(config)
     assert config.output is not None
     if options.redo_from not in (None, *STAGES):
-        raise ConfigError(f"--redo-from {options.redo_from}: no such stage; choose from {', '.join(STAGES)}")
+        raise ConfigError(
+            f"--redo-from {options.redo_from}: no such stage; choose from {', '.join(STAGES)}"
+            f"{did_you_mean(options.redo_from, STAGES)}"
+        )
     run = RunDirectory.open(config.output, config.storage)
     lease = Lease(run)
     # Listing a large input takes long, so a second driver is refused before it.
