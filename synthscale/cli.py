@@ -25,6 +25,7 @@ from synthscale.generator_names import split_synthetic
 from synthscale.storage import filesystems as fsys
 from synthscale.terminal import (
     comparison_table,
+    failure_lines,
     metrics_table,
     print_gates,
     print_notes,
@@ -105,7 +106,9 @@ def _run(config: Config, parsed: argparse.Namespace, console: Console) -> int:
         retry_failed=getattr(parsed, "retry_failed", False),
         verbose=parsed.verbose,
         show_progress=console.is_terminal,
-        on_stage=lambda report: console.print(stage_line(report)),
+        on_stage=lambda report: console.print(
+            "\n".join([stage_line(report), *failure_lines(report)]), markup=False
+        ),
         on_progress=lambda text: console.print(f"           {text}", markup=False, highlight=False),
     )
     result = score(config, options)

@@ -8,8 +8,8 @@ holds its lease, so that a second driver cannot.
 import platform
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -43,6 +43,7 @@ class StageReport:
         stage: name of the stage.
         rows: number of rows that were processed.
         failed: number of rows that could not be read.
+        failed_sets: for each set with rows that could not be read: rows in all, and failures by reason.
         seconds: duration; that of the earlier run if the stage was skipped.
         skipped: whether the stage was complete already.
     """
@@ -52,6 +53,7 @@ class StageReport:
     failed: int
     seconds: float
     skipped: bool
+    failed_sets: Mapping[str, tuple[int, Mapping[str, int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,17 @@ def with_absolute_paths(config: Config) -> Config:
     return config.model_copy(update={**paths, "synthetic": synthetic, "encoder": encoder, "storage": storage})
 
 
+def _failed_sets(marker: Marker) -> dict[str, tuple[int, dict[str, int]]]:
+    """Return the rows of each set with failures, and these by reason, as the stage counted them."""
+    sets = marker.counts.get("sets", {})
+    # Runs of earlier releases have no reasons by set.
+    return {
+        name: (tally["ok"] + tally["failed"], tally.get("reasons", {"": tally["failed"]}))
+        for name, tally in sets.items()
+        if tally["failed"]
+    }
+
+
 class _StageRunner:
     """Runs the stages of one call of ``score`` in a run directory, whose lease the caller holds."""
 
@@ -227,7 +240,7 @@ class _StageRunner:
         # Also those of an earlier run that was killed between its marker and this line.
         self.run.remove_working_files(name)
         rows, failed = marker.counts.get("rows", 0), marker.counts.get("failed", 0)
-        self.options.on_stage(StageReport(name, rows, failed, marker.seconds, skipped))
+        self.options.on_stage(StageReport(name, rows, failed, marker.seconds, skipped, _failed_sets(marker)))
         return skipped
 
     def _on_progress(self, text: str) -> None:

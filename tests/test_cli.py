@@ -13,8 +13,9 @@ from synthscale.cli import config_from, main, metrics_table, print_warnings, sta
 from synthscale.errors import ConfigError
 from synthscale.generator_names import split_synthetic
 from synthscale.metric_names import CORE_METRICS
+from synthscale.pipeline import StageReport
 from synthscale.tables.schemas import SCHEMA_VERSION
-from synthscale.terminal import print_gates
+from synthscale.terminal import failure_lines, print_gates
 
 
 @pytest.fixture(autouse=True)
@@ -311,6 +312,14 @@ def test_a_stage_line_has_rows_failures_time_and_rate():
         SimpleNamespace(stage="embed", rows=1, failed=0, seconds=1.0, skipped=True)
     )
     stage_line(SimpleNamespace(stage="report", rows=0, failed=0, seconds=0.0, skipped=False))
+
+
+def test_failures_are_counted_by_set():
+    sets = {"real": (1200, {"truncated": 2, "empty": 1}), "org/model": (500, {"": 4})}
+    assert failure_lines(StageReport("embed", 1700, 7, 1.0, False, sets)) == [
+        "           3 of 1,200 rows of real could not be read (truncated 2, empty 1)",
+        "           4 of 500 rows of org/model could not be read",
+    ]
 
 
 def metrics(value, name="gan", warnings=()):

@@ -368,7 +368,12 @@ def test_unusable_images_are_listed_with_reasons_and_do_not_affect_other_rows(im
     with pytest.raises(TooManyFailures, match=r"good: 4 of 64 .*empty 1, too_large 1, truncated 1, unsupported 1"):
         score(config)
     # Raising the limit goes on from what was embedded, and changes no score of the others.
-    result = score(config.model_copy(update={"max_failure_fraction": 0.1}))
+    reports = {}
+    result = score(
+        config.model_copy(update={"max_failure_fraction": 0.1}),
+        Options(on_stage=lambda report: reports.update({report.stage: report})),
+    )
+    assert reports["embed"].failed_sets == {"good": (64, dict.fromkeys(sorted(reasons.values()), 1))}
     failures = result.failures().set_index("id")["reason"].to_dict()
     assert failures == {f"good/cat/{name}.png": reason for name, reason in reasons.items()}
     assert result.metrics["counts"]["synthetic"] == {"rows": 64, "ok": 60, "failed": 4}
