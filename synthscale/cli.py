@@ -126,15 +126,17 @@ def _validate(parsed: argparse.Namespace, console: Console) -> int:
     config = config_from(parsed)
     plan = validate(config)
     for name, rows in plan.sets.items():
-        console.print(f"{name:16} {rows:>12,} rows", markup=False)
+        tries = plan.tries[name]
+        failed = f", {len(tries.faults)} could not be read" if tries.faults else ""
+        console.print(f"{name:16} {rows:>12,} rows, {tries.rows} tried{failed}", markup=False)
     console.print(f"encoder          {plan.encoder}, {plan.dimensions} dimensions", markup=False)
     console.print(f"output           {config.output} can be written", markup=False)
-    console.print(f"tried            {plan.tried} rows, {len(plan.faults)} could not be read")
     for line in [*plan.faults, *plan.notes]:
         console.print(f"  {line}", markup=False)
     if plan.seconds is not None:
         console.print(f"embedding        about {plan.seconds:,.0f} s on one core of this machine")
     console.print(f"disk             about {plan.disk_bytes / 2**20:,.0f} MiB at the output")
+    plan.check_failures()
     return 0
 
 

@@ -17,7 +17,7 @@ import synthscale
 from synthscale.config import Config, StorageConfig, parse_config
 from synthscale.errors import ConfigError
 from synthscale.ingest import stage as ingest
-from synthscale.ingest.checks import check_metrics, check_rows
+from synthscale.ingest.checks import check_metrics, check_places, check_rows
 from synthscale.ingest.control import hold_out
 from synthscale.ingest.discover import Dataset, discover
 from synthscale.result import RunResult
@@ -102,6 +102,7 @@ def score(config: Config, options: Options | None = None) -> RunResult:
             f"--redo-from {options.redo_from}: no such stage; choose from {', '.join(STAGES)}"
             f"{did_you_mean(options.redo_from, STAGES)}"
         )
+    check_places(config)
     run = RunDirectory.open(config.output, config.storage)
     lease = Lease(run)
     # Listing a large input takes long, so a second driver is refused before it.
@@ -123,6 +124,42 @@ def _checked_dataset(config: Config, *, is_resumed: bool) -> Dataset:
         dataset = replace(dataset, rows=hold_out(dataset.rows))
     check_metrics(config, dataset.rows)
     return dataset
+
+
+def check_resumable(config: Config, dataset: Dataset) -> None:
+    """Check that `score` would continue the run in the output directory, if there is one; write nothing.
+
+    Args:
+        config: the configuration of the run.
+        dataset: its input, as it is now.
+
+    Raises:
+        ResumeConflict: the run there has another input or other settings.
+    """
+    assert config.output is not None
+    run = RunDirectory.open(config.output, config.storage)
+    if not run.is_started():
+        return
+    context = StageContext(with_absolute_paths(config), run)
+
+    def is_complete(stage: str, fingerprint: dict[str, Any]) -> bool:
+        marker = run.matching_marker(stage, fingerprint)
+        return marker is not None and marker.complete
+
+    if not is_complete("ingest", ingest.fingerprint(context, dataset)):
+        return
+    if dataset.is_table:
+        ingest.check_unchanged(context, dataset)
+    from synthscale.classify import stage as classify
+    from synthscale.embed import stage as embed
+    from synthscale.embed.encoder_reader import encoder_spec
+    from synthscale.metrics import stage as reduce
+    from synthscale.neighbors import stage as neighbors
+
+    if is_complete("embed", embed.fingerprint(context, encoder_spec(context.config, context.vectors))):
+        later = {"neighbors": neighbors, "classify": classify, "reduce": reduce}
+        # Each fingerprint needs the complete marker of the stage before.
+        all(is_complete(name, stage.fingerprint(context)) for name, stage in later.items())
 
 
 def rewrite_report(uri: str, storage: StorageConfig, *, shows_images: bool = True) -> RunResult:

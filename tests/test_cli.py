@@ -267,11 +267,14 @@ def test_validate_prints_sets_and_skipped_files(capsys, folders):
         "--output",
         f"{folders}/run",
     ]
-    assert main(["validate", *arguments]) == 0
+    assert main(["validate", *arguments]) == 2
     out, err = capsys.readouterr()
-    assert err == ""
-    counts = {line.split()[0]: line.split()[1] for line in out.splitlines() if line.rstrip().endswith("rows")}
+    assert err.startswith("synthscale: gan: 1 of 7 rows tried could not be read")
+    assert main(["validate", *arguments, "--set", "max_failure_fraction=0.2"]) == 0
+    assert capsys.readouterr() == (out, "")
+    counts = {line.split()[0]: line.split()[1] for line in out.splitlines() if " rows, " in line}
     assert counts == {"real": "5", "gan": "7"}
+    assert "7 rows, 7 tried, 1 could not be read" in out
     assert "descriptor" in out
     assert "gan/cat/000.png" in out
     assert "1 files were skipped because they are not images" in out

@@ -108,7 +108,7 @@ def _suffix(info: FileInfo) -> str:
 
 
 def _check_not_nested(tops: set[str]) -> None:
-    # The same folder may be given for two sets: scoring a set against itself is a valid test.
+    # The same folder may be given for two generators, as a test; checks.py refuses it for real and synthetic.
     for outer in tops:
         for inner in tops:
             if inner.startswith(f"{outer}/"):
