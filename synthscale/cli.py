@@ -21,9 +21,11 @@ from rich.console import Console
 from synthscale.config import Config, parse_config
 from synthscale.config_files import apply_overrides, load_config
 from synthscale.errors import ConfigError, SynthscaleError
+from synthscale.generator_names import split_synthetic
 from synthscale.storage import filesystems as fsys
 from synthscale.terminal import (
     comparison_table,
+    failure_lines,
     metrics_table,
     print_gates,
     print_notes,
@@ -105,7 +107,9 @@ def _run(config: Config, parsed: argparse.Namespace, console: Console) -> int:
         verbose=parsed.verbose,
         show_progress=console.is_terminal,
         on_input=lambda lines: _print_input(lines, console),
-        on_stage=lambda report: console.print(stage_line(report)),
+        on_stage=lambda report: console.print(
+            "\n".join([stage_line(report), *failure_lines(report)]), markup=False
+        ),
         on_progress=lambda text: console.print(f"           {text}", markup=False, highlight=False),
     )
     result = score(config, options)
@@ -129,15 +133,17 @@ def _validate(parsed: argparse.Namespace, console: Console) -> int:
     plan = validate(config)
     _print_input(plan.lines, console)
     for name, rows in plan.sets.items():
-        console.print(f"{name:16} {rows:>12,} rows", markup=False)
+        tries = plan.tries[name]
+        failed = f", {len(tries.faults)} could not be read" if tries.faults else ""
+        console.print(f"{name:16} {rows:>12,} rows, {tries.rows} tried{failed}", markup=False)
     console.print(f"encoder          {plan.encoder}, {plan.dimensions} dimensions", markup=False)
     console.print(f"output           {config.output} can be written", markup=False)
-    console.print(f"tried            {plan.tried} rows, {len(plan.faults)} could not be read")
     for line in plan.faults:
         console.print(f"  {line}", markup=False)
     if plan.seconds is not None:
         console.print(f"embedding        about {plan.seconds:,.0f} s on one core of this machine")
     console.print(f"disk             about {plan.disk_bytes / 2**20:,.0f} MiB at the output")
+    plan.check_failures()
     return 0
 
 
@@ -216,7 +222,17 @@ def config_from(parsed: argparse.Namespace) -> Config:
             raise ConfigError(f"{parsed.config}: synthetic must map names to folders")
         values["synthetic"] = {**from_file, **given}
     values = with_scoring(values, parsed)
-    return parse_config(apply_overrides(values, parsed.set), parsed.config or "arguments")
+    return parse_config(apply_overrides(values, parsed.set), parsed.config or "arguments", _origins(parsed))
+
+
+def _origins(parsed: argparse.Namespace) -> dict[str, str]:
+    """Return the option that gave each key of the configuration, for messages."""
+    sections = {"families": "metrics.families", "slice_by": "metrics.slice_by", "gate": "gates"}
+    options = ("real", "synthetic", "manifest", "output", "families", "slice_by", "gate", "control")
+    origins = {
+        sections.get(name, name): f"--{name.replace('_', '-')}" for name in options if getattr(parsed, name, None)
+    }
+    return origins | {override.partition("=")[0]: "--set" for override in parsed.set}
 
 
 def with_scoring(values: dict[str, Any], parsed: argparse.Namespace) -> dict[str, Any]:
@@ -232,20 +248,6 @@ def with_scoring(values: dict[str, Any], parsed: argparse.Namespace) -> dict[str
     if getattr(parsed, "control", False):
         result["control"] = True
     return result
-
-
-def split_synthetic(text: str) -> tuple[str, str]:
-    """Split ``[NAME=]URI`` into name and URI.
-
-    Text before the first ``=`` is a name only if it is a valid generator name, since paths may contain ``=``.
-    Without a name the set is called ``synthetic``.
-    """
-    from synthscale.config import GENERATOR_NAME
-
-    name, separator, uri = text.partition("=")
-    if separator and GENERATOR_NAME.fullmatch(name):
-        return name, uri
-    return "synthetic", text
 
 
 def _shared_options() -> tuple[argparse.ArgumentParser, ...]:

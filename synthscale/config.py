@@ -6,7 +6,6 @@ settings that change results; they enter the fingerprints by which a run recogni
 """
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -15,17 +14,19 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
+from synthscale.config_errors import describe, shown
 from synthscale.errors import ConfigError
 from synthscale.gate_grammar import parse_gate
+from synthscale.generator_names import check_generator_name
 from synthscale.metric_names import CORE_METRICS, FAMILIES
-
-GENERATOR_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-"""Allowed generator names: they become folder names (``generator=NAME``) and appear in gates."""
+from synthscale.spelling import did_you_mean
 
 Section = Literal["input", "encoder", "neighbors", "classifier", "metrics"]
 """Sections of the configuration that have a fingerprint of their own."""
@@ -33,6 +34,16 @@ Section = Literal["input", "encoder", "neighbors", "classifier", "metrics"]
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_what_it_seems(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true for a number, which pydantic takes for 1, and NUL, which no path can contain."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise PydanticCustomError("not_a_truth_value", "not a truth value")
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError(f"contains the character NUL: {shown(value)}")
+        return value
 
 
 class EncoderConfig(_Section):
@@ -122,7 +133,7 @@ class ClassifierConfig(_Section):
     @classmethod
     def _strengths_are_positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if not value or any(not v > 0 for v in value) or len(set(value)) != len(value):
-            raise ValueError("strengths must be distinct positive numbers (.inf for the intercept-only model)")
+            raise ValueError("expected distinct positive numbers (.inf for the intercept-only model)")
         return tuple(sorted(value))
 
     @field_serializer("strengths", when_used="json")
@@ -132,9 +143,11 @@ class ClassifierConfig(_Section):
 
 def _parse_names(value: Any) -> list[str]:
     """Return the names in a list or in a comma-separated string; empty for None."""
-    if not isinstance(value, (str, list, tuple, type(None))):
-        raise ValueError("expected a list of names, or one string with commas between them")
-    items = value.split(",") if isinstance(value, str) else value or []
+    items = value.split(",") if isinstance(value, str) else ([] if value is None else value)
+    if not isinstance(items, (list, tuple)) or not all(
+        isinstance(item, (str, int, float)) and not isinstance(item, bool) for item in items
+    ):
+        raise ValueError(f"expected a list of names, or one text with commas between them, found {shown(value)}")
     return [name for name in (str(item).strip() for item in items) if name]
 
 
@@ -156,6 +169,7 @@ class MetricsConfig(_Section):
         if unknown:
             raise ValueError(
                 f"unknown family {', '.join(map(str, unknown))}; choose from core, all, {', '.join(FAMILIES)}"
+                f"{did_you_mean(unknown[0], ('core', 'all', *FAMILIES))}"
             )
         # A fixed order, so that the same families in any order give the same fingerprint.
         return tuple(name for name in FAMILIES if "all" in names or name in names)
@@ -193,7 +207,7 @@ class StorageConfig(_Section):
     @classmethod
     def _no_credentials(cls, value: str | None) -> str | None:
         if value is not None and "@" in value:
-            raise ValueError("endpoint_url must not contain credentials; use the AWS_* variables or a profile")
+            raise ValueError("must not contain credentials; use the AWS_* variables or a profile")
         return value
 
 
@@ -232,13 +246,16 @@ class Config(_Section):
             else values
         )
 
-    @model_validator(mode="after")
-    def _names_are_plain(self) -> Self:
-        for name, uri in self.synthetic.items():
+    @field_validator("synthetic")
+    @classmethod
+    def _names_and_folders(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, uri in value.items():
             check_generator_name(name)
             if not uri:
-                raise ValueError(f"the folder of generator {name!r} is an empty string")
-        return self
+                raise ValueError(f"the folder of generator {name!r} is empty")
+            if "\0" in uri:
+                raise ValueError(f"the folder of generator {name!r} contains the character NUL: {shown(uri)}")
+        return value
 
     @field_validator("gates", mode="before")
     @classmethod
@@ -249,7 +266,10 @@ class Config(_Section):
     def _gates_can_be_decided(self) -> Self:
         known = [*CORE_METRICS, "auc", *(name for family in self.metrics.families for name in FAMILIES[family])]
         for text in self.gates:
-            parse_gate(text, known)
+            try:
+                parse_gate(text, known)
+            except ValueError as error:
+                raise ValueError(f"gates: {error}") from error
         return self
 
     def check_runnable(self) -> None:
@@ -281,30 +301,30 @@ class Config(_Section):
         return settings
 
 
-def check_generator_name(name: str) -> None:
-    """Raise ValueError unless ``name`` can be used in a path and in ``generator=NAME``."""
-    if not GENERATOR_NAME.fullmatch(name) or name in {".", "..", "real"}:
-        raise ValueError(
-            f"generator name {name!r} must match {GENERATOR_NAME.pattern} and must not be 'real', '.' or '..'"
-        )
+_MAX_PROBLEMS = 10
+"""Problems of a configuration that an error names; of more, it says how many."""
 
 
-def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Config:
+def parse_config(
+    values: Mapping[str, Any], source: str = "configuration", origins: Mapping[str, str] | None = None
+) -> Config:
     """Build a Config from nested values.
 
     Args:
         values: settings by key; sections are mappings.
         source: where the values come from, for messages.
+        origins: where single keys (``section.key``) come from instead, such as ``--set``.
 
     Raises:
-        ConfigError: a key is unknown or a value invalid; the message has ``source`` and every such key.
+        ConfigError: a key is unknown or a value invalid; the message has the source and every such key.
     """
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        problems = []
-        for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"])
-            hint = "unknown key" if item["type"] == "extra_forbidden" else item["msg"]
-            problems.append(f"{key}: {hint}" if key else hint)
-        raise ConfigError(f"{source}: " + "; ".join(problems)) from error
+        problems, previous = list[str](), ""
+        for key, what in describe(error, Config, values):
+            origin = (origins or {}).get(key, source)
+            problems.append(": ".join(part for part in (origin if origin != previous else "", key, what) if part))
+            previous = origin
+        more = f"; and {len(problems) - _MAX_PROBLEMS:,} more" if len(problems) > _MAX_PROBLEMS else ""
+        raise ConfigError("; ".join(problems[:_MAX_PROBLEMS]) + more) from error

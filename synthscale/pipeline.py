@@ -8,8 +8,8 @@ holds its lease, so that a second driver cannot.
 import platform
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -17,12 +17,13 @@ import synthscale
 from synthscale.config import Config, StorageConfig, parse_config
 from synthscale.errors import ConfigError
 from synthscale.ingest import stage as ingest
-from synthscale.ingest.checks import check_metrics, check_rows
+from synthscale.ingest.checks import check_metrics, check_places, check_rows
 from synthscale.ingest.control import hold_out
 from synthscale.ingest.discover import Dataset, discover
 from synthscale.result import RunResult
 from synthscale.runtime.session import LOCAL, RaySession, ray_errors
 from synthscale.runtime.stage_context import StageContext, StageOutcome
+from synthscale.spelling import did_you_mean
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.lease import Lease
 from synthscale.storage.run_directory import STAGES, Marker, RunDirectory
@@ -42,6 +43,7 @@ class StageReport:
         stage: name of the stage.
         rows: number of rows that were processed.
         failed: number of rows that could not be read.
+        failed_sets: for each set with rows that could not be read: rows in all, and failures by reason.
         seconds: duration; that of the earlier run if the stage was skipped.
         skipped: whether the stage was complete already.
     """
@@ -51,6 +53,7 @@ class StageReport:
     failed: int
     seconds: float
     skipped: bool
+    failed_sets: Mapping[str, tuple[int, Mapping[str, int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,11 @@ def score(config: Config, options: Options | None = None) -> RunResult:
     config = with_absolute_paths(config)
     assert config.output is not None
     if options.redo_from not in (None, *STAGES):
-        raise ConfigError(f"--redo-from {options.redo_from}: no such stage; choose from {', '.join(STAGES)}")
+        raise ConfigError(
+            f"--redo-from {options.redo_from}: no such stage; choose from {', '.join(STAGES)}"
+            f"{did_you_mean(options.redo_from, STAGES)}"
+        )
+    check_places(config)
     run = RunDirectory.open(config.output, config.storage)
     lease = Lease(run)
     # Listing a large input takes long, so a second driver is refused before it.
@@ -120,6 +127,42 @@ def _checked_dataset(config: Config, *, is_resumed: bool) -> Dataset:
         dataset = replace(dataset, rows=hold_out(dataset.rows))
     check_metrics(config, dataset.rows)
     return dataset
+
+
+def check_resumable(config: Config, dataset: Dataset) -> None:
+    """Check that `score` would continue the run in the output directory, if there is one; write nothing.
+
+    Args:
+        config: the configuration of the run.
+        dataset: its input, as it is now.
+
+    Raises:
+        ResumeConflict: the run there has another input or other settings.
+    """
+    assert config.output is not None
+    run = RunDirectory.open(config.output, config.storage)
+    if not run.is_started():
+        return
+    context = StageContext(with_absolute_paths(config), run)
+
+    def is_complete(stage: str, fingerprint: dict[str, Any]) -> bool:
+        marker = run.matching_marker(stage, fingerprint)
+        return marker is not None and marker.complete
+
+    if not is_complete("ingest", ingest.fingerprint(context, dataset)):
+        return
+    if dataset.is_table:
+        ingest.check_unchanged(context, dataset)
+    from synthscale.classify import stage as classify
+    from synthscale.embed import stage as embed
+    from synthscale.embed.encoder_reader import encoder_spec
+    from synthscale.metrics import stage as reduce
+    from synthscale.neighbors import stage as neighbors
+
+    if is_complete("embed", embed.fingerprint(context, encoder_spec(context.config, context.vectors))):
+        later = {"neighbors": neighbors, "classify": classify, "reduce": reduce}
+        # Each fingerprint needs the complete marker of the stage before.
+        all(is_complete(name, stage.fingerprint(context)) for name, stage in later.items())
 
 
 def rewrite_report(uri: str, storage: StorageConfig, *, shows_images: bool = True) -> RunResult:
@@ -156,6 +199,17 @@ def with_absolute_paths(config: Config) -> Config:
     paths = {name: absolute(getattr(config, name)) for name in ("real", "manifest", "output")}
     synthetic = {name: absolute(uri) for name, uri in config.synthetic.items()}
     return config.model_copy(update={**paths, "synthetic": synthetic, "encoder": encoder, "storage": storage})
+
+
+def _failed_sets(marker: Marker) -> dict[str, tuple[int, dict[str, int]]]:
+    """Return the rows of each set with failures, and these by reason, as the stage counted them."""
+    sets = marker.counts.get("sets", {})
+    # Runs of earlier releases have no reasons by set.
+    return {
+        name: (tally["ok"] + tally["failed"], tally.get("reasons", {"": tally["failed"]}))
+        for name, tally in sets.items()
+        if tally["failed"]
+    }
 
 
 class _StageRunner:
@@ -226,7 +280,7 @@ class _StageRunner:
         # Also those of an earlier run that was killed between its marker and this line.
         self.run.remove_working_files(name)
         rows, failed = marker.counts.get("rows", 0), marker.counts.get("failed", 0)
-        self.options.on_stage(StageReport(name, rows, failed, marker.seconds, skipped))
+        self.options.on_stage(StageReport(name, rows, failed, marker.seconds, skipped, _failed_sets(marker)))
         return skipped
 
     def _on_progress(self, text: str) -> None:

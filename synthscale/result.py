@@ -16,6 +16,7 @@ import pyarrow.dataset as ds
 
 from synthscale.config import StorageConfig
 from synthscale.errors import InputError
+from synthscale.spelling import did_you_mean
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.run_datasets import group_rows, scores_dataset
 from synthscale.storage.run_directory import RunDirectory
@@ -100,6 +101,7 @@ class RunResult:
         if generator is not None and generator not in self.generators:
             raise InputError(
                 f"{self.run.uri}: has no generator {generator!r}; choose from {', '.join(self.generators)}"
+                f"{did_you_mean(generator, self.generators)}"
             )
         return scores_dataset(self.run, generator)
 
@@ -129,7 +131,9 @@ class RunResult:
             InputError: there is no such metric or generator.
         """
         if metric not in _WORST:
-            raise InputError(f"worst: no metric {metric!r}; choose from {', '.join(_WORST)}")
+            raise InputError(
+                f"worst: no metric {metric!r}; choose from {', '.join(_WORST)}{did_you_mean(metric, _WORST)}"
+            )
         name = self._generator_name(generator)
         kind, row_filter, column, ascending = _WORST[metric]
         if metric in {"diversity", "unique_share", "freshness"}:

@@ -27,6 +27,15 @@ def stage_line(report: "StageReport") -> str:
     return f"{report.stage:10} {report.rows:>9,} rows {report.failed:>6,} failed {report.seconds:>7.1f} s {rate}"
 
 
+def failure_lines(report: "StageReport") -> list[str]:
+    """Return one line for each set of which rows could not be read: how many, of how many, and why."""
+    return [
+        f"           {sum(reasons.values()):,} of {rows:,} rows of {name} could not be read"
+        + (f" ({', '.join(f'{why} {count:,}' for why, count in reasons.items())})" if "" not in reasons else "")
+        for name, (rows, reasons) in report.failed_sets.items()
+    ]
+
+
 def metrics_table(metrics: dict[str, Any]) -> Table:
     """Return a table of the core metrics and the AUC of each generator, with 95 % intervals and references.
 

@@ -9,11 +9,13 @@ import pytest
 from rich.console import Console
 
 from synthscale import cli
-from synthscale.cli import config_from, main, metrics_table, print_warnings, split_synthetic, stage_line
+from synthscale.cli import config_from, main, metrics_table, print_warnings, stage_line
 from synthscale.errors import ConfigError
+from synthscale.generator_names import split_synthetic
 from synthscale.metric_names import CORE_METRICS
+from synthscale.pipeline import StageReport
 from synthscale.tables.schemas import SCHEMA_VERSION
-from synthscale.terminal import print_gates
+from synthscale.terminal import failure_lines, print_gates
 
 
 @pytest.fixture(autouse=True)
@@ -43,13 +45,25 @@ def folders(tmp_path, make_images):
         ("/data/run=3/fakes", ("synthetic", "/data/run=3/fakes")),
         ("./epoch=10", ("synthetic", "./epoch=10")),
         ("s3://bucket/step=10/x", ("synthetic", "s3://bucket/step=10/x")),
-        ("my fakes=x", ("synthetic", "my fakes=x")),
-        ("x" * 64 + "=y", ("x" * 64, "y")),
-        ("x" * 65 + "=y", ("synthetic", "x" * 65 + "=y")),
+        ("../epoch=10", ("synthetic", "../epoch=10")),
+        ("~/epoch=10", ("synthetic", "~/epoch=10")),
+        ("file:///a/epoch=10", ("synthetic", "file:///a/epoch=10")),
+        ("SDXL (turbo)=x", ("SDXL (turbo)", "x")),
+        ("größe=x", ("größe", "x")),
+        ("x" * 200 + "=y", ("x" * 200, "y")),
         ("=y", ("synthetic", "=y")),
+        ("org/model-1.0=s3://bucket/p", ("org/model-1.0", "s3://bucket/p")),
+        ("org/model-1.0=there", ("org/model-1.0", "there")),
+        ("org/model-1.0=nowhere", ("synthetic", "org/model-1.0=nowhere")),
+        ("org/step=10", ("synthetic", "org/step=10")),
+        ("step=20", ("synthetic", "step=20")),
+        ("step=30", ("step", "30")),
     ],
 )
-def test_split_synthetic_accepts_only_valid_names(text, split):
+def test_a_synthetic_set_is_a_path_or_a_name_and_a_path(text, split, tmp_path, monkeypatch):
+    for folder in ("there", "org/step=10", "10", "step=20", "20"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     assert split_synthetic(text) == split
 
 
@@ -253,11 +267,14 @@ def test_validate_prints_sets_and_skipped_files(capsys, folders):
         "--output",
         f"{folders}/run",
     ]
-    assert main(["validate", *arguments]) == 0
+    assert main(["validate", *arguments]) == 2
     out, err = capsys.readouterr()
-    assert err == ""
-    counts = {line.split()[0]: line.split()[1] for line in out.splitlines() if line.rstrip().endswith("rows")}
+    assert err.startswith("synthscale: gan: 1 of 7 rows tried could not be read")
+    assert main(["validate", *arguments, "--set", "max_failure_fraction=0.2"]) == 0
+    assert capsys.readouterr() == (out, "")
+    counts = {line.split()[0]: line.split()[1] for line in out.splitlines() if " rows, " in line}
     assert counts == {"real": "5", "gan": "7"}
+    assert "7 rows, 7 tried, 1 could not be read" in out
     assert "descriptor" in out
     assert "gan/cat/000.png" in out
     assert "1 files were skipped because they are not images" in out
@@ -298,6 +315,14 @@ def test_a_stage_line_has_rows_failures_time_and_rate():
         SimpleNamespace(stage="embed", rows=1, failed=0, seconds=1.0, skipped=True)
     )
     stage_line(SimpleNamespace(stage="report", rows=0, failed=0, seconds=0.0, skipped=False))
+
+
+def test_failures_are_counted_by_set():
+    sets = {"real": (1200, {"truncated": 2, "empty": 1}), "org/model": (500, {"": 4})}
+    assert failure_lines(StageReport("embed", 1700, 7, 1.0, False, sets)) == [
+        "           3 of 1,200 rows of real could not be read (truncated 2, empty 1)",
+        "           4 of 500 rows of org/model could not be read",
+    ]
 
 
 def metrics(value, name="gan", warnings=()):

@@ -114,16 +114,6 @@ def test_a_configuration_cannot_be_changed_afterwards():
         parse_config(INPUT).encoder.name = "other"
 
 
-@pytest.mark.parametrize("name", ["a/b", "a b", "", "..", ".", "x" * 65, "gan\n"])
-def test_generator_names_must_be_plain(name):
-    assert repr(name) in refusal({"synthetic": {name: "folder"}})
-
-
-@pytest.mark.parametrize("name", ["gan", "sd-2.1_x", "x" * 64])
-def test_plain_generator_names_pass(name):
-    assert name in parse_config({"synthetic": {name: "folder"}}).synthetic
-
-
 @pytest.mark.parametrize("url", ["https://key:secret@host:9000", "http://token@host"])
 def test_credentials_in_the_endpoint_are_an_error_that_does_not_repeat_them(url):
     message = refusal({"storage": {"endpoint_url": url}})

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from synthscale import Config, Options, RunResult, parse_config, score, score_features
+from synthscale.comparisons import compare_runs
 from synthscale.errors import ConfigError, InputError, ResumeConflict, TooManyFailures
+from synthscale.generator_names import path_name
 from synthscale.metric_names import CORE_METRICS
 from synthscale.tables.schemas import METRICS, SCHEMA_VERSION, SCORES
 from tests.reference.tutorial import scores as tutorial_scores
@@ -366,7 +368,12 @@ def test_unusable_images_are_listed_with_reasons_and_do_not_affect_other_rows(im
     with pytest.raises(TooManyFailures, match=r"good: 4 of 64 .*empty 1, too_large 1, truncated 1, unsupported 1"):
         score(config)
     # Raising the limit goes on from what was embedded, and changes no score of the others.
-    result = score(config.model_copy(update={"max_failure_fraction": 0.1}))
+    reports = {}
+    result = score(
+        config.model_copy(update={"max_failure_fraction": 0.1}),
+        Options(on_stage=lambda report: reports.update({report.stage: report})),
+    )
+    assert reports["embed"].failed_sets == {"good": (64, dict.fromkeys(sorted(reasons.values()), 1))}
     failures = result.failures().set_index("id")["reason"].to_dict()
     assert failures == {f"good/cat/{name}.png": reason for name, reason in reasons.items()}
     assert result.metrics["counts"]["synthetic"] == {"rows": 64, "ok": 60, "failed": 4}
@@ -584,3 +591,44 @@ def test_an_empty_class_is_refused(images, tmp_path):
         score(
             parse_config({"real": str(images / "real"), "synthetic": {"x": str(tmp_path / "none")}, "output": "x"})
         )
+
+
+# --- names of generators ---
+
+NAMES = ["org/model-1.0", "größe 50% [b]", "007"]
+
+
+def test_generators_have_the_names_that_people_gave_them(images, tmp_path):
+    shutil.copytree(images / "good", tmp_path / "0")
+    for i in range(1, len(NAMES)):
+        shutil.copytree(images / "copier", tmp_path / f"{i}")
+    gates = [f"generator={name} auc>=0" for name in NAMES]
+    config = parse_config(
+        {
+            "real": str(images / "real"),
+            "synthetic": {name: f"{tmp_path}/{i}" for i, name in enumerate(NAMES)},
+            "output": f"{tmp_path}/run",
+            "gates": gates,
+        }
+    )
+    result = score(config)
+    assert result.generators == NAMES
+    assert [(gate["generator"], gate["passed"]) for gate in result.metrics["gates"]] == [
+        (name, True) for name in NAMES
+    ]
+    assert (tmp_path / "run" / "scores" / "generator=org%2Fmodel-1.0").is_dir()
+    everything = pd.read_parquet(tmp_path / "run" / "scores")
+    assert set(everything["generator"]) == set(NAMES)
+    assert set(result.scores_dataset().to_table().column("generator").to_pylist()) == set(NAMES)
+    for name in NAMES:
+        own = result.scores(name)
+        assert len(own) == 90 + (own["real_or_synthetic"] == "synthetic").sum() == 150
+        assert (len(result.groups(name)) > 0) == (name != NAMES[0])
+        assert result.worst("fidelity", 3, name)["id"].str.startswith(f"{path_name(name)}/").all()
+    page = Path(result.report_path).read_text("utf-8")
+    assert all(name in page for name in NAMES)
+    differences = compare_runs([f"{tmp_path}/run"], config.storage).differences
+    assert {name for pair in differences for name in (pair.one, pair.two)} == set(NAMES)
+    again = []
+    score(config, Options(on_stage=lambda report: again.append(report.skipped)))
+    assert all(again)

@@ -1,5 +1,6 @@
 """``validate`` and ``status`` as functions, on local folders; no Ray is started."""
 
+import json
 import os
 
 import numpy as np
@@ -9,8 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from synthscale.config import Config, StorageConfig, parse_config
-from synthscale.errors import ConfigError, InputError, ResumeConflict, StorageError
-from synthscale.plan import status, validate
+from synthscale.embed import stage as embed
+from synthscale.embed.encoder_reader import encoder_spec
+from synthscale.errors import ConfigError, InputError, ResumeConflict, StorageError, TooManyFailures
+from synthscale.ingest import stage as ingest
+from synthscale.ingest.checks import check_places
+from synthscale.ingest.discover import discover
+from synthscale.pipeline import score, with_absolute_paths
+from synthscale.plan import Plan, Tries, status, validate
+from synthscale.runtime.stage_context import StageContext
 from synthscale.storage.run_directory import STAGES, Marker, RunDirectory
 from synthscale.tables.layout import Shard
 from synthscale.tables.schemas import SCHEMA_VERSION, embeddings_schema
@@ -56,7 +64,9 @@ def test_every_set_is_tried_however_small(values, tmp_path, make_images):
     values["synthetic"]["tiny"] = f"{tmp_path}/tiny"
     plan = validate(parse_config(values))
     assert plan.sets["tiny"] == 1
-    assert any("tiny/cat/000.png" in fault for fault in plan.faults)
+    assert any("tiny/cat/000.png" in fault for fault in plan.tries["tiny"].faults)
+    with pytest.raises(InputError, match=r"tiny: none of the 1 rows .*tiny/cat/000.png"):
+        plan.check_failures()
 
 
 def test_validating_leaves_no_trace(values, tmp_path):
@@ -77,13 +87,140 @@ def test_rows_that_cannot_be_read_are_listed_with_their_ids(values, tmp_path):
         path.write_bytes(path.read_bytes()[:60])
     plan = validate(parse_config(values))
     assert len(plan.faults) == 5
-    assert all(fault.startswith("diffusion/") for fault in plan.faults)
+    assert all(fault.startswith("diffusion/") for fault in plan.tries["diffusion"].faults)
+    with pytest.raises(InputError, match="diffusion: none of the 5 rows"):
+        plan.check_failures()
 
 
 def test_validate_fails_if_no_row_can_be_read_and_names_one(values, tmp_path):
     for path in tmp_path.rglob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(InputError, match=r"\.png"):
+        validate(parse_config(values)).check_failures()
+
+
+@pytest.mark.parametrize(
+    ("rows", "tried", "failed", "limit", "ends"),
+    [
+        (1000, 8, 0, 0.0, False),
+        (1000, 8, 1, 0.0, True),
+        (1000, 8, 1, 0.01, False),
+        (1000, 8, 2, 0.01, True),
+        (1000, 8, 3, 0.2, False),
+        (1000, 8, 6, 0.2, True),
+        (1000, 8, 7, 1.0, False),
+        (1000, 8, 8, 1.0, True),
+        (7, 7, 1, 0.01, True),
+        (7, 7, 1, 0.2, False),
+        (7, 7, 2, 0.2, True),
+    ],
+)
+def test_a_set_fails_in_validate_where_score_would_end(rows, tried, failed, limit, ends):
+    """Surely, if it was tried as a whole, or most likely, from a sample."""
+    tries = {"real": Tries(8, []), "gan": Tries(tried, ["gan/1.png: cut"] * failed)}
+    plan = Plan({"real": 1000, "gan": rows}, "descriptor", 8, tries, 1.0, 1, [], limit)
+    if not ends:
+        plan.check_failures()
+        return
+    with pytest.raises((InputError, TooManyFailures), match=r"gan: .*gan/1\.png: cut") as caught:
+        plan.check_failures()
+    assert caught.value.exit_code == 2
+
+
+def link(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    return f"{tmp_path}/link"
+
+
+PLACES = {
+    "output is real": lambda top: {"output": f"{top}/photos"},
+    "output in real": lambda top: {"output": f"{top}/photos/run"},
+    "output in real, by a link": lambda top: {"output": f"{link(top)}/run"},
+    "output in real, with dots": lambda top: {"output": f"{top}/gan/../photos/run"},
+    "output in a synthetic set": lambda top: {"output": f"{top}/diffusion/cat/run"},
+    "output around the inputs": lambda top: {"output": str(top)},
+    "real is synthetic": lambda top: {"real": f"{top}/gan"},
+    "real is synthetic, with a slash": lambda top: {"real": f"{top}/gan/"},
+    "real is synthetic, by a link": lambda top: {"synthetic": {"gan": link(top)}},
+    "real is synthetic, as a URI": lambda top: {"synthetic": {"gan": f"file://{top}/photos"}},
+    "output in real on S3": lambda top: {"real": "s3://bucket/a", "output": "s3://bucket/a/run"},
+    "output in a bucket": lambda top: {"real": "s3://bucket", "output": "s3://bucket/run/"},
+    "real is synthetic on S3": lambda top: {"real": "s3://b/a/", "synthetic": {"gan": "s3://b/a"}},
+    "output in a manifest's folder": lambda top: {
+        "real": None,
+        "synthetic": {},
+        "manifest": f"{top}/photos",
+        "output": f"{top}/photos/run",
+    },
+}
+
+
+@pytest.mark.parametrize("change", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("command", [validate, score])
+def test_input_and_output_are_apart_and_so_are_real_and_synthetic(values, tmp_path, command, change):
+    config = parse_config(values | change(tmp_path))
+    before = tree(tmp_path)
+    with pytest.raises(ConfigError, match=r"inside|as the real set and as gan") as caught:
+        command(config)
+    assert str(caught.value).isprintable()
+    assert tree(tmp_path) == before
+
+
+def test_places_that_only_look_alike_are_apart(values, tmp_path, make_images):
+    make_images(tmp_path / "photos2", 3, seed=5)
+    values["synthetic"]["twin"] = values["synthetic"]["gan"]
+    values["synthetic"]["other"] = f"{tmp_path}/photos2"
+    check_places(parse_config(values | {"output": f"{tmp_path}/photos-run"}))
+    check_places(parse_config(values | {"output": "s3://bucket/photos"}))
+
+
+@pytest.fixture
+def begun(values):
+    """Settings of a run of which ingest is complete."""
+    config = with_absolute_paths(parse_config(values))
+    directory = RunDirectory.open(config.output, config.storage)
+    directory.write_json("run.json", {"schema_version": SCHEMA_VERSION, "run_id": "abc"})
+    context = StageContext(config, directory)
+    dataset = discover(config)
+    fingerprint = ingest.fingerprint(context, dataset)
+    outcome = ingest.run(context, dataset)
+    directory.write_marker(Marker("ingest", True, fingerprint, outcome.counts, outcome.info))
+    return values
+
+
+def test_a_run_that_score_would_continue_is_valid(begun, tmp_path):
+    before = tree(tmp_path)
+    validate(parse_config(begun)).check_failures()
+    assert tree(tmp_path) == before
+
+
+OTHERS = {
+    "another input": lambda values, top: {"synthetic": {"gan": f"{top}/gan"}},
+    "another name": lambda values, top: {"synthetic": {"new": f"{top}/gan", "diffusion": f"{top}/diffusion"}},
+    "control": lambda values, top: {"control": True},
+    "another image": lambda values, top: (top / "gan" / "cat" / "000.png").unlink() or {},
+    "another encoder": lambda values, top: {"encoder": {"image_size": 32}},
+}
+
+
+@pytest.mark.parametrize("change", OTHERS.values(), ids=OTHERS)
+def test_a_run_that_score_would_refuse_is_refused(begun, tmp_path, change):
+    run = RunDirectory.existing(begun["output"], LOCAL)
+    context = StageContext(with_absolute_paths(parse_config(begun)), run)
+    run.write_marker(Marker("embed", False, embed.fingerprint(context, encoder_spec(context.config, None))))
+    values = begun | change(begun, tmp_path)
+    with pytest.raises(ResumeConflict, match=str(tmp_path)):
+        validate(parse_config(values))
+
+
+@pytest.mark.parametrize(
+    "document",
+    [{"schema_version": SCHEMA_VERSION + 1, "run_id": "abc"}, {"schema_version": SCHEMA_VERSION}, {}, []],
+)
+def test_the_output_of_another_version_or_program_is_refused(values, tmp_path, document):
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "runs" / "one" / "run.json").write_text(json.dumps(document))
+    with pytest.raises(ResumeConflict, match=f"{tmp_path}/runs/one"):
         validate(parse_config(values))
 
 

@@ -223,7 +223,9 @@ class FittedClassifier:
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
             if kind in _KINDS:
-                repeat, generator, part = rest.split("/")
+                repeat, _, rest = rest.partition("/")
+                # The generator's name may contain slashes itself.
+                generator, _, part = rest.rpartition("/")
                 tensors_of.setdefault(generator, {}).setdefault(int(repeat), (kind, {}))[1][part] = tensor
         heads = {
             generator: tuple(_KINDS[kind](**parts) for _, (kind, parts) in sorted(repeats.items()))

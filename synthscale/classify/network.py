@@ -21,6 +21,7 @@ from torch.nn.functional import silu, softplus
 from synthscale.classify.fit_context import FitContext, FitState, ReduceSum
 from synthscale.classify.fold_views import FeatureBlock, FoldView
 from synthscale.classify.logistic_loss import LOG_2
+from synthscale.generator_names import path_name
 from synthscale.tables.id_hashes import mix
 from synthscale.tables.schemas import REAL
 
@@ -139,7 +140,7 @@ def fit_mlp_heads(
         workers: all-reduce, and state of an interrupted fit.
     """
     loss = _MlpLoss(views, columns, blocks, workers.reduce_sum)
-    training = _MlpTraining(loss, dimensions, seed, workers.resume.part(views[0].generator))
+    training = _MlpTraining(loss, dimensions, seed, workers.resume.part(path_name(views[0].generator)))
     while training.epoch < _EPOCHS and not training.has_stopped:
         training.train_epoch()
     training.finish()

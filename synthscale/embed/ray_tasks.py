@@ -231,11 +231,11 @@ def write_embedded(
     return pa.table({"tally": [json.dumps(outcomes | {"shard": shard.index})]}), embeddings
 
 
-def count_outcomes(run: RunDirectory, shard: Shard) -> dict[str, dict[str, int]]:
+def count_outcomes(run: RunDirectory, shard: Shard) -> dict[str, dict[str, Any]]:
     """Count the rows of a written shard.
 
     Returns:
-        ``ok`` and ``failed``: rows by set; ``reasons``: failures by reason.
+        ``ok`` and ``failed``: rows by set; ``reasons``: failures by set and reason.
     """
     generators = run.read_shard("manifest", shard, ["generator"]).column("generator").to_pylist()
     failures = run.read_shard("failures", shard, ["row", "reason"])
@@ -245,11 +245,15 @@ def count_outcomes(run: RunDirectory, shard: Shard) -> dict[str, dict[str, int]]
     return _outcomes([generators[i] for i in np.concatenate([ok, failed]).tolist()], reasons)
 
 
-def _outcomes(generators: Sequence[str | None], reasons: Sequence[str | None]) -> dict[str, dict[str, int]]:
-    """Count rows by set and outcome, and failures by reason; a reason of None is a success."""
+def _outcomes(generators: Sequence[str | None], reasons: Sequence[str | None]) -> dict[str, dict[str, Any]]:
+    """Count rows by set and outcome, and failures by set and reason; a reason of None is a success."""
     rows = list(zip(generators, reasons, strict=True))
+    by_reason: dict[str, Counter[str]] = {}
+    for name, reason in rows:
+        if reason is not None:
+            by_reason.setdefault(name or REAL, Counter())[reason] += 1
     return {
         "ok": dict(Counter(name or REAL for name, reason in rows if reason is None)),
         "failed": dict(Counter(name or REAL for name, reason in rows if reason is not None)),
-        "reasons": dict(Counter(reason for _, reason in rows if reason is not None)),
+        "reasons": {name: dict(counts) for name, counts in by_reason.items()},
     }

@@ -147,9 +147,8 @@ def run(context: StageContext, encoder: EncoderSpec, *, retry_failed: bool = Fal
     if todo:
         kept = frozenset(shard.index for shard in todo if shard in outcomes)
         tallies += _stream(context, todo, encoder, kept)
-    ok, failed, reasons = (
-        sum((Counter[str](tally[name]) for tally in tallies), Counter[str]())
-        for name in ("ok", "failed", "reasons")
+    ok, failed = (
+        sum((Counter[str](tally[name]) for tally in tallies), Counter[str]()) for name in ("ok", "failed")
     )
     rows = context.shards[-1].stop
     if ok.total() + failed.total() != rows:
@@ -158,12 +157,19 @@ def run(context: StageContext, encoder: EncoderSpec, *, retry_failed: bool = Fal
             "failed; rerun with --redo-from embed"
         )
     sets = [REAL, *context.generators]
+    reasons = {
+        name: sum((Counter[str](tally["reasons"].get(name, {})) for tally in tallies), Counter[str]())
+        for name in sets
+    }
     counts = {
         "rows": rows,
         "ok": ok.total(),
         "failed": failed.total(),
-        "reasons": dict(sorted(reasons.items())),
-        "sets": {name: {"ok": ok[name], "failed": failed[name]} for name in sets},
+        "reasons": dict(sorted(sum(reasons.values(), Counter[str]()).items())),
+        "sets": {
+            name: {"ok": ok[name], "failed": failed[name], "reasons": dict(sorted(reasons[name].items()))}
+            for name in sets
+        },
     }
     _remove_outdated(context, counts)
     _check_failures(context, counts)
@@ -192,18 +198,19 @@ def _remove_outdated(context: StageContext, counts: dict[str, Any]) -> None:
 
 
 def _check_failures(context: StageContext, counts: dict[str, Any]) -> None:
+    """Raise TooManyFailures, or InputError for a set without a row, that names each such set and its reasons."""
     limit = context.config.max_failure_fraction
     remedy = f"see {context.run.path('failures')}; when these files are in order, add --retry-failed"
+    too_many = []
     for name, tally in counts["sets"].items():
         total = tally["ok"] + tally["failed"]
         if tally["failed"] > limit * total:
-            reasons = ", ".join(f"{reason} {n}" for reason, n in counts["reasons"].items())
-            raise TooManyFailures(
-                f"{name}: {tally['failed']:,} of {total:,} rows could not be read, more than max_failure_fraction "
-                f"{limit:g} allows ({reasons}); {remedy}"
-            )
-        if tally["ok"] == 0:
+            reasons = ", ".join(f"{reason} {n:,}" for reason, n in tally["reasons"].items())
+            too_many.append(f"{name}: {tally['failed']:,} of {total:,} rows could not be read ({reasons})")
+        elif tally["ok"] == 0:
             raise InputError(f"{name}: none of the {total:,} rows could be read; {remedy}")
+    if too_many:
+        raise TooManyFailures(f"{'; '.join(too_many)}: more than max_failure_fraction {limit:g} allows; {remedy}")
 
 
 def _stream(

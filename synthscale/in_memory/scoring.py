@@ -14,8 +14,9 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from synthscale.classify.training import FoldPlan, NearDuplicates, plan_folds
-from synthscale.config import Config, check_generator_name
+from synthscale.config import Config
 from synthscale.errors import InputError
+from synthscale.generator_names import check_generator_name
 from synthscale.in_memory.classify import ClassifierOutput, classify, vector_families
 from synthscale.in_memory.neighbors import Analysis, MemoryRows, analyse_rows
 from synthscale.metrics.evidence import RowEvidence, row_evidence

@@ -3,16 +3,20 @@
 Takes the rows that `discover` returns; writes only temporary files of id hashes.
 """
 
+import os
 from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from synthscale.config import Config, check_generator_name
+from synthscale.config import Config
 from synthscale.errors import ConfigError, InputError
 from synthscale.gate_grammar import generator_gates
+from synthscale.generator_names import check_generator_name
 from synthscale.ingest.spool import mapped_id_hashes
+from synthscale.spelling import did_you_mean
+from synthscale.storage import filesystems as fsys
 from synthscale.tables.columns import is_sliceable
 from synthscale.tables.schemas import MANIFEST_COLUMNS, REAL, SCORES, SYNTHETIC
 
@@ -35,6 +39,49 @@ def rename_clashing_columns(rows: pa.Table) -> pa.Table:
     return rows.rename_columns(names)
 
 
+def check_places(config: Config) -> None:
+    """Check that the output and the inputs are apart, and that no synthetic set is the real set itself.
+
+    Files of the run in a folder of images would be listed as input, and a set scored against itself says nothing.
+    Local paths are compared after links are followed.
+
+    Raises:
+        ConfigError: an input is inside the output or the output inside an input, or a set is given as real and as
+            synthetic.
+    """
+    sets = {name: _place(uri) for name, uri in config.synthetic.items()}
+    inputs = list(sets.values())
+    if config.real is not None:
+        real = _place(config.real)
+        inputs.insert(0, real)
+        for name, place in sets.items():
+            if place == real:
+                raise ConfigError(
+                    f"{place}: is given as the real set and as {name}; to score real images against real ones, "
+                    "use --control"
+                )
+    if config.output is None:
+        return
+    output = _place(config.output)
+    if config.manifest is not None:
+        inputs.append(_place(config.manifest))
+    for place in inputs:
+        if _is_within(output, place):
+            raise ConfigError(f"{output}: the output is inside the input {place}; set --output to another folder")
+        if _is_within(place, output):
+            raise ConfigError(f"{place}: the input is inside the output {output}; set --output to another folder")
+
+
+def _place(uri: str) -> str:
+    """Return a URI, or a local path with links followed, without a slash at its end."""
+    place = fsys.absolute(uri)
+    return place if fsys.is_s3(place) else os.path.realpath(place)
+
+
+def _is_within(inner: str, outer: str) -> bool:
+    return inner == outer or inner.startswith(f"{outer.rstrip('/')}/")
+
+
 def check_metrics(config: Config, rows: pa.Table) -> None:
     """Check that the columns of ``metrics.slice_by`` and the generators of gates exist.
 
@@ -47,7 +94,7 @@ def check_metrics(config: Config, rows: pa.Table) -> None:
     if missing:
         raise ConfigError(
             f"metrics.slice_by: the input has no column {', '.join(missing)}; "
-            f"its columns are {', '.join(available)}"
+            f"its columns are {', '.join(available)}{did_you_mean(missing[0], available)}"
         )
     for name in config.metrics.slice_by:
         if not is_sliceable(rows.schema.field(name).type):
@@ -60,7 +107,7 @@ def check_metrics(config: Config, rows: pa.Table) -> None:
         if generator not in generators:
             raise ConfigError(
                 f"gate {text!r}: the input has no generator {generator}; its generators are "
-                f"{', '.join(sorted(generators))}"
+                f"{', '.join(sorted(generators))}{did_you_mean(generator, generators)}"
             )
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from synthscale.config import Config, StorageConfig
 from synthscale.errors import InputError
+from synthscale.generator_names import path_name
 from synthscale.ingest.archives import Archive, has_images, read_members
 from synthscale.ingest.dataset import Dataset
 from synthscale.ingest.file_kinds import ARCHIVE_SUFFIXES, TAKEN, Kind, kind_of_bytes, kinds_of, suffix_of
@@ -82,7 +83,7 @@ class _ImageSet:
         return pa.table(
             {
                 **columns,
-                "id": [f"{self.name}/{path}" for path in columns["id"]],
+                "id": [f"{path_name(self.name)}/{path}" for path in columns["id"]],
                 "real_or_synthetic": pa.array([self.kind] * n, pa.string()),
                 "generator": pa.array([self.generator] * n, pa.string()),
             }
@@ -237,7 +238,7 @@ def _remark_on_folders(intake: Intake, folders: FolderNotes, base: str) -> None:
 
 
 def _check_not_nested(tops: set[str]) -> None:
-    # The same folder may be given for two sets: scoring a set against itself is a valid test.
+    # The same folder may be given for two generators, as a test; checks.py refuses it for real and synthetic.
     for outer in tops:
         for inner in tops:
             if inner.startswith(f"{outer}/"):

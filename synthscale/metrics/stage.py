@@ -13,6 +13,7 @@ import pyarrow as pa
 import ray
 
 from synthscale.errors import SchemaError
+from synthscale.generator_names import partition
 from synthscale.metrics.comparison import comparison_blocks
 from synthscale.metrics.gates import decide
 from synthscale.metrics.long_form import metric_lines
@@ -181,7 +182,7 @@ class _ReduceTask:
         for name, (view, evidence) in self.reader.read(shard, real).items():
             scores = score_rows(view, real, self.medians[name])
             if scores.num_rows:
-                path = run.path("scores", f"generator={name}", shard.name)
+                path = run.path("scores", partition(name), shard.name)
                 fsys.write_table(path, conform(scores, SCORES, "scores"), run.storage)
             sums[name] = sum_view(view, scores, evidence, self.slicings)
         return pa.table({"shard": [shard.index], "sums": to_arrow(sums)})

@@ -4,6 +4,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from synthscale.generator_names import partition
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.run_directory import RunDirectory
 
@@ -11,8 +12,10 @@ from synthscale.storage.run_directory import RunDirectory
 def scores_dataset(run: RunDirectory, generator: str | None = None) -> ds.Dataset:
     """Open ``scores/`` of one generator, or of all generators if None; real rows then occur once per generator."""
     top = run.path("scores")
-    path = top if generator is None else fsys.join(top, f"generator={generator}")
-    return fsys.dataset(path, run.storage, partitioning="hive", partition_base_dir=top.removeprefix("s3://"))
+    path = top if generator is None else fsys.join(top, partition(generator))
+    # Without a schema a name such as 007 would be read as a number.
+    names = ds.partitioning(pa.schema([("generator", pa.string())]), flavor="hive")
+    return fsys.dataset(path, run.storage, partitioning=names, partition_base_dir=top.removeprefix("s3://"))
 
 
 def group_rows(run: RunDirectory, generator: str) -> ds.Scanner:

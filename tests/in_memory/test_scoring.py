@@ -478,7 +478,7 @@ def test_features_that_cannot_be_scored_are_refused(features: Any, message: str)
         ({"real_or_synthetic": [*kinds(3, 2), None]}, "None"),
         ({"real_or_synthetic": kinds(3, 2)}, "real_or_synthetic"),
         ({"generator": ["a"] * 5}, "generator"),
-        ({"generator": ["a/b"] * 6}, "a/b"),
+        ({"generator": ["a\nb"] * 6}, "control characters"),
         ({"generator": ["real"] * 6}, "real"),
         ({"labels": ["a"] * 5}, "labels"),
         ({"ids": ["a"] * 5}, "ids"),

@@ -70,10 +70,10 @@ def test_no_rows_are_refused():
     assert "no rows" in refusal(rows((), (), ()))
 
 
-@pytest.mark.parametrize("name", ["a/b", "a b", "", "..", ".", "x" * 65, "a=b", "ünicode", "a\n"])
-def test_a_generator_name_that_is_not_a_valid_path_segment_is_refused(name):
+@pytest.mark.parametrize("name", ["", " ", "..", ".", "x" * 246, "a\n", "real"])
+def test_a_generator_name_that_means_nothing_is_refused(name):
     message = refusal(rows(generators=(None, name)))
-    assert repr(name) in message
+    assert repr(name[:40]) in message
 
 
 @pytest.mark.parametrize("name", ["a", "stable-diffusion_2.1", "x" * 64, "..."])

@@ -6,6 +6,7 @@
 from synthscale.config import EncoderConfig
 from synthscale.embed.encoders.protocol import Encoder
 from synthscale.errors import ConfigError
+from synthscale.spelling import did_you_mean
 
 __all__ = ["Encoder", "build_encoder"]
 
@@ -42,4 +43,7 @@ def build_encoder(config: EncoderConfig, weights: bytes | None, device: str) -> 
         if config.mean is not None and config.std is not None:
             encoder.set_normalisation(config.mean, config.std)
         return encoder
-    raise ConfigError(f"encoder.name: {config.name!r} is neither 'descriptor' nor 'torchvision:<model>[@weights]'")
+    raise ConfigError(
+        f"encoder.name: {config.name!r} is neither 'descriptor' nor 'torchvision:<model>[@weights]'"
+        f"{did_you_mean(config.name.partition(':')[0], ('descriptor', 'torchvision:<model>'))}"
+    )

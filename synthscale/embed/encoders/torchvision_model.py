@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from synthscale.errors import ConfigError
+from synthscale.spelling import did_you_mean
 
 VERSION = 1
 """Part of the fingerprint. Raise it when the same weights and pixels give other vectors."""
@@ -90,8 +91,10 @@ def build(
     """
     torchvision = import_torchvision()
     model_name, _, weights_name = name.removeprefix("torchvision:").partition("@")
-    if model_name not in torchvision.models.list_models(module=torchvision.models):
-        raise ConfigError(f"encoder {name}: torchvision has no model {model_name!r}")
+    if model_name not in (known := torchvision.models.list_models(module=torchvision.models)):
+        raise ConfigError(
+            f"encoder {name}: torchvision has no model {model_name!r}{did_you_mean(model_name, known)}"
+        )
     if weights_file is not None:
         uri, data = weights_file
         model = torchvision.models.get_model(model_name, weights=None, **_quiet_options(model_name))
@@ -104,7 +107,8 @@ def build(
         weights = options[weights_name] if weights_name else options.DEFAULT
     except KeyError as error:
         raise ConfigError(
-            f"encoder {name}: unknown weights {weights_name!r}; available are {[w.name for w in options]}"
+            f"encoder {name}: unknown weights {weights_name!r}; available are {', '.join(w.name for w in options)}"
+            f"{did_you_mean(weights_name, [w.name for w in options])}"
         ) from error
     try:
         model = torchvision.models.get_model(model_name, weights=weights)
