@@ -208,7 +208,7 @@ def config_from(parsed: argparse.Namespace) -> Config:
         if not isinstance(from_file, dict):
             raise ConfigError(f"{parsed.config}: synthetic must map names to folders")
         values["synthetic"] = {**from_file, **given}
-    values = with_scoring(values, parsed)
+    values = with_columns(with_scoring(values, parsed), parsed)
     return parse_config(apply_overrides(values, parsed.set), parsed.config or "arguments")
 
 
@@ -225,6 +225,18 @@ def with_scoring(values: dict[str, Any], parsed: argparse.Namespace) -> dict[str
     if getattr(parsed, "control", False):
         result["control"] = True
     return result
+
+
+def with_columns(values: dict[str, Any], parsed: argparse.Namespace) -> dict[str, Any]:
+    """Return ``values`` overridden by ``--feature-columns`` and ``--ignore-columns``."""
+    names = ("feature_columns", "ignore_columns")
+    given = {name: value for name in names if (value := getattr(parsed, name, None)) is not None}
+    if not given:
+        return values
+    from_file = values.get("input") or {}
+    if not isinstance(from_file, dict):
+        raise ConfigError(f"{parsed.config}: input must be a section of keys and values")
+    return {**values, "input": {**from_file, **given}}
 
 
 def split_synthetic(text: str) -> tuple[str, str]:
@@ -252,6 +264,10 @@ def _shared_options() -> tuple[argparse.ArgumentParser, ...]:
     data.add_argument("--real", metavar="URI", help="folder of real images; a sub-folder is a label")
     data.add_argument("--synthetic", action="append", metavar="[NAME=]URI", help="folder of a generator's images")
     data.add_argument("--manifest", metavar="URI", help="metadata.csv, Parquet, a Studio-style zip or folder")
+    data.add_argument(
+        "--feature-columns", metavar="NAMES", help="columns of a table that are the vectors, separated by commas"
+    )
+    data.add_argument("--ignore-columns", metavar="NAMES", help="columns of a table that are not read")
     work = argparse.ArgumentParser(add_help=False)
     work.add_argument("--output", metavar="URI", help="the run directory")
     work.add_argument(
