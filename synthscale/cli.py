@@ -221,14 +221,20 @@ def config_from(parsed: argparse.Namespace) -> Config:
         if not isinstance(from_file, dict):
             raise ConfigError(f"{parsed.config}: synthetic must map names to folders")
         values["synthetic"] = {**from_file, **given}
-    values = with_scoring(values, parsed)
+    values = with_columns(with_scoring(values, parsed), parsed)
     return parse_config(apply_overrides(values, parsed.set), parsed.config or "arguments", _origins(parsed))
 
 
 def _origins(parsed: argparse.Namespace) -> dict[str, str]:
     """Return the option that gave each key of the configuration, for messages."""
-    sections = {"families": "metrics.families", "slice_by": "metrics.slice_by", "gate": "gates"}
-    options = ("real", "synthetic", "manifest", "output", "families", "slice_by", "gate", "control")
+    sections = {
+        "feature_columns": "input.feature_columns",
+        "ignore_columns": "input.ignore_columns",
+        "families": "metrics.families",
+        "slice_by": "metrics.slice_by",
+        "gate": "gates",
+    }
+    options = ("real", "synthetic", "manifest", "output", "control", *sections)
     origins = {
         sections.get(name, name): f"--{name.replace('_', '-')}" for name in options if getattr(parsed, name, None)
     }
@@ -250,6 +256,18 @@ def with_scoring(values: dict[str, Any], parsed: argparse.Namespace) -> dict[str
     return result
 
 
+def with_columns(values: dict[str, Any], parsed: argparse.Namespace) -> dict[str, Any]:
+    """Return ``values`` overridden by ``--feature-columns`` and ``--ignore-columns``."""
+    names = ("feature_columns", "ignore_columns")
+    given = {name: value for name in names if (value := getattr(parsed, name, None)) is not None}
+    if not given:
+        return values
+    from_file = values.get("input") or {}
+    if not isinstance(from_file, dict):
+        raise ConfigError(f"{parsed.config}: input must be a section of keys and values")
+    return {**values, "input": {**from_file, **given}}
+
+
 def _shared_options() -> tuple[argparse.ArgumentParser, ...]:
     """Return the options that commands share: file, shared, data, work and output."""
     file = argparse.ArgumentParser(add_help=False)
@@ -261,6 +279,10 @@ def _shared_options() -> tuple[argparse.ArgumentParser, ...]:
     data.add_argument("--real", metavar="URI", help="folder of real images; a sub-folder is a label")
     data.add_argument("--synthetic", action="append", metavar="[NAME=]URI", help="folder of a generator's images")
     data.add_argument("--manifest", metavar="URI", help="metadata.csv, Parquet, a Studio-style zip or folder")
+    data.add_argument(
+        "--feature-columns", metavar="NAMES", help="columns of a table that are the vectors, separated by commas"
+    )
+    data.add_argument("--ignore-columns", metavar="NAMES", help="columns of a table that are not read")
     work = argparse.ArgumentParser(add_help=False)
     work.add_argument("--output", metavar="URI", help="the run directory")
     work.add_argument(

@@ -180,6 +180,28 @@ class MetricsConfig(_Section):
         return tuple(dict.fromkeys(_parse_names(value)))
 
 
+class InputConfig(_Section):
+    """Which columns of a table are vectors; by default their names and types say so (docs/inputs.md)."""
+
+    feature_columns: tuple[str, ...] = ()
+    """Columns of the vectors: one of lists, or one for each dimension; by default ``embedding``, or all numeric
+    columns of a table that has no column ``uri``, ``image_filename`` or ``file_name``."""
+    ignore_columns: tuple[str, ...] = ()
+    """Columns that are not read: neither features nor kept beside the results."""
+
+    @field_validator("feature_columns", "ignore_columns", mode="before")
+    @classmethod
+    def _parse_columns(cls, value: Any) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(_parse_names(value)))
+
+    @model_validator(mode="after")
+    def _no_column_is_both(self) -> Self:
+        both = [name for name in self.feature_columns if name in self.ignore_columns]
+        if both:
+            raise ValueError(f"{', '.join(both)}: is in feature_columns and in ignore_columns")
+        return self
+
+
 class StorageConfig(_Section):
     """Access to storage. Credentials come from the environment or an AWS profile, never from the configuration."""
 
@@ -223,6 +245,7 @@ class Config(_Section):
     Parquet files of precomputed vectors."""
     output: str | None = Field(default=None, min_length=1)
     """Run directory, local or ``s3://``."""
+    input: InputConfig = InputConfig()
     encoder: EncoderConfig = EncoderConfig()
     neighbors: NeighborsConfig = NeighborsConfig()
     classifier: ClassifierConfig = ClassifierConfig()
@@ -290,7 +313,8 @@ class Config(_Section):
         """Return the settings of a section that change results, as JSON-compatible values."""
         if section == "input":
             inputs = {"real": self.real, "synthetic": dict(self.synthetic), "manifest": self.manifest}
-            return {**inputs, "control": self.control}
+            columns = {name: list(value) for name, value in self.input if value}
+            return {**inputs, "control": self.control, **columns}
         excluded = {
             "encoder": {"device", "batch_size"},
             "neighbors": {"actor_memory_gib"},

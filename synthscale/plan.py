@@ -194,6 +194,10 @@ def _try_rows(
             vector, row_metadata = read_vectors(dataset.vectors, row, row + 1, config.storage)
             check_vectors(vector, row_metadata, directed)
             metadata += row_metadata
+        known = tried.column("fault").to_pylist() if "fault" in tried.column_names else []
+        for found, fault in zip(metadata, known, strict=False):
+            if fault is not None:
+                found |= {"reason": fault.partition(": ")[0], "detail": fault.partition(": ")[2]}
         return None, _fault_lines(ids, metadata)
     start = time.perf_counter()
     pixels, metadata = decode_all(files_of(tried), encoder.image_size, config)

@@ -291,7 +291,7 @@ def test_an_output_on_s3_is_tried_and_left_empty(values, s3):
     assert s3.keys(bucket) == []
 
 
-def test_duplicate_ids_are_refused_by_name(tmp_path, make_images):
+def test_duplicate_ids_are_failures_of_their_rows(tmp_path, make_images):
     paths = make_images(tmp_path / "set", 4)
     frame = pd.DataFrame(
         {
@@ -301,8 +301,9 @@ def test_duplicate_ids_are_refused_by_name(tmp_path, make_images):
         }
     )
     frame.to_csv(tmp_path / "set" / "metadata.csv", index=False)
-    with pytest.raises(InputError, match="duplicate ids: a;"):
-        validate(Config(manifest=f"{tmp_path}/set", output=f"{tmp_path}/run"))
+    plan = validate(Config(manifest=f"{tmp_path}/set", output=f"{tmp_path}/run"))
+    assert plan.faults == ["a (duplicate 1): another row has the id 'a' and differs"]
+    assert any("1 row failed as duplicate_id" in note for note in plan.notes)
 
 
 def test_vectors_are_tried_without_an_encoder(tmp_path):

@@ -51,7 +51,7 @@ def encoder_spec(config: Config, vectors: VectorSource | None) -> EncoderSpec:
     """
     if vectors is not None:
         d = vectors.dimensions
-        columns = vectors.columns != ["embedding"]
+        columns = not vectors.holds_lists
         layout = VectorLayout(d, (0, d), (0, d), scaled=columns, columns=columns)
         # Vectors without a direction, all zeros, are failures only where directions are compared.
         return EncoderSpec(layout, f"vectors/{d}/{layout.metric(config.neighbors.metric_in_force)}", None)

@@ -18,7 +18,7 @@ from synthscale.storage.fetch import fetch, input_folders
 from synthscale.tables.faults import RowFault
 from synthscale.tables.layout import StoredFile
 
-FILE_COLUMNS = ("uri", "size_bytes", "etag")
+FILE_COLUMNS = ("uri", "size_bytes", "etag", "fault")
 """Columns of ``manifest/`` that locate an image; the fields of `StoredFile`, in order."""
 _FIRST_IN_FLIGHT = 16
 """Initial number of concurrent requests; it doubles while decoding waits for the network."""
@@ -28,8 +28,10 @@ _UNKNOWN_BYTES = 2**20
 
 def files_of(manifest: pa.Table) -> list[StoredFile]:
     """Return the location of each image of a manifest, which has the columns `FILE_COLUMNS`."""
-    columns = (manifest.column(name).to_pylist() for name in FILE_COLUMNS)
-    return [StoredFile(*values) for values in zip(*columns, strict=True)]
+    present = [name for name in FILE_COLUMNS if name in manifest.column_names]
+    columns = (manifest.column(name).to_pylist() for name in present)
+    # A row without a file has no URI, but a fault.
+    return [StoredFile(uri or "", *values) for uri, *values in zip(*columns, strict=True)]
 
 
 def decode_all(
@@ -81,6 +83,8 @@ def fetch_all(
     """
 
     def fetch_or_fault(file: StoredFile) -> bytes | RowFault:
+        if file.fault is not None:
+            return RowFault.parse(file.fault)
         try:
             return fetch(file, config.storage, roots)
         except RowFault as fault:

@@ -22,6 +22,7 @@ from synthscale.embed.image_reader import FILE_COLUMNS, decode_all, files_of
 from synthscale.embed.ray_cache_lookup import METADATA_COLUMNS, CachedRows, CacheLookup
 from synthscale.ingest.vector_reader import check_vectors, read_vectors
 from synthscale.storage.run_directory import RunDirectory
+from synthscale.tables.faults import RowFault
 from synthscale.tables.layout import Shard, StoredFile, VectorLayout, VectorSource
 from synthscale.tables.schemas import FAILURES, REAL, embeddings_schema
 
@@ -211,9 +212,15 @@ def write_embedded(
         One row with the column ``tally``: JSON of the shard's index, and the result of `count_outcomes`. And the
         embeddings as written.
     """
-    manifest = run.read_shard("manifest", shard, ["row", "id", "uri", "generator"])
+    manifest = run.read_shard("manifest", shard, ["row", "id", "uri", "generator", "fault"])
+    records = [
+        record
+        if fault is None
+        else {"reason": (parsed := RowFault.parse(fault)).reason.value, "detail": parsed.detail}
+        for record, fault in zip(records, manifest.column("fault").to_pylist(), strict=True)
+    ]
     failed = [i for i, record in enumerate(records) if "reason" in record]
-    failures = manifest.take(pa.array(failed, pa.int64())).drop_columns(["generator"])
+    failures = manifest.take(pa.array(failed, pa.int64())).drop_columns(["generator", "fault"])
     for name in ("reason", "detail"):
         failures = failures.append_column(name, pa.array([records[i][name] for i in failed], pa.string()))
     run.write_shard("failures", shard, failures, FAILURES)

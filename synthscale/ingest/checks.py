@@ -123,7 +123,7 @@ def check_rows(rows: pa.Table) -> None:
     ids = rows.column("id")
     if ids.null_count:
         raise InputError(f"{ids.null_count:,} rows have no id")
-    duplicates = _duplicate_ids(ids)
+    duplicates = duplicate_ids(ids)
     if duplicates:
         more = f" and {len(duplicates) - 5:,} more" if len(duplicates) > 5 else ""
         raise InputError(f"duplicate ids: {', '.join(duplicates[:5])}{more}; every row needs a unique id")
@@ -139,7 +139,7 @@ def check_rows(rows: pa.Table) -> None:
                 raise InputError(str(error)) from error
 
 
-def _duplicate_ids(ids: pa.ChunkedArray) -> list[str]:
+def duplicate_ids(ids: pa.ChunkedArray) -> list[str]:
     """Return the ids of more than one row.
 
     Id hashes are partitioned by residue and sorted one partition at a time; only the ids of equal hashes are then

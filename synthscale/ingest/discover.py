@@ -9,9 +9,10 @@ from dataclasses import replace
 from synthscale.config import Config
 from synthscale.errors import InputError, StorageError
 from synthscale.ingest.dataset import Dataset
+from synthscale.ingest.duplicates import settle_rows
 from synthscale.ingest.folders import from_folders
 from synthscale.ingest.intake import intakes_of_table, label_notes
-from synthscale.ingest.metadata_tables import from_dataset_folder, from_table_file, from_zip
+from synthscale.ingest.metadata_tables import from_dataset_folder, from_table_files, from_zip
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.fetch import input_folders
 from synthscale.storage.retries import is_empty_or_missing, is_transient, retrying
@@ -55,10 +56,11 @@ def _discover(config: Config) -> Dataset:
     if not fsys.exists(uri, storage):
         raise InputError(f"{uri}: not found")
     if uri.lower().endswith(".zip"):
-        dataset = from_zip(uri, storage)
+        dataset = from_zip(uri, config)
     elif fsys.is_folder(uri, storage):
-        dataset = from_dataset_folder(uri, storage)
+        dataset = from_dataset_folder(uri, config)
     else:
-        dataset = from_table_file(uri, storage)
+        dataset = from_table_files([uri], config)
+    dataset = settle_rows(dataset, storage)
     sets = intakes_of_table(dataset.rows, uri)
     return replace(dataset, sets=sets, notes=[*dataset.notes, *label_notes(sets)])

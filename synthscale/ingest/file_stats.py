@@ -48,14 +48,14 @@ def add_file_stats(tables: Sequence[pa.Table], storage: StorageConfig) -> list[p
         StorageError: a bucket does not exist or cannot be reached.
     """
     infos = stat_files(
-        {containing_file(uri) for rows in tables for uri in rows.column("uri").to_pylist()}, storage
+        {containing_file(uri) for rows in tables for uri in rows.column("uri").to_pylist() if uri}, storage
     )
     return [_fill_in(rows, infos) for rows in tables]
 
 
 def _fill_in(rows: pa.Table, info_by_uri: Mapping[str, FileInfo]) -> pa.Table:
     uris = rows.column("uri").to_pylist()
-    files = [containing_file(uri) for uri in uris]
+    files = ["" if uri is None else containing_file(uri) for uri in uris]
     infos = [info_by_uri.get(file) for file in files]
     # An archive member gets the archive's etag, since it changes with the archive, but not the archive's size.
     sizes = [

@@ -5,7 +5,11 @@ rerun the input is discovered again, and the run is refused if the files have ch
 """
 
 import math
+import posixpath
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,10 +22,10 @@ from synthscale.ingest.discover import Dataset
 from synthscale.runtime.stage_context import StageContext, StageOutcome
 from synthscale.storage import filesystems as fsys
 from synthscale.tables.id_hashes import hash_ids
-from synthscale.tables.layout import Shard
+from synthscale.tables.layout import Shard, VectorSource
 from synthscale.tables.schemas import CONTROL, MANIFEST_COLUMNS, REAL, SYNTHETIC
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 """Part of the fingerprint. Raise it when the same input gives other rows, ids, labels or another order."""
 _S3_THREADS = 16
 """Threads that read or write shards on S3."""
@@ -96,6 +100,8 @@ def run(context: StageContext, dataset: Dataset) -> StageOutcome:
     def write(shard: Shard) -> None:
         piece = rows.slice(shard.start, shard.rows)
         piece = piece.append_column("row", pa.array(np.arange(shard.start, shard.stop)))
+        if "fault" not in piece.column_names:
+            piece = piece.append_column("fault", pa.nulls(shard.rows, pa.string()))
         piece = piece.append_column("id_hash", pa.array(hash_ids(piece.column("id").to_pylist())))
         context.run.write_shard("manifest", shard, piece, MANIFEST_COLUMNS)
 
@@ -112,9 +118,25 @@ def run(context: StageContext, dataset: Dataset) -> StageOutcome:
         "generators": generators,
         "notes": dataset.notes,
         "sets": [own.to_json() for own in dataset.sets],
-        "vectors": None if dataset.vectors is None else vars(dataset.vectors),
+        "vectors": None if dataset.vectors is None else vars(_copied_vectors(context, dataset)),
     }
     return StageOutcome({"rows": n, "real": kinds[REAL], "synthetic": kinds[SYNTHETIC]}, info)
+
+
+def _copied_vectors(context: StageContext, dataset: Dataset) -> VectorSource:
+    """Return the location of the vectors, after copying files that were converted into the run directory."""
+    source = dataset.vectors
+    assert source is not None
+    if dataset.converted is None:
+        return source
+    files = []
+    for path in source.files:
+        if path.startswith(dataset.converted.name):
+            copy = context.run.path("vectors", posixpath.basename(path))
+            fsys.write_with_callback(copy, partial(shutil.copyfile, path), context.run.storage)
+            path = copy
+        files.append(path)
+    return replace(source, files=files)
 
 
 def check_unchanged(context: StageContext, dataset: Dataset, *, except_failed: bool = False) -> None:

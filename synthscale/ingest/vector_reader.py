@@ -51,7 +51,7 @@ def read_vectors(
 
     Args:
         source: files and columns.
-        start: first row, counted over all files of the source.
+        start: first row of the run, whose rows are those of all files but `VectorSource.dropped`.
         stop: row after the last.
         storage: S3 settings.
 
@@ -65,15 +65,18 @@ def read_vectors(
         StorageError: a file is missing, damaged or cannot be read.
     """
     pieces, offset = [], 0
+    start, stop, kept = _rows_of_files(source, start, stop)
     for uri, rows in zip(source.files, source.file_rows, strict=True):
         low, high = max(start - offset, 0), min(stop - offset, rows)
         if low < high:
             pieces += _rows_of_file(uri, (low, high), rows, source.columns, storage)
         offset += rows
-    if source.columns == ["embedding"]:
+    if kept is not None:
+        pieces = [pa.concat_tables(pieces, promote_options="permissive").filter(kept)]
+    if source.holds_lists:
         dtype = np.float16 if source.half else np.float32
         # Files may differ in the float type of their lists.
-        parts = [_to_vectors(piece.column("embedding"), source.dimensions) for piece in pieces]
+        parts = [_to_vectors(piece.column(source.columns[0]), source.dimensions) for piece in pieces]
         vectors = np.concatenate([part.astype(dtype, copy=False) for part, _ in parts])
         return vectors, [fact for _, facts in parts for fact in facts]
     table = pa.concat_tables(pieces)
@@ -81,6 +84,18 @@ def read_vectors(
     # A null becomes NaN, which `check_vectors` records as a failure of its row.
     vectors = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
     return _to_float32(vectors), [{} for _ in range(len(vectors))]
+
+
+def _rows_of_files(source: VectorSource, start: int, stop: int) -> tuple[int, int, pa.Array | None]:
+    """Return the range of rows of the files that holds a range of the run's, and a mask of those; None if all."""
+    if not source.dropped or start >= stop:
+        return start, stop, None
+    # Row r of the run is the row of the files before which r rows are kept.
+    dropped = np.array(source.dropped)
+    kept_before = dropped - np.arange(len(dropped))
+    first, last = (row + int(np.searchsorted(kept_before, row, "right")) for row in (start, stop - 1))
+    mask = ~np.isin(np.arange(first, last + 1), dropped)
+    return first, last + 1, None if mask.all() else pa.array(mask)
 
 
 def _rows_of_file(

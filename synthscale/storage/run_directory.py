@@ -26,7 +26,7 @@ from synthscale.tables.schemas import SCHEMA_VERSION, conform
 STAGES: Final = ("ingest", "embed", "neighbors", "classify", "reduce", "report")
 
 TABLES: Final[Mapping[str, tuple[str, ...]]] = {
-    "ingest": ("manifest",),
+    "ingest": ("manifest", "vectors"),
     "embed": ("embeddings", "failures", "_cached"),
     "neighbors": ("neighbors", "nearest", "groups", "index", "_neighbors"),
     "classify": ("classifier", "predictions", "_train"),

@@ -18,6 +18,7 @@ class Reason(StrEnum):
     NON_FINITE = "non_finite"
     ZERO_VECTOR = "zero_vector"
     WRONG_LENGTH = "wrong_length"
+    DUPLICATE_ID = "duplicate_id"
 
 
 class RowFault(Exception):  # noqa: N818 (a row's fault is data, not a program error)
@@ -32,3 +33,9 @@ class RowFault(Exception):  # noqa: N818 (a row's fault is data, not a program e
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
+
+    @classmethod
+    def parse(cls, text: str) -> "RowFault":
+        """Return the fault that the manifest's column ``fault`` describes: "REASON: detail"."""
+        reason, _, detail = text.partition(": ")
+        return cls(Reason(reason), detail)

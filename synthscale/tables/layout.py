@@ -1,6 +1,6 @@
 """Picklable records that locate data: image files, shards of rows, vector dimensions, precomputed vectors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 DistanceMetric = Literal["cosine", "euclidean"]
@@ -15,11 +15,13 @@ class StoredFile:
         uri: local path or ``s3://`` URI of the file, or of a member of an archive.
         size_bytes: size when it was listed.
         etag: S3 ETag when it was listed; for a local file its modification time and size.
+        fault: why the row cannot be used whatever its image, as in the manifest's column; None if it can.
     """
 
     uri: str
     size_bytes: int | None = None
     etag: str | None = None
+    fault: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class VectorSource:
         columns: one list column of vectors, or one scalar column for each dimension.
         dimensions: D, length of a vector.
         half: whether the vectors are float16; they are then stored as float16 in ``embeddings/``.
+        lists: whether the column holds lists; a column ``embedding`` always does.
+        dropped: rows of the files that are no rows of the run, ascending, counted over all files.
     """
 
     files: list[str]
@@ -93,3 +97,10 @@ class VectorSource:
     columns: list[str]
     dimensions: int
     half: bool = False
+    lists: bool = False
+    dropped: list[int] = field(default_factory=list)
+
+    @property
+    def holds_lists(self) -> bool:
+        """Whether the vectors are lists in one column, not numbers in columns."""
+        return self.lists or self.columns == ["embedding"]

@@ -65,6 +65,9 @@ MANIFEST_COLUMNS = pa.schema(
         pa.field("size_bytes", pa.int64()),
         pa.field("etag", pa.string()),
         pa.field("id_hash", pa.uint64()),  # id_hashes.hash_ids of id
+        pa.field(
+            "fault", pa.string()
+        ),  # "REASON: detail" of a row that cannot be used, whatever its image; else null
     ]
 )
 """``manifest/``: columns that every manifest has, one line per row of the run; the user's own columns follow."""

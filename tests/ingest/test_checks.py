@@ -54,7 +54,7 @@ def test_all_duplicate_ids_are_found_for_any_partition_size(monkeypatch, at_a_ti
     monkeypatch.setattr(checks, "_HASHES_PER_SORT", at_a_time)
     ids = [str(i) for i in np.random.default_rng(0).integers(0, 600, 300)]
     twice = [name for name, count in Counter(ids).items() if count > 1]
-    assert sorted(checks._duplicate_ids(pa.chunked_array([ids[:99], ids[99:]]))) == sorted(twice)
+    assert sorted(checks.duplicate_ids(pa.chunked_array([ids[:99], ids[99:]]))) == sorted(twice)
 
 
 def test_rows_without_an_id_are_counted():

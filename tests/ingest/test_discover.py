@@ -11,7 +11,7 @@ import pytest
 
 from synthscale.config import Config, StorageConfig
 from synthscale.errors import InputError, StorageError
-from synthscale.ingest import metadata_tables as manifests
+from synthscale.ingest import table_reader
 from synthscale.ingest.discover import discover
 from synthscale.ingest.vector_reader import read_vectors
 from synthscale.storage.fetch import fetch
@@ -249,7 +249,7 @@ def test_unknown_classes_are_named_with_their_counts(dataset):
     table_of(top, paths, real_or_synthetic=kinds).to_csv(top / "metadata.csv", index=False)
     message = refusal(Config(manifest=str(top)))
     assert "'fake' (3 rows)" in message
-    assert "'ai' (1 rows)" in message
+    assert "'ai' (1 row)" in message
     assert "Real" not in message.split("found")[1]
 
 
@@ -280,7 +280,7 @@ def test_a_file_name_that_leaves_the_data_set_is_refused_naming_the_row(dataset,
     frame.loc[5, "image_filename"] = name
     frame.to_csv(top / "metadata.csv", index=False)
     message = refusal(Config(manifest=str(top)))
-    assert "row 5" in message
+    assert "line 7" in message
     assert repr(name) in message
 
 
@@ -291,7 +291,7 @@ def test_a_zip_whose_table_leaves_it_is_refused_naming_the_row(dataset, tmp_path
     frame.loc[3, "image_filename"] = name
     with zipfile.ZipFile(tmp_path / "studio.zip", "w") as archive:
         archive.writestr("images/metadata.csv", frame.to_csv(index=False))
-    assert "row 3" in refusal(Config(manifest=str(tmp_path / "studio.zip")))
+    assert "line 5" in refusal(Config(manifest=str(tmp_path / "studio.zip")))
 
 
 @pytest.mark.parametrize("link", ["file", "folder"])
@@ -309,7 +309,7 @@ def test_a_link_that_leaves_the_data_set_is_refused_naming_the_row(dataset, tmp_
         frame.loc[2, "image_filename"] = "linked/x.png"
     frame.to_csv(top / "metadata.csv", index=False)
     message = refusal(Config(manifest=str(top)))
-    assert "row 2" in message
+    assert "line 4" in message
     assert "link" in message
 
 
@@ -322,12 +322,16 @@ def test_a_link_inside_the_data_set_is_fine(dataset):
     assert len(rows_of(Config(manifest=str(top)))) == 8
 
 
-def test_an_empty_file_name_is_refused_naming_the_row(dataset):
+def test_an_empty_file_name_is_a_failure_of_its_row(dataset):
     top, paths = dataset
     frame = table_of(top, paths)
     frame.loc[4, "image_filename"] = None
     frame.to_csv(top / "metadata.csv", index=False)
-    assert "row 4" in refusal(Config(manifest=str(top)))
+    found = discover(Config(manifest=str(top)))
+    faults = found.rows.column("fault").to_pylist()
+    assert faults[4].startswith("not_found: ")
+    assert faults.count(None) == 7
+    assert any("1 row without a file name" in note and "line 6" in note for note in found.notes)
 
 
 def test_a_missing_image_is_not_an_error_of_the_table(dataset):
@@ -400,7 +404,7 @@ def vector_table(start=0, stop=6, kind="list<float32>", **columns):
     }
     if kind == "columns":
         table |= {f"f{j}": values[:, j] for j in range(4)}
-        table["count"] = pa.array(range(n), pa.int32())
+        table["count"] = pa.array([7 * i for i in range(n)], pa.int32())
     else:
         exact = np.rint(values) if "int" in kind else values
         rows = list(exact.astype(np.float16)) if "16" in kind else exact.tolist()
@@ -430,7 +434,7 @@ def test_numeric_columns_give_vectors_and_the_others_are_carried(tmp_path):
     assert dataset.rows.column("language").to_pylist() == ["en"] * 6
     vectors, _ = read_vectors(dataset.vectors, 0, 6, StorageConfig())
     np.testing.assert_allclose(vectors[:, :4], VECTORS, atol=1e-6)
-    np.testing.assert_array_equal(vectors[:, 4], np.arange(6))
+    np.testing.assert_array_equal(vectors[:, 4], 7 * np.arange(6))
 
 
 @pytest.mark.parametrize("name", [None, "position"])
@@ -625,7 +629,7 @@ def test_a_table_on_s3_may_not_leave_its_prefix(s3, storage, dataset, name):
     frame.to_csv(top / "metadata.csv", index=False)
     bucket = s3.bucket()
     s3.put_folder(top, f"s3://{bucket}/set")
-    assert "row 1" in refusal(Config(manifest=f"s3://{bucket}/set", storage=storage))
+    assert "line 3" in refusal(Config(manifest=f"s3://{bucket}/set", storage=storage))
 
 
 def test_vectors_on_s3_are_read(s3, storage, tmp_path):
@@ -664,7 +668,9 @@ def test_user_columns_named_size_bytes_or_etag_are_kept(tmp_path):
 
 
 def test_only_the_row_groups_of_the_requested_rows_are_decoded(tmp_path, monkeypatch):
-    table = pa.table({"id": [str(i) for i in range(100)], "real_or_synthetic": ["real"] * 100, "x": range(100)})
+    table = pa.table(
+        {"id": [str(i) for i in range(100)], "real_or_synthetic": ["real"] * 100, "x": range(0, 200, 2)}
+    )
     pq.write_table(table, tmp_path / "v.parquet", row_group_size=10)
     source = discover(Config(manifest=str(tmp_path / "v.parquet"))).vectors
     read = []
@@ -673,7 +679,7 @@ def test_only_the_row_groups_of_the_requested_rows_are_decoded(tmp_path, monkeyp
         pq.ParquetFile, "read_row_group", lambda self, i, **more: read.append(i) or original(self, i, **more)
     )
     vectors, _ = read_vectors(source, 25, 41, StorageConfig())
-    assert vectors[:, 0].tolist() == list(range(25, 41))
+    assert vectors[:, 0].tolist() == list(range(50, 82, 2))
     assert read == [2, 3, 4]
 
 
@@ -699,8 +705,8 @@ def test_the_rows_do_not_depend_on_the_batch_size(dataset, monkeypatch, name):
     else:
         frame.to_parquet(top / name)
     whole = discover(Config(manifest=str(top / name)))
-    monkeypatch.setattr(manifests, "_BLOCK_BYTES", 400)
-    monkeypatch.setattr(manifests, "_BATCH_ROWS", 3)
+    monkeypatch.setattr(table_reader, "_BLOCK_BYTES", 400)
+    monkeypatch.setattr(table_reader, "_BATCH_ROWS", 3)
     pieces = discover(Config(manifest=str(top / name)))
     assert pieces.rows.to_pylist() == whole.rows.to_pylist()
     assert pieces.digest == whole.digest
@@ -711,5 +717,5 @@ def test_errors_in_a_later_batch_count_rows_from_the_start_of_the_table(dataset,
     frame = table_of(top, paths)
     frame.loc[6, "image_filename"] = "../out.png"
     frame.to_parquet(top / "metadata.parquet")
-    monkeypatch.setattr(manifests, "_BATCH_ROWS", 3)
+    monkeypatch.setattr(table_reader, "_BATCH_ROWS", 3)
     assert "row 6" in refusal(Config(manifest=str(top)))

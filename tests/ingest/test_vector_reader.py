@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from synthscale.config import StorageConfig
+from synthscale.config import Config, StorageConfig
 from synthscale.errors import InputError, StorageError, StorageUnavailable
+from synthscale.ingest.table_reader import open_table
 from synthscale.ingest.vector_reader import check_vectors, read_vectors
 from synthscale.ingest.vector_tables import from_vectors
 from synthscale.tables.faults import Reason
@@ -175,6 +176,10 @@ def test_a_null_vector_of_fixed_length_is_a_failure_of_its_row(tmp_path):
     assert [fact.get("reason") for fact in facts] == [None, None, Reason.WRONG_LENGTH, None]
 
 
+def vectors_of(uris):
+    return from_vectors([open_table(uri, LOCAL) for uri in uris], uris, Config())
+
+
 def manifest(path, values, kind):
     n = len(values)
     columns = {
@@ -197,7 +202,7 @@ def manifest(path, values, kind):
 )
 def test_a_source_is_half_if_its_embeddings_are_float16(tmp_path, kind, half):
     uri = manifest(tmp_path / "a.parquet", [[1, 2, 3], [4, 5, 6]], kind)
-    source = from_vectors([uri], LOCAL).vectors
+    source = vectors_of([uri]).vectors
     assert source.half == half
     vectors, _ = read_vectors(source, 0, 2, LOCAL)
     assert vectors.dtype == (np.float16 if half else np.float32)
@@ -213,7 +218,7 @@ def test_files_of_halves_and_of_wider_numbers_are_refused_or_read_without_loss(t
     ]
     refusal = None
     try:
-        source = from_vectors(files if half_first else files[::-1], LOCAL).vectors
+        source = vectors_of(files if half_first else files[::-1]).vectors
         parts = [read_vectors(source, start, start + 2, LOCAL)[0] for start in (0, 2)]
         together = read_vectors(source, 0, 4, LOCAL)[0]
     except InputError as error:
