@@ -303,7 +303,7 @@ def test_duplicate_ids_are_failures_of_their_rows(tmp_path, make_images):
     frame.to_csv(tmp_path / "set" / "metadata.csv", index=False)
     plan = validate(Config(manifest=f"{tmp_path}/set", output=f"{tmp_path}/run"))
     assert plan.faults == ["a (duplicate 1): another row has the id 'a' and differs"]
-    assert any("1 row failed as duplicate_id" in note for note in plan.notes)
+    assert any("1 row failed as duplicate_id" in note for note in plan.lines)
 
 
 def test_vectors_are_tried_without_an_encoder(tmp_path):
