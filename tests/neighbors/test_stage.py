@@ -503,13 +503,13 @@ nodes = set()
 class Done(Exception): pass
 def on_stage(report):
     if report.stage == "neighbors": raise Done
-from synthscale.neighbors.ray_index_cluster import IndexCluster
-close = IndexCluster.close
+from synthscale.neighbors.ray_index_cluster import IndexProcesses
+close = IndexProcesses.close
 def watched(self):
     where = lambda actor: ray.get_runtime_context().get_node_id()
     nodes.update(ray.get([actor.__ray_call__.remote(where) for actor in self._actors]))
     close(self)
-IndexCluster.close = watched
+IndexProcesses.close = watched
 try: score(Config.model_validate_json(sys.argv[1]), Options(ray_address=cluster.address, on_stage=on_stage))
 except Done: pass
 print(json.dumps(sorted(nodes)))
