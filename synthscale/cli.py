@@ -8,13 +8,14 @@ import argparse
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 import webbrowser
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from rich.console import Console
 
@@ -22,14 +23,17 @@ from synthscale.config import Config, parse_config
 from synthscale.config_files import apply_overrides, load_config
 from synthscale.errors import ConfigError, SynthscaleError
 from synthscale.generator_names import split_synthetic
+from synthscale.spelling import did_you_mean
 from synthscale.storage import filesystems as fsys
 from synthscale.terminal import (
     comparison_table,
     failure_lines,
+    make_console,
     metrics_table,
     print_gates,
     print_notes,
     print_warnings,
+    printable,
     stage_line,
 )
 
@@ -49,24 +53,25 @@ def main(arguments: list[str] | None = None) -> int:
         0: done. 1: failed, and running the same command again continues. 2: input or configuration cannot be
         used. 3: done, but a quality gate was missed. 130: interrupted.
     """
+    # Before the arguments are parsed, as argparse prints too.
+    console, errors = make_console(), make_console(stderr=True)
     parsed = _parser().parse_args(arguments)
     _configure_logging(verbose=parsed.verbose)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _exit_on_signal)
-    console = Console(highlight=False, soft_wrap=True)
     try:
         code: int = parsed.command(parsed, console)
         return code
     except SynthscaleError as error:
-        _print_error(str(error))
+        _print_error(str(error), errors)
         return error.exit_code
     except KeyboardInterrupt:
-        _print_error("interrupted; finished work is kept; run the same command again to continue")
+        _print_error("interrupted; finished work is kept; run the same command again to continue", errors)
         return 130
 
 
-def _print_error(text: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(f"synthscale: {text}")
+def _print_error(text: str, console: Console) -> None:
+    console.print(f"synthscale: {text}", markup=False)
 
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> None:
@@ -106,10 +111,8 @@ def _run(config: Config, parsed: argparse.Namespace, console: Console) -> int:
         retry_failed=getattr(parsed, "retry_failed", False),
         verbose=parsed.verbose,
         show_progress=console.is_terminal,
-        on_input=lambda lines: _print_input(lines, console),
-        on_stage=lambda report: console.print(
-            "\n".join([stage_line(report), *failure_lines(report)]), markup=False
-        ),
+        on_input=lambda lines: _print_lines(lines, console),
+        on_stage=lambda report: _print_lines([stage_line(report), *failure_lines(report)], console),
         on_progress=lambda text: console.print(f"           {text}", markup=False, highlight=False),
     )
     result = score(config, options)
@@ -121,7 +124,7 @@ def _run(config: Config, parsed: argparse.Namespace, console: Console) -> int:
     return print_gates(result.metrics, console)
 
 
-def _print_input(lines: list[str], console: Console) -> None:
+def _print_lines(lines: list[str], console: Console) -> None:
     for line in lines:
         console.print(line, markup=False)
 
@@ -131,7 +134,7 @@ def _validate(parsed: argparse.Namespace, console: Console) -> int:
 
     config = config_from(parsed)
     plan = validate(config)
-    _print_input(plan.lines, console)
+    _print_lines(plan.lines, console)
     for name, rows in plan.sets.items():
         tries = plan.tries[name]
         failed = f", {len(tries.faults)} could not be read" if tries.faults else ""
@@ -308,8 +311,29 @@ def _shared_options() -> tuple[argparse.ArgumentParser, ...]:
     return file, shared, data, work, output
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors suggest the option or command that was meant, and are printable."""
+
+    names: ClassVar[set[str]] = set()
+    """Options and commands of all parsers."""
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        # argparse of Python 3.11 makes an empty list of the value in --real=--.
+        if action.nargs is None and arg_strings == ["--"]:
+            self.error(f"argument {'/'.join(action.option_strings) or action.metavar}: expected one argument")
+        return super()._get_values(action, arg_strings)
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and the error, and exit with 2."""
+        word = re.search(r"unrecognized arguments: (-\S+?)(=|\s|$)|invalid choice: '(\S+)'", message)
+        given = (word[1] or word[3]) if word else None
+        # An option of another command is no misspelt one.
+        hint = "" if given is None or given in self.names else did_you_mean(given, self.names)
+        super().error(printable(message + hint))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="synthscale",
         description="Score the quality of synthetic images against real ones, with evidence for each number.",
     )
@@ -362,6 +386,7 @@ def _command(
         name, help=help_text, description=help_text, parents=parents
     )
     parser.set_defaults(command=function)
+    _Parser.names |= {name, *(option for action in parser._actions for option in action.option_strings)}
     return parser
 
 

@@ -38,11 +38,15 @@ class _Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _is_what_it_seems(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true for a number, which pydantic takes for 1, and NUL, which no path can contain."""
+        """Refuse true for a number, which pydantic takes for 1, and texts that no path or report can contain."""
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise PydanticCustomError("not_a_truth_value", "not a truth value")
-        if isinstance(value, str) and "\0" in value:
-            raise ValueError(f"contains the character NUL: {shown(value)}")
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        for text in parts if isinstance(parts, (list, tuple)) else [parts]:
+            if isinstance(text, str) and "\0" in text:
+                raise ValueError(f"contains the character NUL: {shown(text)}")
+            if isinstance(text, str) and not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
+                raise ValueError(f"is not text in UTF-8: {shown(text)}")
         return value
 
 
@@ -276,8 +280,6 @@ class Config(_Section):
             check_generator_name(name)
             if not uri:
                 raise ValueError(f"the folder of generator {name!r} is empty")
-            if "\0" in uri:
-                raise ValueError(f"the folder of generator {name!r} contains the character NUL: {shown(uri)}")
         return value
 
     @field_validator("gates", mode="before")

@@ -66,6 +66,8 @@ def _describe_one(item: Any, model: type[BaseModel], values: Any) -> tuple[str, 
     if item["type"] == "extra_forbidden":
         unknown = str(item["loc"][-1])
         return _joined(key, unknown), f"unknown key{_other_key(unknown, owner, model)}"
+    if item["type"] == "string_unicode":
+        return key, f"is not text in UTF-8: {shown(item['input'])}"
     if item["type"] == "value_error":
         return key, str(item["ctx"]["error"])
     if item["type"] == "invalid_key" or item["loc"][-1:] == ("[key]",):

@@ -4,6 +4,7 @@ Neither starts Ray. ``validate`` reads a few images of each set, and writes and 
 output. ``status`` reads the run's lease and markers and lists its files.
 """
 
+import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -217,7 +218,7 @@ def check_writable(config: Config) -> None:
     probe = run.path(".synthscale-probe")
     # Writing also creates missing parent folders, so the topmost created one is removed with its content.
     created = Path(probe)
-    while not fsys.is_s3(probe) and not created.parent.exists():
+    while not fsys.is_s3(probe) and not os.path.exists(created.parent):
         created = created.parent
     fsys.write_bytes(probe, b"", config.storage)
     fsys.remove(probe if fsys.is_s3(probe) else str(created), config.storage)

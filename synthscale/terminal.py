@@ -1,9 +1,17 @@
-"""Text and tables for the terminal. Reads ``metrics.json`` and comparisons; cli.py prints the results."""
+"""Text and tables for the terminal. Reads ``metrics.json`` and comparisons; cli.py prints the results.
 
+Names, ids and paths come from the user's data and may contain anything: control characters are shown escaped, and
+what the terminal's encoding lacks is replaced.
+"""
+
+import codecs
+import sys
 import textwrap
-from typing import TYPE_CHECKING, Any
+import unicodedata
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from synthscale.metric_names import CORE_METRICS
@@ -13,10 +21,55 @@ if TYPE_CHECKING:
     from synthscale.metrics.comparison import Comparison
     from synthscale.pipeline import StageReport
 
+_ESCAPED_CATEGORIES: Final = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode categories shown escaped: control characters, bytes that are no UTF-8, line and paragraph ends."""
+_DIRECTION_MARKS: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that change the direction of the text after them, which could make a name look like another one."""
+_REPLACEMENTS: Final = {"±": "+/-", "…": "..."}
+"""Plain text for characters of our own that an encoding such as ASCII lacks."""
 _SHOWN = tuple(name for name in CORE_METRICS if name != "unique_share")
 """Metrics in the table, which has to fit in 80 columns."""
 GATE_MISSED = 3
 """Exit code of a finished run in which a quality gate was missed."""
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, with characters that control a terminal as backslash escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in _ESCAPED_CATEGORIES or character in _DIRECTION_MARKS
+        else character
+        for character in text
+    )
+
+
+class SafeConsole(Console):
+    """A console that prints every text as one line, with control characters escaped; tables as they are."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print objects as `rich.console.Console.print` does, texts through `printable`."""
+        super().print(*(printable(item) if isinstance(item, str) else item for item in objects), **options)
+
+
+def make_console(*, stderr: bool = False) -> SafeConsole:
+    """Return a console of the process, and make its stream print what its encoding lacks as backslash escapes."""
+    stream = sys.stderr if stderr else sys.stdout
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        codecs.register_error("synthscale", _replace_unknown)
+        reconfigure(errors="synthscale")
+    return SafeConsole(stderr=stderr, highlight=False, soft_wrap=True, emoji=False)
+
+
+def _replace_unknown(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Replace characters that an encoding lacks: our own by plain text, others by backslash escapes."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    characters = error.object[error.start : error.end]
+    text = "".join(_REPLACEMENTS.get(c, c.encode("ascii", "backslashreplace").decode()) for c in characters)
+    return text, error.end
 
 
 def stage_line(report: "StageReport") -> str:
@@ -51,9 +104,13 @@ def metrics_table(metrics: dict[str, Any]) -> Table:
         figures = [block["metrics"][metric] for metric in _SHOWN]
         # The AUC is shown without its interval, so that the table fits in 80 columns.
         figures.append({"value": block["classifier"]["auc"]["value"]})
-        # Names come from the user's data, so rich's markup is escaped.
-        table.add_row(name.replace("[", r"\["), *(_with_interval(figure) for figure in figures))
+        table.add_row(_cell(name), *(_with_interval(figure) for figure in figures))
     return table
+
+
+def _cell(name: str) -> str:
+    """Return a name for a table's cell: printable, and with rich's markup escaped."""
+    return escape(printable(name))
 
 
 def _with_interval(figure: dict[str, Any]) -> str:
@@ -79,7 +136,8 @@ def _interval(low: float, high: float) -> str:
 def print_notes(metrics: dict[str, Any], console: Console) -> None:
     """Print how distances were computed, and what the self-test of the radius says about strong edits."""
     for note in notes(metrics["generators"]):
-        console.print(textwrap.fill(f"note: {note}", 80, subsequent_indent="      "), markup=False)
+        for line in textwrap.wrap(f"note: {note}", 80, subsequent_indent="      "):
+            console.print(line, markup=False)
 
 
 def comparison_table(comparison: "Comparison") -> Table:
@@ -94,7 +152,7 @@ def comparison_table(comparison: "Comparison") -> Table:
         table.add_column(name, justify="right" if name in {"A minus B", "95 % interval"} else "left")
     previous = None
     for difference in comparison.differences:
-        pair = (difference.one.replace("[", r"\["), difference.two.replace("[", r"\["))
+        pair = (_cell(difference.one), _cell(difference.two))
         interval = "n/a" if difference.low is None else f"{difference.low:+.3f} to {difference.high:+.3f}"
         better = {None: "-", difference.one: "A", difference.two: "B"}[difference.better]
         shown = pair if pair != previous else ("", "")

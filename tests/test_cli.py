@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import os
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from synthscale.generator_names import split_synthetic
 from synthscale.metric_names import CORE_METRICS
 from synthscale.pipeline import StageReport
 from synthscale.tables.schemas import SCHEMA_VERSION
-from synthscale.terminal import failure_lines, print_gates
+from synthscale.terminal import SafeConsole, failure_lines, print_gates
 
 
 @pytest.fixture(autouse=True)
@@ -410,3 +411,77 @@ def test_a_gate_on_an_undefined_metric_gives_the_reason():
     text = printed(lambda console: print_gates(decided(False, reason="no classifier: [few] rows"), console))
     assert "n/a" in text
     assert "no classifier: [few] rows" in text
+
+
+# --- what a terminal cannot print ---
+
+ODD = {
+    "a\x1b[31mred": r"a\x1b[31mred",
+    "a\nb\r\tc": r"a\nb\r\tc",
+    "a\x9bb\x7f": r"a\x9bb\x7f",
+    "a\udcffb": r"a\udcffb",
+    "a\u202egnp": r"a\u202egnp",
+    "a\u2028b": r"a\u2028b",
+    "größe 模型 👩‍🎨": "größe 模型 👩‍🎨",
+    "back\\slash [bold]": "back\\slash [bold]",
+}
+
+
+@pytest.mark.parametrize(("text", "shown"), ODD.items(), ids=[ascii(text) for text in ODD])
+def test_control_characters_are_shown_escaped(text, shown):
+    """In texts, in tables and in errors."""
+    console = SafeConsole(width=200, record=True, file=io.StringIO(), emoji=False)
+    console.print(text, markup=False)
+    console.print(metrics_table(metrics(0.5, text)))
+    first, *table = console.export_text().splitlines()
+    assert first.rstrip() == shown
+    assert any(line.startswith(shown) for line in table)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_terminal_that_cannot_print_a_name_shows_it_escaped(encoding, folders):
+    """The standard streams of a process, in encodings that lack the characters of names, ids and paths."""
+    odd = folders / "模型\x1b[31m"
+    (folders / "fakes").rename(odd)
+    (odd / "cat" / "000.png").write_bytes(b"broken")
+    words = ["validate", "--real", f"{folders}/photos", "--synthetic", f"größe ± 模型={odd}"]
+    words += ["--output", f"{folders}/run", "--set", "max_failure_fraction=1"]
+    code = "import sys; from synthscale import main; sys.exit(main(sys.argv[1:]))"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+
+    def run(*arguments):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, env=environment)
+        assert b"\x1b" not in done.stdout + done.stderr
+        assert b"Traceback" not in done.stderr
+        return done
+
+    done = run(*words)
+    assert (done.returncode, done.stderr) == (0, b"")
+    out = done.stdout.decode(encoding)
+    assert ("größe ± 模型" if encoding == "utf-8" else r"\u6a21\u578b") in out
+    assert "7 rows, 7 tried, 1 could not be read" in out
+    done = run("validate", "--real", f"{odd}/none", "--synthetic", str(odd), "--output", f"{folders}/run")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.count(b"\n") == 1
+    assert run("status", os.fsencode(folders) + b"/\xff\xfe").returncode == 2
+    done = run("score", "--réal\x1b[31m", "x")
+    assert done.returncode == 2
+    assert rb"\x1b[31m x" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["scor"], "score"),
+        (["valdiate"], "validate"),
+        (["score", "--sythetic", "x"], "--synthetic"),
+        (["score", "--slice_by=x"], "--slice-by"),
+        (["score", "--reel", "x"], "--real"),
+        (["compare", "run", "--ouput", "x"], "--output"),
+    ],
+)
+def test_a_misspelt_command_or_option_is_suggested(words, meant, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.rstrip().endswith(f"did you mean {meant}?")

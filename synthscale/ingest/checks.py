@@ -27,6 +27,10 @@ Bounds memory: the hashes are read once for every ``_HASHES_PER_SORT`` rows, so 
 """
 
 
+_MAX_FOLDERS = 400
+"""Folders above the output; creating more than twice as many exceeds Python's depth of recursion."""
+
+
 def rename_clashing_columns(rows: pa.Table) -> pa.Table:
     """Prefix user columns named like a column of ``scores/``, or ``row`` or ``id_hash``, with ``user_``."""
     reserved = (set(SCORES.names) - set(MANIFEST_COLUMNS.names)) | {"row", "id_hash"}
@@ -63,6 +67,8 @@ def check_places(config: Config) -> None:
     if config.output is None:
         return
     output = _place(config.output)
+    if output.count("/") > _MAX_FOLDERS:
+        raise ConfigError(f"{output[:40]}...: the output is below more than {_MAX_FOLDERS} folders")
     if config.manifest is not None:
         inputs.append(_place(config.manifest))
     for place in inputs:
