@@ -6,6 +6,8 @@ except ``row`` and ``id_hash``.
 
 from dataclasses import replace
 
+import pyarrow as pa
+
 from synthscale.config import Config
 from synthscale.errors import InputError, StorageError
 from synthscale.ingest.dataset import Dataset
@@ -55,12 +57,16 @@ def _discover(config: Config) -> Dataset:
     storage = config.storage
     if not fsys.exists(uri, storage):
         raise InputError(f"{uri}: not found")
-    if uri.lower().endswith(".zip"):
-        dataset = from_zip(uri, config)
-    elif fsys.is_folder(uri, storage):
-        dataset = from_dataset_folder(uri, config)
-    else:
-        dataset = from_table_files([uri], config)
-    dataset = settle_rows(dataset, storage)
+    try:
+        if uri.lower().endswith(".zip"):
+            dataset = from_zip(uri, config)
+        elif fsys.is_folder(uri, storage):
+            dataset = from_dataset_folder(uri, config)
+        else:
+            dataset = from_table_files([uri], config)
+        dataset = settle_rows(dataset, storage)
+    except (pa.ArrowException, UnicodeError, OverflowError) as error:
+        # Parquet files may declare types that their values do not have, such as text that is not UTF-8.
+        raise InputError(f"{uri}: not a readable table: {' '.join(str(error).split())[:300]}") from error
     sets = intakes_of_table(dataset.rows, uri)
     return replace(dataset, sets=sets, notes=[*dataset.notes, *label_notes(sets)])

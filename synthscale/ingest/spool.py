@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from synthscale.ingest.table_columns import as_text, is_number
 from synthscale.storage.filesystems import storage_errors
 from synthscale.tables.columns import iter_chunks
 from synthscale.tables.id_hashes import Hashes, hash_ids
@@ -84,11 +85,11 @@ class Spool:
 
 def concatenated(tables: list[pa.Table]) -> pa.Table:
     """Concatenate tables; missing columns are null, and columns of incompatible types become strings."""
-    if len(tables) == 1:
-        return tables[0]
+    if len(tables) < 2:
+        return tables[0] if tables else pa.table({})
     try:
         return pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowTypeError:
+    except (pa.ArrowTypeError, pa.ArrowInvalid):
         return pa.concat_tables(_with_mixed_as_strings(tables), promote_options="permissive")
 
 
@@ -102,16 +103,26 @@ def mapped_id_hashes(ids: pa.ChunkedArray) -> Hashes:
 
 
 def _with_mixed_as_strings(tables: list[pa.Table]) -> list[pa.Table]:
-    """Convert columns whose type differs between tables to strings."""
-    types: dict[str, set[str]] = {}
+    """Convert columns whose types in the tables have none in common to strings."""
+    types: dict[str, set[pa.DataType]] = {}
     for field in (field for table in tables for field in table.schema):
         if not pa.types.is_null(field.type):
-            types.setdefault(field.name, set()).add(str(field.type))
-    mixed = {name for name, column_types in types.items() if len(column_types) > 1}
-    return [
-        table.cast(pa.schema([f.with_type(pa.string()) if f.name in mixed else f for f in table.schema]))
-        for table in tables
-    ]
+            types.setdefault(field.name, set()).add(field.type)
+    mixed = {name for name, kinds in types.items() if len(kinds) > 1 and not all(map(is_number, kinds))}
+    converted = []
+    for table in tables:
+        for i, name in enumerate(table.column_names):
+            if name in mixed:
+                table = table.set_column(i, name, _as_strings(table.column(i)))
+        converted.append(table)
+    return converted
+
+
+def _as_strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    try:
+        return column.cast(pa.string())
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+        return as_text(column)
 
 
 class RunningDigest:

@@ -247,6 +247,15 @@ def pandas_index(schema: pa.Schema) -> list[str]:
     return [name for name in index if isinstance(name, str)] if isinstance(index, list) else []
 
 
+def class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Return the names of the classes that columns number, by column, from the metadata of Hugging Face."""
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        return {name: list(map(str, feature["names"])) for name, feature in features.items() if "names" in feature}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
 def is_number(kind: pa.DataType) -> bool:
     """Return True for integers, floating-point numbers and decimals."""
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))

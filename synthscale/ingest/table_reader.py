@@ -21,7 +21,14 @@ import pyarrow.parquet as pq
 
 from synthscale.config import StorageConfig
 from synthscale.errors import InputError
-from synthscale.ingest.table_columns import SPECIAL_COLUMNS, canonical_names, count_of, name_list
+from synthscale.ingest.table_columns import (
+    SPECIAL_COLUMNS,
+    canonical_names,
+    class_names,
+    count_of,
+    is_number,
+    name_list,
+)
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.fetch import parquet_uri
 
@@ -194,20 +201,36 @@ def _open_parquet(source: _Source) -> UserTable:
         column = None
 
     written = dict(zip(names, schema.names, strict=True))
+    classes = {name: labels for name, labels in class_names(schema).items() if name in _TEXT_COLUMNS}
+    if classes:
+        notes.append(f"{source.name}: class numbers were read as names: {name_list([*classes])}")
 
     def batches(wanted: list[str] | None = None) -> Iterator[pa.Table]:
         with _parse_errors(source.name, "Parquet file"), source.open_file() as file:
             if column is not None and wanted is None:
-                yield from _image_batches(pq.ParquetFile(file), source.name, names, column)
+                for rows in _image_batches(pq.ParquetFile(file), source.name, names, column):
+                    yield _with_class_names(rows, classes)
                 return
             present = [name for name in (names if wanted is None else wanted) if name in written]
             for batch in pq.ParquetFile(file).iter_batches(
                 _BATCH_ROWS, columns=[written[name] for name in present]
             ):
                 # The file's order of columns is not that of the names.
-                yield pa.table({name: batch.column(written[name]) for name in present})
+                rows = pa.table({name: batch.column(written[name]) for name in present})
+                yield _with_class_names(rows, classes)
 
     return UserTable(source.name, names, renamed, batches, lambda row: f"row {row:,}", notes, written=written)
+
+
+def _with_class_names(rows: pa.Table, classes: dict[str, list[str]]) -> pa.Table:
+    for name, labels in classes.items():
+        if name in rows.column_names and pa.types.is_integer(rows.column(name).type):
+            numbers = rows.column(name)
+            # -1 is Hugging Face's number of a row without a class.
+            is_known = pc.and_(pc.greater_equal(numbers, 0), pc.less(numbers, len(labels)))
+            numbers = pc.if_else(is_known, numbers, pa.scalar(None, numbers.type))
+            rows = rows.set_column(rows.column_names.index(name), name, pc.take(pa.array(labels), numbers))
+    return rows
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -475,7 +498,7 @@ def _open_jsonl(source: _Source) -> UserTable:
         raise InputError(f"{source.name}: not a readable table: line 1 is not a JSON object")
     table = UserTable(source.name, [], None, lambda: iter(()), lambda row: _jsonl_place(source, row))
     names = dict[str, str]()
-    mixed = dict[str, None]()
+    mixed, kinds = dict[str, None](), dict[str, str]()
 
     def batches(wanted: list[str] | None = None) -> Iterator[pa.Table]:
         mixed.clear()
@@ -486,6 +509,11 @@ def _open_jsonl(source: _Source) -> UserTable:
                 first_line += block.count(b"\n")
                 _add_names(rows.column_names)
                 rows = rows.rename_columns([names[name] for name in rows.column_names])
+                for column in rows.schema:
+                    kind = "number" if is_number(column.type) else str(column.type)
+                    if not pa.types.is_null(column.type) and kinds.setdefault(column.name, kind) != kind:
+                        # The spool converts columns whose types differ.
+                        mixed[column.name] = None
                 yield rows if wanted is None else rows.select([n for n in wanted if n in rows.column_names])
         if mixed:
             table.notes[:] = [note for note in table.notes if ": read as text" not in note]
@@ -541,8 +569,10 @@ def _parse_lines(block: bytes, source: str, first_line: int, mixed: dict[str, No
     texts = pa.schema([(name, pa.string()) for name in sorted(_TEXT_COLUMNS - {"image"})])
     parse = pajson.ParseOptions(explicit_schema=texts, unexpected_field_behavior="infer")
     try:
+        # Arrow does not check the encoding of JSON.
+        block.decode()
         table = pajson.read_json(io.BytesIO(block), pajson.ReadOptions(block_size=max(len(block), 1024)), parse)
-    except pa.ArrowInvalid:
+    except (pa.ArrowInvalid, UnicodeDecodeError):
         return _parse_each_line(block, source, first_line, mixed)
     # The explicit schema adds a null column for each string column that the file does not have.
     present = [

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from synthscale.config import Config
 from synthscale.errors import InputError
@@ -26,6 +27,11 @@ from synthscale.tables.layout import VectorSource
 
 _GROUP_ROWS = 16_384
 """Rows of a row group of a converted table: those of the largest shard, so that a task decodes little else."""
+_TOLERATED = 20
+"""A column of n integers is a counter with up to n / 20 gaps and repeated values.
+
+Of n random integers below n, 37 % repeat another; of a counter, those of rows that occur twice or were removed.
+"""
 _NUMBER = r"^\s*[-+]?(\d+\.?\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|inf|nan|NaN|Inf|infinity)\s*$"
 """Texts that Arrow can convert to numbers."""
 
@@ -78,6 +84,8 @@ def from_vectors(tables: list[UserTable], uris: list[str], config: Config) -> Da
     # A vector of a different length is recorded as a failure of its row when embed reads it.
     dimensions = lengths.most_common(1)[0][0] if lengths else len(roles.features)
     columns = [first.written[name] for name in roles.features]
+    if not sum(rows):
+        raise InputError(f"{first.source}: has no rows")
     rows_table = pa.concat_tables(parts, promote_options="permissive")
     source = VectorSource(uris, rows, columns, dimensions, half, is_lists)
     return Dataset(
@@ -165,7 +173,7 @@ def _drop_counters(tables: list[UserTable], roles: Roles) -> None:
     for name in list(roles.features):
         kinds = [table.schema.field(name).type for table in tables if table.schema is not None]
         if all(pa.types.is_integer(kind) for kind in kinds) and _is_counter(tables, name):
-            roles.ignore(name, "a counter: unique integers without gaps")
+            roles.ignore(name, "a counter: integers that number the rows")
     if not roles.features:
         raise InputError(
             f"{tables[0].source}: all numeric columns are counters ({', '.join(list(roles.ignored)[:3])}), "
@@ -195,7 +203,7 @@ def _is_counter(tables: list[UserTable], name: str) -> bool:
     return True
 
 
-def _keys(group: str, batch: pa.Table, file: int) -> Iterator[tuple[object, np.ndarray | None]]:
+def _keys(group: str, batch: pa.Table, file: int) -> Iterator[tuple[object, NDArray[np.bool_] | None]]:
     if group == "all rows":
         yield 0, None
     elif group == "file":
@@ -208,31 +216,36 @@ def _keys(group: str, batch: pa.Table, file: int) -> Iterator[tuple[object, np.n
 
 
 class _Span:
-    """Whether integers, seen twice, are unique and without gaps."""
+    """Whether integers, seen twice, are unique and without gaps, but for a few."""
 
     def __init__(self) -> None:
         self.low, self.high, self.count = 0, -1, 0
-        self.seen: np.ndarray | None = None
-        self.is_possible = True
+        self.seen: NDArray[np.bool_] | None = None
 
-    def extend(self, numbers: np.ndarray) -> None:
+    @property
+    def tolerance(self) -> int:
+        """Number of gaps and of repeated values that are tolerated: rows may occur twice or be missing."""
+        return self.count // _TOLERATED
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether the integers seen so far may be a counter."""
+        distinct = self.count if self.seen is None else int(self.seen.sum())
+        gaps = self.high - self.low + 1 - distinct
+        return abs(gaps) <= self.tolerance and self.count - distinct <= self.tolerance
+
+    def extend(self, numbers: NDArray[np.integer]) -> None:
         """Extend the ends and the count by some numbers, on the first pass."""
         if len(numbers):
             low, high = int(numbers.min()), int(numbers.max())
             self.low, self.high = (min(self.low, low), max(self.high, high)) if self.count else (low, high)
             self.count += len(numbers)
-        # A group of one row says nothing, but is no counterexample.
-        self.is_possible = self.high - self.low + 1 == self.count
 
-    def mark(self, numbers: np.ndarray) -> None:
+    def mark(self, numbers: NDArray[np.integer]) -> None:
         """Mark the numbers as seen, on the second pass."""
         if self.seen is None:
-            self.seen = np.zeros(self.count, np.bool_)
-        places = numbers.astype(np.int64) - self.low
-        self.is_possible = (
-            self.is_possible and not self.seen[places].any() and len(np.unique(places)) == len(places)
-        )
-        self.seen[places] = True
+            self.seen = np.zeros(self.high - self.low + 1, np.bool_)
+        self.seen[numbers.astype(np.int64) - self.low] = True
 
 
 # CSV and JSON Lines.
