@@ -27,6 +27,9 @@ from synthscale.metric_names import CORE_METRICS, FAMILIES
 GENERATOR_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """Allowed generator names: they become folder names (``generator=NAME``) and appear in gates."""
 
+_ENDPOINT = r"https?://[^\s/?#@]+(/[^\s?#]*)?"
+"""URL of a server: scheme, host with or without a port, and a path if the server has one."""
+
 Section = Literal["input", "encoder", "neighbors", "classifier", "metrics"]
 """Sections of the configuration that have a fingerprint of their own."""
 
@@ -177,6 +180,8 @@ class StorageConfig(_Section):
     """Profile in the AWS configuration files."""
     anon: bool = False
     """Read public buckets without credentials."""
+    requester_pays: bool = False
+    """Agree to pay for requests and traffic of requester-pays buckets."""
     cache: str | None = Field(default=None, min_length=1)
     """Folder, local or ``s3://``, of an embedding cache that runs may share; by default there is no cache."""
     retry_s: float = Field(default=300.0, ge=0, allow_inf_nan=False)
@@ -194,6 +199,11 @@ class StorageConfig(_Section):
     def _no_credentials(cls, value: str | None) -> str | None:
         if value is not None and "@" in value:
             raise ValueError("endpoint_url must not contain credentials; use the AWS_* variables or a profile")
+        if value is not None and not re.fullmatch(_ENDPOINT, value):
+            raise ValueError(
+                f"endpoint_url {value!r} is not a URL; write http://HOST:PORT or https://HOST, "
+                "with the scheme in front"
+            )
         return value
 
 
