@@ -6,6 +6,7 @@ settings that change results; they enter the fingerprints by which a run recogni
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -27,6 +28,9 @@ from synthscale.gate_grammar import parse_gate
 from synthscale.generator_names import check_generator_name
 from synthscale.metric_names import CORE_METRICS, FAMILIES
 from synthscale.spelling import did_you_mean
+
+_ENDPOINT = r"https?://[^\s/?#@]+(/[^\s?#]*)?"
+"""URL of a server: scheme, host with or without a port, and a path if the server has one."""
 
 Section = Literal["input", "encoder", "neighbors", "classifier", "metrics"]
 """Sections of the configuration that have a fingerprint of their own."""
@@ -217,6 +221,8 @@ class StorageConfig(_Section):
     """Profile in the AWS configuration files."""
     anon: bool = False
     """Read public buckets without credentials."""
+    requester_pays: bool = False
+    """Agree to pay for requests and traffic of requester-pays buckets."""
     cache: str | None = Field(default=None, min_length=1)
     """Folder, local or ``s3://``, of an embedding cache that runs may share; by default there is no cache."""
     retry_s: float = Field(default=300.0, ge=0, allow_inf_nan=False)
@@ -234,6 +240,10 @@ class StorageConfig(_Section):
     def _no_credentials(cls, value: str | None) -> str | None:
         if value is not None and "@" in value:
             raise ValueError("must not contain credentials; use the AWS_* variables or a profile")
+        if value is not None and not re.fullmatch(_ENDPOINT, value):
+            raise ValueError(
+                f"{value!r} is not a URL; write http://HOST:PORT or https://HOST, with the scheme in front"
+            )
         return value
 
 

@@ -59,12 +59,12 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def s3_clients_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Credentials of the test's own, and no client of obstore that another test has made."""
-    from synthscale.storage import objects
+    """Credentials of the test's own, and no client that another test has made."""
+    from synthscale.storage import filesystems, objects, s3_client
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "access-key-of-the-test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-test")
-    kept = (objects._store, objects._settings)
+    kept = (objects._store, objects._settings, s3_client.s3_client, filesystems._s3)
     for cache in kept:
         cache.cache_clear()
     yield

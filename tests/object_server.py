@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import ssl
 import subprocess
 import sys
 import time
@@ -54,16 +55,22 @@ class Fault:
 class ObjectServer:
     """The server in a subprocess, as a context manager."""
 
+    def __init__(self, certificate: Path | None = None, authority: Path | None = None) -> None:
+        """Serve HTTP, or with ``certificate`` (a PEM file with its key), which ``authority`` has signed, TLS."""
+        self._arguments = [] if certificate is None else [str(certificate)]
+        self._context = None if certificate is None else ssl.create_default_context(cafile=authority)
+
     def __enter__(self) -> "ObjectServer":
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.object_server"],
+            [sys.executable, "-m", "tests.object_server", *self._arguments],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         assert self._process.stdout is not None
-        self.endpoint_url = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
+        scheme = "http" if self._context is None else "https"
+        self.endpoint_url = f"{scheme}://127.0.0.1:{int(self._process.stdout.readline())}"
         return self
 
     def __exit__(
@@ -97,11 +104,11 @@ class ObjectServer:
         """Create an object, and its bucket if needed."""
         request = urllib.request.Request(f"{self.endpoint_url}/{bucket}/{quote(key)}", data, method="PUT")
         request.add_header("X-Make-Bucket", "yes")
-        urllib.request.urlopen(request).close()
+        urllib.request.urlopen(request, context=self._context).close()
 
     def _ask(self, what: str, value: Any) -> Any:
         body = json.dumps(value).encode()
-        with urllib.request.urlopen(f"{self.endpoint_url}/-/{what}", body) as answer:
+        with urllib.request.urlopen(f"{self.endpoint_url}/-/{what}", body, context=self._context) as answer:
             return json.loads(answer.read())
 
 
@@ -163,6 +170,7 @@ class _Server:
         after = query.get("continuation-token") or query.get("start-after", "")
         most, entries, last = int(query.get("max-keys", 1000)), [], ""
         folders: list[str] = []
+        encode = quote if query.get("encoding-type") == "url" else escape
         if name not in self.sorted:
             self.sorted[name] = sorted(self.buckets[name])
         keys = self.sorted[name]
@@ -181,17 +189,18 @@ class _Server:
             data = self._data(name, key)
             assert data is not None
             entries.append(
-                f"<Contents><Key>{escape(key)}</Key><Size>{len(data)}</Size><ETag>&quot;{_etag(data)}&quot;</ETag>"
+                f"<Contents><Key>{encode(key)}</Key><Size>{len(data)}</Size><ETag>&quot;{_etag(data)}&quot;</ETag>"
                 "<LastModified>2026-01-01T00:00:00.000Z</LastModified><StorageClass>STANDARD</StorageClass></Contents>"
             )
         else:
             last = ""
         rest = f"<NextContinuationToken>{escape(last)}</NextContinuationToken>" if last else ""
         body = "".join(entries) + "".join(
-            f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>" for folder in folders
+            f"<CommonPrefixes><Prefix>{encode(folder)}</Prefix></CommonPrefixes>" for folder in folders
         )
         return web.Response(
-            text=f"<ListBucketResult><Name>{name}</Name><Prefix>{escape(prefix)}</Prefix>"
+            text=f"<ListBucketResult><Name>{name}</Name><Prefix>{encode(prefix)}</Prefix>"
+            f"{'<EncodingType>url</EncodingType>' if encode is quote else ''}"
             f"<KeyCount>{len(entries) + len(folders)}</KeyCount><MaxKeys>{most}</MaxKeys>"
             f"<IsTruncated>{str(bool(rest)).lower()}</IsTruncated>{rest}{body}</ListBucketResult>",
             content_type="application/xml",
@@ -331,7 +340,11 @@ async def _serve() -> None:
     app.router.add_route("*", "/{bucket}/{key:.+}", server.object)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
+    context = None
+    if len(sys.argv) > 1:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(sys.argv[1])
+    site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024, ssl_context=context)
     await site.start()
     assert site._server is not None
     sys.stdout.write(f"{site._server.sockets[0].getsockname()[1]}\n")

@@ -13,7 +13,8 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-from obstore.exceptions import BaseError, PermissionDeniedError
+from botocore.exceptions import ClientError
+from obstore.exceptions import BaseError, InvalidPathError, PermissionDeniedError
 from obstore.store import S3Store
 
 from synthscale.config import StorageConfig
@@ -114,16 +115,13 @@ def _stat_objects(bucket: str, keys: list[str], storage: StorageConfig) -> list[
 
 
 def _is_listing_denied(bucket: str, key: str, storage: StorageConfig) -> bool:
-    """Return True if the credentials do not permit listing the key's folder; raise other S3 errors.
-
-    Returns False if obstore refuses the folder's path (ValueError), as this says nothing about permissions.
-    """
+    """Return True if the credentials do not permit listing the key's folder; raise other S3 errors."""
     try:
         check_listing(bucket, key.rpartition("/")[0] or None, storage)
-    except (BaseError, ValueError) as error:
-        if isinstance(error, BaseError) and not is_denied(error):
+    except (BaseError, ClientError) as error:
+        if not is_denied(error):
             raise
-        return isinstance(error, BaseError)
+        return True
     return False
 
 
@@ -150,8 +148,8 @@ def _look_up_by_listing(source: Bucket, keys: list[str]) -> list[FileInfo]:
             page = source.ask(keys[position], "look up", first_page)
             stop = bisect_right(keys, page[-1]["path"], position) if len(page) == _PAGE else len(keys)
             listed = {item["path"]: item for item in page}
-        except ValueError:
-            # obstore refuses keys with an empty path segment, such as a//b.
+        except (ValueError, InvalidPathError):
+            # obstore refuses keys such as a//b, those that are looked for and those that are listed.
             stop, listed = position, {}
         hits = [listed[key] for key in keys[position:stop] if key in listed]
         infos += [to_file_info(source.name, item) for item in hits]

@@ -8,6 +8,7 @@ levels, Ray Data's context) is as before when the session ends.
 import importlib
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -39,8 +40,10 @@ _SET_BY_RAY = ("PYTHONBREAKPOINT",)
 """Environment variables that ``ray.init`` sets in the driver and ``ray.shutdown`` leaves."""
 _PREFIX = "synthscale-"
 """Beginning of the names of Ray's temporary folders."""
+_RAY_PATH = re.compile(r"[\w/.\-+ ~:=,@]+", re.ASCII)
+"""Paths with which Ray starts: it fails for letters beyond ASCII, and waits in vain if there is a ``%``."""
 _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
-"""Folders for Ray's sockets if TMPDIR is too long."""
+"""Folders for Ray's sockets if TMPDIR cannot be used."""
 _MAX_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 """Maximum length of the path of a Unix socket."""
 _RAY_SOCKET_BYTES = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.99")
@@ -107,7 +110,7 @@ class RaySession:
         """Create Ray's temporary folder; return the arguments of ``ray.init`` that name it and the spill folder.
 
         Raises:
-            StageError: no folder is short enough for Ray's sockets.
+            StageError: no folder is suitable for Ray's sockets.
         """
         large = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
         self._folder = _make_short_folder((large, *_SHORT_FOLDERS))
@@ -156,22 +159,23 @@ class RaySession:
 
 
 def _make_short_folder(parents: Sequence[str]) -> str:
-    """Create a folder in the first of ``parents`` that is writable and leaves room for Ray's socket paths.
+    """Create a folder in the first of ``parents`` that is writable and in which Ray can make its sockets.
 
     Raises:
-        StageError: none of them is writable and short enough.
+        StageError: there is none.
     """
     for parent in parents:
         # Bytes, not characters; and macOS's /tmp is a link, which Ray may resolve.
         length = max(len(os.fsencode(path)) for path in (parent, os.path.realpath(parent)))
-        if length + len(f"/{_PREFIX}XXXXXXXX") + _RAY_SOCKET_BYTES > _MAX_SOCKET_BYTES:
+        is_short = length + len(f"/{_PREFIX}XXXXXXXX") + _RAY_SOCKET_BYTES <= _MAX_SOCKET_BYTES
+        if not is_short or not _RAY_PATH.fullmatch(parent):
             continue
         with suppress(OSError):
             return tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
     raise StageError(
-        f"no temporary folder is short enough for Ray's sockets: {parents[0]} is too long or not writable, and "
-        f"{', '.join(parents[1:])} are not writable; set TMPDIR or RAY_TMPDIR to a writable folder of at most "
-        f"{_MAX_SOCKET_BYTES - _RAY_SOCKET_BYTES - len(_PREFIX) - 9} bytes"
+        f"no temporary folder can hold Ray's sockets: {parents[0]} is too long, not plain ASCII or not writable, "
+        f"and {', '.join(parents[1:])} are not writable; set TMPDIR or RAY_TMPDIR to a writable folder of at most "
+        f"{_MAX_SOCKET_BYTES - _RAY_SOCKET_BYTES - len(_PREFIX) - 9} ASCII characters"
     )
 
 

@@ -23,8 +23,9 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import S3Store
 
 from synthscale.config import StorageConfig
+from synthscale.errors import StorageError
 from synthscale.storage import filesystems as fsys
-from synthscale.storage.objects import bucket_client, listing_errors
+from synthscale.storage.objects import bucket_client, is_plain_key, listing_errors
 from synthscale.storage.retries import status_and_code
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -165,6 +166,11 @@ class S3Object:
     def __init__(self, uri: str, storage: StorageConfig) -> None:
         self.uri, self._storage = uri, storage
         self._bucket, _, self._key = uri.removeprefix("s3://").partition("/")
+        if not is_plain_key(self._key):
+            raise StorageError(
+                f"{uri}: cannot be written: empty, '.' and '..' parts of a prefix and control characters are not "
+                "supported here; choose another --output"
+            )
 
     def errors(self, doing: str) -> AbstractContextManager[None]:
         """Convert errors to StorageError: "cannot ``doing``"."""

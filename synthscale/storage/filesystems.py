@@ -7,7 +7,6 @@ after transient errors for ``storage.retry_s`` seconds (retries.py).
 
 import errno
 import os
-import posixpath
 import secrets
 import stat as stat_bits
 import tempfile
@@ -39,6 +38,7 @@ from synthscale.storage.retries import (
     unavailable,
 )
 from synthscale.storage.retrying_file import RetryingFile
+from synthscale.storage.s3_client import client_options, configure_session, s3_client
 
 T = TypeVar("T")
 
@@ -77,20 +77,24 @@ def absolute(uri: str) -> str:
 
 
 def join(uri: str, *parts: str) -> str:
-    """Append path components to a local path or URI."""
-    return posixpath.join(uri, *parts)
+    """Append path components to a local path or URI; a leading slash of a component is part of an S3 key."""
+    return "/".join([uri.removesuffix("/"), *parts])
 
 
 @lru_cache(maxsize=8)
 def _s3(storage: StorageConfig, pid: int) -> Any:
     # The process id is part of the cache key because s3fs clients must not be shared across a fork.
-    client = {"region_name": storage.region} if storage.region else {}
+    import aiobotocore.session
+
+    # Its client is not used here: an unusable setting is reported in the same words by both.
+    s3_client(storage, pid)
+    session = configure_session(aiobotocore.session.AioSession(profile=storage.profile))
     fs = fsspec.filesystem(
         "s3",
         anon=storage.anon,
-        profile=storage.profile,
-        endpoint_url=storage.endpoint_url,
-        client_kwargs=client,
+        session=session,
+        requester_pays=storage.requester_pays,
+        client_kwargs=client_options(session, storage),
         skip_instance_cache=True,
         use_listings_cache=False,
         config_kwargs={"connect_timeout": 10, "read_timeout": 60, "retries": {"total_max_attempts": 1}},

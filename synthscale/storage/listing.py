@@ -9,18 +9,19 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from obstore.exceptions import InvalidPathError
 from obstore.store import S3Store
 
 from synthscale.config import StorageConfig
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.filesystems import FileInfo
-from synthscale.storage.objects import Bucket, check_listing, listing_errors, to_file_info
+from synthscale.storage.objects import Bucket, check_listing, is_plain_key, listing_errors, to_file_info
 from synthscale.storage.retries import retrying
 
 _LIST_THREADS = 16
@@ -163,15 +164,7 @@ def _sub_prefixes(source: Bucket, prefix: str) -> list[str] | None:
     """Split a prefix into sub-prefixes that can be listed in parallel, sorted; None if it cannot be split."""
     prefixes = [prefix]
     for _ in range(_MAX_DEPTH):
-        deeper = []
-        for parent in prefixes:
-            if _is_flat(source, parent):
-                deeper.append(parent)
-                continue
-            listed = source.ask(parent, "list", partial(S3Store.list_with_delimiter, prefix=parent))
-            folders = [f"{folder}/" for folder in sorted(listed["common_prefixes"])]
-            # Objects and folders side by side would have to be merged by path: such a prefix is not split.
-            deeper += folders if folders and not listed["objects"] else [parent]
+        deeper = [folder for parent in prefixes for folder in _folders(source, parent) or [parent]]
         if deeper == prefixes or len(deeper) > _MAX_PREFIXES:
             break
         prefixes = deeper
@@ -180,13 +173,24 @@ def _sub_prefixes(source: Bucket, prefix: str) -> list[str] | None:
     return sorted(prefixes) if len(prefixes) > 1 else None
 
 
-def _is_flat(source: Bucket, prefix: str) -> bool:
-    """Return True if the first page of a prefix has objects directly below it.
+def _folders(source: Bucket, prefix: str) -> list[str]:
+    """Return the folders directly below a prefix, with trailing slashes.
 
-    ``list_with_delimiter`` would return all of those objects in one list.
+    Returns:
+        An empty list if there are too many of them, or objects beside them, which would have to be merged by path.
     """
-    first = source.ask(prefix, "list", lambda store: next(iter(store.list(prefix, chunk_size=_PAGE)), []))
-    return any("/" not in item["path"].removeprefix(prefix) for item in first)
+    # botocore, unlike obstore, tells the object "folder/" from the object "folder", and lists keys such as "a//b".
+    folders: list[str] = []
+    request = partial(_list, Prefix=prefix, Delimiter="/", **source.botocore_arguments)
+    token: dict[str, str] = {}
+    while True:
+        page = source.ask_botocore(prefix, "list", partial(request, **token))
+        if any(item["Key"] != prefix or item["Size"] > 0 for item in page.get("Contents", ())):
+            return []
+        folders += [item["Prefix"] for item in page.get("CommonPrefixes", ())]
+        if not page.get("NextContinuationToken") or len(folders) > _MAX_PREFIXES:
+            return folders
+        token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
 def _in_order(source: Bucket, prefixes: list[str]) -> Iterator[list[FileInfo]]:
@@ -234,8 +238,13 @@ def _list_into(pages: "queue.Queue[Any]", source: Bucket, prefix: str, stop: thr
 
 
 def _pages(source: Bucket, prefix: str) -> Iterator[list[FileInfo]]:
-    """Yield the objects below a prefix; a listing that breaks off is continued after its last page."""
-    pages = last = None
+    """Yield the objects below a prefix; a listing that breaks off is continued after its last page.
+
+    From the first page on that has keys which obstore cannot express, botocore lists the rest.
+    """
+    pages = None
+    last: str | None = None
+    held: list[Any] = []
 
     def next_page(store: S3Store) -> Any:
         nonlocal pages
@@ -246,7 +255,72 @@ def _pages(source: Bucket, prefix: str) -> Iterator[list[FileInfo]]:
         pages = current
         return page
 
-    while (page := source.ask(prefix, "list", next_page)) is not None:
-        last = page[-1]["path"] if page else last
-        # Some tools create empty objects "folder/" as placeholders of folders; they are not files.
-        yield [to_file_info(source.name, item) for item in page if not item["path"].endswith("/")]
+    while is_plain_key(prefix.removesuffix("/")) or not prefix:
+        try:
+            page = source.ask(prefix, "list", next_page)
+        except InvalidPathError:
+            break
+        if page is None:
+            yield [to_file_info(source.name, item) for item in held]
+            return
+        files = _files_of_page(page, prefix, last, held)
+        if files is None:
+            break
+        last = max([item["path"] for item in page], default=last)
+        # The next page says whether an empty object at the end of this one is a placeholder.
+        held = files[-1:] if files and files[-1]["size"] == 0 else []
+        yield [to_file_info(source.name, item) for item in files[: len(files) - len(held)]]
+    yield [to_file_info(source.name, item) for item in held]
+    yield from _botocore_pages(source, prefix, last)
+
+
+def _files_of_page(page: Sequence[Any], prefix: str, last: str | None, held: Sequence[Any]) -> list[Any] | None:
+    """Return the objects of a page of obstore, without empty placeholders of folders.
+
+    obstore removes a trailing slash: "a/" is listed as "a". This shows where it is not in S3's order, is outside
+    of the prefix, or is the folder of the next object.
+
+    Args:
+        page: obstore's metadata of objects.
+        prefix: prefix that is listed.
+        last: greatest path of the pages before.
+        held: an empty object at the end of the page before, or nothing.
+
+    Returns:
+        None if an object with content has lost its slash.
+    """
+    files = list(held)
+    for item in page:
+        path = item["path"]
+        if (last is not None and path <= last) or not path.startswith(prefix):
+            if item["size"] > 0:
+                return None
+            continue
+        if files and files[-1]["size"] == 0 and path.startswith(f"{files[-1]['path']}/"):
+            files.pop()
+        files.append(item)
+        last = path
+    return files
+
+
+def _botocore_pages(source: Bucket, prefix: str, after: str | None) -> Iterator[list[FileInfo]]:
+    """Yield the objects below a prefix after a key, whatever their keys are."""
+    start: dict[str, str] = {} if after is None else {"StartAfter": after}
+    while True:
+        page = source.ask_botocore(
+            prefix, "list", partial(_list, Prefix=prefix, **start, **source.botocore_arguments)
+        )
+        items = page.get("Contents", [])
+        # Placeholders of folders are empty objects whose key ends with a slash; they are not files.
+        files = [item for item in items if item["Size"] > 0 or not item["Key"].endswith("/")]
+        yield [
+            FileInfo(f"{source.name}/{item['Key']}", item["Size"], item.get("ETag", "").strip('"') or None)
+            for item in files
+        ]
+        if not page.get("IsTruncated") or not items:
+            return
+        start = {"StartAfter": items[-1]["Key"]}
+
+
+def _list(client: Any, **arguments: Any) -> Any:
+    return client.list_objects_v2(**arguments)

@@ -8,20 +8,17 @@ them. Bodies shorter than listed are requested again here, because only the mani
 """
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
 from typing import Any
 
-import botocore.loaders
-import botocore.session
-from botocore import UNSIGNED
-from botocore.config import Config as ClientConfig
-from botocore.exceptions import BotoCoreError, ClientError
-from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+from botocore.exceptions import BotoCoreError, ClientError, SSLError
+from obstore.exceptions import BaseError, InvalidPathError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import S3Store
 
 from synthscale.config import StorageConfig
@@ -35,6 +32,7 @@ from synthscale.storage.retries import (
     storage_error_types,
     unavailable,
 )
+from synthscale.storage.s3_client import bucket_address, ca_bundle, s3_client
 from synthscale.tables.faults import Reason, RowFault
 from synthscale.tables.layout import StoredFile
 
@@ -48,12 +46,15 @@ _SHORT_RETRY: dict[str, Any] = {
     "retry_timeout": timedelta(seconds=8),
 }
 """obstore's retries in `check_listing`, so that a wrong endpoint, bucket or key is reported within seconds."""
+_ODD_KEY = re.compile(r"^/|/$|^$|//|(^|/)\.\.?(/|$)|[\x00-\x1f\x7f]")
+"""S3 keys that obstore cannot express."""
 _CLIENT: dict[str, Any] = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=10)}
 _CLIENT_LOCK = threading.Lock()
 _CREDENTIALS_LIFETIME = timedelta(minutes=10)
 """Time after which obstore asks botocore for the credentials again."""
 
 # S3 error codes, grouped by the message that the user gets.
+_MISSING = {"NoSuchKey", "404", "NotFound"}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 _DENIED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AccessDenied"}
 _OTHER_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
@@ -78,11 +79,17 @@ def get_object(
     bucket, _, key = stored.uri.removeprefix("s3://").partition("/")
     expected = stored.size_bytes if span is None else span[1] - span[0]
 
-    get = partial(_get, key=key, stored=stored, limit_bytes=limit_bytes, span=span)
+    arguments: dict[str, Any] = {"key": key, "stored": stored, "limit_bytes": limit_bytes, "span": span}
+    source = Bucket(bucket, storage)
     for _ in range(_MAX_ATTEMPTS):
         try:
-            data: bytes = Bucket(bucket, storage).ask(key, "read", get)
-        except (BaseError, FileNotFoundError) as error:
+            if is_plain_key(key):
+                data: bytes = source.ask(key, "read", partial(_get, **arguments))
+            else:
+                data = source.ask_botocore(
+                    key, "read", partial(_get_odd, **arguments, more=source.botocore_arguments)
+                )
+        except (BaseError, FileNotFoundError, BotoCoreError, ClientError) as error:
             raise to_row_fault(error, stored.uri) from error
         if expected is None or len(data) == expected:
             return data
@@ -91,13 +98,46 @@ def get_object(
 
 def _get(store: S3Store, key: str, stored: StoredFile, limit_bytes: int, span: tuple[int, int] | None) -> bytes:
     result = store.get(key, options={} if span is None else {"range": span})
-    etag = (result.meta["e_tag"] or "").strip('"')
+    size = result.meta["size"] if span is None else span[1] - span[0]
+    _check(stored, result.meta["e_tag"], size, limit_bytes)
+    return result.bytes().to_bytes()
+
+
+def _get_odd(
+    client: Any,
+    key: str,
+    stored: StoredFile,
+    limit_bytes: int,
+    span: tuple[int, int] | None,
+    more: dict[str, str],
+) -> bytes:
+    """Get an object whose key obstore cannot express (`is_plain_key`), with botocore."""
+    range_of = {} if span is None else {"Range": f"bytes={span[0]}-{span[1] - 1}"}
+    response = client.get_object(Key=key, **range_of, **more)
+    with closing(response["Body"]) as body:
+        _check(
+            stored, response["ETag"], response["ContentLength"] if span is None else span[1] - span[0], limit_bytes
+        )
+        data: bytes = body.read()
+        return data
+
+
+def _check(stored: StoredFile, etag: str | None, size: int, limit_bytes: int) -> None:
+    """Raise RowFault if a response has another etag than listed, or is too large."""
+    etag = (etag or "").strip('"')
     if stored.etag is not None and etag and etag != stored.etag:
         raise RowFault(Reason.CHANGED, f"{stored.uri}: has changed since it was listed (etag {etag})")
-    size = result.meta["size"] if span is None else span[1] - span[0]
     if size > limit_bytes:
         raise RowFault(Reason.TOO_LARGE, f"{stored.uri}: {size:,} bytes, limit {limit_bytes:,}")
-    return result.bytes().to_bytes()
+
+
+def is_plain_key(key: str) -> bool:
+    """Return True if obstore can express an S3 key, or a prefix with its trailing slash removed.
+
+    obstore's paths have no empty, ``.`` or ``..`` segments and no control characters; it refuses such keys, and
+    removes a slash at either end.
+    """
+    return not _ODD_KEY.search(key)
 
 
 def to_row_fault(error: Exception, uri: str) -> RowFault:
@@ -105,7 +145,7 @@ def to_row_fault(error: Exception, uri: str) -> RowFault:
     message, (_, code) = message_of(error), status_and_code(error)
     if code == "NoSuchBucket":
         return RowFault(Reason.NOT_FOUND, f"{uri}: there is no such bucket")
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) or code in _MISSING:
         return RowFault(Reason.NOT_FOUND, f"{uri}: not found")
     if code in _EXPIRED:
         return RowFault(Reason.ACCESS_DENIED, f"{uri}: the credentials have expired")
@@ -143,14 +183,20 @@ def check_listing(bucket: str, prefix: str | None, storage: StorageConfig) -> No
     try:
         with _CLIENT_LOCK:
             store = _store(bucket, storage, os.getpid(), is_first_contact=True)
-        next(iter(store.list(prefix, chunk_size=1)), None)
+        if prefix is None or is_plain_key(prefix.removesuffix("/")):
+            with suppress(InvalidPathError):
+                next(iter(store.list(prefix, chunk_size=1)), None)
+        else:
+            source = Bucket(bucket, storage)
+            s3_client(storage, os.getpid()).list_objects_v2(Prefix=prefix, MaxKeys=1, **source.botocore_arguments)
     except storage_error_types() as error:
         if not is_transient(error):
             raise
         if not (isinstance(error, ClientError) or any(status_and_code(error))):
-            raise StorageError(
-                f"cannot list s3://{bucket}: {message_of(error)}; check storage.endpoint_url and the network"
-            ) from error
+            advice = "check storage.endpoint_url and the network"
+            if isinstance(error, SSLError):
+                advice = "set AWS_CA_BUNDLE to the file of a private certificate authority"
+            raise StorageError(f"cannot list s3://{bucket}: {message_of(error)}; {advice}") from error
 
 
 def check_reachable(uri: str, storage: StorageConfig) -> None:
@@ -164,9 +210,9 @@ def check_reachable(uri: str, storage: StorageConfig) -> None:
             check_listing(bucket, prefix or None, storage)
 
 
-def is_denied(error: BaseError) -> bool:
+def is_denied(error: Exception) -> bool:
     """Return True if the credentials are valid but do not permit the request."""
-    return "<Code>AccessDenied</Code>" in str(error)
+    return status_and_code(error)[1] == "AccessDenied"
 
 
 def to_file_info(bucket: str, item: Any) -> FileInfo:
@@ -209,6 +255,22 @@ class Bucket:
         uri = f"s3://{self.name}/{key}"
         return retrying(lambda: request(bucket_client(self.name, self.storage)), uri, doing, self.storage.retry_s)
 
+    def ask_botocore(self, key: str, doing: str, request: Callable[[Any], Any]) -> Any:
+        """Return the result of ``request``, which gets botocore's S3 client; for what obstore cannot express.
+
+        Raises:
+            BotoCoreError, ClientError: a permanent error.
+            StorageUnavailable: as `ask`.
+        """
+        uri = f"s3://{self.name}/{key}"
+        return retrying(lambda: request(s3_client(self.storage, os.getpid())), uri, doing, self.storage.retry_s)
+
+    @property
+    def botocore_arguments(self) -> dict[str, str]:
+        """Arguments of all requests that are made with botocore's client."""
+        payer = {"RequestPayer": "requester"} if self.storage.requester_pays else {}
+        return {"Bucket": self.name, **payer}
+
 
 @lru_cache(maxsize=16)
 def _store(bucket: str, storage: StorageConfig, pid: int, is_first_contact: bool) -> S3Store:
@@ -219,35 +281,35 @@ def _store(bucket: str, storage: StorageConfig, pid: int, is_first_contact: bool
 
 @lru_cache(maxsize=16)
 def _settings(bucket: str, storage: StorageConfig, pid: int) -> dict[str, Any]:
-    """Return the S3Store arguments that all clients of a bucket share; requests the bucket's region."""
+    """Return the S3Store arguments that all clients of a bucket share; sends a request for the bucket.
+
+    obstore reads environment variables too, some of them with another meaning or precedence than botocore: all
+    settings that decide where a request goes, and what is in it, are passed.
+    """
     try:
-        session = botocore.session.Session(profile=storage.profile)
-        session.register_component("data_loader", _service_models(session.get_config_variable("data_path")))
-        s3 = session.create_client(
-            "s3",
-            region_name=storage.region or session.get_config_variable("region") or "us-east-1",
-            endpoint_url=storage.endpoint_url,
-            config=ClientConfig(
-                signature_version=UNSIGNED if storage.anon else None,
-                connect_timeout=5,
-                read_timeout=10,
-                retries={"total_max_attempts": 2},
-            ),
-        )
+        client = s3_client(storage, pid)
+        session = client.synthscale_session
         credentials = None if storage.anon else session.get_credentials()
         if credentials is None and not storage.anon:
             raise RowFault(
                 Reason.ACCESS_DENIED,
                 f"s3://{bucket}: no credentials were found; set storage.anon for a public bucket",
             )
-        endpoint = str(s3.meta.endpoint_url)
+        address = bucket_address(bucket, client)
+        options = {**_CLIENT, "allow_http": address.endpoint.startswith("http://")}
+        if (authorities := ca_bundle(session)) is not None:
+            with open(authorities, "rb") as file:
+                options["root_certificate"] = file.read()
         settings: dict[str, Any] = {
-            "region": _region_of(bucket, s3),
-            "client_options": {**_CLIENT, "allow_http": endpoint.startswith("http://")},
+            "region": address.region,
+            "endpoint": address.endpoint,
+            "aws_endpoint_url_s3": address.endpoint,
+            "virtual_hosted_style_request": address.is_virtual_hosted,
+            "request_payer": storage.requester_pays,
+            "s3_express": False,
+            "client_options": options,
             "skip_signature": storage.anon,
         }
-        if not endpoint.endswith(".amazonaws.com"):
-            settings["endpoint"] = endpoint
         if credentials is not None:
             settings["credential_provider"] = _Credentials(credentials)
         return settings
@@ -255,30 +317,6 @@ def _settings(bucket: str, storage: StorageConfig, pid: int) -> dict[str, Any]:
         if is_transient(error):
             raise
         raise RowFault(Reason.READ_ERROR, f"s3://{bucket}: {error}") from error
-
-
-@lru_cache(maxsize=4)
-def _service_models(data_path: str | None) -> Any:
-    """Return botocore's loader of service descriptions: a loader per session would parse them again each time.
-
-    Args:
-        data_path: further folders of descriptions, botocore's setting ``data_path`` (AWS_DATA_PATH).
-    """
-    return botocore.loaders.create_loader(data_path)
-
-
-def _region_of(bucket: str, s3: Any) -> str:
-    """Return the region that S3 reports for a bucket, or the configured one if it reports none."""
-    try:
-        response = s3.head_bucket(Bucket=bucket)
-    except ClientError as error:
-        # Without an answer about the region, the wrong one would be used for as long as this process lives.
-        if is_transient(error):
-            raise
-        # S3 sends the region even when it denies access.
-        response = error.response
-    headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    return str(headers.get("x-amz-bucket-region") or s3.meta.region_name)
 
 
 class _Credentials:

@@ -121,7 +121,9 @@ def message_of(error: BaseException) -> str:
 
 
 def status_and_code(error: BaseException) -> tuple[int, str]:
-    """Return the HTTP status and S3 error code in the message of an obstore error; 0 and "" if it has none."""
+    """Return the HTTP status and S3 error code of an obstore or botocore error; 0 and "" if it has none."""
+    if (response := _s3_response(error)) is not None:
+        return response
     message = message_of(error)
     status = re.search(r"status code: (\d{3})", message)
     code = re.search(r"<Code>(\w+)</Code>", message)

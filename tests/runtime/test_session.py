@@ -176,7 +176,13 @@ print([os.path.exists(path) for path in (session._folder, session._spill_folder)
 
 @pytest.mark.parametrize(
     ("variable", "name", "is_used"),
-    [("TMPDIR", LONG, False), ("RAY_TMPDIR", LONG, False), ("TMPDIR", "a é%", True), ("RAY_TMPDIR", "r", True)],
+    [
+        ("TMPDIR", LONG, False),
+        ("TMPDIR", "é", False),
+        ("TMPDIR", "a%", False),
+        ("TMPDIR", "a b", True),
+        ("RAY_TMPDIR", "r", True),
+    ],
 )
 def test_ray_starts_whatever_the_temporary_folder_is(variable: str, name: str, is_used: bool) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as top:
