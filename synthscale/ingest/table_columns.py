@@ -37,7 +37,11 @@ _NAMES_SHOWN = 8
 
 def name_list(names: Sequence[str], most: int = _NAMES_SHOWN) -> str:
     """Return names separated by commas, of which the first ``most`` are shown and the others are counted."""
-    text = ", ".join(repr(name) if name != name.strip() or not name else name for name in names[:most])
+    # Names with blanks around or control characters within are shown as Python writes them; long ones are cut.
+    shown = (name if len(name) <= 80 else f"{name[:77]}..." for name in names[:most])
+    text = ", ".join(
+        name if name and name == name.strip() and name.isprintable() else repr(name) for name in shown
+    )
     return f"{text} and {len(names) - most:,} more" if len(names) > most else text
 
 
