@@ -39,6 +39,8 @@ def test_a_run_prints_only_stages_metrics_and_paths(images, tmp_path):
     stages = [line for line in done.stdout.partition("\n\n")[0].splitlines() if not line.startswith(" ")]
     lines = [line for line in done.stdout.partition("\n\n")[2].splitlines() if line.strip()]
     assert [line.split()[0] for line in stages] == [
+        "real:",
+        "new:",
         "ingest",
         "embed",
         "neighbors",
@@ -46,7 +48,7 @@ def test_a_run_prints_only_stages_metrics_and_paths(images, tmp_path):
         "reduce",
         "report",
     ]
-    assert all("800 rows" in line for line in stages)
+    assert all("800 rows" in line for line in stages[2:])
     assert any(line.startswith("new ") for line in lines)
     assert lines[-3:] == [
         f"report  {tmp_path}/run/report.html",
@@ -89,7 +91,7 @@ def test_a_killed_run_resumes_and_gives_the_same_scores(images, tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["score", "--real", "nowhere", "--synthetic", "x=nowhere", "--output", "o"], "nowhere: no such folder"),
+        (["score", "--real", "nowhere", "--synthetic", "x=elsewhere", "--output", "o"], "nowhere: no such folder"),
         (["score", "--real", "nowhere", "--output", "o"], "no synthetic images"),
         (["score", "--config", "nowhere.yaml"], "nowhere.yaml: cannot read"),
         (["score", "--set", "encoder.nam=x"], "encoder.nam: unknown key"),

@@ -125,7 +125,7 @@ def test_a_submitted_job_gives_the_scores_of_a_local_run(head, local_ray, tmp_pa
 
 def test_a_job_with_unusable_input_tells_why_and_its_true_exit_code_is_in_the_job_api(head, tmp_path):
     done = submit(
-        head, "--real", f"{tmp_path}/none", "--synthetic", f"{tmp_path}/none", "--output", f"{tmp_path}/run"
+        head, "--real", f"{tmp_path}/none", "--synthetic", f"{tmp_path}/nor_this", "--output", f"{tmp_path}/run"
     )
     assert done.returncode == 1
     assert "no such folder of images" in done.stdout + done.stderr

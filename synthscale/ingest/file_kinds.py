@@ -172,7 +172,7 @@ def _is_utf8(path: str) -> bool:
 
 
 def _is_system(name: str) -> bool:
-    return name[:1] == "." or name.lower() in _SYSTEM_NAMES
+    return (name[:1] == "." and name not in {".", ".."}) or name.lower() in _SYSTEM_NAMES
 
 
 def _kind_of_name(name: str) -> Kind:

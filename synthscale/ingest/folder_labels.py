@@ -38,7 +38,8 @@ class FolderLabels:
             parts = folder.split("/")[::-1] if folder else []
             self._reach = min(self._reach, len(parts))
             for names, part in zip(self._names, parts, strict=False):
-                if len(names) < _MOST_NAMES:
+                # Keys of S3 may have empty parts.
+                if part and len(names) < _MOST_NAMES:
                     names.add(part)
 
     @property

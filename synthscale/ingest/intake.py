@@ -127,6 +127,8 @@ class Intake:
 
 def intakes_of_table(rows: pa.Table, source: str) -> list[Intake]:
     """Return what each set gave of the rows of a table, by generator and the real set first."""
+    if not rows.num_rows:
+        return []
     names = pc.fill_null(rows.column("generator").cast(pa.string()), REAL)
     labels = pa.table({"name": names, "label": rows.column("label")})
     counted = labels.group_by("name").aggregate([([], "count_all"), ("label", "distinct")]).to_pylist()

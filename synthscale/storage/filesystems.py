@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
-import fsspec
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -85,12 +84,18 @@ def join(uri: str, *parts: str) -> str:
 def _s3(storage: StorageConfig, pid: int) -> Any:
     # The process id is part of the cache key because s3fs clients must not be shared across a fork.
     import aiobotocore.session
+    from s3fs import S3FileSystem
+
+    class Picklable(S3FileSystem):  # type: ignore[misc]
+        """Travels as its settings: a session cannot be pickled."""
+
+        def __reduce__(self) -> Any:
+            return _s3_of_process, (storage,)
 
     # Its client is not used here: an unusable setting is reported in the same words by both.
     s3_client(storage, pid)
     session = configure_session(aiobotocore.session.AioSession(profile=storage.profile))
-    fs = fsspec.filesystem(
-        "s3",
+    fs = Picklable(
         anon=storage.anon,
         session=session,
         requester_pays=storage.requester_pays,
@@ -104,9 +109,13 @@ def _s3(storage: StorageConfig, pid: int) -> Any:
     return fs
 
 
+def _s3_of_process(storage: StorageConfig) -> Any:
+    return _s3(storage, os.getpid())
+
+
 def filesystem(uri: str, storage: StorageConfig) -> Any:
     """Return the fsspec file system of ``uri``."""
-    return _s3(storage, os.getpid()) if is_s3(uri) else LocalFileSystem()
+    return _s3_of_process(storage) if is_s3(uri) else LocalFileSystem()
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def list_pages(uri: str, storage: StorageConfig, notes: FolderNotes | None = Non
     page: list[FileInfo] = []
     with fsys.storage_errors(uri, "list"):
         tree = _Tree(os.path.realpath(uri), storage.retry_s, notes or FolderNotes())
-        for info in tree.files(uri, {_identity(uri)}):
+        for info in tree.files(uri, {retrying(partial(_identity, uri), uri, "list", storage.retry_s)}):
             page.append(info)
             if len(page) == _PAGE:
                 yield page
