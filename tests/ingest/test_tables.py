@@ -405,6 +405,9 @@ NO_TABLES = {
     "latin-1 JSONL": ("t.jsonl", '{"id": 1}\n{"id": "é"}'.encode("latin-1"), "line 2"),
     "half a JSONL": ("t.jsonl", '{"id": 1}\n\n{"id": ', "line 3"),
     "bytes": ("t.csv", bytes(range(256)) * 9, "CSV"),
+    "null in JSONL": ("t.jsonl", '{"id": 1}\nnull\n', "line 2"),
+    "null first in JSONL": ("t.jsonl", 'null\n{"id": 1}\n', "line 1"),
+    "null after an object": ("t.jsonl", '{"id": 1} null\n', "line 1"),
     "no suffix": ("table", CSV, ".csv"),
 }
 
