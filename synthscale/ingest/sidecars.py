@@ -4,6 +4,7 @@ Hugging Face's imagefolder has ``metadata.csv``, ``.jsonl`` or ``.parquet`` with
 img2dataset ``00000.parquet`` with a column ``key`` beside the folder ``00000``. Reads such tables.
 """
 
+import io
 import posixpath
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from synthscale.config import StorageConfig
 from synthscale.ingest.dataset import SOURCE_COLUMNS
 from synthscale.ingest.intake import Intake
 from synthscale.ingest.spool import concatenated
+from synthscale.ingest.table_reader import NO_OBJECT
 from synthscale.storage import filesystems as fsys
 
 _NAME_COLUMNS = ("file_name", "image_filename", "filename", "image_path", "path", "file")
@@ -138,4 +140,13 @@ def _read_csv(file: Any) -> pa.Table:
     return pacsv.read_csv(file, parse_options=pacsv.ParseOptions(newlines_in_values=True))
 
 
-_READERS: dict[str, Any] = {".csv": _read_csv, ".jsonl": pajson.read_json, ".parquet": pq.read_table}
+def _read_jsonl(file: Any) -> pa.Table:
+    data = file.read()
+    # Arrow does not check the encoding, and crashes on a null in place of an object.
+    data.decode()
+    if NO_OBJECT.search(data):
+        raise ValueError("a line is no object")
+    return pajson.read_json(io.BytesIO(data))
+
+
+_READERS: dict[str, Any] = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": pq.read_table}

@@ -41,7 +41,7 @@ _BATCH_ROWS = 65_536
 """Rows per batch of a Parquet table."""
 _SNIFF_BYTES = 2**20
 """Bytes at the beginning of a table that show its encoding, separator and decimal point (1 MiB)."""
-_NO_OBJECT = re.compile(rb"^[ \t\r]*[^{\s]|\}[ \t\r]*n", re.MULTILINE)
+NO_OBJECT = re.compile(rb"^[ \t\r]*[^{\s]|\}[ \t\r]*n", re.MULTILINE)
 """A line that begins with no object, or a null after one: Arrow crashes on a null in place of an object."""
 EMBEDDED = "\0embedded"
 """Column that a batch has besides those of a table whose images are within it: their URIs, or null."""
@@ -568,7 +568,7 @@ def _parse_lines(block: bytes, source: str, first_line: int, mixed: dict[str, No
     """
     if not block.strip():
         return pa.table({})
-    if _NO_OBJECT.search(block):
+    if NO_OBJECT.search(block):
         return _parse_each_line(block, source, first_line, mixed)
     texts = pa.schema([(name, pa.string()) for name in sorted(_TEXT_COLUMNS - {"image"})])
     parse = pajson.ParseOptions(explicit_schema=texts, unexpected_field_behavior="infer")

@@ -92,6 +92,7 @@ def test_tables_of_different_columns_and_types_are_joined_together(tmp_path, mak
         ("metadata.csv", b"file_name,x\nnone.png,2\n"),
         ("metadata.csv", b"file_name,file_name\na.png,a.png\n"),
         ("metadata.jsonl", b"{"),
+        ("metadata.jsonl", b'{"file_name": "a.png"}\nnull\n'),
         ("metadata.jsonl", b"\xff\xfe"),
         ("metadata.jsonl", b'{"file_name": 3}\n'),
     ],
