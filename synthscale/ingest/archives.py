@@ -23,8 +23,10 @@ from synthscale.errors import InputError
 from synthscale.ingest.dataset import SOURCE_COLUMNS
 from synthscale.ingest.file_kinds import TAKEN, Kind, kind_of_bytes, kinds_of
 from synthscale.ingest.intake import Intake
+from synthscale.ingest.table_columns import class_names
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.fetch import parquet_uri, tar_uri, zip_uri
+from synthscale.tables.columns import is_sliceable
 from synthscale.tables.image_formats import SNIFF_BYTES
 
 _BATCH_ROWS = 20_000
@@ -39,6 +41,10 @@ DAMAGE_ERRORS = (
 _TEXT_KINDS = frozenset({"cls", "txt", "json"})
 """Extensions, in any case, of a sample's members that give columns."""
 _REPEATED = "names occur again in their archive and were replaced by the later ones"
+
+
+class NoImageColumn(InputError):  # noqa: N818 (says what the file is)
+    """A Parquet file has no column of images: it is a table."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ def read_members(archive: Archive, storage: StorageConfig, intake: Intake) -> It
         group. The label is what the archive says, or else the name of the folder that contains the member.
 
     Raises:
+        NoImageColumn: a Parquet file has no column of images.
         InputError: the archive is damaged.
         StorageError: the archive cannot be read.
     """
@@ -286,28 +293,8 @@ def image_column(schema: pa.Schema) -> str | None:
     return None
 
 
-def has_images(archive: Archive, storage: StorageConfig) -> bool:
-    """Return whether an archive can contain images: False for a Parquet file without a column of images.
-
-    Raises:
-        InputError: the Parquet file is damaged.
-        StorageError: it cannot be read.
-    """
-    if not archive.uri.lower().endswith(".parquet"):
-        return True
-    try:
-        with fsys.storage_errors(archive.uri, "read"), fsys.open_file(archive.uri, storage) as file:
-            return image_column(pq.ParquetFile(file).schema_arrow) is not None
-    except DAMAGE_ERRORS as error:
-        raise InputError(f"{archive.uri}: damaged or not a parquet file: {error}") from error
-
-
 def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _is_plain(kind: pa.DataType) -> bool:
-    return not pa.types.is_nested(kind) and not _is_binary(kind)
 
 
 def _parquet_rows(archive: Archive, file: Any, intake: Intake) -> Iterator[dict[str, Any]]:
@@ -315,9 +302,9 @@ def _parquet_rows(archive: Archive, file: Any, intake: Intake) -> Iterator[dict[
     schema = opened.schema_arrow
     column = image_column(schema)
     if column is None:
-        raise InputError(f"{archive.uri}: no column contains images")
-    labels = _label_names(schema)
-    plain = [field.name for field in schema if field.name != column and _is_plain(field.type)]
+        raise NoImageColumn(f"{archive.uri}: no column contains images")
+    labels = dict(enumerate(class_names(schema).get("label", [])))
+    plain = [field.name for field in schema if field.name != column and is_sliceable(field.type)]
     kind = schema.field(column).type
     has_path = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
     wanted = [*plain, f"{column}.path"] if has_path else plain
@@ -341,15 +328,6 @@ def _parquet_rows(archive: Archive, file: Any, intake: Intake) -> Iterator[dict[
             number += 1
         intake.found += len(rows)
         yield _columns(archive, rows)
-
-
-def _label_names(schema: pa.Schema) -> dict[int, str]:
-    """Return label names by code from Hugging Face's ClassLabel metadata; empty if the file has none."""
-    try:
-        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        return dict(enumerate(features["label"]["names"]))
-    except (ValueError, KeyError, TypeError):
-        return {}
 
 
 _READERS: dict[str, Callable[[Archive, Any, Intake], Iterator[dict[str, Any]]]] = {

@@ -15,7 +15,7 @@ import pyarrow as pa
 from synthscale.config import Config, StorageConfig
 from synthscale.errors import InputError
 from synthscale.generator_names import path_name
-from synthscale.ingest.archives import Archive, has_images, read_members
+from synthscale.ingest.archives import Archive, NoImageColumn, read_members
 from synthscale.ingest.dataset import Dataset
 from synthscale.ingest.file_kinds import ARCHIVE_SUFFIXES, TAKEN, Kind, kind_of_bytes, kinds_of, suffix_of
 from synthscale.ingest.folder_labels import FolderLabels, label_at
@@ -135,10 +135,10 @@ class _SetReader:
     def _read_archive(self, info: FileInfo) -> None:
         uri = f"s3://{info.path}" if fsys.is_s3(self.set.top) else info.path
         archive = Archive(uri, _relative(info, self._base), info.etag)
+        if suffix_of(uri) in _TABLES:
+            self.sidecars.append(Sidecar(uri, archive.relative))
+            return
         try:
-            if suffix_of(uri) in _TABLES or not has_images(archive, self._storage):
-                self.sidecars.append(Sidecar(uri, archive.relative))
-                return
             for columns in read_members(archive, self._storage, self.intake):
                 labels, names = (columns[name].to_pylist() for name in ("label", "image_filename"))
                 if suffix_of(uri) != ".parquet":
@@ -146,6 +146,8 @@ class _SetReader:
                 pairs = zip(labels, names, strict=True)
                 self._stated.update(label for label, name in pairs if label and label != label_at(name or "", 1))
                 self._take(columns)
+        except NoImageColumn:
+            self.sidecars.append(Sidecar(uri, archive.relative))
         except InputError:
             if uri == self.set.top:
                 raise

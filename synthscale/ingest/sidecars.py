@@ -4,23 +4,19 @@ Hugging Face's imagefolder has ``metadata.csv``, ``.jsonl`` or ``.parquet`` with
 img2dataset ``00000.parquet`` with a column ``key`` beside the folder ``00000``. Reads such tables.
 """
 
-import io
 import posixpath
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
-import pyarrow.json as pajson
-import pyarrow.parquet as pq
 
 from synthscale.config import StorageConfig
+from synthscale.errors import InputError
 from synthscale.ingest.dataset import SOURCE_COLUMNS
 from synthscale.ingest.intake import Intake
 from synthscale.ingest.spool import concatenated
-from synthscale.ingest.table_reader import NO_OBJECT
-from synthscale.storage import filesystems as fsys
+from synthscale.ingest.table_reader import open_table
+from synthscale.tables.columns import is_sliceable
 
 _NAME_COLUMNS = ("file_name", "image_filename", "filename", "image_path", "path", "file")
 """Columns of paths relative to the table's folder, the first that is there."""
@@ -119,34 +115,9 @@ def _keyed(table: pa.Table, path: str) -> list[pa.Table | None]:
 
 def _read(sidecar: Sidecar, storage: StorageConfig) -> pa.Table | None:
     """Return the plain columns of a table; None if it cannot be read."""
-    suffix = posixpath.splitext(sidecar.path)[1].lower()
     try:
-        with fsys.storage_errors(sidecar.uri, "read"), fsys.open_file(sidecar.uri, storage) as file:
-            table: pa.Table = _READERS[suffix](file)
-            names = table.column_names
-    except (pa.ArrowException, ValueError, EOFError):
-        # Among them column names that are no UTF-8.
+        batches = list(open_table(sidecar.uri, storage).batches())
+    except InputError:
         return None
-    if len(set(names)) < len(names):
-        return None
-    return table.select([field.name for field in table.schema if _is_plain(field.type)])
-
-
-def _is_plain(kind: pa.DataType) -> bool:
-    return not (pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _read_csv(file: Any) -> pa.Table:
-    return pacsv.read_csv(file, parse_options=pacsv.ParseOptions(newlines_in_values=True))
-
-
-def _read_jsonl(file: Any) -> pa.Table:
-    data = file.read()
-    # Arrow does not check the encoding, and crashes on a null in place of an object.
-    data.decode()
-    if NO_OBJECT.search(data):
-        raise ValueError("a line is no object")
-    return pajson.read_json(io.BytesIO(data))
-
-
-_READERS: dict[str, Any] = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": pq.read_table}
+    table = concatenated(batches)
+    return table.select([field.name for field in table.schema if is_sliceable(field.type)])

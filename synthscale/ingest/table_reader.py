@@ -31,6 +31,7 @@ from synthscale.ingest.table_columns import (
 )
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.fetch import parquet_uri
+from synthscale.tables.image_formats import GIT_LFS_POINTER
 
 _BLOCK_BYTES = 64 * 2**20
 """Bytes of a CSV or JSON Lines table parsed at a time (64 MiB).
@@ -41,7 +42,7 @@ _BATCH_ROWS = 65_536
 """Rows per batch of a Parquet table."""
 _SNIFF_BYTES = 2**20
 """Bytes at the beginning of a table that show its encoding, separator and decimal point (1 MiB)."""
-NO_OBJECT = re.compile(rb"^[ \t\r]*[^{\s]|\}[ \t\r]*n", re.MULTILINE)
+_NO_OBJECT = re.compile(rb"^[ \t\r]*[^{\s]|\}[ \t\r]*n", re.MULTILINE)
 """A line that begins with no object, or a null after one: Arrow crashes on a null in place of an object."""
 EMBEDDED = "\0embedded"
 """Column that a batch has besides those of a table whose images are within it: their URIs, or null."""
@@ -156,8 +157,6 @@ _MAGIC = {
     b"PAR1": ".parquet",
 }
 """First bytes of files that are not what the suffix of a table says."""
-GIT_LFS = b"version https://git-lfs.github.com/spec/v1"
-"""First bytes of a Git LFS pointer, the small text that takes a file's place until ``git lfs pull``."""
 
 
 def _advice(suffix: str) -> str:
@@ -168,7 +167,7 @@ def _advice(suffix: str) -> str:
 
 def check_content(head: bytes, source: str, suffix: str) -> None:
     """Raise InputError with what to do if the first bytes of a file are not those of a table with this suffix."""
-    if head.startswith(GIT_LFS):
+    if head.startswith(GIT_LFS_POINTER):
         raise InputError(
             f"{source}: is a Git LFS pointer, not the file itself; run git lfs pull in its folder, and again"
         )
@@ -568,7 +567,7 @@ def _parse_lines(block: bytes, source: str, first_line: int, mixed: dict[str, No
     """
     if not block.strip():
         return pa.table({})
-    if NO_OBJECT.search(block):
+    if _NO_OBJECT.search(block):
         return _parse_each_line(block, source, first_line, mixed)
     texts = pa.schema([(name, pa.string()) for name in sorted(_TEXT_COLUMNS - {"image"})])
     parse = pajson.ParseOptions(explicit_schema=texts, unexpected_field_behavior="infer")

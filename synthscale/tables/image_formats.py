@@ -36,7 +36,7 @@ PLUGINS = {"HEIF": " (pip install pillow-heif)", "AVIF": " (install a Pillow tha
 SNIFF_BYTES = 32
 """First bytes of a file that `format_of_bytes` needs."""
 GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
-"""First bytes of a file that Git LFS has put in place of an image."""
+"""First bytes of the small text that takes a file's place until ``git lfs pull``."""
 
 _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
 """Sizes of the header that follows a BMP file's first 14 bytes."""
