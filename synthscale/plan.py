@@ -27,6 +27,7 @@ from synthscale.ingest.vector_reader import check_vectors, read_vectors
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.lease import EXPIRES_AFTER_S, lease_state
 from synthscale.storage.run_directory import STAGES, RunDirectory
+from synthscale.tables.faults import RowFault
 from synthscale.tables.layout import VectorLayout, shards_of
 from synthscale.tables.schemas import REAL
 
@@ -198,7 +199,7 @@ def _try_rows(
         known = tried.column("fault").to_pylist() if "fault" in tried.column_names else []
         for found, fault in zip(metadata, known, strict=False):
             if fault is not None:
-                found |= {"reason": fault.partition(": ")[0], "detail": fault.partition(": ")[2]}
+                found |= RowFault.parse(fault).record()
         return None, _fault_lines(ids, metadata)
     start = time.perf_counter()
     pixels, metadata = decode_all(files_of(tried), encoder.image_size, config)

@@ -57,7 +57,7 @@ def decode_all(
             pixels[i], metadata = decode(data, image_size)
             records.append({**vars(metadata), **image_statistics(pixels[i])})
         except RowFault as fault:
-            records.append({"reason": fault.reason.value, "detail": fault.detail})
+            records.append(fault.record())
     return pixels, records
 
 

@@ -214,9 +214,7 @@ def write_embedded(
     """
     manifest = run.read_shard("manifest", shard, ["row", "id", "uri", "generator", "fault"])
     records = [
-        record
-        if fault is None
-        else {"reason": (parsed := RowFault.parse(fault)).reason.value, "detail": parsed.detail}
+        record if fault is None else RowFault.parse(fault).record()
         for record, fault in zip(records, manifest.column("fault").to_pylist(), strict=True)
     ]
     failed = [i for i, record in enumerate(records) if "reason" in record]

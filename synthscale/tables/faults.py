@@ -34,6 +34,10 @@ class RowFault(Exception):  # noqa: N818 (a row's fault is data, not a program e
         self.reason = reason
         self.detail = detail
 
+    def record(self) -> dict[str, str]:
+        """Return the columns ``reason`` and ``detail`` of ``failures/``."""
+        return {"reason": self.reason.value, "detail": self.detail}
+
     @classmethod
     def parse(cls, text: str) -> "RowFault":
         """Return the fault that the manifest's column ``fault`` describes: "REASON: detail"."""
