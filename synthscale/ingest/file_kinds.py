@@ -116,11 +116,11 @@ _SYSTEM_NAMES = frozenset(
 class Kind(StrEnum):
     """What a file is taken as; the values of those that are passed over are the words of their note."""
 
-    IMAGE = "image"
-    RARE = "image with a rare extension, which is worth a line"
-    ARCHIVE = "archive"
-    TABLE = "table beside images"
-    UNKNOWN = "unknown"
+    IMAGE = "images"
+    RARE = "images with rare extensions, which are worth a line"
+    ARCHIVE = "archives within archives"
+    TABLE = "tables within archives"
+    UNKNOWN = "files whose names do not say what they are"
     SYSTEM = "hidden and system files"
     OTHER = "files that are no images"
     NOT_UTF8 = "files whose names are no UTF-8, and cannot be written into tables: rename them"
@@ -138,12 +138,12 @@ def kinds_of(paths: Sequence[str]) -> list[Kind]:
 
     Paths are best sorted: what a folder's name says is looked up once for files that follow one another.
     """
-    kinds, folder, is_system = list[Kind](), "", False
+    kinds, folder, is_hidden = list[Kind](), "", False
     for path in paths:
         parent, _, name = path.rpartition("/")
         if parent != folder:
-            folder, is_system = parent, any(map(_is_system, parent.split("/")))
-        kind = Kind.SYSTEM if is_system or _is_system(name) else _kind_of_name(name)
+            folder, is_hidden = parent, is_system(parent)
+        kind = Kind.SYSTEM if is_hidden or _is_system(name) else _kind_of_name(name)
         kinds.append(kind if path.isascii() or _is_utf8(path) else Kind.NOT_UTF8)
     return kinds
 
@@ -169,6 +169,11 @@ def _is_utf8(path: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def is_system(path: str) -> bool:
+    """Return True if a file or a folder of its path is hidden, or made by a desktop system or network storage."""
+    return any(map(_is_system, path.split("/")))
 
 
 def _is_system(name: str) -> bool:

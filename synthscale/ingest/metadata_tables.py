@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from synthscale.config import Config, StorageConfig
 from synthscale.errors import InputError
 from synthscale.ingest.dataset import Dataset, RowFindings, check_columns, table_rows
+from synthscale.ingest.file_kinds import is_system
 from synthscale.ingest.file_stats import add_file_stats
 from synthscale.ingest.spool import Spool
 from synthscale.ingest.table_columns import IMAGE_COLUMNS, Roles, choose_roles, count_of, find_columns
@@ -49,7 +50,7 @@ def from_zip(uri: str, config: Config) -> Dataset:
             # Some Windows programs write backslashes.
             members = {info.filename.replace("\\", "/"): info.filename for info in archive.infolist()}
             wanted = {posixpath.basename(name) for name in _TABLE_NAMES}
-            tables = [name for name in members if posixpath.basename(name) in wanted and _is_visible(name)]
+            tables = [name for name in members if posixpath.basename(name) in wanted and not is_system(name)]
             if not tables:
                 raise InputError(f"{uri}: contains no metadata.csv, metadata.parquet or metadata.jsonl")
             table_name = min(tables, key=lambda name: (name.count("/"), name))
@@ -72,11 +73,6 @@ def from_zip(uri: str, config: Config) -> Dataset:
     )
 
 
-def _is_visible(path: str) -> bool:
-    """Return True unless a file or a folder of it is hidden, or one that macOS adds to archives."""
-    return not any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
-
-
 def _other_tables(tables: Sequence[str], chosen: str) -> list[str]:
     others = [name for name in tables if name != chosen]
     return [f"{chosen}: is the table; not read: {', '.join(others[:3])}"] if others else []
@@ -95,7 +91,7 @@ def from_dataset_folder(uri: str, config: Config) -> Dataset:
         dataset.notes.extend(_other_tables(found, found[0]))
         return dataset
     base = uri.removeprefix("s3://").rstrip("/") + "/"
-    files = [i.path for i in fsys.list_files(uri, storage) if _is_visible(i.path.removeprefix(base))]
+    files = [i.path for i in fsys.list_files(uri, storage) if not is_system(i.path.removeprefix(base))]
     files = [path for path in files if not posixpath.basename(path).startswith("_")]
     tables = [path for path in files if path.lower().endswith((".parquet", ".pq"))]
     if not tables:
