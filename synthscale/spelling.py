@@ -18,12 +18,15 @@ def did_you_mean(word: object, choices: Iterable[str], full_names: Mapping[str, 
         choices: words that would be right.
         full_names: what to suggest for each choice instead of itself.
     """
+    choice = closest(str(word), choices)
+    return "" if choice is None else f"; did you mean {(full_names or {}).get(choice, choice)}?"
+
+
+def closest(word: str, choices: Iterable[str], similarity: float = _SIMILARITY) -> str | None:
+    """Return the choice that is most like a word, by at least ``similarity`` (0..1); None if none is."""
     plain = {_plain(choice): choice for choice in choices}
-    close = difflib.get_close_matches(_plain(str(word)[:200]), plain, 1, _SIMILARITY)
-    if not close:
-        return ""
-    choice = plain[close[0]]
-    return f"; did you mean {(full_names or {}).get(choice, choice)}?"
+    close = difflib.get_close_matches(_plain(word[:200]), plain, 1, similarity)
+    return plain[close[0]] if close else None
 
 
 def _plain(name: str) -> str:

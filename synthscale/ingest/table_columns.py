@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from synthscale.config import InputConfig
 from synthscale.errors import ConfigError, InputError
+from synthscale.spelling import closest, did_you_mean
 
 SPECIAL_COLUMNS = ("id", "uri", "image_filename", "real_or_synthetic", "label", "generator", "embedding")
 """Columns with a meaning. Their names are also recognized in another case, or with blanks or hyphens."""
@@ -31,6 +32,8 @@ _PATH_NAME = re.compile(
     r"((image|img|full|rel|relative|abs|absolute|file)_?)?(file_?names?|paths?|files?|uris?|urls?|imgs?|images?)"
 )
 """Names that people give to columns of paths of images."""
+_SIMILARITY = 0.7
+"""Similarity of the name of a column, 0..1, from which it is taken for the one that is missing."""
 _NAMES_SHOWN = 8
 """Columns named in a message; more are counted. A table of features may have thousands."""
 
@@ -48,13 +51,6 @@ def name_list(names: Sequence[str], most: int = _NAMES_SHOWN) -> str:
 def count_of(number: int, noun: str) -> str:
     """Return a number with its noun, in the plural unless it is 1."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return ``; did you mean X?`` for the most similar of some names, or an empty string."""
-    by_plain = {_plain(candidate): candidate for candidate in names}
-    close = difflib.get_close_matches(_plain(name), by_plain, 1, 0.7)
-    return f"; did you mean {by_plain[close[0]]}?" if close else ""
 
 
 def canonical_names(names: Sequence[str], source: str) -> tuple[list[str], list[str]]:
@@ -111,7 +107,7 @@ def _likely_cause(wanted: str, names: Sequence[str]) -> str:
         return f"the columns seem to be separated by {found.group()!r}; use commas, semicolons or tabs"
     if any(_plain(name) in {"real", "synthetic"} or re.fullmatch(r"[-+.\d]+", name) for name in names):
         return "the first line seems to be data; the first line must name the columns"
-    guess = did_you_mean(wanted, names).removeprefix("; did you mean ").removesuffix("?")
+    guess = closest(wanted, names, _SIMILARITY)
     if wanted == "image_filename":
         guess = path_column(names) or guess
     others = {
