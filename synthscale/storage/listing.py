@@ -75,7 +75,7 @@ def list_pages(uri: str, storage: StorageConfig, notes: FolderNotes | None = Non
     page: list[FileInfo] = []
     with fsys.storage_errors(uri, "list"):
         tree = _Tree(os.path.realpath(uri), storage.retry_s, notes or FolderNotes())
-        for info in tree.files(uri, {retrying(partial(_identity, uri), uri, "list", storage.retry_s)}):
+        for info in tree.files(uri, {tree.identity(uri)}):
             page.append(info)
             if len(page) == _PAGE:
                 yield page
@@ -104,18 +104,18 @@ class _Tree:
             if info is not None:
                 yield info
             elif not os.path.islink(path):
-                yield from self.files(path, {*above, _identity(path)})
-            elif (target := _identity(path)) in above:
+                yield from self.files(path, {*above, self.identity(path)})
+            elif (target := self.identity(path)) in above:
                 self.notes.loops.append(path)
             else:
                 is_inside = f"{os.path.realpath(path)}/".startswith(f"{self.top}/")
                 (self.notes.inside if is_inside else self.notes.outside).append(path)
                 yield from self.files(path, {*above, target})
 
-
-def _identity(path: str) -> _Identity:
-    state = os.stat(path)
-    return state.st_dev, state.st_ino
+    def identity(self, folder: str) -> _Identity:
+        """Return what tells a folder from others, whatever links lead to it."""
+        state = retrying(partial(os.stat, folder), folder, "list", self.retry_s)
+        return state.st_dev, state.st_ino
 
 
 def _entries(folder: str) -> list[tuple[str, FileInfo | None]]:
