@@ -18,6 +18,7 @@ from synthscale.ingest.discover import discover
 from synthscale.ingest.vector_reader import read_vectors
 from synthscale.storage.fetch import fetch
 from synthscale.tables.layout import StoredFile
+from tests.examples import FACTOR
 
 N = 6
 KINDS = ["real", "synthetic"] * (N // 2)
@@ -534,8 +535,8 @@ def test_mutated_tables_never_give_a_traceback(images):
         b"1e999",
     ]
     pieces += [b"real", b"..", b"\\", b"null", b"://", b"\xe2\x80\xa8", b"99999999999999999999", b"'", b"id", b""]
-    draw = random.Random(int(__import__("os").environ.get("MANY", "0")))
-    for _ in range(400 if not __import__("os").environ.get("MANY") else 6000):
+    draw = random.Random(FACTOR - 1)
+    for _ in range(400 * FACTOR):
         suffix, data = draw.choice(seeds)
         for _ in range(draw.randint(1, 4)):
             at, length = draw.randrange(len(data) + 1), draw.choice([0, 0, 1, 5, 40])
