@@ -20,9 +20,11 @@ from synthscale.errors import InputError
 from synthscale.ingest.dataset import Dataset, RowFindings, check_columns, table_rows
 from synthscale.ingest.file_kinds import is_system
 from synthscale.ingest.file_stats import add_file_stats
+from synthscale.ingest.foreign_files import TABLE_SUFFIXES
 from synthscale.ingest.spool import Spool
 from synthscale.ingest.table_columns import IMAGE_COLUMNS, Roles, choose_roles, count_of, find_columns
-from synthscale.ingest.table_reader import EMBEDDED, TABLE_SUFFIXES, UserTable, open_table, table_of
+from synthscale.ingest.table_reader import open_table, table_of
+from synthscale.ingest.user_table import EMBEDDED, UserTable
 from synthscale.ingest.vector_tables import from_vectors
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.fetch import zip_uri

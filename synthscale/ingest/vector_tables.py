@@ -20,7 +20,8 @@ from synthscale.errors import InputError
 from synthscale.ingest.dataset import Dataset, RowFindings, check_columns, with_user_columns
 from synthscale.ingest.spool import Spool
 from synthscale.ingest.table_columns import SPECIAL_COLUMNS, Roles, as_text, choose_roles, is_list, is_number
-from synthscale.ingest.table_reader import UserTable, open_table
+from synthscale.ingest.table_reader import open_table
+from synthscale.ingest.user_table import UserTable
 from synthscale.storage import filesystems as fsys
 from synthscale.storage.run_directory import digest
 from synthscale.tables.layout import VectorSource

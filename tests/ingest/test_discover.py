@@ -11,7 +11,7 @@ import pytest
 
 from synthscale.config import Config, StorageConfig
 from synthscale.errors import InputError, StorageError
-from synthscale.ingest import table_reader
+from synthscale.ingest import csv_tables, jsonl_tables, parquet_tables
 from synthscale.ingest.discover import discover
 from synthscale.ingest.vector_reader import read_vectors
 from synthscale.storage.fetch import fetch
@@ -705,8 +705,9 @@ def test_the_rows_do_not_depend_on_the_batch_size(dataset, monkeypatch, name):
     else:
         frame.to_parquet(top / name)
     whole = discover(Config(manifest=str(top / name)))
-    monkeypatch.setattr(table_reader, "_BLOCK_BYTES", 400)
-    monkeypatch.setattr(table_reader, "_BATCH_ROWS", 3)
+    for module in (csv_tables, jsonl_tables):
+        monkeypatch.setattr(module, "_BLOCK_BYTES", 400)
+    monkeypatch.setattr(parquet_tables, "_BATCH_ROWS", 3)
     pieces = discover(Config(manifest=str(top / name)))
     assert pieces.rows.to_pylist() == whole.rows.to_pylist()
     assert pieces.digest == whole.digest
@@ -717,5 +718,5 @@ def test_errors_in_a_later_batch_count_rows_from_the_start_of_the_table(dataset,
     frame = table_of(top, paths)
     frame.loc[6, "image_filename"] = "../out.png"
     frame.to_parquet(top / "metadata.parquet")
-    monkeypatch.setattr(table_reader, "_BATCH_ROWS", 3)
+    monkeypatch.setattr(parquet_tables, "_BATCH_ROWS", 3)
     assert "row 6" in refusal(Config(manifest=str(top)))

@@ -8,9 +8,9 @@ import pytest
 
 from synthscale.config import Config, StorageConfig
 from synthscale.errors import StorageError
+from synthscale.ingest import csv_tables
 from synthscale.ingest import file_stats as module
 from synthscale.ingest import metadata_tables as manifests
-from synthscale.ingest import table_reader
 from synthscale.ingest.discover import discover
 from synthscale.ingest.file_stats import stat_files
 from synthscale.storage.filesystems import file_etag
@@ -106,7 +106,7 @@ def test_the_rows_do_not_depend_on_the_lookup_batch_size(tmp_path, monkeypatch):
     whole = discover(config).rows.to_pylist()
     assert [row["size_bytes"] for row in whole] == [*range(20), None, None]
     monkeypatch.setattr(manifests, "_LOOKUP_ROWS", 3)
-    monkeypatch.setattr(table_reader, "_BLOCK_BYTES", 64)
+    monkeypatch.setattr(csv_tables, "_BLOCK_BYTES", 64)
     assert discover(config).rows.to_pylist() == whole
 
 

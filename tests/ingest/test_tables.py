@@ -12,7 +12,7 @@ import pytest
 
 from synthscale.config import Config, StorageConfig, parse_config
 from synthscale.errors import ConfigError, InputError, SynthscaleError
-from synthscale.ingest import table_reader
+from synthscale.ingest import csv_tables, jsonl_tables, table_reader
 from synthscale.ingest.checks import check_rows
 from synthscale.ingest.discover import discover
 from synthscale.ingest.vector_reader import read_vectors
@@ -230,7 +230,7 @@ MIXED = {
 @pytest.mark.parametrize(("values", "texts"), MIXED.values(), ids=MIXED)
 @pytest.mark.parametrize("block", [2**20, 60])
 def test_jsonl_columns_of_mixed_types_are_text(images, monkeypatch, values, texts, block):
-    monkeypatch.setattr(table_reader, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(jsonl_tables, "_BLOCK_BYTES", block)
     rows = [
         {"id": i, "file_name": f"images/{i:03d}.png", "real_or_synthetic": KINDS[i], "x": value}
         for i, value in enumerate(values)
@@ -242,7 +242,7 @@ def test_jsonl_columns_of_mixed_types_are_text(images, monkeypatch, values, text
 
 
 def test_csv_columns_whose_type_changes_later_are_read(images, monkeypatch):
-    monkeypatch.setattr(table_reader, "_BLOCK_BYTES", 120)
+    monkeypatch.setattr(csv_tables, "_BLOCK_BYTES", 120)
     monkeypatch.setattr(table_reader, "_SNIFF_BYTES", 60)
     frame = frame_of(
         late=["1", "2", "3", "4", "5", "x"], real=["1", "2", "3", "4", "5", "6.5"], empty=[""] * 5 + ["7"]
