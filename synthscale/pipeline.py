@@ -159,10 +159,12 @@ def check_resumable(config: Config, dataset: Dataset) -> None:
     from synthscale.metrics import stage as reduce
     from synthscale.neighbors import stage as neighbors
 
-    if is_complete("embed", embed.fingerprint(context, encoder_spec(context.config, context.vectors))):
-        later = {"neighbors": neighbors, "classify": classify, "reduce": reduce}
-        # Each fingerprint needs the complete marker of the stage before.
-        all(is_complete(name, stage.fingerprint(context)) for name, stage in later.items())
+    if not is_complete("embed", embed.fingerprint(context, encoder_spec(context.config, context.vectors))):
+        return
+    for name, stage in {"neighbors": neighbors, "classify": classify, "reduce": reduce}.items():
+        # The fingerprint of the next one needs a complete marker.
+        if not is_complete(name, stage.fingerprint(context)):
+            return
 
 
 def rewrite_report(uri: str, storage: StorageConfig, *, shows_images: bool = True) -> RunResult:
